@@ -1,0 +1,373 @@
+//! What the operator knows and intends about a `BestEffortJob`.
+//!
+//! The status is the operator's whole memory: a new operator goes on from it. Whatever cannot be
+//! repeated is written here before it is done.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::Duration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the life of a job has got to; for people and columns, see the conditions for details.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum JobPhase {
+    /// Not accepted yet.
+    #[default]
+    Pending,
+    /// Its image is being imported.
+    ImagePreparing,
+    /// Slots are asked for.
+    Queued,
+    /// Slots run; agents are being placed on their nodes.
+    Deploying,
+    /// The guests boot for the first time.
+    Starting,
+    /// The guests are loaded from a generation.
+    Restoring,
+    /// The job computes.
+    Running,
+    /// The job computes and a snapshot of all members is being taken.
+    Snapshotting,
+    /// Slots are being left: the last capture is taken and stored.
+    Evacuating,
+    /// The command has ended; its outputs are being kept.
+    Completing,
+    /// Every command ended with 0 and the outputs are kept.
+    Succeeded,
+    /// It will not be tried again.
+    Failed,
+    /// Stopped on request; nothing is held at the site.
+    Suspended,
+    /// Being deleted.
+    Terminating,
+}
+
+/// What the operator knows and intends about a job.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BestEffortJobStatus {
+    /// The spec's generation this status speaks of.
+    pub observed_generation: i64,
+    /// Where the life of the job has got to.
+    pub phase: JobPhase,
+    /// Conditions; their types and reasons are documented with `ConditionType` and `Reason`.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Runs of the job between two losses, for people.
+    pub attempt: u32,
+    /// Requests sent to the scheduler; raised before every one and part of its name there.
+    pub submission: u32,
+    /// Coherent starts and restores; raised before every one. Agents and repository refuse older ones.
+    pub incarnation: u32,
+    /// When the first guest was started. From then on the image and the shape of the VMs are locked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<Time>,
+    /// When the job ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Time>,
+    /// The request to the scheduler whose outcome is not known yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending_submission: Option<PendingSubmission>,
+    /// Slots held or being given back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<SlotStatus>,
+    /// The members of the job; index, address and MAC never change.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberStatus>,
+    /// The image as it was when the job was accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ResolvedImage>,
+    /// What the present incarnation was started from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Snapshots taken and due.
+    pub snapshots: SnapshotsStatus,
+    /// Work of all members, in member-seconds.
+    pub work: Work,
+    /// Ends of attempts by cause.
+    pub kills: Kills,
+    /// Failures of the guest's own, which count towards backoffLimit.
+    pub failures: u32,
+    /// When something failed and is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// Why and since when the job is suspended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Suspended>,
+    /// Seconds of all earlier suspensions; they do not count towards activeDeadline.
+    pub suspended_seconds: u64,
+}
+
+/// A request to the scheduler whose outcome is not known yet.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PendingSubmission {
+    /// Its number.
+    pub number: u32,
+    /// When it was decided. The request is sent at most once.
+    pub since: Time,
+    /// Set when the reply was lost or an error: the name is looked up before any other request.
+    #[serde(default)]
+    pub doubtful: bool,
+}
+
+/// A slot at the site.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotStatus {
+    /// The scheduler's id.
+    pub id: String,
+    /// The submission it came from.
+    pub submission: u32,
+    /// Nodes it covers, in the order of the members on them; empty until it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
+    /// The state last seen.
+    pub state: SlotState,
+    /// When it began to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// When its walltime ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Time>,
+    /// When the scheduler first announced that it wants the slot back. The grace counts from here for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Time>,
+    /// Why the operator gives it back; set before it does, so that its own deletion never looks like a person's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseIntent>,
+}
+
+/// The state of a slot.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotState {
+    /// In the scheduler's queue.
+    #[default]
+    Waiting,
+    /// The nodes are the job's.
+    Running,
+    /// The scheduler is ending it.
+    Ending,
+    /// Over.
+    Ended,
+}
+
+/// Why a slot is given back.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseIntent {
+    /// The reason.
+    pub reason: ReleaseReason,
+    /// When it was decided.
+    pub since: Time,
+}
+
+/// Why a slot is given back.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReleaseReason {
+    /// The job has succeeded or failed.
+    Finished,
+    /// Everything needed is stored, or cannot be stored in the time left.
+    Evacuated,
+    /// Suspended.
+    Suspended,
+    /// Deleted.
+    Deleted,
+    /// Another slot of the same attempt was lost or never came.
+    Incomplete,
+    /// A second copy made by a request whose reply was lost.
+    Duplicate,
+    /// A node of it does not work.
+    BadNode,
+}
+
+/// One virtual machine of the job.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MemberStatus {
+    /// 0 to members - 1.
+    pub index: u32,
+    /// Address in the job's network.
+    pub address: String,
+    /// Hardware address, locally administered.
+    pub mac: String,
+    /// The node it is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// How it is.
+    pub phase: MemberPhase,
+    /// The agent that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentStatus>,
+    /// Exit code of its command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+/// How a member is.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberPhase {
+    /// No agent has it.
+    #[default]
+    None,
+    /// An agent is coming up, or has not seen its lease held.
+    Placing,
+    /// Being booted or loaded.
+    Loading,
+    /// Loaded and standing still until all are.
+    Loaded,
+    /// Running.
+    Running,
+    /// Its command has ended.
+    Ended,
+    /// Its agent does not answer; whether it runs is not known.
+    Silent,
+    /// Confirmed dead.
+    Dead,
+}
+
+/// The agent of a member.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// Name of its pod in the operator's namespace.
+    pub pod: String,
+    /// `address:port` it serves on.
+    pub endpoint: String,
+    /// The incarnation it belongs to.
+    pub incarnation: u32,
+    /// Id of the slot it is on.
+    pub slot: String,
+}
+
+/// The image as it was when the job was accepted.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedImage {
+    /// Namespace the VmImage was found in.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Digest of the disk, `sha256:...`.
+    pub disk: String,
+    /// Size of the disk as the guest sees it, in bytes.
+    pub virtual_size: u64,
+    /// Digest of the kernel, if the guest is started from one outside the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Digest of the initial ram disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub params: Option<String>,
+}
+
+/// What an incarnation was started from.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Origin {
+    /// The incarnation.
+    pub incarnation: u32,
+    /// The generation it was restored from; absent if it was booted from the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// Incarnations in a row that started from this generation and made no progress.
+    pub tries: u32,
+}
+
+/// Snapshots taken and due.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotsStatus {
+    /// Newest captured generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<u32>,
+    /// Newest complete generation: read back in the repository and published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_stored: Option<u32>,
+    /// When the state of the newest complete generation was captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_stored_at: Option<Time>,
+    /// When the next periodic snapshot is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<Time>,
+    /// Time between two snapshots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<Duration>,
+    /// Number reserved for the next generation, so that a capture at a notice needs no write before it.
+    /// Never used twice: a capture that fails burns it.
+    pub next_generation: u32,
+    /// The capture in progress or being stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capture: Option<CaptureStatus>,
+}
+
+/// A capture in progress or being stored.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CaptureStatus {
+    /// Its generation.
+    pub generation: u32,
+    /// The incarnation it belongs to; a later one makes it void.
+    pub incarnation: u32,
+    /// Why it was taken.
+    pub reason: super::snapshot::SnapshotReason,
+    /// When it was decided.
+    pub since: Time,
+    /// Whether all members have all bytes on local disk.
+    pub captured: bool,
+}
+
+/// Work of all members, in member-seconds.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Work {
+    /// Computed and kept: reflected in the newest complete generation or in the result.
+    pub useful: u64,
+    /// Computed after the last restorable generation and gone.
+    pub lost: u64,
+    /// Part of `useful` that a kill would have destroyed without snapshots.
+    pub saved: u64,
+    /// Spent paused, restoring or waiting with a slot.
+    pub overhead: u64,
+}
+
+/// Ends of attempts by cause.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Kills {
+    /// The scheduler wanted the nodes for somebody else.
+    pub preempted: u32,
+    /// The slot's time was over.
+    pub walltime: u32,
+    /// A node or the site's infrastructure failed.
+    pub node: u32,
+    /// A person deleted the slot at the site.
+    pub cancelled: u32,
+    /// The guest's own command failed.
+    pub failed: u32,
+}
+
+/// When something failed and is tried again.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Failures in a row.
+    pub count: u32,
+    /// Not before this time.
+    pub not_before: Time,
+    /// What failed.
+    pub message: String,
+}
+
+/// Why and since when a job is suspended.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspended {
+    /// Since when.
+    pub since: Time,
+    /// Whether a person deleted the slot at the site, so that `spec.suspend` must be set and unset to go on.
+    #[serde(default)]
+    pub by_site: bool,
+}

@@ -1,0 +1,39 @@
+//! The custom resources of `vmdeploy.io/v1alpha1`: types only.
+//!
+//! No client, no runtime and no clock may be used here; what a field means is said in its
+//! documentation, which becomes `kubectl explain`. Validation is CEL in the schema, so that a
+//! mistake is refused by the API server with a message a person can act on.
+
+#![expect(unreachable_pub, reason = "the schema derive makes public types in private places")]
+
+pub mod conditions;
+pub mod image;
+pub mod job;
+pub mod job_status;
+pub mod quantity;
+pub mod snapshot;
+
+pub use conditions::{ConditionType, Reason};
+pub use image::{VmImage, VmImageSpec, VmImageStatus};
+pub use job::{BestEffortJob, BestEffortJobSpec};
+pub use job_status::{BestEffortJobStatus, JobPhase};
+pub use snapshot::{Snapshot, SnapshotSpec, SnapshotStatus};
+
+/// The API group of the three kinds.
+pub const GROUP: &str = "vmdeploy.io";
+/// The API version of the three kinds.
+pub const VERSION: &str = "v1alpha1";
+/// The finalizer that holds an object while anything of it exists outside Kubernetes.
+pub const FINALIZER: &str = "vmdeploy.io/cleanup";
+/// Label on every object the operator makes for a job: the job's uid.
+pub const LABEL_JOB_UID: &str = "vmdeploy.io/job-uid";
+/// Label: the job's name (for people; the uid decides).
+pub const LABEL_JOB: &str = "vmdeploy.io/job";
+/// Label: the job's namespace, on objects in the operator's namespace.
+pub const LABEL_JOB_NAMESPACE: &str = "vmdeploy.io/job-namespace";
+/// Label: the member's index.
+pub const LABEL_MEMBER: &str = "vmdeploy.io/member";
+/// Label: the incarnation an agent pod belongs to.
+pub const LABEL_INCARNATION: &str = "vmdeploy.io/incarnation";
+/// Label: which part of vmdeploy an object is (`agent`, `operator`, `kget`, `repository`, `importer`).
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";

@@ -1,0 +1,175 @@
+//! `Snapshot`: one numbered generation of a job.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One generation of a job: made by the operator on the period, or by a user at any time.
+///
+/// The repository's manifests are the truth; this object is a view of them.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "vmdeploy.io",
+    version = "v1alpha1",
+    kind = "Snapshot",
+    plural = "snapshots",
+    shortname = "vmsnap",
+    category = "vmdeploy",
+    namespaced,
+    status = "SnapshotStatus",
+    printcolumn = r#"{"name":"Job","type":"string","jsonPath":".spec.job"}"#,
+    printcolumn = r#"{"name":"Generation","type":"integer","jsonPath":".status.generation"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Pause-ms","type":"integer","jsonPath":".status.pauseMs"}"#,
+    printcolumn = r#"{"name":"Stored","type":"integer","jsonPath":".status.bytes.stored"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[x_kube(cel)]
+#[x_kube(
+    validation = ("self.job == oldSelf.job && self.reason == oldSelf.reason", "only retain can be changed: make another Snapshot")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotSpec {
+    /// Name of the BestEffortJob, in this namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub job: String,
+    /// Why it is taken.
+    #[serde(default)]
+    pub reason: SnapshotReason,
+    /// Keeps the generation until this object is deleted.
+    #[serde(default)]
+    pub retain: bool,
+}
+
+/// Why a snapshot is taken.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SnapshotReason {
+    /// The period was over.
+    Periodic,
+    /// The scheduler wants the nodes back.
+    Notice,
+    /// The slot's time is nearly over.
+    Walltime,
+    /// Before a suspension.
+    Suspend,
+    /// A user asked for it.
+    #[default]
+    User,
+}
+
+/// Where a snapshot has got to.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotPhase {
+    /// Waiting for its turn.
+    #[default]
+    Pending,
+    /// All members are being cut.
+    Capturing,
+    /// On the nodes' local disks; the job goes on.
+    Captured,
+    /// Read back in the repository and published: it can be restored.
+    Stored,
+    /// Void; its number is not used again.
+    Failed,
+}
+
+/// What became of a snapshot. The operator owns everything but `transfer`, which is kget's.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotStatus {
+    /// The spec's generation this status speaks of.
+    pub observed_generation: i64,
+    /// Number of the generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// Where it has got to.
+    pub phase: SnapshotPhase,
+    /// The incarnation it was taken in.
+    pub incarnation: u32,
+    /// The generation this incarnation had started from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
+    /// Uid of the job.
+    pub job_uid: String,
+    /// When the members were cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taken_at: Option<Time>,
+    /// Longest time a guest stood still, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_ms: Option<u64>,
+    /// Time between the first and the last member's stop, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skew_ms: Option<u64>,
+    /// The members' parts, once captured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<SnapshotMember>,
+    /// Sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<SnapshotBytes>,
+    /// How far its bytes are; owned by kget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+    /// Conditions.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One member's part of a snapshot.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotMember {
+    /// The member.
+    pub index: u32,
+    /// The node its bytes are on.
+    pub node: String,
+    /// Name of the agent pod that has them.
+    pub pod: String,
+    /// `address:port` of that agent.
+    pub endpoint: String,
+}
+
+/// Sizes of a snapshot, in bytes.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotBytes {
+    /// Memory and disk as the guests see them.
+    pub logical: u64,
+    /// What the repository lacked.
+    pub unique: u64,
+    /// What it takes there.
+    pub stored: u64,
+}
+
+/// How far the bytes of a snapshot are.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Transfer {
+    /// Where the transfer has got to.
+    pub state: TransferState,
+    /// Bytes that have left the nodes.
+    pub sent: u64,
+    /// Bytes to send.
+    pub total: u64,
+    /// Members whose bytes are safe in the repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub safe: Vec<u32>,
+    /// What went wrong, if anything did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Where a transfer has got to.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransferState {
+    /// Not started.
+    #[default]
+    Pending,
+    /// Bytes move.
+    Sending,
+    /// The manifest is published: the generation is complete.
+    Published,
+    /// It cannot be completed.
+    Failed,
+}

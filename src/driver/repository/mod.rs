@@ -1,0 +1,180 @@
+//! The repository: the durable store of images and generations, outside every reservation.
+
+use std::{path::Path, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{DriverError, Retry};
+use crate::{
+    api::Reason,
+    names::{Generation, Incarnation, JobUid, MemberIndex},
+    store::manifest::{FileKind, Manifest, PartFile},
+};
+
+/// A complete generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerationSummary {
+    /// Its number.
+    pub generation: Generation,
+    /// The incarnation it was captured in.
+    pub incarnation: Incarnation,
+    /// The generation that incarnation had started from.
+    pub parent: Option<Generation>,
+    /// When the members were cut.
+    pub taken_at: Timestamp,
+    /// Bytes it takes.
+    pub stored: u64,
+    /// Members in it.
+    pub members: u32,
+}
+
+/// What the repository knows of a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JobContent {
+    /// Complete generations, oldest first.
+    pub generations: Vec<GenerationSummary>,
+    /// Highest generation number ever seen, complete or not.
+    pub highest: Generation,
+    /// Lowest incarnation that may still publish.
+    pub fence: Incarnation,
+}
+
+/// A file of a job's result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputSummary {
+    /// The member it is of.
+    pub member: MemberIndex,
+    /// Path in the guest; `output` for what the command printed.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// Why the repository did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RepositoryError {
+    /// No answer.
+    #[error("failed to reach the repository: {0}")]
+    Unreachable(String),
+    /// It refuses: no or wrong ticket, older incarnation, a name that exists.
+    #[error("the repository refused: {0}")]
+    Refused(String),
+    /// It has no such thing.
+    #[error("not in the repository: {0}")]
+    NotFound(String),
+    /// What it holds or received is not what its digest says.
+    #[error("damaged: {0}")]
+    Damaged(String),
+    /// No room.
+    #[error("the repository is full: {0}")]
+    Full(String),
+}
+
+impl DriverError for RepositoryError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Unreachable(_) => Reason::RepositoryUnreachable,
+            Self::Refused(_) | Self::NotFound(_) | Self::Damaged(_) | Self::Full(_) => Reason::TransferFailed,
+        }
+    }
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Unreachable(_) => Retry::After(Duration::from_secs(2)),
+            Self::Full(_) => Retry::After(Duration::from_secs(30)),
+            Self::Refused(_) => Retry::Denied,
+            Self::NotFound(_) => Retry::Gone,
+            Self::Damaged(_) => Retry::Bug,
+        }
+    }
+}
+
+/// Bytes on their way.
+pub type ByteStream = BoxStream<'static, Result<Bytes, std::io::Error>>;
+
+/// What the controllers ask of the repository.
+#[async_trait]
+pub trait Repository: Send + Sync {
+    /// What it has of a job; an unknown job is empty.
+    async fn content(&self, job: &JobUid) -> Result<JobContent, RepositoryError>;
+
+    /// The manifest of a complete generation.
+    async fn manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError>;
+
+    /// From now on only this incarnation or a later one publishes; unfinished generations of older
+    /// ones are void (safety B1). Repeating it is no error, lowering it is refused.
+    async fn fence(&self, job: &JobUid, incarnation: Incarnation) -> Result<(), RepositoryError>;
+
+    /// Reads back every file the manifest names, then publishes it atomically. A generation that is
+    /// published with the same content is no error; with another it is refused.
+    async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError>;
+
+    /// Removes a generation. The caller decides that it may go.
+    async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError>;
+
+    /// Removes all unfinished and complete generations and outputs of a job.
+    async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError>;
+
+    /// What was kept of a job's result.
+    async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError>;
+
+    /// Size in bytes of an image (`sha256:...`), if it is there.
+    async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError>;
+}
+
+/// What agents and importers ask of the repository: bytes.
+#[async_trait]
+pub trait ByteStore: Send + Sync {
+    /// Sends a file of a generation; compresses it on the way, compares digests at the end.
+    /// `progress` is told the number of bytes read so far.
+    async fn put_part(
+        &self,
+        ticket: &str,
+        job: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        kind: FileKind,
+        file: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<PartFile, RepositoryError>;
+
+    /// Fetches a file of a generation to `to`, checked against its digest while it is written.
+    async fn get_part(
+        &self,
+        job: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        file: &PartFile,
+        to: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepositoryError>;
+
+    /// Keeps a file of the job's result. Sent by the member's agent itself.
+    async fn put_output(
+        &self,
+        job: &JobUid,
+        member: MemberIndex,
+        path: &str,
+        body: ByteStream,
+    ) -> Result<(), RepositoryError>;
+
+    /// Reads a file of the job's result.
+    async fn get_output(&self, job: &JobUid, member: MemberIndex, path: &str) -> Result<ByteStream, RepositoryError>;
+
+    /// Sends an image file; the repository refuses one that is not what its digest says.
+    async fn put_image(&self, digest: &str, file: &Path) -> Result<(), RepositoryError>;
+
+    /// Fetches an image file to `to`, checked against its digest.
+    async fn get_image(
+        &self,
+        digest: &str,
+        to: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepositoryError>;
+}

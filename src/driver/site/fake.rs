@@ -1,0 +1,1 @@
+//! A site in memory, for simulated time. Filled in with the OAR driver's contract suite.

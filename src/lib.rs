@@ -1,0 +1,7 @@
+//! vmdeploy runs long jobs on capacity that can be taken away.
+
+pub mod api;
+pub mod clock;
+pub mod driver;
+pub mod names;
+pub mod store;
