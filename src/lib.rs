@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod clock;
+pub mod config;
 pub mod driver;
 pub mod names;
 pub mod store;
+pub mod tls;

@@ -21,7 +21,7 @@ use crate::{
         job_status::ResolvedImage,
     },
     names::{Generation, Incarnation, JobUid, MemberIndex, SlotId},
-    store::manifest::{MachineRecord, PartFile},
+    store::manifest::{MachineRecord, MemberPart, PartFile},
 };
 
 /// Version of this protocol. A new operator speaks with agents of the version before.
@@ -215,7 +215,7 @@ pub struct GuestState {
 }
 
 /// A member's part of a capture.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CapturePart {
     /// The generation.
@@ -230,6 +230,8 @@ pub struct CapturePart {
     pub pause_ms: Option<u64>,
     /// Bytes of memory and disk on local disk.
     pub bytes: u64,
+    /// What the manifest says of this part, once it is captured; its files are added by the upload.
+    pub record: Option<MemberPart>,
 }
 
 /// How far a part is.

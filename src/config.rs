@@ -1,0 +1,134 @@
+//! The operator's configuration: a YAML file that the chart renders.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use kube::core::Duration as Length;
+use serde::{Deserialize, Serialize};
+
+use crate::driver::agent::{Accelerator, GuestNetwork};
+
+/// Everything an administrator decides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Sites by name.
+    pub sites: BTreeMap<String, SiteConfig>,
+    /// Namespace of the operator and of all agent pods.
+    pub namespace: String,
+    /// `host:port` of the repository, reachable from the nodes.
+    pub repository: String,
+    /// How agent pods are made.
+    pub agents: AgentsConfig,
+    /// VmImage of the operator's namespace for jobs that name none.
+    #[serde(default)]
+    pub default_image: Option<String>,
+}
+
+/// One site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SiteConfig {
+    /// What kind of scheduler it has.
+    pub kind: SiteKind,
+    /// Base address of its REST API, for example `http://oar.example:6668/oarapi`.
+    pub url: String,
+    /// Certificate authorities of the API, PEM; the system's if absent.
+    #[serde(default)]
+    pub ca: Option<String>,
+    /// Headers sent with every request.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// Account used by jobs that name no credentials.
+    #[serde(default)]
+    pub default_account: Option<AccountConfig>,
+    /// Namespaces whose jobs run as this user by the header X-REMOTE-IDENT, which the site trusts.
+    #[serde(default)]
+    pub users: BTreeMap<String, String>,
+    /// Numeric id of the site's users on the nodes, by name: who may own the lease.
+    pub uids: BTreeMap<String, u32>,
+    /// Kubernetes names of the site's hosts, where they differ.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, String>,
+    /// Directory at the site in which holds start; must exist. The user's home if absent.
+    #[serde(default)]
+    pub directory: Option<String>,
+    /// Directory of the leases on the nodes.
+    #[serde(default = "lease_root")]
+    pub lease_root: String,
+    /// How the hold reaches the other nodes of its job.
+    #[serde(default = "connector")]
+    pub connector: String,
+    /// Silence after which a node's VM counts as dead, and kills itself (T_iso).
+    #[serde(default = "isolation")]
+    pub isolation: Length,
+    /// A hold whose agents do not come within this time gives the slots back.
+    #[serde(default = "agent_wait")]
+    pub agent_wait: Length,
+    /// Most memory a guest may have: what the nodes can spare.
+    #[serde(default)]
+    pub max_memory: Option<crate::api::quantity::Bytes>,
+}
+
+/// What kind of scheduler a site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SiteKind {
+    /// OAR 2.5 by its REST API.
+    Oar2,
+}
+
+/// An account in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccountConfig {
+    /// User by the header X-REMOTE-IDENT, which the site trusts.
+    pub user: String,
+}
+
+/// How agent pods are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentsConfig {
+    /// Container image.
+    pub image: String,
+    /// When the kubelet fetches it.
+    #[serde(default = "pull_policy")]
+    pub image_pull_policy: String,
+    /// First port on the node's own address that an agent may serve on.
+    #[serde(default = "port_first")]
+    pub port_first: u16,
+    /// How many ports from there on.
+    #[serde(default = "port_count")]
+    pub port_count: u16,
+    /// Priority class of the pods.
+    #[serde(default)]
+    pub priority_class: Option<String>,
+    /// How QEMU runs guests.
+    #[serde(default)]
+    pub accelerator: Accelerator,
+    /// What guests may reach by their first network card.
+    #[serde(default)]
+    pub guest_network: GuestNetwork,
+}
+
+fn lease_root() -> String {
+    "/var/lib/vmdeploy/leases".into()
+}
+fn connector() -> String {
+    "oarsh".into()
+}
+fn isolation() -> Length {
+    Duration::from_secs(120).into()
+}
+fn agent_wait() -> Length {
+    Duration::from_secs(300).into()
+}
+fn pull_policy() -> String {
+    "IfNotPresent".into()
+}
+fn port_first() -> u16 {
+    17700
+}
+fn port_count() -> u16 {
+    64
+}
