@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod oar;
 pub mod repository;
 pub mod site;
 

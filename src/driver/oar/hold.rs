@@ -1,0 +1,119 @@
+//! The hold: the script that an OAR job runs, and the contract of the lease between it and the agents.
+//!
+//! This module renders the script and knows its exit codes; it runs nothing. The text may be read by
+//! every user of the site, so no secret goes into it.
+//!
+//! # The lease
+//!
+//! For each slot and node there is one directory, `<lease root>/<uid8>-<slot id>` (see
+//! [`crate::names::lease_directory`]), on the node's own disk. The **agent makes it**: owner is the
+//! site's user, mode 0700. It holds these files:
+//!
+//! | file | written by | content |
+//! |---|---|---|
+//! | `nonce` | agent, by a rename, readable by the user | one line `[A-Za-z0-9]+`, new for each start of an agent |
+//! | `lock` | holder, made with `O_EXCL`, rewritten in place at each beat, `LOCK_EX` held with `flock` | one line `<slot id> <nonce> <beat>`; the beat is a decimal number of ten digits |
+//! | `notice` | holder | exists once the scheduler has signalled the hold; the content says nothing |
+//! | `release` | agent, by a rename | one line: `done`, `saved` or `lost` |
+//!
+//! **What the holder does.** It waits, a bounded time, for the directory (owned by the user, no link)
+//! and its `nonce`. If a `lock` file exists already it ends: a lease that was lost is never taken up
+//! again. It makes `lock`, takes `LOCK_EX`, and only then writes the line. From then on, at each
+//! beat (every 2 s) it reads `nonce` again and rewrites the line. It ends, and the lock drops, at the
+//! first of: its connection to the hold is cut, no beat for 20 s, the OAR job is killed, a `release`
+//! file. No process but the holder itself has the lock's descriptor.
+//!
+//! **What the agent does.** It opens `lock` with `O_NOFOLLOW` and checks that it is a regular file of
+//! the site's user. It is armed when the line names its slot and its own nonce, a beat has been seen
+//! to rise, and a non-blocking `LOCK_SH` is then refused; it must not try the lock before the line is
+//! there, or it would hinder the holder. Afterwards it waits for `LOCK_SH` and reads the beat; the
+//! lease is lost when it gets the lock or the beat stands still for 15 s of its own monotonic clock.
+//! A line that is read half written is read again.
+//!
+//! **An agent that follows another on the same slot** (a new incarnation, the slot was kept) finds
+//! the directory, checks owner and mode, keeps `lock`, and replaces `nonce`; its nonce appears in the
+//! lock's line at the next beat. So the directory is removed only after `release` or a lost lease.
+//!
+//! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
+//! drops its lock, which the agent expects. When all holders have ended the hold ends, with
+//! [`DONE`] if all said `done`, with [`SAVED`] if some said `saved`. An agent that gave its lease up
+//! because of a still beat writes `lost`, so that a holder which comes back gives the node back.
+//! Whether a slot is wanted back can be read from `notice`; every node of the job gets it.
+
+use std::time::Duration;
+
+/// Exit code of the hold: every agent said `done`.
+pub const DONE: i32 = 43;
+/// Exit code of the hold: every agent said `saved` or `done`.
+pub const SAVED: i32 = 44;
+/// Exit code of the hold: on some node no agent came in time.
+pub const NO_AGENT: i32 = 45;
+/// Exit code of the hold: a node could not be reached or was lost, and the others have left.
+pub const LOST_HOLDER: i32 = 46;
+/// Exit code of the hold: it could not start, or was told to end.
+pub const FAILED: i32 = 47;
+
+/// Rounds of this many beats: a node not heard of in a whole one is lost.
+const ROUND: u32 = 15;
+/// Seconds without a beat after which a holder ends; above the agents' own limit.
+const SILENCE: u32 = 20;
+
+/// What differs between two holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HoldScript<'a> {
+    /// Root of the leases on the nodes.
+    pub lease_root: &'a str,
+    /// Name of the slot's directory without the job's id, which the hold appends.
+    pub lease_prefix: &'a str,
+    /// Command that runs a command on another node of the job, as TakTuk calls it.
+    pub connector: &'a str,
+    /// Time between two beats.
+    pub beat: Duration,
+    /// How long the agents may take to appear.
+    pub agent_wait: Duration,
+}
+
+/// A value that may not stand in the script.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{what} {value:?} has characters other than {allowed}")]
+pub struct UnsafeText {
+    /// What it is.
+    pub what: &'static str,
+    /// The text.
+    pub value: String,
+    /// What is allowed, besides letters and digits.
+    pub allowed: &'static str,
+}
+
+/// Checks that a text is made of letters, digits and `allowed`; OAR, TakTuk and three shells read it.
+pub fn check_text(what: &'static str, value: &str, allowed: &'static str) -> Result<(), UnsafeText> {
+    if !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || allowed.contains(c)) {
+        Ok(())
+    } else {
+        Err(UnsafeText { what, value: value.into(), allowed })
+    }
+}
+
+impl HoldScript<'_> {
+    /// The script.
+    pub fn render(&self) -> Result<String, UnsafeText> {
+        check_text("lease root", self.lease_root, "._/-")?;
+        check_text("lease prefix", self.lease_prefix, "._-")?;
+        check_text("connector", self.connector, "._/- =")?;
+        let beat = self.beat.as_secs().max(1);
+        let values = [
+            ("@LEASE@", format!("{}/{}", self.lease_root.trim_end_matches('/'), self.lease_prefix)),
+            ("@CONNECTOR@", self.connector.into()),
+            ("@BEAT@", beat.to_string()),
+            ("@WAIT_BEATS@", (self.agent_wait.as_secs() / beat).to_string()),
+            ("@SILENCE@", SILENCE.to_string()),
+            ("@ROUND@", ROUND.to_string()),
+            ("@DONE@", DONE.to_string()),
+            ("@SAVED@", SAVED.to_string()),
+            ("@NO_AGENT@", NO_AGENT.to_string()),
+            ("@LOST_HOLDER@", LOST_HOLDER.to_string()),
+            ("@FAILED@", FAILED.to_string()),
+        ];
+        Ok(values.iter().fold(include_str!("hold.sh").to_owned(), |text, (mark, value)| text.replace(mark, value)))
+    }
+}

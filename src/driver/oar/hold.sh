@@ -1,0 +1,162 @@
+#!/bin/sh
+# The hold of a vmdeploy job: keeps the nodes of this OAR job and tells the agent on each of them,
+# by a lock and a beat, that they are still ours. It ends by itself when nobody needs it.
+#
+# Process tree: this shell (the only writer of TakTuk's standard input, descriptor 3, which no child
+# inherits), TakTuk, and a ticker. Whatever ends this shell ends all the others.
+set -u
+umask 077
+job=$OAR_JOB_ID
+lease=@LEASE@$job
+case $0 in */oarapi.subscript.*) rm -f "$0" ;; esac
+
+# On each node. One line for TakTuk, run by the node's sh; no comment and no bracket may stand in it.
+# Each line read is a beat or the word "notice"; end of file or silence means that the hold is gone.
+# The lock's file is made here and must not exist: a lease that was lost is never taken up again.
+holder='
+locked=; noticed=; waited=0;
+while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
+  if test "$line" = notice; then noticed=1; else beat=$line; fi;
+  if test -z "$locked"; then
+    if test -d $d && test ! -L $d && test -O $d && test -f $d/nonce; then
+      if test -e $d/lock || test -L $d/lock; then exit @LOST_HOLDER@; fi;
+      set -C; exec 9> $d/lock; set +C;
+      flock -w 10 9 || exit @LOST_HOLDER@;
+      locked=1;
+    else
+      waited=$((waited + 1));
+      if test $waited -gt @WAIT_BEATS@; then exit @NO_AGENT@; fi;
+      continue;
+    fi;
+  fi;
+  read -r nonce < $d/nonce;
+  printf "%s %s %010d\n" $job "$nonce" "$beat" 1<> $d/lock || exit @LOST_HOLDER@;
+  if test -n "$noticed" && test ! -e $d/notice; then echo $job > $d/notice; fi;
+  if test -e $d/release; then
+    read -r word < $d/release;
+    case $word in done) exit @DONE@;; saved) exit @SAVED@;; *) exit @LOST_HOLDER@;; esac;
+  fi;
+  if test $((beat % @ROUND@)) = 0; then echo here; fi;
+done;
+exit @LOST_HOLDER@;
+'
+one_line=$(printf '%s' "d=$lease; job=$job; beat=0; $holder" | tr '\n' ' ')
+
+nodes=$(sort -u "$OAR_NODEFILE")
+hosts=
+for node in $nodes; do
+  case $node in *[!A-Za-z0-9._-]*) echo "hold: strange node name" >&2; exit @FAILED@ ;; esac
+  hosts="$hosts -m $node"
+done
+
+pipes=$(mktemp -d) || exit @FAILED@
+mkfifo "$pipes/orders" "$pipes/events" || exit @FAILED@
+leave() {
+  trap '' USR2 TERM INT HUP EXIT
+  rm -rf "$pipes"
+  exec 3>&-
+  kill "$ticker" 2>/dev/null
+  echo "hold: $2" >&2
+  exit "$1"
+}
+ticker=
+notice=
+# OAR repeats the signal at every pass of its scheduler
+on_notice() {
+  trap '' USR2
+  notice=1
+  trap on_notice USR2
+}
+trap on_notice USR2
+trap 'leave @FAILED@ "told to end"' TERM INT HUP
+trap 'rm -rf "$pipes"' EXIT
+
+exec 4<> "$pipes/events"
+(
+  unset TAKTUK_HOSTNAME
+  @TAKTUK@ -s -t 30 -c '@CONNECTOR@' \
+    -o 'output="O|$host|$line\n"' -o 'status="S|$host|$line\n"' -o 'state="T|$peer|$line\n"' \
+    -o error -o connector -o taktuk -o info -o message $hosts
+  echo 'E||'
+) < "$pipes/orders" > "$pipes/events" 3>&- 4>&- &
+exec 3> "$pipes/orders"
+(while sleep @BEAT@; do echo 'B||'; done) > "$pipes/events" 3>&- 4>&- &
+ticker=$!
+echo "broadcast exec [ $one_line ]" >&3
+
+# left: nodes whose holder is at work; silent: those of them not heard of in this round
+left=" $(echo $nodes) "
+silent=$left
+beat=0
+lost=
+saved=
+without() { # LIST NODE: sets $rest
+  case $1 in
+  *" $2 "*) rest="${1%% $2 *} ${1#* $2 }" ;;
+  *) rest=$1 ;;
+  esac
+}
+gone() { # NODE
+  without "$left" "$1"
+  left=$rest
+  without "$silent" "$1"
+  silent=$rest
+}
+while :; do
+  read -r line <&4 || line=
+  if [ -n "$notice" ]; then
+    notice=
+    echo 'broadcast input line [ notice ]' >&3
+  fi
+  what=${line%%|*}
+  line=${line#*|}
+  node=${line%%|*}
+  code=${line#*|}
+  case $what in
+  B)
+    # everybody has opened the pipes by now
+    if [ "$beat" = 0 ]; then rm -rf "$pipes"; fi
+    beat=$((beat + 1))
+    echo "broadcast input line [ $beat ]" >&3
+    if [ $((beat % @ROUND@)) = 0 ]; then
+      if [ "$beat" != @ROUND@ ]; then
+        for node in $silent; do
+          echo "hold: $node is silent" >&2
+          lost=1
+          gone "$node"
+        done
+      fi
+      silent=$left
+    fi
+    ;;
+  O)
+    without "$silent" "$node"
+    silent=$rest
+    ;;
+  T)
+    # a node that cannot be reached at the start: the others cannot work without it
+    if [ "$code" = 3 ]; then leave @LOST_HOLDER@ "cannot reach $node"; fi
+    ;;
+  S)
+    case $((code / 256)) in
+    @DONE@) ;;
+    @SAVED@) saved=1 ;;
+    @NO_AGENT@) leave @NO_AGENT@ "no agent came to $node" ;;
+    *)
+      echo "hold: the holder on $node ended with $code" >&2
+      lost=1
+      ;;
+    esac
+    gone "$node"
+    ;;
+  E) leave @LOST_HOLDER@ "taktuk ended" ;;
+  esac
+  case $left in
+  *[!\ ]*) ;;
+  *)
+    [ -z "$lost" ] || leave @LOST_HOLDER@ "a node was lost"
+    [ -z "$saved" ] || leave @SAVED@ "everything is saved"
+    leave @DONE@ "done"
+    ;;
+  esac
+done
