@@ -1,1 +1,144 @@
-//! The Kubernetes writes a controller makes: one small trait, the kube client, a double in memory.
+//! The Kubernetes writes a controller makes ([`Cluster`]) and what it reads there ([`ClusterView`]).
+//!
+//! Two small traits, the kube client (`kube.rs`), a double in memory (`fake.rs`). Nothing here
+//! decides anything: every method is one idempotent write, or a read.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use k8s_openapi::{
+    api::core::v1::{Node, ObjectReference, Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use super::{DriverError, Retry};
+use crate::{
+    api::{BestEffortJob, BestEffortJobStatus, Reason, Snapshot, SnapshotStatus, VmImage},
+    names::{JobUid, NodeName},
+};
+
+/// The kinds whose finalizers and deletion are written through [`Cluster`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `BestEffortJob`.
+    Job,
+    /// `Snapshot`.
+    Snapshot,
+    /// `VmImage`.
+    Image,
+    /// `Secret`: the account at a site, kept while slots are held with it (safety C4).
+    Secret,
+}
+
+/// An event, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRecord {
+    /// The object it is about.
+    pub about: ObjectReference,
+    /// Whether a person should look at it.
+    pub warning: bool,
+    /// The reason.
+    pub reason: Reason,
+    /// What was done.
+    pub action: String,
+    /// What happened, in a sentence.
+    pub message: String,
+}
+
+/// Why Kubernetes did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ClusterError {
+    /// The object was changed since it was read: observe again.
+    #[error("the object was changed by somebody else: {0}")]
+    Conflict(String),
+    /// The object does not exist.
+    #[error("no such object: {0}")]
+    NotFound(String),
+    /// No answer, or one of a server in trouble.
+    #[error("failed to reach the API server: {0}")]
+    Unreachable(String),
+    /// The operator may not do this.
+    #[error("the API server forbids it: {0}")]
+    Forbidden(String),
+    /// The object is not valid.
+    #[error("the API server refused the object: {0}")]
+    Invalid(String),
+}
+
+impl DriverError for ClusterError {
+    fn reason(&self) -> Reason {
+        Reason::AgentFailed
+    }
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Conflict(_) => Retry::After(Duration::from_millis(100)),
+            Self::Unreachable(_) => Retry::After(Duration::from_secs(1)),
+            Self::NotFound(_) => Retry::Gone,
+            Self::Forbidden(_) => Retry::Denied,
+            Self::Invalid(_) => Retry::Bug,
+        }
+    }
+}
+
+/// The writes. All may be repeated.
+#[async_trait]
+pub trait Cluster: Send + Sync {
+    /// Replaces the status of a job if the job still has the `resourceVersion` of `job`, which also
+    /// names it; [`ClusterError::Conflict`] if not. Returns the new version.
+    async fn patch_job_status(&self, job: &ObjectMeta, status: &BestEffortJobStatus) -> Result<String, ClusterError>;
+
+    /// Adds our finalizer, if the list is still as in `object`. Writes nothing if it is there.
+    async fn add_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError>;
+
+    /// Removes our finalizer, if the list is still as in `object`. An object that is gone is no error.
+    async fn remove_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError>;
+
+    /// Makes an agent: its pod, and the Secret with its configuration, owned by the pod. What exists
+    /// under these names is left as it is.
+    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError>;
+
+    /// Removes an agent's pod, which gets `grace` to end, and its Secret, which has the pod's name.
+    /// Gone already is no error.
+    async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError>;
+
+    /// Creates a snapshot object; one of that name is left as it is.
+    async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError>;
+
+    /// Writes what the operator owns of a snapshot's status: everything but `transfer` and the
+    /// condition `Stored`, which are left out of what is sent (safety B14). `snapshot` names it.
+    async fn apply_snapshot_status(&self, snapshot: &ObjectMeta, status: &SnapshotStatus) -> Result<(), ClusterError>;
+
+    /// Deletes an object, if it is still the one with the uid in `object`. Gone already is no error.
+    async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError>;
+
+    /// Records an event.
+    async fn record(&self, event: &EventRecord) -> Result<(), ClusterError>;
+}
+
+/// The reads: caches filled by watches, and single reads of what must not be cached.
+#[async_trait]
+pub trait ClusterView: Send + Sync {
+    /// A job, as last seen.
+    fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>>;
+
+    /// A VmImage, as last seen.
+    fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>>;
+
+    /// The snapshots that name this job, as last seen.
+    fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>>;
+
+    /// The agent pods of a job, as last seen.
+    fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>>;
+
+    /// A node, as last seen.
+    fn node(&self, name: &NodeName) -> Option<Arc<Node>>;
+
+    /// Whether the pod does not exist, asked of the API server itself and not of a cache.
+    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError>;
+
+    /// The data of a Secret, or none if it does not exist.
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError>;
+
+    /// The value of a key of a ConfigMap, or none if either does not exist.
+    async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError>;
+}
