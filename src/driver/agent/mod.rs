@@ -6,6 +6,9 @@
 //! the epoch of the leadership and the incarnation; an agent refuses what is older than the highest
 //! it has seen (safety rules A9, B2).
 
+pub mod barrier;
+pub mod fake;
+
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
@@ -26,6 +29,21 @@ use crate::{
 
 /// Version of this protocol. A new operator speaks with agents of the version before.
 pub const PROTOCOL: u32 = 1;
+
+/// Where an agent pod finds its Secret: `config.json`, `ca.crt`, `tls.crt`, `tls.key`.
+pub const CONFIG_DIR: &str = "/etc/vmdeploy/agent";
+/// The directory of the node that agent pods mount at the same path (`hostPath`,
+/// `DirectoryOrCreate`): leases and the cache of images.
+pub const NODE_DIR: &str = "/var/lib/vmdeploy";
+/// Usual root of the leases (`LeaseConfig::root`), below [`NODE_DIR`].
+pub const LEASE_ROOT: &str = "/var/lib/vmdeploy/leases";
+/// Cache of images, below [`NODE_DIR`].
+pub const IMAGE_DIR: &str = "/var/lib/vmdeploy/images";
+/// Where the VM's memory and disks lie: an `emptyDir` of the pod, on the node's disk.
+pub const VM_DIR: &str = "/run/vmdeploy-vm";
+/// A guest that was captured and does not run resumes after this time, unless
+/// [`NodeAgent::stay_down`] has come (safety B3).
+pub const STAY_DOWN_WITHIN: Duration = Duration::from_secs(30);
 
 /// All an agent knows, from the Secret mounted into its pod (with `ca.crt`, `tls.crt`, `tls.key`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,9 +246,11 @@ pub struct CapturePart {
     pub stopped_at: Option<Timestamp>,
     /// How long it stood still, in milliseconds.
     pub pause_ms: Option<u64>,
-    /// Bytes of memory and disk on local disk.
+    /// Bytes of memory, disk and output on local disk.
     pub bytes: u64,
-    /// What the manifest says of this part, once it is captured; its files are added by the upload.
+    /// What the manifest says of this member, once captured; its files are empty here, see
+    /// [`UploadState::files`].
+    #[serde(default)]
     pub record: Option<MemberPart>,
 }
 

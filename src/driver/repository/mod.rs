@@ -131,6 +131,9 @@ pub trait Repository: Send + Sync {
 /// What agents and importers ask of the repository: bytes.
 #[async_trait]
 pub trait ByteStore: Send + Sync {
+    /// The manifest of a complete generation: what a member restores from.
+    async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError>;
+
     /// Sends a file of a generation; compresses it on the way, compares digests at the end.
     /// `progress` is told the number of bytes read so far.
     async fn put_part(

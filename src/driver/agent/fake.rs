@@ -1,0 +1,415 @@
+//! Agents in memory, for simulated time: they obey the same rules as the real ones
+//! ([`super::barrier`]), and do what a test tells them to.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream::BoxStream};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{
+    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, GuestState, LeaseState,
+    LeaveCode, NodeAgent, PROTOCOL, UploadOrder, UploadState, VmState,
+    barrier::{Barrier, Todo},
+};
+use crate::{
+    clock::Clock,
+    names::{Incarnation, JobUid, MemberIndex},
+    store::manifest::{FileKind, MachineRecord, MemberPart, PartFile},
+};
+
+/// The calls of an agent, to script faults for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`NodeAgent::state`] and [`NodeAgent::watch`].
+    State,
+    /// [`NodeAgent::go`].
+    Go,
+    /// [`NodeAgent::prepare`].
+    Prepare,
+    /// [`NodeAgent::stop`].
+    Stop,
+    /// [`NodeAgent::cut`].
+    Cut,
+    /// [`NodeAgent::abandon`].
+    Abandon,
+    /// [`NodeAgent::stay_down`].
+    StayDown,
+    /// [`NodeAgent::upload`].
+    Upload,
+    /// [`NodeAgent::leave`].
+    Leave,
+}
+
+/// What a fault does to one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The call fails and has no effect.
+    Before(AgentError),
+    /// The call has its effect, and its reply is lost.
+    After(AgentError),
+}
+
+/// How a member is made, in tests.
+pub fn machine_record() -> MachineRecord {
+    MachineRecord {
+        qemu: "7.2.22".into(),
+        machine: "pc-q35-7.2".into(),
+        cpu_model: "qemu64".into(),
+        accelerator: Accelerator::Tcg,
+        cpus: 1,
+        memory: 256 << 20,
+    }
+}
+
+/// What a captured member says of itself, in tests.
+pub fn member_part(index: MemberIndex) -> MemberPart {
+    MemberPart { index, files: Vec::new(), machine: machine_record(), output_bytes: 0, started: true, ran: 0.0 }
+}
+
+struct Inner {
+    barrier: Barrier,
+    state: AgentState,
+    faults: VecDeque<(Call, Fault)>,
+    reachable: bool,
+    /// Whether a cut is captured, and an upload done, at once.
+    prompt: bool,
+    running_since: Option<Timestamp>,
+}
+
+/// One agent in memory.
+pub struct FakeAgent {
+    inner: Mutex<Inner>,
+    changed: watch::Sender<AgentState>,
+    clock: Clock,
+    started: Timestamp,
+}
+
+impl FakeAgent {
+    /// Makes an agent whose lease is held and whose VM is loaded: it waits for `go`.
+    pub fn loaded(
+        job: JobUid,
+        member: MemberIndex,
+        incarnation: Incarnation,
+        max_pause: Duration,
+        clock: Clock,
+    ) -> Self {
+        let state = AgentState {
+            protocol: PROTOCOL,
+            job,
+            member,
+            incarnation,
+            lease: LeaseState::Held,
+            vm: VmState::Loaded,
+            guest: GuestState::default(),
+            notice: None,
+            capture: None,
+            upload: None,
+            ran: 0.0,
+            machine: Some(machine_record()),
+            leaving: None,
+        };
+        Self {
+            changed: watch::Sender::new(state.clone()),
+            inner: Mutex::new(Inner {
+                barrier: Barrier::new(incarnation, max_pause),
+                state,
+                faults: VecDeque::new(),
+                reachable: true,
+                prompt: true,
+                running_since: None,
+            }),
+            started: clock.now(),
+            clock,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::try_from(self.clock.now().duration_since(self.started)).unwrap_or_default()
+    }
+
+    fn publish(&self, inner: &mut Inner) {
+        inner.state.capture = inner.barrier.part().cloned();
+        let mut shown = inner.state.clone();
+        shown.ran += self.running(inner);
+        self.changed.send_replace(shown);
+    }
+
+    fn running(&self, inner: &Inner) -> f64 {
+        inner.running_since.map_or(0.0, |since| self.clock.now().duration_since(since).as_secs_f64())
+    }
+
+    fn set_vm(&self, inner: &mut Inner, vm: VmState) {
+        inner.state.ran += self.running(inner);
+        inner.running_since = (vm == VmState::Running).then(|| self.clock.now());
+        inner.state.vm = vm;
+    }
+
+    fn resume(&self, inner: &mut Inner) {
+        inner.barrier.resumed(self.now());
+        self.set_vm(inner, VmState::Running);
+    }
+
+    /// Changes what the agent says of itself (lease, guest, notice, ...).
+    pub fn change(&self, change: impl FnOnce(&mut AgentState)) {
+        let mut inner = self.lock();
+        let before = inner.state.vm.clone();
+        change(&mut inner.state);
+        if inner.state.vm != before {
+            let vm = std::mem::replace(&mut inner.state.vm, before);
+            self.set_vm(&mut inner, vm);
+        }
+        self.publish(&mut inner);
+    }
+
+    /// The guest's command ends.
+    pub fn finish(&self, exit_code: i32) {
+        self.change(|state| {
+            state.guest.exit_code = Some(exit_code);
+            state.guest.outputs_kept = true;
+        });
+    }
+
+    /// The lease is lost: the VM is gone and nobody answers any more.
+    pub fn lose_lease(&self) {
+        self.change(|state| {
+            state.lease = LeaseState::Lost;
+            state.vm = VmState::Gone { reason: "the lease is lost".into(), cannot_load: false };
+        });
+        self.lock().reachable = false;
+    }
+
+    /// Cuts the agent off, or connects it again.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.lock().reachable = reachable;
+    }
+
+    /// Whether captures and uploads are done at once (the default), or when a test says so.
+    pub fn set_prompt(&self, prompt: bool) {
+        self.lock().prompt = prompt;
+    }
+
+    /// The next call of this kind meets this fault.
+    pub fn fail(&self, call: Call, fault: Fault) {
+        self.lock().faults.push_back((call, fault));
+    }
+
+    /// The memory of the running capture is on local disk.
+    pub fn captured(&self) {
+        let mut inner = self.lock();
+        let mut record = member_part(inner.state.member);
+        record.ran = inner.state.ran + self.running(&inner);
+        record.started = inner.state.guest.started;
+        inner.barrier.captured(self.now(), record, 1 << 20);
+        self.publish(&mut inner);
+    }
+
+    /// The running upload is done.
+    pub fn uploaded(&self) {
+        let mut inner = self.lock();
+        if let Some(upload) = &mut inner.state.upload {
+            let file = |kind| PartFile { kind, size: upload.total, stored: upload.total / 2, digest: "00".repeat(32) };
+            upload.files = vec![file(FileKind::Memory), file(FileKind::Disk), file(FileKind::Output)];
+            upload.sent = upload.total;
+            upload.done = true;
+        }
+        self.publish(&mut inner);
+    }
+
+    /// Lets limits pass that are due by the clock.
+    pub fn tick(&self) {
+        let mut inner = self.lock();
+        if inner.barrier.tick(self.now()) == Todo::Resume {
+            self.resume(&mut inner);
+        }
+        self.publish(&mut inner);
+    }
+
+    /// Runs one call: faults first, then limits that are due, then the effect.
+    fn call<T>(&self, call: Call, effect: impl FnOnce(&mut Inner) -> Result<T, AgentError>) -> Result<T, AgentError> {
+        self.tick();
+        let mut inner = self.lock();
+        if !inner.reachable {
+            return Err(AgentError::Unreachable("cut off".into()));
+        }
+        let fault = match inner.faults.front() {
+            Some((kind, _)) if *kind == call => inner.faults.pop_front().map(|(_, fault)| fault),
+            _ => None,
+        };
+        if let Some(Fault::Before(error)) = fault {
+            return Err(error);
+        }
+        let result = effect(&mut inner);
+        self.publish(&mut inner);
+        match fault {
+            Some(Fault::After(error)) => Err(error),
+            _ => result,
+        }
+    }
+}
+
+#[async_trait]
+impl NodeAgent for FakeAgent {
+    async fn state(&self) -> Result<AgentState, AgentError> {
+        self.call(Call::State, |inner| {
+            let mut shown = inner.state.clone();
+            shown.capture = inner.barrier.part().cloned();
+            shown.ran += self.running(inner);
+            Ok(shown)
+        })
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AgentState>, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        Ok(tokio_stream::wrappers::WatchStream::new(self.changed.subscribe()).boxed())
+    }
+
+    async fn go(&self, authority: Authority) -> Result<(), AgentError> {
+        self.call(Call::Go, |inner| {
+            inner.barrier.admit(authority)?;
+            match inner.state.vm {
+                VmState::Loaded => {
+                    self.set_vm(inner, VmState::Running);
+                    inner.state.guest.answers = true;
+                    inner.state.guest.started = true;
+                    Ok(())
+                }
+                VmState::Running | VmState::Stopped => Ok(()),
+                VmState::None | VmState::Fetching { .. } | VmState::Gone { .. } => {
+                    Err(AgentError::Refused("the VM is not loaded".into()))
+                }
+            }
+        })
+    }
+
+    async fn prepare(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.call(Call::Prepare, |inner| {
+            if inner.state.vm != VmState::Running {
+                return Err(AgentError::Refused("the guest does not run".into()));
+            }
+            inner.barrier.prepare(order).map(|_| ())
+        })
+    }
+
+    async fn stop(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.call(Call::Stop, |inner| {
+            if inner.barrier.stop(order)? == Todo::Work {
+                inner.barrier.stopped(self.now(), self.clock.now());
+                self.set_vm(inner, VmState::Stopped);
+            }
+            Ok(())
+        })
+    }
+
+    async fn cut(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        let prompt = self.call(Call::Cut, |inner| {
+            let todo = inner.barrier.cut(order)?;
+            if todo == Todo::Work {
+                inner.barrier.writing();
+                if order.resume {
+                    self.resume(inner);
+                }
+            }
+            Ok(inner.prompt && todo == Todo::Work)
+        });
+        // an effect whose reply was lost is an effect all the same
+        if prompt.is_err() && self.lock().prompt || prompt == Ok(true) {
+            self.captured();
+        }
+        prompt.map(|_| ())
+    }
+
+    async fn abandon(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.call(Call::Abandon, |inner| {
+            if inner.barrier.abandon(order, "given up by the coordinator")? == Todo::Resume {
+                self.resume(inner);
+            }
+            Ok(())
+        })
+    }
+
+    async fn stay_down(&self, order: &CaptureOrder, limit: Duration) -> Result<(), AgentError> {
+        self.call(Call::StayDown, |inner| inner.barrier.stay_down(order, limit, self.now()).map(|_| ()))
+    }
+
+    async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
+        let prompt = self.call(Call::Upload, |inner| {
+            let part = inner.barrier.part().filter(|part| part.generation == order.generation && part.record.is_some());
+            let Some(part) = part else {
+                return Err(AgentError::Refused("this generation was not captured here".into()));
+            };
+            let total = part.bytes;
+            if inner.state.upload.as_ref().is_none_or(|upload| upload.generation != order.generation) {
+                inner.state.upload =
+                    Some(UploadState { generation: order.generation, total, ..UploadState::default() });
+            }
+            Ok(inner.prompt)
+        })?;
+        if prompt {
+            self.uploaded();
+        }
+        Ok(())
+    }
+
+    async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {
+        self.call(Call::Leave, |inner| {
+            inner.barrier.admit(authority)?;
+            inner.state.leaving = Some(code);
+            self.set_vm(inner, VmState::Gone { reason: "left".into(), cannot_load: false });
+            Ok(())
+        })
+    }
+}
+
+/// All agents of a simulated world; those that are not in it do not answer.
+#[derive(Clone, Default)]
+pub struct FakeAgents {
+    all: Arc<Mutex<BTreeMap<(JobUid, MemberIndex, Incarnation), Arc<FakeAgent>>>>,
+}
+
+impl FakeAgents {
+    /// Adds an agent.
+    pub fn add(&self, agent: FakeAgent) -> Arc<FakeAgent> {
+        let agent = Arc::new(agent);
+        let key = {
+            let inner = agent.lock();
+            (inner.state.job.clone(), inner.state.member, inner.state.incarnation)
+        };
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).insert(key, agent.clone());
+        agent
+    }
+
+    /// The agent of a member of an incarnation.
+    pub fn get(&self, job: &JobUid, member: MemberIndex, incarnation: Incarnation) -> Option<Arc<FakeAgent>> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&(job.clone(), member, incarnation)).cloned()
+    }
+}
+
+impl Agents for FakeAgents {
+    fn agent(&self, address: &AgentAddress) -> Arc<dyn NodeAgent> {
+        match self.get(&address.job, address.member, address.incarnation) {
+            Some(agent) => agent,
+            None => {
+                let nobody = FakeAgent::loaded(
+                    address.job.clone(),
+                    address.member,
+                    address.incarnation,
+                    Duration::ZERO,
+                    Clock::system(),
+                );
+                nobody.set_reachable(false);
+                Arc::new(nobody)
+            }
+        }
+    }
+}
