@@ -1,9 +1,13 @@
 //! vmdeploy runs long jobs on capacity that can be taken away.
 
 pub mod api;
+pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod driver;
+pub mod health;
+pub mod metrics;
 pub mod names;
 pub mod store;
+pub mod telemetry;
 pub mod tls;

@@ -1,3 +1,26 @@
 //! The one binary: `vmdeploy <subcommand>`.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use vmdeploy::telemetry::{self, LogFormat};
+
+/// Runs long jobs on capacity that can be taken away.
+#[derive(Parser)]
+#[command(name = "vmdeploy", version)]
+struct Cli {
+    /// How log lines look.
+    #[arg(long, global = true, env = "VMDEPLOY_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One line per subcommand; each module has `Args` and `run`.
+#[derive(Subcommand)]
+enum Command {}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    telemetry::start(cli.log_format);
+    vmdeploy::tls::install_provider();
+    match cli.command {}
+}
