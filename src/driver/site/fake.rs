@@ -1,1 +1,0 @@
-//! A site in memory, for simulated time. Filled in with the OAR driver's contract suite.
