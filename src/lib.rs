@@ -3,6 +3,7 @@
 pub mod api;
 pub mod backoff;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod driver;
 pub mod health;
@@ -11,3 +12,4 @@ pub mod names;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod yaml;

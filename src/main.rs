@@ -1,7 +1,10 @@
 //! The one binary: `vmdeploy <subcommand>`.
 
 use clap::{Parser, Subcommand};
-use vmdeploy::telemetry::{self, LogFormat};
+use vmdeploy::{
+    commands,
+    telemetry::{self, LogFormat},
+};
 
 /// Runs long jobs on capacity that can be taken away.
 #[derive(Parser)]
@@ -16,11 +19,16 @@ struct Cli {
 
 /// One line per subcommand; each module has `Args` and `run`.
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Writes the CustomResourceDefinitions.
+    Crds(commands::crds::Args),
+}
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     telemetry::start(cli.log_format);
     vmdeploy::tls::install_provider();
-    match cli.command {}
+    match cli.command {
+        Command::Crds(args) => commands::crds::run(&args),
+    }
 }

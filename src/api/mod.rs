@@ -7,6 +7,7 @@
 #![expect(unreachable_pub, reason = "the schema derive makes public types in private places")]
 
 pub mod conditions;
+pub mod crds;
 pub mod image;
 pub mod job;
 pub mod job_status;
