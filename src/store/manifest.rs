@@ -1,6 +1,6 @@
 //! The manifest of a generation: the truth about what can be restored.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,12 @@ use crate::{
 
 /// Version of the format.
 pub const VERSION: u32 = 1;
+/// Largest manifest that is read, in bytes.
+pub const MAX_BYTES: usize = 4 << 20;
+/// Most members a job has.
+pub const MAX_MEMBERS: usize = 4096;
+/// Largest file of a part, in bytes.
+pub const MAX_FILE: u64 = 1 << 42;
 
 /// One generation of a job. Published last and atomically; never changed afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,3 +120,132 @@ pub struct MachineRecord {
     /// Memory in bytes.
     pub memory: u64,
 }
+
+/// What is wrong with a manifest.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ManifestError {
+    /// Larger than [`MAX_BYTES`].
+    #[error("a manifest of {0} bytes is too large")]
+    TooLarge(usize),
+    /// Not a manifest at all.
+    #[error("not a manifest: {0}")]
+    Syntax(String),
+    /// Written by a version this one does not know.
+    #[error("manifest version {0} is not known here")]
+    Version(u32),
+    /// A field is out of range or does not go with the others.
+    #[error("the manifest is wrong: {0}")]
+    Content(String),
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(ManifestError::TooLarge(bytes.len()));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| ManifestError::Syntax(e.to_string()))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Checks that a restore could work from it: every member is there once, with memory and disk.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let wrong = |what: String| Err(ManifestError::Content(what));
+        if self.version != VERSION {
+            return Err(ManifestError::Version(self.version));
+        }
+        if !is_uid(&self.job) {
+            return wrong("the job's uid is none".into());
+        }
+        if self.nonce.is_empty() || self.nonce.len() > 128 {
+            return wrong("the nonce is missing or too long".into());
+        }
+        if self.parent.is_some_and(|parent| parent >= self.generation) {
+            return wrong("its parent is not older".into());
+        }
+        if self.members.is_empty() || self.members.len() > MAX_MEMBERS {
+            return wrong(format!("{} members", self.members.len()));
+        }
+        for (position, part) in self.members.iter().enumerate() {
+            if part.index as usize != position {
+                return wrong(format!("member {position} is missing or out of order"));
+            }
+            part.check()?;
+        }
+        Ok(())
+    }
+
+    /// The file of a member with this digest, if the manifest names it.
+    pub fn file(&self, member: MemberIndex, kind: FileKind, digest: &str) -> Option<&PartFile> {
+        let part = self.members.get(usize::try_from(member).ok()?)?;
+        part.files.iter().find(|f| f.kind == kind && f.digest == digest)
+    }
+
+    /// Bytes it takes in the repository.
+    pub fn stored(&self) -> u64 {
+        self.members.iter().flat_map(|m| &m.files).fold(0, |sum, f| sum.saturating_add(f.stored))
+    }
+}
+
+impl MemberPart {
+    /// Checks that the part can be restored from: memory and disk are named, each file once.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let wrong = |what: &str| Err(ManifestError::Content(format!("member {}: {what}", self.index)));
+        let kinds: BTreeSet<FileKind> = self.files.iter().map(|f| f.kind).collect();
+        if kinds.len() != self.files.len() {
+            return wrong("a file is named twice");
+        }
+        if !kinds.contains(&FileKind::Memory) || !kinds.contains(&FileKind::Disk) {
+            return wrong("memory or disk is missing");
+        }
+        if !self.ran.is_finite() || self.ran < 0.0 {
+            return wrong("impossible running time");
+        }
+        if self.files.iter().any(|f| f.check().is_err()) {
+            return wrong("a file has an impossible size or digest");
+        }
+        Ok(())
+    }
+}
+
+impl PartFile {
+    /// Checks sizes and the form of the digest.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        if self.size > MAX_FILE || self.stored > MAX_FILE || !is_digest(&self.digest) {
+            return Err(ManifestError::Content(format!("{}: impossible size or digest", self.kind)));
+        }
+        Ok(())
+    }
+}
+
+impl std::str::FromStr for FileKind {
+    type Err = ManifestError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "memory" => Ok(Self::Memory),
+            "disk" => Ok(Self::Disk),
+            "output" => Ok(Self::Output),
+            _ => Err(ManifestError::Content("no such kind of file".into())),
+        }
+    }
+}
+
+/// Whether a text is a digest as this format writes it: 64 lower-case hexadecimal digits.
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// Whether a uid can be the name of a directory: letters, digits and inner hyphens.
+pub fn is_uid(job: &JobUid) -> bool {
+    let name = &job.0;
+    !name.is_empty()
+        && name.len() <= 64
+        && !name.starts_with('-')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+#[cfg(test)]
+#[path = "manifest_tests.rs"]
+pub(crate) mod tests;

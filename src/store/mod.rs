@@ -1,4 +1,7 @@
-//! Pure formats of what is stored: no file is opened here.
+//! Pure formats and rules of what is stored: no file is opened here.
 
+pub mod admission;
+pub mod layout;
 pub mod manifest;
+pub mod retention;
 pub mod ticket;

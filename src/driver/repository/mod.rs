@@ -1,5 +1,7 @@
 //! The repository: the durable store of images and generations, outside every reservation.
 
+pub mod fake;
+
 use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
@@ -12,7 +14,7 @@ use super::{DriverError, Retry};
 use crate::{
     api::Reason,
     names::{Generation, Incarnation, JobUid, MemberIndex},
-    store::manifest::{FileKind, Manifest, PartFile},
+    store::manifest::{FileKind, Manifest, MemberPart, PartFile},
 };
 
 /// A complete generation.
@@ -33,6 +35,19 @@ pub struct GenerationSummary {
     pub members: u32,
 }
 
+impl From<&Manifest> for GenerationSummary {
+    fn from(manifest: &Manifest) -> Self {
+        Self {
+            generation: manifest.generation,
+            incarnation: manifest.incarnation,
+            parent: manifest.parent,
+            taken_at: manifest.taken_at,
+            stored: manifest.stored(),
+            members: u32::try_from(manifest.members.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
 /// What the repository knows of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -43,6 +58,18 @@ pub struct JobContent {
     pub highest: Generation,
     /// Lowest incarnation that may still publish.
     pub fence: Incarnation,
+}
+
+/// A member's part whose bytes are all in the repository, published or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptPart {
+    /// The incarnation it was captured in.
+    pub incarnation: Incarnation,
+    /// The barrier's nonce.
+    pub nonce: String,
+    /// What the manifest will say of it.
+    pub part: MemberPart,
 }
 
 /// A file of a job's result.
@@ -126,6 +153,18 @@ pub trait Repository: Send + Sync {
 
     /// Size in bytes of an image (`sha256:...`), if it is there.
     async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError>;
+}
+
+/// Which members of a generation are safe before it is complete: asked by kget, so that it goes on
+/// where its predecessor stopped and needs no agent for what has arrived (safety B15).
+#[async_trait]
+pub trait PartLedger: Send + Sync {
+    /// Notes that all bytes of a member's part have arrived. Refused unless the repository has every
+    /// file it names; repeating it with the same content is no error.
+    async fn keep_part(&self, job: &JobUid, generation: Generation, part: &KeptPart) -> Result<(), RepositoryError>;
+
+    /// The parts noted for a generation, by member; empty for an unknown one.
+    async fn kept_parts(&self, job: &JobUid, generation: Generation) -> Result<Vec<KeptPart>, RepositoryError>;
 }
 
 /// What agents and importers ask of the repository: bytes.

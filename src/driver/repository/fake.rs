@@ -1,0 +1,393 @@
+//! A repository in memory, for simulated time. Runs the contract suite of the real one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest, Sha256};
+
+use super::{
+    ByteStore, ByteStream, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository,
+    RepositoryError,
+};
+use crate::{
+    names::{Generation, Incarnation, JobUid, MemberIndex},
+    store::{
+        admission::{JobRecord, Publish, no_such_uid, part_is_void},
+        layout,
+        manifest::{FileKind, Manifest, PartFile, is_uid},
+    },
+};
+
+/// What is wrong with the repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing.
+    #[default]
+    None,
+    /// It does not answer.
+    Unreachable,
+    /// It has no room for anything new.
+    Full,
+}
+
+/// A repository in memory. Clones share their content.
+#[derive(Clone, Debug, Default)]
+pub struct FakeRepository(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    trouble: Trouble,
+    /// Nothing is checked against files received: agents that have no real files announce theirs.
+    trusting: bool,
+    jobs: BTreeMap<JobUid, Job>,
+    images: BTreeMap<String, Bytes>,
+    image_sizes: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Job {
+    record: JobRecord,
+    manifests: BTreeMap<Generation, Manifest>,
+    kept: BTreeMap<(Generation, MemberIndex), KeptPart>,
+    files: BTreeMap<(Generation, MemberIndex), Vec<File>>,
+    outputs: BTreeMap<(MemberIndex, String), Bytes>,
+}
+
+#[derive(Clone, Debug)]
+struct File {
+    incarnation: Incarnation,
+    file: PartFile,
+    content: Bytes,
+}
+
+impl FakeRepository {
+    /// An empty one that knows only what it was sent.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty one that believes in the files a manifest names, for worlds without real files.
+    pub fn trusting() -> Self {
+        let fake = Self::default();
+        fake.lock().trusting = true;
+        fake
+    }
+
+    /// Sets what is wrong with it from now on.
+    pub fn set_trouble(&self, trouble: Trouble) {
+        self.lock().trouble = trouble;
+    }
+
+    /// Makes an image of this digest and size appear.
+    pub fn add_image(&self, digest: &str, size: u64) {
+        self.lock().image_sizes.insert(digest.into(), size);
+    }
+
+    /// Makes a file of a part appear, as if an agent of `incarnation` had sent it.
+    pub fn add_part(
+        &self,
+        job: &JobUid,
+        generation: Generation,
+        incarnation: Incarnation,
+        member: MemberIndex,
+        file: PartFile,
+        content: Bytes,
+    ) -> Result<(), RepositoryError> {
+        let mut inner = self.working()?;
+        inner.has_room()?;
+        let job = inner.job(job)?;
+        job.record = job.record.with_part(generation, incarnation).map_err(RepositoryError::Refused)?;
+        let files = job.files.entry((generation, member)).or_default();
+        files.retain(|f| f.file != file);
+        files.push(File { incarnation, file, content });
+        Ok(())
+    }
+
+    /// Spoils what was stored of a member's part, as a bad disk would.
+    pub fn damage(&self, job: &JobUid, generation: Generation, member: MemberIndex) {
+        let mut inner = self.lock();
+        let files = inner.jobs.get_mut(job).and_then(|j| j.files.get_mut(&(generation, member)));
+        for file in files.into_iter().flatten() {
+            file.content = Bytes::from_static(b"spoilt");
+        }
+    }
+
+    /// Numbers of the complete generations of a job.
+    pub fn complete(&self, job: &JobUid) -> BTreeSet<Generation> {
+        self.lock().jobs.get(job).into_iter().flat_map(|j| j.manifests.keys().copied()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn working(&self) -> Result<MutexGuard<'_, Inner>, RepositoryError> {
+        let inner = self.lock();
+        if inner.trouble == Trouble::Unreachable {
+            return Err(RepositoryError::Unreachable("switched off".into()));
+        }
+        Ok(inner)
+    }
+}
+
+impl Inner {
+    fn has_room(&self) -> Result<(), RepositoryError> {
+        if self.trouble == Trouble::Full {
+            return Err(RepositoryError::Full("switched to full".into()));
+        }
+        Ok(())
+    }
+
+    fn job(&mut self, job: &JobUid) -> Result<&mut Job, RepositoryError> {
+        if !is_uid(job) {
+            return Err(RepositoryError::Refused(no_such_uid(job)));
+        }
+        Ok(self.jobs.entry(job.clone()).or_default())
+    }
+}
+
+impl Job {
+    fn check(&self, generation: Generation, member: MemberIndex, file: &PartFile) -> Result<(), RepositoryError> {
+        let found = self.files.get(&(generation, member)).and_then(|all| all.iter().find(|f| f.file == *file));
+        let what = || format!("{} of member {member} in generation {generation}", file.kind);
+        let found = found.ok_or_else(|| RepositoryError::NotFound(what()))?;
+        if !found.content.is_empty() && blake3::hash(&found.content).to_hex().as_str() != file.digest {
+            return Err(RepositoryError::Damaged(what()));
+        }
+        Ok(())
+    }
+}
+
+fn refused(why: impl std::fmt::Display) -> RepositoryError {
+    RepositoryError::Refused(why.to_string())
+}
+
+#[async_trait]
+impl Repository for FakeRepository {
+    async fn content(&self, job: &JobUid) -> Result<JobContent, RepositoryError> {
+        let inner = self.working()?;
+        let Some(job) = inner.jobs.get(job).filter(|j| j.record.removed.is_none()) else {
+            return Ok(JobContent::default());
+        };
+        Ok(JobContent {
+            generations: job.manifests.values().map(GenerationSummary::from).collect(),
+            highest: job.record.highest,
+            fence: job.record.fence,
+        })
+    }
+
+    async fn manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {
+        let inner = self.working()?;
+        let found = inner.jobs.get(job).and_then(|j| j.manifests.get(&generation));
+        found.cloned().ok_or_else(|| RepositoryError::NotFound(format!("generation {generation}")))
+    }
+
+    async fn fence(&self, job: &JobUid, incarnation: Incarnation) -> Result<(), RepositoryError> {
+        let mut inner = self.working()?;
+        let job = inner.job(job)?;
+        job.record = job.record.fenced(incarnation).map_err(refused)?;
+        let Job { record, kept, files, manifests, .. } = job;
+        kept.retain(|(number, _), part| manifests.contains_key(number) || !part_is_void(record, part.incarnation));
+        for ((number, _), files) in files.iter_mut() {
+            files.retain(|f| manifests.contains_key(number) || !part_is_void(record, f.incarnation));
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError> {
+        manifest.check().map_err(refused)?;
+        let mut inner = self.working()?;
+        let room = inner.has_room();
+        let trusting = inner.trusting;
+        let job = inner.job(&manifest.job)?;
+        match job.record.publish(manifest, job.manifests.get(&manifest.generation)) {
+            Publish::Already => return Ok(manifest.into()),
+            Publish::Refuse(why) => return Err(RepositoryError::Refused(why)),
+            Publish::Write => room?,
+        }
+        if !trusting {
+            for part in &manifest.members {
+                for file in &part.files {
+                    job.check(manifest.generation, part.index, file)?;
+                }
+            }
+        }
+        job.record = job.record.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
+        job.manifests.insert(manifest.generation, manifest.clone());
+        Ok(manifest.into())
+    }
+
+    async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
+        let mut inner = self.working()?;
+        let job = inner.job(job)?;
+        job.manifests.remove(&generation);
+        job.kept.retain(|(number, _), _| *number != generation);
+        job.files.retain(|(number, _), _| *number != generation);
+        Ok(())
+    }
+
+    async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
+        let mut inner = self.working()?;
+        let job = inner.job(job)?;
+        let removed = Some(jiff::Timestamp::UNIX_EPOCH);
+        *job = Job { record: JobRecord { removed, ..job.record.clone() }, ..Job::default() };
+        Ok(())
+    }
+
+    async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError> {
+        let inner = self.working()?;
+        let kept = inner.jobs.get(job).into_iter().flat_map(|j| &j.outputs);
+        Ok(kept
+            .map(|((member, path), body)| OutputSummary {
+                member: *member,
+                path: path.clone(),
+                size: body.len() as u64,
+            })
+            .collect())
+    }
+
+    async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError> {
+        layout::image(digest).map_err(refused)?;
+        let inner = self.working()?;
+        let real = inner.images.get(digest).map(|b| b.len() as u64);
+        Ok(real.or_else(|| inner.image_sizes.get(digest).copied()))
+    }
+}
+
+#[async_trait]
+impl PartLedger for FakeRepository {
+    async fn keep_part(&self, job: &JobUid, generation: Generation, kept: &KeptPart) -> Result<(), RepositoryError> {
+        kept.part.check().map_err(refused)?;
+        let mut inner = self.working()?;
+        inner.has_room()?;
+        let trusting = inner.trusting;
+        let job = inner.job(job)?;
+        job.record = job.record.with_part(generation, kept.incarnation).map_err(refused)?;
+        for file in kept.part.files.iter().filter(|_| !trusting) {
+            job.check(generation, kept.part.index, file)?;
+        }
+        job.kept.insert((generation, kept.part.index), kept.clone());
+        Ok(())
+    }
+
+    async fn kept_parts(&self, job: &JobUid, generation: Generation) -> Result<Vec<KeptPart>, RepositoryError> {
+        let inner = self.working()?;
+        let kept = inner.jobs.get(job).into_iter().flat_map(|j| &j.kept);
+        Ok(kept.filter(|((number, _), _)| *number == generation).map(|(_, part)| part.clone()).collect())
+    }
+}
+
+/// A ticket of the double: the incarnation, in decimal digits.
+fn incarnation_of(ticket: &str) -> Result<Incarnation, RepositoryError> {
+    ticket.parse().map_err(|_| refused("not a ticket"))
+}
+
+async fn read(path: &Path) -> Result<Bytes, RepositoryError> {
+    tokio::fs::read(path).await.map(Bytes::from).map_err(|e| refused(format!("{}: {e}", path.display())))
+}
+
+async fn write(path: &Path, content: &[u8]) -> Result<(), RepositoryError> {
+    tokio::fs::write(path, content).await.map_err(|e| refused(format!("{}: {e}", path.display())))
+}
+
+#[async_trait]
+impl ByteStore for FakeRepository {
+    async fn put_part(
+        &self,
+        ticket: &str,
+        job: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        kind: FileKind,
+        file: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<PartFile, RepositoryError> {
+        let content = read(file).await?;
+        let digest = blake3::hash(&content).to_hex().to_string();
+        let size = content.len() as u64;
+        let part = PartFile { kind, size, stored: size, digest };
+        self.add_part(job, generation, incarnation_of(ticket)?, member, part.clone(), content)?;
+        progress(size);
+        Ok(part)
+    }
+
+    async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {
+        self.manifest(job, generation).await
+    }
+
+    async fn get_part(
+        &self,
+        job: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        file: &PartFile,
+        to: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepositoryError> {
+        let content = {
+            let inner = self.working()?;
+            let absent = || RepositoryError::NotFound(format!("{} of generation {generation}", file.kind));
+            let job = inner.jobs.get(job).filter(|j| j.manifests.contains_key(&generation)).ok_or_else(absent)?;
+            job.check(generation, member, file)?;
+            let files = job.files.get(&(generation, member)).ok_or_else(absent)?;
+            files.iter().find(|f| f.file == *file).ok_or_else(absent)?.content.clone()
+        };
+        write(to, &content).await?;
+        progress(content.len() as u64);
+        Ok(())
+    }
+
+    async fn put_output(
+        &self,
+        job: &JobUid,
+        member: MemberIndex,
+        path: &str,
+        body: ByteStream,
+    ) -> Result<(), RepositoryError> {
+        layout::output_name(member, path).map_err(refused)?;
+        let chunks: Vec<Bytes> = body.try_collect().await.map_err(|e| RepositoryError::Unreachable(e.to_string()))?;
+        let mut inner = self.working()?;
+        inner.has_room()?;
+        inner.job(job)?.outputs.insert((member, path.into()), chunks.concat().into());
+        Ok(())
+    }
+
+    async fn get_output(&self, job: &JobUid, member: MemberIndex, path: &str) -> Result<ByteStream, RepositoryError> {
+        let inner = self.working()?;
+        let body = inner.jobs.get(job).and_then(|j| j.outputs.get(&(member, path.to_owned())));
+        let body = body.cloned().ok_or_else(|| RepositoryError::NotFound(path.into()))?;
+        Ok(futures::stream::iter([Ok(body)]).boxed())
+    }
+
+    async fn put_image(&self, digest: &str, file: &Path) -> Result<(), RepositoryError> {
+        layout::image(digest).map_err(refused)?;
+        let content = read(file).await?;
+        let hex: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+        if digest != format!("sha256:{hex}") {
+            return Err(RepositoryError::Damaged(format!("the file is sha256:{hex}")));
+        }
+        let mut inner = self.working()?;
+        inner.has_room()?;
+        inner.images.insert(digest.into(), content);
+        Ok(())
+    }
+
+    async fn get_image(
+        &self,
+        digest: &str,
+        to: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepositoryError> {
+        let content = self.working()?.images.get(digest).cloned();
+        let content = content.ok_or_else(|| RepositoryError::NotFound(digest.into()))?;
+        write(to, &content).await?;
+        progress(content.len() as u64);
+        Ok(())
+    }
+}

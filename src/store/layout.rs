@@ -1,0 +1,204 @@
+//! Names in the directory store. Pure; every name that comes from outside is checked here, so that no
+//! path can leave the root.
+//!
+//! ```text
+//! lock                                   held by the serving process
+//! staging/<number>                       being received; worthless after a crash
+//! trash/<number>                         being removed
+//! images/<sha256>
+//! jobs/<uid>/record.json                 fence, highest number
+//! jobs/<uid>/generations/<n>/manifest.json
+//! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.<kind>.<size>.<blake3>
+//! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.part.json
+//! jobs/<uid>/outputs/m<member>.<base64url of the path>
+//! ```
+
+use std::path::PathBuf;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use super::{
+    admission::no_such_uid,
+    manifest::{FileKind, PartFile, is_digest, is_uid},
+};
+use crate::names::{Generation, Incarnation, JobUid, MemberIndex};
+
+/// Name of the lock file.
+pub const LOCK: &str = "lock";
+/// Directory of files being received.
+pub const STAGING: &str = "staging";
+/// Directory of what is being removed.
+pub const TRASH: &str = "trash";
+/// Directory of the images.
+pub const IMAGES: &str = "images";
+/// Directory of the jobs.
+pub const JOBS: &str = "jobs";
+/// Name of a generation's manifest.
+pub const MANIFEST: &str = "manifest.json";
+/// Longest path in a guest that an output is kept under: its coded form must be a file name.
+pub const MAX_OUTPUT_PATH: usize = 180;
+
+/// A name that cannot be used.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct BadName(pub String);
+
+/// Directory of a job.
+pub fn job(job: &JobUid) -> Result<PathBuf, BadName> {
+    if is_uid(job) { Ok(PathBuf::from(JOBS).join(&job.0)) } else { Err(BadName(no_such_uid(job))) }
+}
+
+/// Where the record of a job is.
+pub fn record(uid: &JobUid) -> Result<PathBuf, BadName> {
+    Ok(job(uid)?.join("record.json"))
+}
+
+/// Directory of the generations of a job.
+pub fn generations(uid: &JobUid) -> Result<PathBuf, BadName> {
+    Ok(job(uid)?.join("generations"))
+}
+
+/// Directory of one generation.
+pub fn generation(uid: &JobUid, number: Generation) -> Result<PathBuf, BadName> {
+    Ok(generations(uid)?.join(number.to_string()))
+}
+
+/// Directory of the outputs of a job.
+pub fn outputs(uid: &JobUid) -> Result<PathBuf, BadName> {
+    Ok(job(uid)?.join("outputs"))
+}
+
+/// Path of an image by its digest, `sha256:<hex>`.
+pub fn image(digest: &str) -> Result<PathBuf, BadName> {
+    match digest.strip_prefix("sha256:") {
+        Some(hex) if is_digest(hex) => Ok(PathBuf::from(IMAGES).join(hex)),
+        _ => Err(BadName("an image is named sha256: and 64 hexadecimal digits".into())),
+    }
+}
+
+/// A file of a generation that is not its manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartName {
+    /// Bytes of a part.
+    File {
+        /// The incarnation it was captured in.
+        incarnation: Incarnation,
+        /// The member.
+        member: MemberIndex,
+        /// What it is.
+        kind: FileKind,
+        /// Size on the node.
+        size: u64,
+        /// BLAKE3 of the stored bytes.
+        digest: String,
+    },
+    /// What the manifest will say of a part whose bytes are all here.
+    Record {
+        /// The incarnation it was captured in.
+        incarnation: Incarnation,
+        /// The member.
+        member: MemberIndex,
+    },
+}
+
+impl PartName {
+    /// The name of a file of a part.
+    pub fn of_file(incarnation: Incarnation, member: MemberIndex, file: &PartFile) -> Self {
+        Self::File { incarnation, member, kind: file.kind, size: file.size, digest: file.digest.clone() }
+    }
+
+    /// The incarnation it belongs to.
+    pub fn incarnation(&self) -> Incarnation {
+        match self {
+            Self::File { incarnation, .. } | Self::Record { incarnation, .. } => *incarnation,
+        }
+    }
+
+    /// Reads a name in a generation's directory.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut words = name.split('.');
+        let incarnation = words.next()?.strip_prefix('i')?.parse().ok()?;
+        let member = words.next()?.strip_prefix('m')?.parse().ok()?;
+        let rest: Vec<&str> = words.collect();
+        match rest.as_slice() {
+            ["part", "json"] => Some(Self::Record { incarnation, member }),
+            [kind, size, digest] if is_digest(digest) => Some(Self::File {
+                incarnation,
+                member,
+                kind: kind.parse().ok()?,
+                size: size.parse().ok()?,
+                digest: (*digest).to_owned(),
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for PartName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File { incarnation, member, kind, size, digest } => {
+                write!(f, "i{incarnation}.m{member}.{kind}.{size}.{digest}")
+            }
+            Self::Record { incarnation, member } => write!(f, "i{incarnation}.m{member}.part.json"),
+        }
+    }
+}
+
+/// File name of an output.
+pub fn output_name(member: MemberIndex, path: &str) -> Result<String, BadName> {
+    if path.is_empty() || path.len() > MAX_OUTPUT_PATH {
+        return Err(BadName(format!("an output's path has 1 to {MAX_OUTPUT_PATH} bytes")));
+    }
+    Ok(format!("m{member}.{}", URL_SAFE_NO_PAD.encode(path)))
+}
+
+/// Member and path of an output's file name.
+pub fn parse_output_name(name: &str) -> Option<(MemberIndex, String)> {
+    let (member, path) = name.split_once('.')?;
+    let path = URL_SAFE_NO_PAD.decode(path).ok().and_then(|p| String::from_utf8(p).ok())?;
+    Some((member.strip_prefix('m')?.parse().ok()?, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Component;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_survive_writing_and_reading() {
+        let file = PartName::File {
+            incarnation: 3,
+            member: 12,
+            kind: FileKind::Memory,
+            size: 268_435_456,
+            digest: "ab".repeat(32),
+        };
+        for name in [file, PartName::Record { incarnation: 3, member: 0 }] {
+            assert_eq!(PartName::parse(&name.to_string()), Some(name));
+        }
+        let name = output_name(1, "/data/out.txt").unwrap();
+        assert_eq!(parse_output_name(&name), Some((1, "/data/out.txt".into())));
+        assert_eq!(PartName::parse(MANIFEST), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_leaves_the_root(text in "\\PC{0,80}", dots in "[./\\\\a]{0,12}") {
+            for text in [text, dots] {
+                let uid = JobUid(text.clone());
+                let built = [job(&uid), image(&text), output_name(0, &text).map(PathBuf::from)];
+                for path in built.into_iter().flatten() {
+                    prop_assert!(path.components().all(|c| matches!(c, Component::Normal(_))));
+                    prop_assert!(path.components().count() <= 2);
+                }
+                if let Some(name) = PartName::parse(&text) {
+                    prop_assert!(!name.to_string().contains('/'));
+                }
+            }
+        }
+    }
+}
