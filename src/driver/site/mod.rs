@@ -1,6 +1,7 @@
 //! A site: where slots come from.
 
 pub mod fake;
+pub mod poller;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -130,6 +131,17 @@ pub struct SlotFacts {
     pub notice: Option<Notice>,
 }
 
+/// What a list tells of a slot: enough to see that something has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Glance {
+    /// Its name.
+    pub name: String,
+    /// The site's own word for its state.
+    pub state: String,
+    /// Whether it has nodes, so that a notice may come without a change of state.
+    pub running: bool,
+}
+
 /// Why a site did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SiteError {
@@ -184,10 +196,14 @@ pub trait Site: Send + Sync {
     /// Asks for slots. The outcome of an error other than a refusal is not known.
     async fn submit(&self, request: &SlotRequest) -> Result<SlotId, SiteError>;
 
-    /// All unfinished slots whose names begin with `prefix`, all pages of them.
-    async fn look_up(&self, prefix: &str) -> Result<Vec<SlotFacts>, SiteError>;
+    /// All unfinished slots of this account whose names begin with `prefix`, all pages of them; with
+    /// `since`, also those that ended after that time.
+    async fn look_up(&self, prefix: &str, since: Option<Timestamp>) -> Result<BTreeMap<SlotId, Glance>, SiteError>;
 
-    /// The state of slots, finished ones too. An id the site does not know is missing from the map.
+    /// What a list tells of slots, finished ones too: cheap. An id the site does not know is missing.
+    async fn glance(&self, ids: &[SlotId]) -> Result<BTreeMap<SlotId, Glance>, SiteError>;
+
+    /// Everything about slots, finished ones too. An id the site does not know is missing.
     async fn status(&self, ids: &[SlotId]) -> Result<BTreeMap<SlotId, SlotFacts>, SiteError>;
 
     /// Gives a slot back. Repeated until its state is final; a slot that is over is no error.

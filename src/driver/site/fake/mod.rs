@@ -14,9 +14,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use self::queue::Queue;
-use super::{Capabilities, End, Site, SiteError, SlotFacts, SlotPhase, SlotRequest};
+use super::{Capabilities, End, Glance, Site, SiteError, SlotFacts, SlotPhase, SlotRequest};
 use crate::{
     clock::Clock,
     driver::agent::LeaveCode,
@@ -44,7 +45,9 @@ pub struct Calls {
     pub submit: u64,
     /// Look-ups by name.
     pub look_up: u64,
-    /// Reads by id.
+    /// Reads of a list by ids.
+    pub glance: u64,
+    /// Reads of everything by ids.
     pub status: u64,
     /// Deletions.
     pub release: u64,
@@ -152,6 +155,17 @@ impl FakeSite {
     }
 }
 
+fn glance(slot: SlotFacts) -> (SlotId, Glance) {
+    let state = match slot.phase {
+        SlotPhase::Waiting { .. } => "Waiting",
+        SlotPhase::Running => "Running",
+        SlotPhase::Ending => "Finishing",
+        SlotPhase::Ended(_) | SlotPhase::Unknown(_) => "Terminated",
+    };
+    let running = matches!(slot.phase, SlotPhase::Running | SlotPhase::Ending);
+    (slot.id, Glance { name: slot.name, state: state.into(), running })
+}
+
 fn no_answer() -> SiteError {
     SiteError::Unreachable("no answer".into())
 }
@@ -179,14 +193,24 @@ impl Site for FakeSite {
         if state.outage == Outage::RepliesLost { Err(no_answer()) } else { Ok(id) }
     }
 
-    async fn look_up(&self, prefix: &str) -> Result<Vec<SlotFacts>, SiteError> {
+    async fn look_up(&self, prefix: &str, since: Option<Timestamp>) -> Result<BTreeMap<SlotId, Glance>, SiteError> {
         let mut state = self.state();
         state.calls.look_up += 1;
         if state.outage == Outage::All {
             return Err(no_answer());
         }
-        let unfinished = |s: &SlotFacts| !matches!(s.phase, SlotPhase::Ended(_)) && s.name.starts_with(prefix);
-        Ok(state.queue.facts().into_iter().filter(unfinished).collect())
+        let wanted =
+            |s: &SlotFacts| s.name.starts_with(prefix) && (since.is_some() || !matches!(s.phase, SlotPhase::Ended(_)));
+        Ok(state.queue.facts().into_iter().filter(wanted).map(glance).collect())
+    }
+
+    async fn glance(&self, ids: &[SlotId]) -> Result<BTreeMap<SlotId, Glance>, SiteError> {
+        let mut state = self.state();
+        state.calls.glance += 1;
+        if state.outage == Outage::All {
+            return Err(no_answer());
+        }
+        Ok(state.queue.facts().into_iter().filter(|s| ids.contains(&s.id)).map(glance).collect())
     }
 
     async fn status(&self, ids: &[SlotId]) -> Result<BTreeMap<SlotId, SlotFacts>, SiteError> {

@@ -1,4 +1,4 @@
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
 use super::*;
 use crate::driver::site::NoticeKind;
@@ -105,12 +105,13 @@ async fn a_lost_reply_leaves_a_slot_that_is_found_by_name() {
     let (_, site) = site();
     site.set_outage(Outage::RepliesLost);
     assert!(matches!(site.submit(&request(1, 0)).await, Err(SiteError::Unreachable(_))));
-    let found = site.look_up("vmdeploy-3f2b8a10-").await.unwrap();
+    let found = site.look_up("vmdeploy-3f2b8a10-", None).await.unwrap();
     assert_eq!(found.len(), 1);
+    let id = found.into_keys().next().unwrap();
     site.set_outage(Outage::All);
-    assert!(site.look_up("vmdeploy-3f2b8a10-").await.is_err());
-    assert!(site.status(&[found[0].id.clone()]).await.is_err());
+    assert!(site.look_up("vmdeploy-3f2b8a10-", None).await.is_err());
+    assert!(site.status(std::slice::from_ref(&id)).await.is_err());
     site.set_outage(Outage::None);
-    site.duplicate(&found[0].id).unwrap();
-    assert_eq!(site.look_up("vmdeploy-3f2b8a10-").await.unwrap().len(), 2);
+    site.duplicate(&id).unwrap();
+    assert_eq!(site.look_up("vmdeploy-3f2b8a10-", None).await.unwrap().len(), 2);
 }
