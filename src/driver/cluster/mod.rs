@@ -3,6 +3,11 @@
 //! Two small traits, the kube client (`kube.rs`), a double in memory (`fake.rs`). Nothing here
 //! decides anything: every method is one idempotent write, or a read.
 
+pub mod count;
+pub mod fake;
+pub mod kube;
+pub mod view;
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;

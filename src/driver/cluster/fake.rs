@@ -1,0 +1,447 @@
+//! Kubernetes in memory, for simulated time: a map of objects with the rules our writes depend on
+//! (versions, preconditions, finalizers). It models no admission, defaulting or garbage collection:
+//! those are tested on a real API server.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+
+use super::{Cluster, ClusterError, ClusterView, EventRecord, Kind, kube::owned_part, view::is_of};
+use crate::{
+    api::{BestEffortJob, BestEffortJobStatus, FINALIZER, Snapshot, SnapshotStatus, VmImage, snapshot::Transfer},
+    clock::Clock,
+    names::{JobUid, NodeName},
+};
+
+type Key = (String, String);
+
+/// The objects and what was done to them.
+#[derive(Default)]
+struct Objects {
+    version: u64,
+    jobs: BTreeMap<Key, BestEffortJob>,
+    images: BTreeMap<Key, VmImage>,
+    snapshots: BTreeMap<Key, Snapshot>,
+    secrets: BTreeMap<Key, Secret>,
+    config: BTreeMap<(String, String, String), String>,
+    pods: BTreeMap<String, Pod>,
+    nodes: BTreeMap<String, Node>,
+    events: Vec<EventRecord>,
+    writes: BTreeMap<&'static str, u64>,
+    conflicts: u32,
+    down: bool,
+}
+
+/// Kubernetes in memory.
+#[derive(Clone)]
+pub struct FakeCluster {
+    clock: Clock,
+    objects: Arc<Mutex<Objects>>,
+}
+
+impl FakeCluster {
+    /// An empty cluster.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, objects: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, what: &'static str) -> Result<MutexGuard<'_, Objects>, ClusterError> {
+        let mut objects = self.lock();
+        if objects.down {
+            return Err(ClusterError::Unreachable("connection refused".into()));
+        }
+        *objects.writes.entry(what).or_default() += 1;
+        Ok(objects)
+    }
+
+    fn now(&self) -> Time {
+        Time(self.clock.now())
+    }
+
+    /// Refuses every write while `down`.
+    pub fn set_down(&self, down: bool) {
+        self.lock().down = down;
+    }
+
+    /// Lets this many of the next status writes meet a conflict.
+    pub fn conflict(&self, times: u32) {
+        self.lock().conflicts = times;
+    }
+
+    /// Writes so far, by method; those that were refused included.
+    pub fn writes(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().writes.clone()
+    }
+
+    /// Events so far.
+    pub fn events(&self) -> Vec<EventRecord> {
+        self.lock().events.clone()
+    }
+
+    /// Creates a job, or changes its spec, as a user would.
+    pub fn put_job(&self, mut job: BestEffortJob) {
+        let mut objects = self.lock();
+        let key = key(&job.metadata);
+        match objects.jobs.get(&key).cloned() {
+            Some(old) => {
+                let changed = old.spec != job.spec;
+                job.metadata = old.metadata;
+                job.status = old.status;
+                if changed {
+                    job.metadata.generation = job.metadata.generation.map(|n| n + 1);
+                }
+            }
+            None => self.born(&mut job.metadata),
+        }
+        objects.stamp(&mut job.metadata);
+        objects.jobs.insert(key, job);
+    }
+
+    /// Creates a VmImage with its status.
+    pub fn put_image(&self, mut image: VmImage) {
+        let mut objects = self.lock();
+        self.born(&mut image.metadata);
+        objects.stamp(&mut image.metadata);
+        objects.images.insert(key(&image.metadata), image);
+    }
+
+    /// Creates a Secret.
+    pub fn put_secret(&self, mut secret: Secret) {
+        let mut objects = self.lock();
+        self.born(&mut secret.metadata);
+        objects.stamp(&mut secret.metadata);
+        objects.secrets.insert(key(&secret.metadata), secret);
+    }
+
+    /// Sets a key of a ConfigMap.
+    pub fn put_config(&self, namespace: &str, name: &str, key: &str, value: &str) {
+        self.lock().config.insert((namespace.into(), name.into(), key.into()), value.into());
+    }
+
+    /// Registers a node.
+    pub fn put_node(&self, node: Node) {
+        self.lock().nodes.insert(node.metadata.name.clone().unwrap_or_default(), node);
+    }
+
+    /// The agent pods, for whoever plays the kubelet.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.lock().pods.values().cloned().collect()
+    }
+
+    /// The Secret of an agent pod.
+    pub fn agent_secret(&self, pod: &Pod) -> Option<Secret> {
+        self.lock().secrets.get(&key(&pod.metadata)).cloned()
+    }
+
+    /// Writes a pod's status, as a kubelet does.
+    pub fn set_pod_status(&self, name: &str, status: k8s_openapi::api::core::v1::PodStatus) {
+        let mut objects = self.lock();
+        if let Some(pod) = objects.pods.get_mut(name) {
+            pod.status = Some(status);
+        }
+    }
+
+    /// Removes a pod that has ended, as a kubelet does.
+    pub fn remove_pod(&self, name: &str) {
+        self.lock().pods.remove(name);
+    }
+
+    /// All snapshots.
+    pub fn all_snapshots(&self) -> Vec<Snapshot> {
+        self.lock().snapshots.values().cloned().collect()
+    }
+
+    /// Changes whether a snapshot is kept, as a user would.
+    pub fn retain_snapshot(&self, namespace: &str, name: &str, retain: bool) {
+        let mut objects = self.lock();
+        if let Some(snapshot) = objects.snapshots.get_mut(&(namespace.into(), name.into())) {
+            snapshot.spec.retain = retain;
+        }
+    }
+
+    /// Writes what kget owns of a snapshot's status.
+    pub fn set_transfer(&self, namespace: &str, name: &str, transfer: Transfer) {
+        let mut objects = self.lock();
+        if let Some(snapshot) = objects.snapshots.get_mut(&(namespace.into(), name.into())) {
+            snapshot.status.get_or_insert_default().transfer = Some(transfer);
+        }
+    }
+
+    /// Gives a new object its uid, age and first generation.
+    fn born(&self, meta: &mut ObjectMeta) {
+        let name = meta.name.clone().unwrap_or_default();
+        meta.uid.get_or_insert_with(|| uid_of(&name));
+        meta.creation_timestamp.get_or_insert_with(|| self.now());
+        meta.generation.get_or_insert(1);
+    }
+}
+
+/// A uid that is the same in every run.
+fn uid_of(name: &str) -> String {
+    let hash = blake3::hash(name.as_bytes()).to_hex();
+    format!("{}-{}-4{}-8{}-{}", &hash[..8], &hash[8..12], &hash[13..16], &hash[17..20], &hash[20..32])
+}
+
+fn key(meta: &ObjectMeta) -> Key {
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+impl Objects {
+    fn stamp(&mut self, meta: &mut ObjectMeta) {
+        self.version += 1;
+        meta.resource_version = Some(self.version.to_string());
+    }
+
+    fn metadata(&mut self, kind: Kind, key: &Key) -> Option<&mut ObjectMeta> {
+        match kind {
+            Kind::Job => self.jobs.get_mut(key).map(|o| &mut o.metadata),
+            Kind::Snapshot => self.snapshots.get_mut(key).map(|o| &mut o.metadata),
+            Kind::Image => self.images.get_mut(key).map(|o| &mut o.metadata),
+            Kind::Secret => self.secrets.get_mut(key).map(|o| &mut o.metadata),
+        }
+    }
+
+    fn change_finalizers(
+        &mut self,
+        kind: Kind,
+        object: &ObjectMeta,
+        change: impl FnOnce(&mut Vec<String>),
+    ) -> Result<(), ClusterError> {
+        self.version += 1;
+        let version = self.version.to_string();
+        let place = key(object);
+        let meta = self.metadata(kind, &place).ok_or_else(|| ClusterError::NotFound(place.1.clone()))?;
+        let list = meta.finalizers.get_or_insert_default();
+        if *list != object.finalizers.clone().unwrap_or_default() {
+            return Err(ClusterError::Conflict("the finalizers are not what was read".into()));
+        }
+        change(list);
+        meta.resource_version = Some(version);
+        if list.is_empty() && meta.deletion_timestamp.is_some() {
+            self.remove(kind, &place);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, kind: Kind, key: &Key) {
+        match kind {
+            Kind::Job => drop(self.jobs.remove(key)),
+            Kind::Snapshot => drop(self.snapshots.remove(key)),
+            Kind::Image => drop(self.images.remove(key)),
+            Kind::Secret => drop(self.secrets.remove(key)),
+        }
+    }
+}
+
+#[async_trait]
+impl Cluster for FakeCluster {
+    async fn patch_job_status(&self, job: &ObjectMeta, status: &BestEffortJobStatus) -> Result<String, ClusterError> {
+        let mut objects = self.write("patch_job_status")?;
+        if objects.conflicts > 0 {
+            objects.conflicts -= 1;
+            return Err(ClusterError::Conflict("made by the test".into()));
+        }
+        objects.version += 1;
+        let version = objects.version.to_string();
+        let place = key(job);
+        let old = objects.jobs.get_mut(&place).ok_or_else(|| ClusterError::NotFound(place.1.clone()))?;
+        if old.metadata.resource_version != job.resource_version {
+            return Err(ClusterError::Conflict("the job has another version".into()));
+        }
+        old.metadata.resource_version = Some(version.clone());
+        old.status = Some(status.clone());
+        Ok(version)
+    }
+
+    async fn add_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        if object.finalizers.iter().flatten().any(|f| f == FINALIZER) {
+            return Ok(());
+        }
+        self.write("add_finalizer")?.change_finalizers(kind, object, |list| list.push(FINALIZER.into()))
+    }
+
+    async fn remove_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        if !object.finalizers.iter().flatten().any(|f| f == FINALIZER) {
+            return Ok(());
+        }
+        let removed =
+            self.write("remove_finalizer")?.change_finalizers(kind, object, |list| list.retain(|f| f != FINALIZER));
+        if matches!(removed, Err(ClusterError::NotFound(_))) { Ok(()) } else { removed }
+    }
+
+    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError> {
+        let mut objects = self.write("create_agent")?;
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        if !objects.pods.contains_key(&name) {
+            let mut pod = pod.clone();
+            // a pod's uid is its own, whatever its name
+            pod.metadata.uid = Some(uid_of(&format!("{name}{}", objects.version)));
+            self.born(&mut pod.metadata);
+            objects.stamp(&mut pod.metadata);
+            objects.pods.insert(name, pod);
+        }
+        let place = key(&secret.metadata);
+        objects.secrets.entry(place).or_insert_with(|| secret.clone());
+        Ok(())
+    }
+
+    async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError> {
+        let mut objects = self.write("delete_agent")?;
+        let since = self.now();
+        objects.secrets.retain(|(_, name), _| name != pod);
+        if grace.is_zero() {
+            objects.pods.remove(pod);
+        } else if let Some(pod) = objects.pods.get_mut(pod) {
+            pod.metadata.deletion_timestamp.get_or_insert(since);
+            pod.metadata.deletion_grace_period_seconds = i64::try_from(grace.as_secs()).ok();
+        }
+        Ok(())
+    }
+
+    async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError> {
+        let mut objects = self.write("create_snapshot")?;
+        let place = key(&snapshot.metadata);
+        if !objects.snapshots.contains_key(&place) {
+            let mut snapshot = snapshot.clone();
+            snapshot.status = None;
+            self.born(&mut snapshot.metadata);
+            objects.stamp(&mut snapshot.metadata);
+            objects.snapshots.insert(place, snapshot);
+        }
+        Ok(())
+    }
+
+    async fn apply_snapshot_status(&self, snapshot: &ObjectMeta, status: &SnapshotStatus) -> Result<(), ClusterError> {
+        let mut objects = self.write("apply_snapshot_status")?;
+        let place = key(snapshot);
+        let old = objects.snapshots.get_mut(&place).ok_or_else(|| ClusterError::NotFound(place.1.clone()))?;
+        let theirs = old.status.take().unwrap_or_default();
+        let mut new = owned_part(status);
+        new.conditions.extend(theirs.conditions.into_iter().filter(|c| c.type_ == "Stored"));
+        new.transfer = theirs.transfer;
+        old.status = Some(new);
+        Ok(())
+    }
+
+    async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        let mut objects = self.write("delete")?;
+        let place = key(object);
+        let since = self.now();
+        let Some(meta) = objects.metadata(kind, &place) else { return Ok(()) };
+        if object.uid.is_some() && meta.uid != object.uid {
+            return Err(ClusterError::Conflict("another object has this name".into()));
+        }
+        if meta.finalizers.as_deref().unwrap_or_default().is_empty() {
+            objects.remove(kind, &place);
+        } else {
+            meta.deletion_timestamp.get_or_insert(since);
+        }
+        objects.version += 1;
+        let version = objects.version.to_string();
+        if let Some(meta) = objects.metadata(kind, &place) {
+            meta.resource_version = Some(version);
+        }
+        Ok(())
+    }
+
+    async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {
+        self.write("record")?.events.push(event.clone());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ClusterView for FakeCluster {
+    fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
+        self.lock().jobs.get(&(namespace.into(), name.into())).cloned().map(Arc::new)
+    }
+
+    fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
+        self.lock().images.get(&(namespace.into(), name.into())).cloned().map(Arc::new)
+    }
+
+    fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
+        let objects = self.lock();
+        let of_job = objects.snapshots.iter().filter(|((ns, _), s)| ns == namespace && s.spec.job == job);
+        of_job.map(|(_, snapshot)| Arc::new(snapshot.clone())).collect()
+    }
+
+    fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>> {
+        self.lock().pods.values().filter(|pod| is_of(pod, job)).cloned().map(Arc::new).collect()
+    }
+
+    fn node(&self, name: &NodeName) -> Option<Arc<Node>> {
+        self.lock().nodes.get(&name.0).cloned().map(Arc::new)
+    }
+
+    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
+        let objects = self.lock();
+        if objects.down {
+            return Err(ClusterError::Unreachable("connection refused".into()));
+        }
+        Ok(!objects.pods.contains_key(pod))
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError> {
+        Ok(self.lock().secrets.get(&(namespace.into(), name.into())).cloned())
+    }
+
+    async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
+        Ok(self.lock().config.get(&(namespace.into(), name.into(), key.into())).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn cluster() -> FakeCluster {
+        let cluster = FakeCluster::new(Clock::manual(Timestamp::UNIX_EPOCH));
+        let spec = serde_json::json!({"run": {"command": ["true"]}, "slots": {"site": "a", "walltime": "1h"}});
+        let mut job = BestEffortJob::new("pi", serde_json::from_value(spec).unwrap());
+        job.metadata.namespace = Some("x".into());
+        cluster.put_job(job);
+        cluster
+    }
+
+    #[tokio::test]
+    async fn a_status_needs_the_version_it_was_decided_from() {
+        let cluster = cluster();
+        let job = cluster.job("x", "pi").unwrap();
+        let status = BestEffortJobStatus { attempt: 1, ..BestEffortJobStatus::default() };
+        let version = cluster.patch_job_status(&job.metadata, &status).await.unwrap();
+        let again = cluster.patch_job_status(&job.metadata, &BestEffortJobStatus::default()).await;
+        assert!(matches!(again, Err(ClusterError::Conflict(_))), "{again:?}");
+        let job = cluster.job("x", "pi").unwrap();
+        assert_eq!((job.metadata.resource_version.clone(), job.status.clone()), (Some(version), Some(status)));
+    }
+
+    #[tokio::test]
+    async fn a_finalizer_holds_a_deleted_object() {
+        let cluster = cluster();
+        let before = cluster.job("x", "pi").unwrap();
+        cluster.add_finalizer(Kind::Job, &before.metadata).await.unwrap();
+        let stale = cluster.remove_finalizer(Kind::Job, &before.metadata).await;
+        assert_eq!(stale, Ok(()), "nothing to remove in what was read");
+        let held = cluster.job("x", "pi").unwrap();
+        cluster.delete(Kind::Job, &held.metadata).await.unwrap();
+        assert!(cluster.job("x", "pi").unwrap().metadata.deletion_timestamp.is_some());
+        cluster.remove_finalizer(Kind::Job, &held.metadata).await.unwrap();
+        assert!(cluster.job("x", "pi").is_none());
+        cluster.remove_finalizer(Kind::Job, &held.metadata).await.unwrap();
+    }
+}

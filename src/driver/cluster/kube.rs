@@ -1,0 +1,237 @@
+//! The writes, made with the kube client. No cache is read here and nothing is decided.
+
+use std::{fmt::Debug, time::Duration};
+
+use ::kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::NamespaceResourceScope,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use async_trait::async_trait;
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{Cluster, ClusterError, EventRecord, Kind};
+use crate::api::{
+    BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, Snapshot, SnapshotStatus, VERSION, VmImage,
+};
+
+/// Name under which the operator owns fields.
+pub const FIELD_MANAGER: &str = "vmdeploy-operator";
+
+/// The writes of one operator.
+#[derive(Clone)]
+pub struct KubeCluster {
+    client: Client,
+    namespace: String,
+    recorder: Recorder,
+}
+
+impl KubeCluster {
+    /// Writes through `client`; agents live in `namespace`; events are reported as from `instance`.
+    pub fn new(client: Client, namespace: impl Into<String>, instance: Option<String>) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.into(), instance };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, namespace: namespace.into(), recorder }
+    }
+
+    fn api<K>(&self, namespace: Option<&str>) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace.unwrap_or(&self.namespace))
+    }
+
+    async fn patch_metadata(&self, kind: Kind, object: &ObjectMeta, patch: Value) -> Result<(), ClusterError> {
+        let namespace = object.namespace.as_deref();
+        match kind {
+            Kind::Job => patch_json(&self.api::<BestEffortJob>(namespace), object, patch).await,
+            Kind::Snapshot => patch_json(&self.api::<Snapshot>(namespace), object, patch).await,
+            Kind::Image => patch_json(&self.api::<VmImage>(namespace), object, patch).await,
+            Kind::Secret => patch_json(&self.api::<Secret>(namespace), object, patch).await,
+        }
+    }
+
+    async fn create_secret(&self, secret: &Secret, pod: &Pod) -> Result<(), ClusterError> {
+        let api = self.api::<Secret>(secret.metadata.namespace.as_deref());
+        match api.create(&PostParams::default(), secret).await.map_err(|e| refused(&e)) {
+            Err(ClusterError::Conflict(_)) => {}
+            other => return other.map(drop),
+        }
+        let old = api.get(&secret.name_any()).await.map_err(|e| refused(&e))?;
+        if old.owner_references().iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
+            return Ok(());
+        }
+        // left behind by an earlier pod of the same name
+        gone_is_fine(delete(&api, &old.metadata, DeleteParams::default()).await)?;
+        api.create(&PostParams::default(), secret).await.map(drop).map_err(|e| refused(&e))
+    }
+}
+
+#[async_trait]
+impl Cluster for KubeCluster {
+    async fn patch_job_status(&self, job: &ObjectMeta, status: &BestEffortJobStatus) -> Result<String, ClusterError> {
+        let patch = json!([
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": job.resource_version},
+            {"op": "add", "path": "/status", "value": status},
+        ]);
+        let api = self.api::<BestEffortJob>(job.namespace.as_deref());
+        let patch = Patch::Json::<()>(serde_json::from_value(patch).map_err(|e| invalid(&e))?);
+        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let written = api.patch_status(name_of(job)?, &parameters, &patch).await.map_err(|e| refused(&e))?;
+        Ok(written.resource_version().unwrap_or_default())
+    }
+
+    async fn add_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        let patch = match object.finalizers.as_deref() {
+            Some(list) if list.iter().any(|f| f == FINALIZER) => return Ok(()),
+            Some(list) if !list.is_empty() => json!([
+                {"op": "test", "path": "/metadata/finalizers", "value": list},
+                {"op": "add", "path": "/metadata/finalizers/-", "value": FINALIZER},
+            ]),
+            // the absence of a list cannot be tested
+            _ => json!([
+                {"op": "replace", "path": "/metadata/resourceVersion", "value": object.resource_version},
+                {"op": "add", "path": "/metadata/finalizers", "value": [FINALIZER]},
+            ]),
+        };
+        self.patch_metadata(kind, object, patch).await
+    }
+
+    async fn remove_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        let list = object.finalizers.as_deref().unwrap_or_default();
+        let Some(place) = list.iter().position(|f| f == FINALIZER) else { return Ok(()) };
+        let path = format!("/metadata/finalizers/{place}");
+        let patch = json!([
+            {"op": "test", "path": path, "value": FINALIZER},
+            {"op": "remove", "path": path},
+        ]);
+        gone_is_fine(self.patch_metadata(kind, object, patch).await)
+    }
+
+    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError> {
+        let api = self.api::<Pod>(pod.metadata.namespace.as_deref());
+        let made = match api.create(&PostParams::default(), pod).await.map_err(|e| refused(&e)) {
+            Err(ClusterError::Conflict(_)) => api.get(&pod.name_any()).await.map_err(|e| refused(&e))?,
+            other => other?,
+        };
+        let mut secret = secret.clone();
+        secret.metadata.owner_references = made.owner_ref(&()).map(|owner| vec![owner]);
+        self.create_secret(&secret, &made).await
+    }
+
+    async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError> {
+        let meta = ObjectMeta { name: Some(pod.into()), ..ObjectMeta::default() };
+        let seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
+        let how = DeleteParams::default().grace_period(seconds);
+        gone_is_fine(delete(&self.api::<Pod>(None), &meta, how).await)?;
+        gone_is_fine(delete(&self.api::<Secret>(None), &meta, DeleteParams::default()).await)
+    }
+
+    async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError> {
+        let api = self.api::<Snapshot>(snapshot.metadata.namespace.as_deref());
+        match api.create(&PostParams::default(), snapshot).await.map_err(|e| refused(&e)) {
+            Err(ClusterError::Conflict(_)) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn apply_snapshot_status(&self, snapshot: &ObjectMeta, status: &SnapshotStatus) -> Result<(), ClusterError> {
+        let body = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "Snapshot",
+            "metadata": {"name": snapshot.name, "uid": snapshot.uid},
+            "status": owned_part(status),
+        });
+        let api = self.api::<Snapshot>(snapshot.namespace.as_deref());
+        let parameters = PatchParams::apply(FIELD_MANAGER);
+        api.patch_status(name_of(snapshot)?, &parameters, &Patch::Apply(&body)).await.map(drop).map_err(|e| refused(&e))
+    }
+
+    async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        let namespace = object.namespace.as_deref();
+        let how = DeleteParams::default();
+        let result = match kind {
+            Kind::Job => delete(&self.api::<BestEffortJob>(namespace), object, how).await,
+            Kind::Snapshot => delete(&self.api::<Snapshot>(namespace), object, how).await,
+            Kind::Image => delete(&self.api::<VmImage>(namespace), object, how).await,
+            Kind::Secret => delete(&self.api::<Secret>(namespace), object, how).await,
+        };
+        gone_is_fine(result)
+    }
+
+    async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {
+        let type_ = if event.warning { EventType::Warning } else { EventType::Normal };
+        let record = Event {
+            type_,
+            reason: event.reason.name(),
+            note: Some(event.message.clone()),
+            action: event.action.clone(),
+            secondary: None,
+        };
+        self.recorder.publish(&record, &event.about).await.map_err(|e| refused(&e))
+    }
+}
+
+/// The part of a snapshot's status that the operator owns.
+pub(super) fn owned_part(status: &SnapshotStatus) -> SnapshotStatus {
+    let mut part = status.clone();
+    part.transfer = None;
+    let stored = format!("{:?}", ConditionType::Stored);
+    part.conditions.retain(|condition| condition.type_ != stored);
+    part
+}
+
+fn name_of(object: &ObjectMeta) -> Result<&str, ClusterError> {
+    object.name.as_deref().ok_or_else(|| ClusterError::Invalid("the object has no name".into()))
+}
+
+async fn patch_json<K>(api: &Api<K>, object: &ObjectMeta, patch: Value) -> Result<(), ClusterError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let patch = Patch::Json::<()>(serde_json::from_value(patch).map_err(|e| invalid(&e))?);
+    match api.patch(name_of(object)?, &PatchParams::default(), &patch).await.map_err(|e| refused(&e)) {
+        // a test that failed: the list of finalizers is not what was read
+        Err(ClusterError::Invalid(text)) => Err(ClusterError::Conflict(text)),
+        other => other.map(drop),
+    }
+}
+
+async fn delete<K>(api: &Api<K>, object: &ObjectMeta, how: DeleteParams) -> Result<(), ClusterError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let only_this = object.uid.clone().map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+    let how = DeleteParams { preconditions: only_this, ..how };
+    api.delete(name_of(object)?, &how).await.map(drop).map_err(|e| refused(&e))
+}
+
+fn gone_is_fine(result: Result<(), ClusterError>) -> Result<(), ClusterError> {
+    match result {
+        Err(ClusterError::NotFound(_)) => Ok(()),
+        other => other,
+    }
+}
+
+fn invalid(error: &serde_json::Error) -> ClusterError {
+    ClusterError::Invalid(error.to_string())
+}
+
+/// What an error of the client means to a controller.
+pub(super) fn refused(error: &::kube::Error) -> ClusterError {
+    let ::kube::Error::Api(status) = error else { return ClusterError::Unreachable(error.to_string()) };
+    let text = status.message.clone();
+    match status.code {
+        404 => ClusterError::NotFound(text),
+        409 => ClusterError::Conflict(text),
+        401 | 403 => ClusterError::Forbidden(text),
+        400 | 413 | 415 | 422 => ClusterError::Invalid(text),
+        _ => ClusterError::Unreachable(text),
+    }
+}

@@ -1,0 +1,82 @@
+//! The reads: stores that watches fill, and single reads of Secrets and ConfigMaps, which are not
+//! cached because the operator may only get the ones a job names.
+
+use std::sync::Arc;
+
+use ::kube::{
+    Api, Client,
+    runtime::reflector::{ObjectRef, Store},
+};
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+
+use super::{ClusterError, ClusterView, kube::refused};
+use crate::{
+    api::{BestEffortJob, LABEL_JOB_UID, Snapshot, VmImage},
+    names::{JobUid, NodeName},
+};
+
+/// What the watches of one operator have filled.
+#[derive(Clone)]
+pub struct KubeView {
+    /// For what is not cached.
+    pub client: Client,
+    /// The operator's namespace, where the agents are.
+    pub namespace: String,
+    /// All jobs.
+    pub jobs: Store<BestEffortJob>,
+    /// All images.
+    pub images: Store<VmImage>,
+    /// All snapshots.
+    pub snapshots: Store<Snapshot>,
+    /// The agent pods, and nothing but them.
+    pub agents: Store<Pod>,
+    /// The nodes.
+    pub nodes: Store<Node>,
+}
+
+#[async_trait]
+impl ClusterView for KubeView {
+    fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
+        self.jobs.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
+        self.images.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
+        self.snapshots.state_filter(|snapshot| {
+            snapshot.spec.job == job && snapshot.metadata.namespace.as_deref() == Some(namespace)
+        })
+    }
+
+    fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>> {
+        self.agents.state_filter(|pod| is_of(pod, job))
+    }
+
+    fn node(&self, name: &NodeName) -> Option<Arc<Node>> {
+        self.nodes.get(&ObjectRef::new(&name.0))
+    }
+
+    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        Ok(api.get_metadata_opt(pod).await.map_err(|e| refused(&e))?.is_none())
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        api.get_opt(name).await.map_err(|e| refused(&e))
+    }
+
+    async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let map = api.get_opt(name).await.map_err(|e| refused(&e))?;
+        Ok(map.and_then(|map| map.data?.remove(key)))
+    }
+}
+
+/// Whether an agent pod is one of the job's.
+pub(super) fn is_of(pod: &Pod, job: &JobUid) -> bool {
+    pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) == Some(&job.0)
+}
