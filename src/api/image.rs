@@ -17,6 +17,9 @@ use super::quantity::Bytes;
     shortname = "vmimg",
     category = "vmdeploy",
     namespaced,
+    cel,
+    doc = "An image that the operator keeps in the repository and the guests of jobs boot from.",
+    validation = ("size(self.metadata.name) <= 63", "the name must have at most 63 characters, because it is used as a label"),
     status = "VmImageStatus",
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Size","type":"string","jsonPath":".status.size"}"#,
@@ -35,6 +38,7 @@ pub struct VmImageSpec {
     #[serde(default)]
     pub format: DiskFormat,
     /// How the guest is started, if not from the boot loader of its disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<OsSpec>,
     /// In the operator's namespace: makes the image usable from every namespace.
     #[serde(default)]
@@ -55,14 +59,16 @@ pub struct ImageSource {
 }
 
 /// A file on a web server.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpSource {
     /// Address, `http://` or `https://`.
-    #[schemars(regex(pattern = r"^https?://.{1,2000}$"))]
+    #[x_kube(validation = ("self.matches('^https?://[^/@ ]+(/[^ ]*)?$')", "url must be an http or https address without user name, for example https://example.org/disk.qcow2"))]
+    #[schemars(length(min = 1, max = 2048))]
     pub url: String,
     /// Digest the file must have.
-    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
+    #[schemars(length(max = 80))]
     pub digest: String,
 }
 
@@ -74,11 +80,12 @@ pub struct ClaimSource {
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Path of the file on it.
-    #[x_kube(validation = ("!self.contains('..')", "path must not contain .."))]
+    #[x_kube(validation = ("!self.matches('(^|/)[.][.](/|$)')", "path must not contain .."))]
     #[schemars(length(min = 1, max = 4096))]
     pub path: String,
     /// Digest the file must have; recorded if absent.
-    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
+    #[schemars(length(max = 80))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }
@@ -111,9 +118,11 @@ pub struct OsSpec {
     /// The kernel.
     pub kernel: ImageSource,
     /// The initial ram disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<ImageSource>,
     /// Kernel command line.
     #[schemars(length(max = 2048))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub params: Option<String>,
 }
 

@@ -18,7 +18,34 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
     shortname = "bej",
     category = "vmdeploy",
     namespaced,
+    cel,
+    doc = "A job that runs in virtual machines on slots that can be taken away, and goes on from its last snapshot when they are.",
     status = "BestEffortJobStatus",
+    validation = ("size(self.metadata.name) <= 63", "the name must have at most 63 characters, because it is used as a label"),
+    validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.started) || self.spec.members == oldSelf.spec.members",
+        "members cannot change once the first guest has started: make another job"
+    ),
+    validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.started) || (has(self.spec.image) == has(oldSelf.spec.image) && (!has(self.spec.image) || self.spec.image == oldSelf.spec.image))",
+        "image cannot change once the first guest has started: make another job"
+    ),
+    validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.started) || self.spec.vm == oldSelf.spec.vm",
+        "vm cannot change once the first guest has started, because the snapshots have the old shape: make another job"
+    ),
+    validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.started) || self.spec.run == oldSelf.spec.run",
+        "run cannot change once the first guest has started: make another job"
+    ),
+    validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.started) || (has(self.spec.restoreFrom) == has(oldSelf.spec.restoreFrom) && (!has(self.spec.restoreFrom) || self.spec.restoreFrom == oldSelf.spec.restoreFrom))",
+        "restoreFrom cannot change once the first guest has started: make another job"
+    ),
+    validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0 || self.spec.slots.site == oldSelf.spec.slots.site",
+        "slots.site cannot change while slots are held: set suspend to true first"
+    ),
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Members","type":"integer","jsonPath":".spec.members"}"#,
     printcolumn = r#"{"name":"Site","type":"string","jsonPath":".spec.slots.site"}"#,
@@ -31,8 +58,9 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
 )]
 #[x_kube(cel)]
 #[x_kube(
-    validation = ("!(self.members > 1 && has(self.network) && self.network.master == 'Shared')", "network.master Shared is not available yet: use None"),
-    validation = ("!has(self.activeDeadline) || duration(self.activeDeadline) > duration('0s')", "activeDeadline must be longer than 0s, for example 12h")
+    validation = ("!has(self.network) || self.network.master == 'None'", "network.master Shared and Dedicated are not available in this version: use None"),
+    validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
+    validation = ("self.slots.allocation != 'PerMember' || self.members == 1 || has(self.slots.acquireTimeout)", "slots.allocation PerMember needs slots.acquireTimeout, for example 10m: the slots come one by one")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BestEffortJobSpec {
@@ -41,6 +69,7 @@ pub struct BestEffortJobSpec {
     #[serde(default = "one")]
     pub members: u32,
     /// The VmImage to run, in this namespace; the operator's default image if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageReference>,
     /// Size and shape of every virtual machine.
     #[serde(default)]
@@ -49,11 +78,11 @@ pub struct BestEffortJobSpec {
     pub run: RunSpec,
     /// Files of the guests that are kept in the repository when the job has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["path"]))]
     pub outputs: Vec<OutputFile>,
     /// Small files given to the guests at their first start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["path"]))]
     pub inputs: Vec<InputFile>,
     /// Where and how the nodes are asked for.
     pub slots: SlotSpec,
@@ -61,13 +90,16 @@ pub struct BestEffortJobSpec {
     #[serde(default)]
     pub snapshots: SnapshotPolicy,
     /// The job's own network.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkSpec>,
     /// Who may log in to the guests.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessSpec>,
     /// Stops the job: it is captured, then its slots are given back. Set to false to go on.
     #[serde(default)]
     pub suspend: bool,
     /// Start from a snapshot of another job of this namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_from: Option<RestoreFrom>,
     /// How many failures of the guest's own are retried from the image before the job fails.
     /// Preemptions, ends of walltime and lost nodes never count.
@@ -75,10 +107,18 @@ pub struct BestEffortJobSpec {
     #[serde(default = "default_backoff_limit")]
     pub backoff_limit: u32,
     /// Time after creation, less suspensions, at which the job fails if it has not succeeded.
+    #[x_kube(validation = ("duration(self) > duration('0s')", "activeDeadline must be longer than 0s, for example 12h"))]
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub active_deadline: Option<Duration>,
     /// Deletes the object this long after its end. Not set by default: a GitOps tool would make it again.
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_after_finished: Option<Duration>,
 }
+
+/// How a length of time is written: Go's notation without a sign.
+const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$";
 
 fn one() -> u32 {
     1
@@ -105,18 +145,22 @@ pub struct VmSpec {
     #[serde(default = "one")]
     pub cpus: u32,
     /// Memory of the guest, for example 512Mi.
+    #[x_kube(validation = ("quantity(string(self)).compareTo(quantity('32Mi')) >= 0", "memory must be at least 32Mi, for example 512Mi"))]
     #[serde(default = "default_memory")]
     pub memory: Bytes,
     /// Size of the guest's disk; what the image has beyond it is an error, what it lacks is added.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Bytes>,
     /// CPU model seen by the guest: a named baseline, never `host` or `max`, so that another node can
     /// restore it.
     #[x_kube(validation = ("self != 'host' && self != 'max'", "cpuModel must be a named model such as qemu64 or Nehalem: host and max cannot be restored on another node"))]
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9._-]+$')", "cpuModel must be one name such as qemu64: only letters, digits, dot, underscore and hyphen"))]
+    #[schemars(length(min = 1, max = 64))]
     #[serde(default = "default_cpu_model")]
     pub cpu_model: String,
     /// Machine type; the versioned name it stands for is recorded with each generation.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9._-]+$')", "machine must be one name such as q35: only letters, digits, dot, underscore and hyphen"))]
+    #[schemars(length(min = 1, max = 64))]
     #[serde(default = "default_machine")]
     pub machine: String,
 }
@@ -144,23 +188,30 @@ impl Default for VmSpec {
 }
 
 /// What runs inside the guests.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunSpec {
     /// The command and its arguments; exit code 0 is success. Not interpreted by a shell.
-    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = ("self[0] != ''", "command must begin with the name of a program, for example [\"/usr/bin/make\", \"all\"]"))]
+    #[schemars(length(min = 1, max = 256), inner(length(max = 8192)))]
     pub command: Vec<String>,
     /// On which members it runs.
     #[serde(default)]
     pub on: RunOn,
     /// Environment variables.
+    #[x_kube(validation = ("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))", "names in env must consist of letters, digits and underscores and not begin with a digit"))]
+    #[schemars(length(max = 128), inner(length(max = 8192)))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// User of the guest that runs it; root by default.
-    #[schemars(regex(pattern = r"^[a-z_][a-z0-9_-]{0,31}$"))]
+    #[x_kube(validation = ("self.matches('^[a-z_][a-z0-9_-]*$')", "user must be the name of a user of the guest, for example nobody"))]
+    #[schemars(length(min = 1, max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Directory in which it starts.
-    #[schemars(regex(pattern = r"^/.{0,4095}$"))]
+    #[x_kube(validation = ("self.startsWith('/')", "workingDir must be an absolute path, for example /tmp"))]
+    #[schemars(length(min = 1, max = 4096))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
 }
 
@@ -175,11 +226,12 @@ pub enum RunOn {
 }
 
 /// A file of the guests to keep.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutputFile {
     /// Absolute path inside the guest.
-    #[schemars(regex(pattern = r"^/.{1,4095}$"))]
+    #[x_kube(validation = ("self.matches('^/[^\\n]+$') && !self.matches('(^|/)[.][.](/|$)')", "path must be absolute and without .., for example /data/result"))]
+    #[schemars(length(min = 2, max = 1024))]
     pub path: String,
 }
 
@@ -189,14 +241,18 @@ pub struct OutputFile {
 #[x_kube(validation = ("(has(self.text)?1:0) + (has(self.configMap)?1:0) + (has(self.secret)?1:0) == 1", "an input takes exactly one of text, configMap and secret"))]
 pub struct InputFile {
     /// Absolute path inside the guest.
-    #[schemars(regex(pattern = r"^/.{1,4095}$"))]
+    #[x_kube(validation = ("self.matches('^/[^\\n]+$') && !self.matches('(^|/)[.][.](/|$)')", "path must be absolute and without .., for example /data/result"))]
+    #[schemars(length(min = 2, max = 1024))]
     pub path: String,
     /// The content itself.
     #[schemars(length(max = 65536))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// A key of a ConfigMap of this namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub config_map: Option<KeyReference>,
     /// A key of a Secret of this namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<KeyReference>,
 }
 
@@ -215,21 +271,29 @@ pub struct KeyReference {
 /// Where and how nodes are asked for.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.acquireTimeout) || self.allocation == 'PerMember'", "acquireTimeout needs allocation PerMember: a Gang comes as a whole"))]
 pub struct SlotSpec {
     /// A site of the operator's configuration.
-    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"))]
+    #[x_kube(validation = ("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')", "site must be the name of a site of the operator's configuration: lower-case letters, digits, dot and hyphen"))]
+    #[schemars(length(min = 1, max = 63))]
     pub site: String,
     /// One reservation of all nodes, or one of each.
     #[serde(default)]
     pub allocation: Allocation,
     /// Length of a slot, for example 2h.
-    #[x_kube(validation = ("duration(self) >= duration('1m')", "walltime must be at least 1m, for example 2h"))]
+    #[x_kube(validation = ("duration(self) >= duration('1m') && duration(self) <= duration('8760h')", "walltime must lie between 1m and 8760h, for example 2h"))]
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
     pub walltime: Duration,
     /// What only OAR sites understand.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub oar: Option<OarSlotSpec>,
     /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
     /// With PerMember: if not all slots run within this time, all are given back and asked for again later.
+    #[x_kube(validation = ("duration(self) >= duration('10s')", "acquireTimeout must be at least 10s, for example 10m"))]
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub acquire_timeout: Option<Duration>,
 }
 
@@ -248,14 +312,19 @@ pub enum Allocation {
 #[serde(rename_all = "camelCase")]
 pub struct OarSlotSpec {
     /// Queue; best-effort jobs are put into OAR's best-effort queue by its own rules.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9._-]+$')", "queue may hold only letters, digits, dot, underscore and hyphen"))]
+    #[schemars(length(min = 1, max = 64))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<String>,
     /// Project.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9._-]+$')", "project may hold only letters, digits, dot, underscore and hyphen"))]
+    #[schemars(length(min = 1, max = 64))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
     /// An SQL condition on OAR's resource properties, for example `cluster='paravance'`.
-    #[x_kube(validation = ("!self.contains(';') && !self.contains('--') && !self.contains('`') && !self.contains('$')", "property must be a plain SQL condition without ; -- ` or $, for example cluster='paravance'"))]
-    #[schemars(length(max = 1024))]
+    #[x_kube(validation = ("self.matches('^[^;`$\\\\\\x00-\\x1f]+$') && !self.contains('--') && !self.contains('/*')", "property must be a plain SQL condition on one line without ; -- /* ` $ or backslash, for example cluster='paravance'"))]
+    #[schemars(length(min = 1, max = 1024))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub property: Option<String>,
 }
 
@@ -274,6 +343,7 @@ pub struct SecretReference {
 pub struct SnapshotPolicy {
     /// Time between two snapshots, for example 10m.
     #[x_kube(validation = ("duration(self) >= duration('5s')", "period must be at least 5s, for example 10m"))]
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(default = "default_period")]
     pub period: Duration,
     /// Complete generations to keep; never fewer than two.
@@ -283,9 +353,12 @@ pub struct SnapshotPolicy {
     /// Seconds of notice asked of the scheduler before a preemption; 0s asks for none. A long grace
     /// delays other people's jobs.
     #[x_kube(validation = ("duration(self) >= duration('0s') && duration(self) <= duration('10m')", "grace must lie between 0s and 10m"))]
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(default = "default_grace")]
     pub grace: Duration,
     /// Longest time the guests may stand still for a snapshot; one that would take longer is abandoned.
+    #[x_kube(validation = ("duration(self) >= duration('100ms') && duration(self) <= duration('10m')", "maxPause must lie between 100ms and 10m, for example 2s"))]
+    #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(default = "default_max_pause")]
     pub max_pause: Duration,
     /// What to do at a notice.
@@ -352,11 +425,13 @@ pub enum Master {
 }
 
 /// Who may log in to the guests.
-#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AccessSpec {
     /// Public ssh keys for root of the guests.
-    #[schemars(length(max = 64))]
+    #[x_kube(validation = ("self.all(key, key.matches('^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-ssh-ed25519@openssh.com|sk-ecdsa-sha2-nistp256@openssh.com) [A-Za-z0-9+/]+=*( [^\\n]*)?$'))", "sshKeys must be public keys on one line each, as in ~/.ssh/id_ed25519.pub"))]
+    #[schemars(length(max = 64), inner(length(max = 4096)))]
+    #[serde(default)]
     pub ssh_keys: Vec<String>,
 }
 

@@ -12,6 +12,8 @@ pub mod image;
 pub mod job;
 pub mod job_status;
 pub mod quantity;
+#[cfg(test)]
+mod rules;
 pub mod snapshot;
 
 pub use conditions::{ConditionType, Reason};

@@ -95,7 +95,7 @@ impl JsonSchema for Bytes {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "x-kubernetes-int-or-string": true,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 24,
             "pattern": "^[0-9]+(Ti|Gi|Mi|Ki|T|G|M|k)?$",
         })
     }

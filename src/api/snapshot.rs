@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
     shortname = "vmsnap",
     category = "vmdeploy",
     namespaced,
+    cel,
+    doc = "One generation of a job: made by the operator on the period, or by a user at any time.",
     status = "SnapshotStatus",
     printcolumn = r#"{"name":"Job","type":"string","jsonPath":".spec.job"}"#,
     printcolumn = r#"{"name":"Generation","type":"integer","jsonPath":".status.generation"}"#,
@@ -33,7 +35,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotSpec {
     /// Name of the BestEffortJob, in this namespace.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 63))]
     pub job: String,
     /// Why it is taken.
     #[serde(default)]
