@@ -109,6 +109,9 @@ pub struct PendingSubmission {
     /// Set when the reply was lost or an error: the name is looked up before any other request.
     #[serde(default)]
     pub doubtful: bool,
+    /// Digest of what was asked for, to see whether the spec asks for something else by now.
+    #[serde(default)]
+    pub request: String,
 }
 
 /// A slot at the site.
@@ -119,6 +122,9 @@ pub struct SlotStatus {
     pub id: String,
     /// The submission it came from.
     pub submission: u32,
+    /// Digest of what was asked for; empty for a slot that was found by its name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request: String,
     /// Nodes it covers, in the order of the members on them; empty until it runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
@@ -272,8 +278,29 @@ pub struct Origin {
     /// The generation it was restored from; absent if it was booted from the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
+    /// When it was decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// Incarnations in a row that started from this generation and made no progress.
     pub tries: u32,
+    /// Generations that did not restore; never tried again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bad: Vec<u32>,
+    /// Generations up to this one belong to a run that failed; none of them is restored.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub floor: u32,
+    /// Member-seconds computed when this incarnation's state was captured.
+    #[serde(skip_serializing_if = "is_zero64")]
+    pub work: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_zero64(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Snapshots taken and due.
@@ -315,8 +342,20 @@ pub struct CaptureStatus {
     pub reason: super::snapshot::SnapshotReason,
     /// When it was decided.
     pub since: Time,
+    /// Name of its Snapshot object.
+    #[serde(default)]
+    pub snapshot: String,
+    /// Whether the guests run on after it.
+    #[serde(default)]
+    pub resume: bool,
     /// Whether all members have all bytes on local disk.
     pub captured: bool,
+    /// When the members were cut, once captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taken_at: Option<Time>,
+    /// Member-seconds computed by then, once captured.
+    #[serde(default)]
+    pub work: u64,
 }
 
 /// Work of all members, in member-seconds.
@@ -357,8 +396,15 @@ pub struct Retry {
     pub count: u32,
     /// Not before this time.
     pub not_before: Time,
+    /// What kind of failure.
+    pub reason: super::Reason,
     /// What failed.
     pub message: String,
+    /// The spec's generation that failed; another one is tried at once.
+    pub generation: i64,
+    /// Nothing is tried again before a person changes the spec.
+    #[serde(default)]
+    pub stalled: bool,
 }
 
 /// Why and since when a job is suspended.

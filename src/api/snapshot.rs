@@ -104,6 +104,8 @@ pub struct SnapshotStatus {
     /// Time between the first and the last member's stop, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skew_ms: Option<u64>,
+    /// Member-seconds the job had computed when the members were cut.
+    pub work: u64,
     /// The members' parts, once captured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<SnapshotMember>,

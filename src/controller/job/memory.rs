@@ -1,0 +1,50 @@
+//! What one process remembers of a job beside its status: answers it was given, what it has sent and
+//! when, the capture it conducts. All of it may be lost at any time.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+
+use super::plan::{BarrierSeen, Reply};
+use crate::{driver::site::Credentials, names::JobUid};
+
+/// What one process remembers of one job.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// The answer to its last request for slots.
+    pub reply: Option<Reply>,
+    /// When it last did what is repeated until it works.
+    pub sent: BTreeMap<String, Timestamp>,
+    /// The capture it conducts or has conducted last.
+    pub barrier: Option<BarrierSeen>,
+    /// The account at the site, and when it was read.
+    pub account: Option<(Credentials, Timestamp)>,
+}
+
+/// What one process remembers of all jobs. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<HashMap<JobUid, Remembered>>>);
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobUid, Remembered>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is remembered of a job.
+    pub fn get(&self, job: &JobUid) -> Remembered {
+        self.lock().get(job).cloned().unwrap_or_default()
+    }
+
+    /// Changes what is remembered of a job.
+    pub fn update<T>(&self, job: &JobUid, change: impl FnOnce(&mut Remembered) -> T) -> T {
+        change(self.lock().entry(job.clone()).or_default())
+    }
+
+    /// Forgets a job that is gone.
+    pub fn forget(&self, job: &JobUid) {
+        self.lock().remove(job);
+    }
+}

@@ -1,0 +1,379 @@
+//! What a pass of the job controller takes and gives: facts ([`Seen`]) and a [`Plan`].
+//!
+//! Data only. An [`Effect`] is one write to the outside; it can be logged, compared and replayed.
+//! All effects but [`Effect::SubmitSlots`] may be repeated.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    api::{BestEffortJobStatus, Reason, SnapshotStatus, job_status::ResolvedImage, snapshot::SnapshotReason},
+    driver::{
+        Fact,
+        agent::{AgentState, LeaveCode},
+        repository::JobContent,
+        site::{Capabilities, SiteError, SlotFacts, SlotRequest},
+    },
+    names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
+};
+
+/// What one pass does: the status once, then the effects in order, then the notes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The status to write, unless it equals the present one.
+    pub status: BestEffortJobStatus,
+    /// What is done outside, in order; a failure ends the pass.
+    pub effects: Vec<Effect>,
+    /// Events for people, recorded once everything else has succeeded.
+    pub notes: Vec<Note>,
+    /// When to look again if nothing happens before; absent: only when something does.
+    pub wake: Option<Duration>,
+    /// The arm that decided.
+    pub why: &'static str,
+}
+
+/// An event for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Note {
+    /// Whether a person should look at it.
+    pub warning: bool,
+    /// The reason.
+    pub reason: Reason,
+    /// What happened, in a sentence.
+    pub message: String,
+}
+
+/// A write to the outside.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub enum Effect {
+    /// Holds the object while anything of the job exists elsewhere.
+    AddFinalizer,
+    /// Lets the object go.
+    RemoveFinalizer,
+    /// Deletes the object: its time after the end is over.
+    DeleteJob,
+    /// Asks the site for slots. Sent once for each submission: only by the pass that wrote its number.
+    SubmitSlots {
+        /// The submission.
+        submission: u32,
+        /// The request.
+        request: SlotRequest,
+    },
+    /// Gives a slot back; its status says why. Repeated until the slot is over.
+    ReleaseSlot {
+        /// The slot.
+        id: SlotId,
+    },
+    /// From now on the repository takes only what this incarnation or a later one publishes.
+    FenceRepository {
+        /// The incarnation.
+        incarnation: Incarnation,
+    },
+    /// Makes the agent of a member.
+    CreateAgent(AgentPlacement),
+    /// Removes the pod of an agent that is confirmed dead, or was never to live.
+    DeleteAgent {
+        /// Its pod.
+        pod: String,
+    },
+    /// Lets loaded guests run: only when all are loaded.
+    Go {
+        /// The agents.
+        agents: Vec<AgentRef>,
+    },
+    /// Starts the capture of a generation, unless it is under way.
+    Capture(CaptureJob),
+    /// Makes a capture void at all its agents.
+    AbandonCapture(CaptureJob),
+    /// Ends agents.
+    Leave {
+        /// The agents.
+        agents: Vec<AgentRef>,
+        /// How.
+        code: LeaveCode,
+    },
+    /// Makes the Snapshot object of a generation.
+    CreateSnapshot {
+        /// Its name.
+        name: String,
+        /// Why the generation was taken.
+        reason: SnapshotReason,
+    },
+    /// Writes what the operator owns of a Snapshot's status.
+    WriteSnapshot {
+        /// Its name.
+        name: String,
+        /// The status; `transfer` is left alone.
+        status: Box<SnapshotStatus>,
+    },
+    /// Deletes a Snapshot object; its own finalizer then removes the generation.
+    DeleteSnapshot {
+        /// Its name.
+        name: String,
+        /// Its uid.
+        uid: String,
+    },
+    /// Removes everything the repository has of the job.
+    RemoveContent,
+}
+
+impl Effect {
+    /// Whether it may be done although the status could not be written. A capture under the number
+    /// that was reserved beforehand may: a notice does not wait for the API server (safety B17).
+    pub fn needs_status(&self) -> bool {
+        !matches!(self, Self::Capture(_) | Self::Go { .. } | Self::AbandonCapture(_))
+    }
+
+    /// Its kind, for logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer => "AddFinalizer",
+            Self::RemoveFinalizer => "RemoveFinalizer",
+            Self::DeleteJob => "DeleteJob",
+            Self::SubmitSlots { .. } => "SubmitSlots",
+            Self::ReleaseSlot { .. } => "ReleaseSlot",
+            Self::FenceRepository { .. } => "FenceRepository",
+            Self::CreateAgent(_) => "CreateAgent",
+            Self::DeleteAgent { .. } => "DeleteAgent",
+            Self::Go { .. } => "Go",
+            Self::Capture(_) => "Capture",
+            Self::AbandonCapture(_) => "AbandonCapture",
+            Self::Leave { .. } => "Leave",
+            Self::CreateSnapshot { .. } => "CreateSnapshot",
+            Self::WriteSnapshot { .. } => "WriteSnapshot",
+            Self::DeleteSnapshot { .. } => "DeleteSnapshot",
+            Self::RemoveContent => "RemoveContent",
+        }
+    }
+}
+
+/// Where an agent goes and what it starts from. Everything else it is told follows from the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AgentPlacement {
+    /// The member.
+    pub member: MemberIndex,
+    /// The incarnation.
+    pub incarnation: Incarnation,
+    /// The slot.
+    pub slot: SlotId,
+    /// The node.
+    pub node: NodeName,
+    /// Name of the pod, and of the Secret with its configuration.
+    pub pod: String,
+    /// Where it serves: the node's own address.
+    pub endpoint: SocketAddr,
+    /// The generation to restore; absent: boot from the image.
+    pub restore: Option<Generation>,
+    /// After this time it starts nothing (safety A8).
+    pub not_after: Timestamp,
+}
+
+/// An agent that exists.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct AgentRef {
+    /// Its pod.
+    pub pod: String,
+    /// Its member.
+    pub member: MemberIndex,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Where it serves.
+    pub endpoint: SocketAddr,
+}
+
+/// A capture of all members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CaptureJob {
+    /// The generation; never used twice.
+    pub generation: Generation,
+    /// The incarnation.
+    pub incarnation: Incarnation,
+    /// Marks the parts of one cut.
+    pub nonce: String,
+    /// Why it is taken.
+    pub reason: SnapshotReason,
+    /// Whether the guests run on.
+    pub resume: bool,
+    /// Longest time a guest may stand still before it runs on by itself.
+    pub max_pause: Duration,
+    /// If the guests do not run on: how long they stay down once all are captured (safety B3).
+    pub stay_down: Duration,
+    /// The members' agents.
+    pub agents: Vec<AgentRef>,
+}
+
+/// Everything a decision is made from, besides the object and the time.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Seen {
+    /// The present leadership.
+    pub leader: Leadership,
+    /// What the administrator decided.
+    pub setup: Setup,
+    /// The job's site; absent: no such site is configured.
+    pub site: Option<SiteSeen>,
+    /// Whether the account at the site was found; the text says what is wrong with it.
+    pub account: Fact<Result<(), String>>,
+    /// The image, if one is named or there is a default.
+    pub image: Fact<ImageSeen>,
+    /// ConfigMaps and Secrets named by inputs that do not exist.
+    pub missing_inputs: Fact<Vec<String>>,
+    /// All slots in the status, and every unfinished one whose name is of this job.
+    pub slots: Fact<Vec<SlotFacts>>,
+    /// When the site was last searched for slots by the job's name.
+    pub looked_up: Option<Timestamp>,
+    /// Since when every read of the site was answered.
+    pub reads_good_since: Option<Timestamp>,
+    /// What the site answered to a request for slots that this process sent.
+    pub reply: Option<Reply>,
+    /// The agent pods of the job, by name.
+    pub pods: BTreeMap<String, PodSeen>,
+    /// What the agents in the status say, by pod.
+    pub agents: BTreeMap<String, AgentSeen>,
+    /// Addresses of the nodes of the job's slots that Kubernetes knows.
+    pub nodes: BTreeMap<NodeName, std::net::IpAddr>,
+    /// The capture this process conducts or has conducted last.
+    pub barrier: Option<BarrierSeen>,
+    /// What the repository has; `Unknown` also where nobody needs to know.
+    pub content: Fact<JobContent>,
+    /// The Snapshot objects of the job.
+    pub snapshots: Vec<SnapshotSeen>,
+    /// When this process last did what is repeated until it works, by [`Effect`] and object.
+    pub sent: BTreeMap<String, Timestamp>,
+}
+
+/// The present leadership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Leadership {
+    /// Rises with every change.
+    pub epoch: u64,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What the administrator decided, as far as decisions depend on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Setup {
+    /// First port of agents.
+    pub port_first: u16,
+    /// Number of ports.
+    pub port_count: u16,
+    /// Names of all sites.
+    pub sites: BTreeSet<String>,
+}
+
+/// The job's site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SiteSeen {
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Silence after which a VM has killed itself (T_iso).
+    pub isolation: Duration,
+    /// How long the hold waits for its agents.
+    pub agent_wait: Duration,
+    /// Most memory a guest may have.
+    pub max_memory: Option<u64>,
+}
+
+/// The image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum ImageSeen {
+    /// In the repository.
+    Ready(ResolvedImage),
+    /// Being imported; the text says how far.
+    Importing(String),
+    /// It cannot be imported until a person acts.
+    Broken(Reason, String),
+}
+
+/// The answer to a request for slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reply {
+    /// The submission it answers.
+    pub submission: u32,
+    /// The answer.
+    #[serde(serialize_with = "reply")]
+    pub outcome: Result<SlotId, SiteError>,
+}
+
+fn reply<S: serde::Serializer>(outcome: &Result<SlotId, SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
+    match outcome {
+        Ok(id) => serializer.collect_str(id),
+        Err(error) => serializer.collect_str(error),
+    }
+}
+
+/// An agent's pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PodSeen {
+    /// The node it is on.
+    pub node: String,
+    /// The incarnation it belongs to.
+    pub incarnation: Incarnation,
+    /// Its container has ended, as its kubelet says; the text says how. Proof that its VM is dead.
+    pub ended: Option<String>,
+    /// Why it does not start.
+    pub waiting: Option<String>,
+    /// It is being deleted.
+    pub deleting: bool,
+}
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AgentSeen {
+    /// Its last words.
+    pub state: Option<AgentState>,
+    /// When this leader heard them.
+    pub heard: Option<Timestamp>,
+    /// Since when this leader listens to it (safety B13).
+    pub listening: Timestamp,
+}
+
+/// A capture this process conducts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BarrierSeen {
+    /// What is captured.
+    pub job: CaptureJob,
+    /// When it was begun.
+    pub since: Timestamp,
+    /// How far it is.
+    pub state: BarrierState,
+}
+
+/// How far a capture is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum BarrierState {
+    /// Agents are preparing, stopping or being cut.
+    Conducting,
+    /// All were stopped together and cut; they are writing.
+    Cut,
+    /// Void.
+    Failed(String),
+}
+
+/// A Snapshot object.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SnapshotSeen {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Why it was made.
+    pub reason: SnapshotReason,
+    /// Kept until it is deleted.
+    pub retain: bool,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// Its status.
+    pub status: SnapshotStatus,
+}
+
+/// The job's uid as a name.
+pub fn uid(job: &crate::api::BestEffortJob) -> JobUid {
+    JobUid(job.metadata.uid.clone().unwrap_or_default())
+}
