@@ -62,6 +62,8 @@ pub enum Reason {
     ImageFetchFailed,
     /// The image has another digest than the spec says.
     DigestMismatch,
+    /// The image is not in the format the spec says, is too large, or needs other files.
+    ImageUnusable,
     /// The Secret with the account does not exist or lacks a key.
     CredentialsMissing,
     /// The site refused the account.

@@ -1,6 +1,6 @@
 //! `VmImage`: what the guests boot from.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -149,7 +149,33 @@ pub struct VmImageStatus {
     pub virtual_size: Option<Bytes>,
     /// Failures in a row of the import.
     pub failures: u32,
+    /// The newest import that came to an end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import: Option<ImportRecord>,
     /// Conditions.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// An import that came to an end.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportRecord {
+    /// Stands for everything of the spec that was to be imported.
+    pub fingerprint: String,
+    /// How it ended.
+    pub result: ImportResult,
+    /// When it ended.
+    pub at: Time,
+}
+
+/// How an import ended.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImportResult {
+    /// Everything is in the repository.
+    Imported,
+    /// Not tried again until the spec is changed.
+    Refused,
+    /// Tried again later.
+    Failed,
 }
