@@ -1,0 +1,147 @@
+//! What the node's QEMU is and can do.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{io::AsyncReadExt as _, process::Command};
+
+use super::{QemuError, process::PROGRAM};
+use crate::driver::agent::Accelerator;
+
+/// A kernel that says nothing for this long does not run under KVM here.
+const KVM_LIMIT: Duration = Duration::from_secs(20);
+/// What a kernel without a root says at its end.
+const END_OF_BOOT: &str = "Unable to mount root fs";
+
+/// The node's QEMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// As it calls itself, for example `7.2.22`.
+    pub text: String,
+    /// Whether a background snapshot lets the guest run again by itself (before QEMU 8).
+    pub resumes_by_itself: bool,
+}
+
+/// Asks QEMU what it is.
+pub async fn version() -> Result<Version, QemuError> {
+    let text = output(&["--version"]).await?;
+    parse_version(&text).ok_or_else(|| unknown("version", &text))
+}
+
+fn parse_version(text: &str) -> Option<Version> {
+    let version = text.split("version ").nth(1)?;
+    let end = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
+    let major: u32 = version.split('.').next()?.parse().ok()?;
+    Some(Version { text: version[..end].into(), resumes_by_itself: major < 8 })
+}
+
+/// The versioned name of a machine, for example `pc-q35-7.2` for `q35`.
+pub async fn machine(name: &str) -> Result<String, QemuError> {
+    let list = output(&["-machine", "help"]).await?;
+    parse_machine(&list, name).ok_or_else(|| unknown("machine", name))
+}
+
+fn parse_machine(list: &str, name: &str) -> Option<String> {
+    let alias = "(alias of ";
+    list.lines().find_map(|line| {
+        let first = line.split_whitespace().next()?;
+        if first != name {
+            return None;
+        }
+        match line.split_once(alias) {
+            Some((_, target)) => Some(target.split(')').next()?.to_owned()),
+            None => Some(first.to_owned()),
+        }
+    })
+}
+
+fn unknown(what: &str, text: &str) -> QemuError {
+    let message = format!("no {what} {:?} is known here", text.chars().take(100).collect::<String>());
+    QemuError::Program { program: PROGRAM, message }
+}
+
+async fn output(arguments: &[&str]) -> Result<String, QemuError> {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.map_err(QemuError::io("start QEMU"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What `Probe` means on this node: KVM only if a guest's kernel really boots under it, which the
+/// presence of a device does not prove. The answer is kept in `cache` until the node boots.
+pub async fn accelerator(wanted: Accelerator, kernel: Option<&Path>, cache: &Path) -> Accelerator {
+    match (wanted, kernel) {
+        (Accelerator::Tcg | Accelerator::Kvm, _) => wanted,
+        (Accelerator::Probe, None) => Accelerator::Tcg,
+        (Accelerator::Probe, Some(kernel)) => {
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+            let kept: PathBuf = cache.join(format!("kvm-{}", boot.trim()));
+            let answer = match std::fs::read_to_string(&kept) {
+                Ok(answer) => answer == "yes",
+                Err(_) => {
+                    let answer = std::fs::File::open("/dev/kvm").is_ok() && boots(kernel).await;
+                    if let Err(error) = std::fs::write(&kept, if answer { "yes" } else { "no" }) {
+                        tracing::warn!(%error, "failed to keep the answer of the KVM probe");
+                    }
+                    answer
+                }
+            };
+            if answer { Accelerator::Kvm } else { Accelerator::Tcg }
+        }
+    }
+}
+
+async fn boots(kernel: &Path) -> bool {
+    let mut command = Command::new(PROGRAM);
+    command.args(["-accel", "kvm", "-machine", "q35", "-cpu", "qemu64", "-m", "256M", "-nodefaults", "-no-reboot"]);
+    command.args(["-display", "none", "-serial", "stdio", "-append", "console=ttyS0 panic=-1", "-kernel"]);
+    command.arg(kernel).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let Ok(mut child) = command.spawn() else { return false };
+    let Some(mut console) = child.stdout.take() else { return false };
+    let read = async {
+        let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = console.read(&mut piece).await {
+            seen.extend_from_slice(&piece[..count]);
+            if String::from_utf8_lossy(&seen).contains(END_OF_BOOT) {
+                return true;
+            }
+            if seen.len() > 1 << 20 {
+                return false;
+            }
+        }
+        false
+    };
+    let booted = tokio::time::timeout(KVM_LIMIT, read).await.unwrap_or(false);
+    // it may have ended by itself
+    let _ = child.kill().await;
+    booted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        let seven = parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright").unwrap();
+        assert_eq!(seven, Version { text: "7.2.22".into(), resumes_by_itself: true });
+        let ten = parse_version("QEMU emulator version 10.0.2\n").unwrap();
+        assert_eq!(ten, Version { text: "10.0.2".into(), resumes_by_itself: false });
+        assert_eq!(parse_version("no qemu"), None);
+    }
+
+    #[test]
+    fn machines_get_their_versioned_names() {
+        let list = "Supported machines are:\npc                   Standard PC (i440FX + PIIX, 1996) (alias of pc-i440fx-7.2)\n\
+            pc-i440fx-7.2        Standard PC (i440FX + PIIX, 1996) (default)\n\
+            q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n\
+            pc-q35-7.1           Standard PC (Q35 + ICH9, 2009)\n";
+        assert_eq!(parse_machine(list, "q35").unwrap(), "pc-q35-7.2");
+        assert_eq!(parse_machine(list, "pc").unwrap(), "pc-i440fx-7.2");
+        assert_eq!(parse_machine(list, "pc-q35-7.1").unwrap(), "pc-q35-7.1");
+        assert_eq!(parse_machine(list, "pc-q35"), None);
+    }
+}

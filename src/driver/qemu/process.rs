@@ -1,0 +1,127 @@
+//! QEMU as a process: without privileges, in a world of its own, dead when we are.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use tokio::process::{Child, Command};
+
+use super::{
+    QemuError,
+    cmdline::{VmDefinition, arguments, sockets},
+    qmp::{Qmp, QmpError},
+};
+
+/// User and group QEMU runs as. No account needs to have the number.
+pub const UID: u32 = 64055;
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// QEMU opens its sockets within this time.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// The words before QEMU's own, if we have the privileges to take them away from it.
+///
+/// It gets its own view of processes and mounts, so that the one capability it keeps reaches nobody:
+/// `CAP_SYS_PTRACE`, without which the kernel gives it no write-protection of its own memory, and
+/// that is what a background snapshot is made with.
+fn confinement() -> Vec<OsString> {
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let keep = "-all,+sys_ptrace";
+    [
+        "unshare".to_owned(),
+        "--mount".into(),
+        "--pid".into(),
+        "--fork".into(),
+        "--kill-child=KILL".into(),
+        "--mount-proc".into(),
+        "--".into(),
+        "setpriv".into(),
+        format!("--reuid={UID}"),
+        format!("--regid={UID}"),
+        "--clear-groups".into(),
+        "--no-new-privs".into(),
+        format!("--inh-caps={keep}"),
+        format!("--ambient-caps={keep}"),
+        format!("--bounding-set={keep}"),
+        "--".into(),
+    ]
+    .map(OsString::from)
+    .to_vec()
+}
+
+/// Lets QEMU, and nobody else but root, use a file or directory.
+pub fn give(path: &Path) -> Result<(), QemuError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(path, Some(UID), Some(UID))
+        .map_err(QemuError::io(format!("give {} to QEMU", path.display())))
+}
+
+/// A running QEMU.
+pub struct Qemu {
+    child: Child,
+    /// Its control channel.
+    pub qmp: std::sync::Arc<Qmp>,
+}
+
+impl Qemu {
+    /// Starts QEMU; what it says goes to the file `log`. The guest stands still.
+    pub async fn start(vm: &VmDefinition, log: &Path) -> Result<Self, QemuError> {
+        let output = File::create(log).map_err(QemuError::io(format!("make {}", log.display())))?;
+        let both = output.try_clone().map_err(QemuError::io("share the log"))?;
+        let mut words = confinement();
+        words.push(PROGRAM.into());
+        words.extend(arguments(vm));
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(both)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(QemuError::io("start QEMU"))?;
+        let socket = vm.sockets.join(sockets::QMP);
+        let until = Instant::now() + START_LIMIT;
+        loop {
+            if let Ok(qmp) = Qmp::connect(&socket).await {
+                return Ok(Self { child, qmp: std::sync::Arc::new(qmp) });
+            }
+            if child.try_wait().map_err(QemuError::io("wait for QEMU"))?.is_some() {
+                return Err(QemuError::Program { program: PROGRAM, message: last_words(log) });
+            }
+            if Instant::now() > until {
+                return Err(QmpError::Late("start".into()).into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) {
+        // an error means that there is no such child any more
+        let _ = self.child.wait().await;
+    }
+
+    /// Kills it and waits until it is gone.
+    pub async fn kill(&mut self) {
+        // fails only if it has ended
+        let _ = self.child.kill().await;
+    }
+}
+
+/// The end of what QEMU has said.
+pub fn last_words(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(500)..]).trim().to_owned();
+    if text.is_empty() { "it ended without a word".into() } else { text }
+}
