@@ -1,0 +1,96 @@
+//! The NoCloud seed: what a guest is told at its first boot, as a small disk.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use serde_json::{Value, json};
+
+/// What is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// Names this instance: the same for the whole life of a member.
+    pub instance: String,
+    /// Host name.
+    pub hostname: String,
+    /// Hardware address of the first network card.
+    pub mac: String,
+    /// Public keys for root.
+    pub ssh_keys: Vec<String>,
+    /// Files: path, content.
+    pub files: BTreeMap<String, String>,
+}
+
+/// A seed that cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to make the seed: {0}")]
+pub struct SeedError(String);
+
+impl Seed {
+    /// The files of the seed. YAML is written as JSON, which it contains.
+    pub fn contents(&self) -> [(&'static str, String); 3] {
+        let meta = json!({ "instance-id": self.instance, "local-hostname": self.hostname });
+        let files: Vec<Value> = self
+            .files
+            .iter()
+            .map(|(path, content)| json!({ "path": path, "content": content, "permissions": "0600" }))
+            .collect();
+        let user = json!({
+            "hostname": self.hostname,
+            "disable_root": false,
+            "ssh_pwauth": false,
+            "users": [],
+            "ssh_authorized_keys": self.ssh_keys,
+            "write_files": files,
+        });
+        let network = json!({
+            "version": 2,
+            "ethernets": { "eth0": { "match": { "macaddress": self.mac }, "set-name": "eth0", "dhcp4": true } },
+        });
+        [
+            ("meta-data", format!("{meta}\n")),
+            ("user-data", format!("#cloud-config\n{user}\n")),
+            ("network-config", format!("{network}\n")),
+        ]
+    }
+
+    /// Writes it as a disk image to `image`, with `work` as a place for its parts.
+    pub async fn write(&self, work: &Path, image: &Path) -> Result<(), SeedError> {
+        let wrong = |error: std::io::Error| SeedError(error.to_string());
+        tokio::fs::create_dir_all(work).await.map_err(wrong)?;
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for (name, content) in self.contents() {
+            tokio::fs::write(work.join(name), content).await.map_err(wrong)?;
+            paths.push(work.join(name));
+        }
+        let mut command = tokio::process::Command::new("genisoimage");
+        command.args(["-quiet", "-volid", "cidata", "-joliet", "-rock", "-output"]).arg(image).args(&paths);
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(wrong)?;
+        tokio::fs::remove_dir_all(work).await.map_err(wrong)?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(SeedError(String::from_utf8_lossy(&output.stderr).chars().take(300).collect()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents() {
+        let seed = Seed {
+            instance: "3f2b8a10-0".into(),
+            hostname: "pi-0".into(),
+            mac: "52:54:00:00:00:01".into(),
+            ssh_keys: vec!["ssh-ed25519 AAAA alice".into()],
+            files: BTreeMap::from([("/etc/job.conf".to_owned(), "a: 'b'\n\"c\"\n".to_owned())]),
+        };
+        let text: Vec<String> = seed.contents().map(|(name, content)| format!("{name}:\n{content}")).into();
+        insta::assert_snapshot!(text.concat());
+    }
+}
