@@ -1,0 +1,182 @@
+//! The samples and the rules of the API: read and judged without a cluster, and by a real API server.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::{
+    api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vmdeploy::{
+    api::{BestEffortJob, GROUP, Snapshot, VERSION, VmImage, crds},
+    yaml,
+};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every object of the samples, with the file it is in.
+fn samples() -> Result<Vec<(String, Value)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(root().join("manifests/samples"))? {
+        let path = entry?.path();
+        for object in yaml::read_all(&fs::read_to_string(&path)?)? {
+            all.push((path.display().to_string(), object));
+        }
+    }
+    ensure!(!all.is_empty(), "no samples");
+    Ok(all)
+}
+
+#[test]
+fn samples_are_valid() -> Result<()> {
+    for (path, object) in samples()? {
+        let said = match object["kind"].as_str() {
+            Some("BestEffortJob") => serde_json::from_value::<BestEffortJob>(object)?.validate_cel(),
+            Some("VmImage") => serde_json::from_value::<VmImage>(object)?.validate_cel(),
+            Some("Snapshot") => serde_json::from_value::<Snapshot>(object)?.validate_cel(),
+            kind => bail!("{path}: kind {kind:?}"),
+        };
+        said.map_err(|errors| anyhow::anyhow!("{path}: {errors}"))?;
+    }
+    Ok(())
+}
+
+/// A namespace of the real API server, with our kinds served.
+struct Place {
+    client: Client,
+    namespace: String,
+}
+
+impl Place {
+    async fn new(name: &str) -> Result<Self> {
+        vmdeploy::tls::install_provider();
+        let client = Client::try_default().await?;
+        let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+        for crd in crds::all() {
+            let name = crd["metadata"]["name"].as_str().context("a definition without name")?;
+            definitions.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&crd)).await?;
+            let served = kube::runtime::conditions::is_crd_established();
+            let wait = kube::runtime::wait::await_condition(definitions.clone(), name, served);
+            tokio::time::timeout(Duration::from_secs(20), wait).await??;
+        }
+        let namespace = format!("e2e-{name}-{}", std::process::id());
+        let object = Namespace {
+            metadata: ObjectMeta { name: Some(namespace.clone()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        };
+        Api::all(client.clone()).create(&PostParams::default(), &object).await?;
+        Ok(Self { client, namespace })
+    }
+
+    fn api(&self, kind: &str) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk(GROUP, VERSION, kind);
+        Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::from_gvk(&kind))
+    }
+
+    async fn remove(self) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client);
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+fn dry() -> PostParams {
+    PostParams { dry_run: true, ..PostParams::default() }
+}
+
+#[tokio::test]
+#[ignore = "needs a real API server in KUBECONFIG"]
+async fn samples_are_accepted_by_the_api_server() -> Result<()> {
+    let place = Place::new("samples").await?;
+    for (path, object) in samples()? {
+        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+        let object = serde_json::from_value(object)?;
+        place.api(&kind).create(&dry(), &object).await.with_context(|| path)?;
+    }
+    place.remove().await
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    kind: String,
+    patch: Value,
+    old: Option<Value>,
+    status: Option<Value>,
+    says: String,
+}
+
+fn good(kind: &str) -> Value {
+    let spec = match kind {
+        "BestEffortJob" => json!({
+            "image": {"name": "debian"},
+            "run": {"command": ["true"]},
+            "slots": {"site": "rennes", "walltime": "1h"},
+        }),
+        "VmImage" => json!({"source": {"http": {
+            "url": "https://example.org/disk.qcow2",
+            "digest": format!("sha256:{}", "0".repeat(64)),
+        }}}),
+        _ => json!({"job": "pi"}),
+    };
+    json!({"apiVersion": "vmdeploy.io/v1alpha1", "kind": kind, "metadata": {"name": "pi"}, "spec": spec})
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                if value.is_null() {
+                    into.remove(key);
+                } else {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, patch) => *into = patch.clone(),
+    }
+}
+
+/// What the API server says about the object of a case.
+async fn said(place: &Place, case: &Case) -> Result<String> {
+    let api = place.api(&case.kind);
+    let result = if let Some(old) = &case.old {
+        let mut object = good(&case.kind);
+        merge(&mut object, old);
+        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        if let Some(status) = &case.status {
+            let patch = Patch::Merge(json!({"status": status}));
+            api.patch_status("pi", &PatchParams::default(), &patch).await?;
+        }
+        let result = api.patch("pi", &PatchParams::default(), &Patch::Merge(&case.patch)).await;
+        api.delete("pi", &DeleteParams::default()).await?;
+        result
+    } else {
+        let mut object = good(&case.kind);
+        merge(&mut object, &case.patch);
+        api.create(&dry(), &serde_json::from_value(object)?).await
+    };
+    match result {
+        Ok(_) => bail!("{}: accepted", case.name),
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a real API server in KUBECONFIG"]
+async fn bad_objects_are_refused_by_the_api_server() -> Result<()> {
+    let place = Place::new("rules").await?;
+    let cases: Vec<Case> = yaml::read(&fs::read_to_string(root().join("src/api/rejected.yaml"))?)?;
+    for case in &cases {
+        let said = said(&place, case).await?;
+        ensure!(said.contains(&case.says), "{}: {said}", case.name);
+    }
+    place.remove().await
+}
