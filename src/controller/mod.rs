@@ -6,8 +6,10 @@
 //! for has come, and after an error. Waiting is not an error. No policy of any kind of object may be
 //! here.
 
+pub mod agents;
 pub mod job;
 pub mod served;
+pub mod snapshot;
 pub mod wake;
 
 use std::{

@@ -141,7 +141,9 @@ impl FakeAgent {
         inner.state.capture = inner.barrier.part().cloned();
         let mut shown = inner.state.clone();
         shown.ran += self.running(inner);
-        self.changed.send_replace(shown);
+        if inner.reachable {
+            self.changed.send_replace(shown);
+        }
     }
 
     fn running(&self, inner: &Inner) -> f64 {
@@ -190,7 +192,9 @@ impl FakeAgent {
 
     /// Cuts the agent off, or connects it again.
     pub fn set_reachable(&self, reachable: bool) {
-        self.lock().reachable = reachable;
+        let mut inner = self.lock();
+        inner.reachable = reachable;
+        self.publish(&mut inner);
     }
 
     /// Whether captures and uploads are done at once (the default), or when a test says so.
