@@ -74,7 +74,7 @@ trap 'rm -rf "$pipes"' EXIT
 exec 4<> "$pipes/events"
 (
   unset TAKTUK_HOSTNAME
-  @TAKTUK@ -s -t 30 -c '@CONNECTOR@' \
+  taktuk -s -t 30 -c '@CONNECTOR@' \
     -o 'output="O|$host|$line\n"' -o 'status="S|$host|$line\n"' -o 'state="T|$peer|$line\n"' \
     -o error -o connector -o taktuk -o info -o message $hosts
   echo 'E||'

@@ -142,7 +142,7 @@ impl Cache {
     }
 
     /// Slots to read in full now: those that changed, then running ones, the longest unread first.
-    pub(super) fn to_read(&mut self) -> Vec<SlotId> {
+    pub(super) fn take_due(&mut self) -> Vec<SlotId> {
         for job in self.jobs.values_mut().filter(|j| j.nudged) {
             job.nudged = false;
             for id in &job.ids {

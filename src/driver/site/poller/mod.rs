@@ -166,7 +166,7 @@ impl Poller {
             let found = self.site.glance(&round.glance).await?;
             self.cache().glanced(&found);
         }
-        let ids = self.cache().to_read();
+        let ids = self.cache().take_due();
         let found = if ids.is_empty() {
             std::collections::BTreeMap::new()
         } else {

@@ -1,0 +1,139 @@
+//! What a job's state and events mean. Pure.
+//!
+//! A state alone never tells how a job ended: `Terminated` may be a preemption, and "preempted" is not
+//! a state. The rows of [`end`] are read from the top; the first that fits decides.
+
+use jiff::Timestamp;
+
+use super::{
+    hold,
+    wire::{Event, Job},
+};
+use crate::driver::site::{End, Notice, NoticeKind, SlotPhase};
+
+/// Number of the signal that OAR sends for a notice.
+pub(super) const SIGNAL: i64 = 12;
+/// Failures of nodes and of OAR itself.
+const INFRASTRUCTURE: [&str; 6] = [
+    "EXTERMINATE_JOB",
+    "CPUSET_ERROR",
+    "CPUSET_CLEAN_ERROR",
+    "PING_CHECKER_NODE_SUSPECTED",
+    "PROLOGUE_ERROR",
+    "LAUNCHING_OAREXEC_TIMEOUT",
+];
+
+/// Whether a job in this state has nodes.
+pub(super) fn has_nodes(state: &str) -> bool {
+    matches!(state, "Running" | "Finishing" | "Suspended" | "Resuming")
+}
+
+/// Whether a job in this state is over.
+pub(super) fn is_over(state: &str) -> bool {
+    matches!(state, "Terminated" | "Error")
+}
+
+/// The phase of a job; `time` turns the server's seconds into our time.
+pub(super) fn phase(job: &Job, time: impl Fn(i64) -> Option<Timestamp>) -> SlotPhase {
+    let events = Events::of(job);
+    match job.state.as_str() {
+        "Waiting" | "Hold" | "toLaunch" | "toAckReservation" | "Launching" => SlotPhase::Waiting {
+            message: job.message.clone(),
+            expected: job.scheduled_start.filter(|s| *s > 0).and_then(time),
+        },
+        "Running" | "Suspended" | "Resuming" => {
+            // asked to go, by whomever; it may still run for a long time if OAR's server is down
+            if events.has("FRAG_JOB_REQUEST") || events.has("BESTEFFORT_KILL") {
+                SlotPhase::Ending
+            } else {
+                SlotPhase::Running
+            }
+        }
+        "Finishing" | "toError" => SlotPhase::Ending,
+        state if is_over(state) => SlotPhase::Ended(end(job, &events)),
+        other => SlotPhase::Unknown(other.into()),
+    }
+}
+
+/// The notice of a job. The grace counts from the first one, whoever asked for it (safety B5), while
+/// the kind is that of the gravest.
+pub(super) fn notice(job: &Job, time: impl Fn(i64) -> Option<Timestamp>) -> Option<Notice> {
+    let events = Events::of(job);
+    let at = time(events.0.iter().find(|e| e.kind == "CHECKPOINT")?.date?)?;
+    Some(Notice { kind: events.notice_kind()?, at })
+}
+
+fn end(job: &Job, events: &Events<'_>) -> End {
+    let terminated = job.state == "Terminated";
+    // a wait status: the exit code is in the second byte, the signal in the first
+    let code = job.exit_code.filter(|c| c & 0x7f == 0).map(|c| (c >> 8) as i32);
+    let notice = events.notice_kind();
+    match code {
+        Some(hold::DONE) if terminated => return End::Done,
+        Some(hold::SAVED) if terminated => {
+            return match notice {
+                Some(NoticeKind::Preemption) => End::SavedAtPreemption,
+                Some(NoticeKind::Walltime) => End::SavedAtWalltime,
+                Some(NoticeKind::Person) | None => End::Released,
+            };
+        }
+        _ => {}
+    }
+    if events.has("BESTEFFORT_KILL") {
+        return End::Preempted;
+    }
+    if events.has("WALLTIME") {
+        return End::Walltime;
+    }
+    if let Some(event) = events.0.iter().find(|e| INFRASTRUCTURE.contains(&e.kind.as_str())) {
+        return End::Infrastructure(format!("{}: {}", event.kind, event.description));
+    }
+    if let Some(event) = events.0.iter().find(|e| e.kind == "FRAG_JOB_REQUEST") {
+        return End::Deleted(user(&event.description));
+    }
+    if let Some(event) = events.0.iter().find(|e| e.kind == "WORKING_DIRECTORY") {
+        return End::Rejected(event.description.clone());
+    }
+    if terminated && job.exit_code.is_some_and(|c| c & 0x7f == SIGNAL) {
+        // the signal came before the hold could catch it
+        match notice {
+            Some(NoticeKind::Preemption) => return End::Preempted,
+            Some(NoticeKind::Walltime) => return End::Walltime,
+            Some(NoticeKind::Person) | None => {}
+        }
+    }
+    if terminated { End::HoldFailed(code) } else { End::Infrastructure(job.message.clone()) }
+}
+
+/// The user in `User alice requested to frag the job 2`.
+fn user(description: &str) -> String {
+    let rest = description.strip_prefix("User ").unwrap_or(description);
+    rest.split(' ').next().unwrap_or(rest).into()
+}
+
+/// Events in the order in which they happened.
+struct Events<'a>(Vec<&'a Event>);
+
+impl<'a> Events<'a> {
+    fn of(job: &'a Job) -> Self {
+        let mut events: Vec<&Event> = job.events.iter().collect();
+        events.sort_by_key(|e| e.event_id);
+        Self(events)
+    }
+
+    fn has(&self, kind: &str) -> bool {
+        self.0.iter().any(|e| e.kind == kind)
+    }
+
+    fn notice_kind(&self) -> Option<NoticeKind> {
+        let checkpoints = || self.0.iter().filter(|e| e.kind == "CHECKPOINT");
+        checkpoints().next()?;
+        Some(if checkpoints().any(|e| e.description.contains("(metasched)")) {
+            NoticeKind::Preemption
+        } else if checkpoints().any(|e| e.description.contains("(sarko)")) {
+            NoticeKind::Walltime
+        } else {
+            NoticeKind::Person
+        })
+    }
+}

@@ -1,0 +1,170 @@
+//! What we ask of OAR. Pure.
+//!
+//! Never `idempotent` (OAR and the operator would both submit again), never `types` (refused), the
+//! walltime always as h:mm:ss (a plain number would be hours).
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{
+    classify::SIGNAL,
+    hold::{HoldScript, UnsafeText, check_text},
+};
+use crate::driver::site::SlotRequest;
+
+/// Time between two beats of the lease.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// What of a submission comes from the site's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SubmitSettings {
+    /// Directory in which the hold starts; the user's home if absent.
+    pub(super) directory: Option<String>,
+    /// Root of the leases on the nodes.
+    pub(super) lease_root: String,
+    /// How the hold reaches the nodes of its job.
+    pub(super) connector: String,
+    /// How long the agents may take to appear.
+    pub(super) agent_wait: Duration,
+}
+
+/// The body of `POST /jobs.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Submission {
+    resource: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    script: String,
+    name: String,
+    signal: i64,
+    stdout: &'static str,
+    stderr: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    property: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<String>,
+}
+
+/// Renders a request. Refuses every text that one of the shells behind the API could take for its own.
+pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Result<Submission, UnsafeText> {
+    check_text("name", &request.name, "._-")?;
+    let checked = |what, text: &Option<String>, allowed| match text {
+        Some(text) => check_text(what, text, allowed).map(|()| Some(text.clone())),
+        None => Ok(None),
+    };
+    let hold = HoldScript {
+        lease_root: &settings.lease_root,
+        lease_prefix: &request.lease_prefix,
+        connector: &settings.connector,
+        beat: BEAT,
+        agent_wait: settings.agent_wait,
+    };
+    let grace = whole_seconds(request.grace);
+    Ok(Submission {
+        resource: format!("/nodes={},walltime={}", request.nodes, hours(request.walltime)),
+        kind: "besteffort",
+        script: hold.render()?,
+        name: request.name.clone(),
+        signal: SIGNAL,
+        stdout: "/dev/null",
+        stderr: "/dev/null",
+        checkpoint: (grace > 0).then_some(grace),
+        project: checked("project", &request.project, "._-")?,
+        queue: checked("queue", &request.queue, "._-")?,
+        property: checked("property", &request.property, "._-='<>!() ,%")?,
+        directory: checked("directory", &settings.directory, "._/-")?,
+    })
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+fn hours(time: Duration) -> String {
+    let seconds = whole_seconds(time).max(1);
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn request() -> SlotRequest {
+        SlotRequest {
+            name: "vmdeploy-3f2b8a10-1".into(),
+            nodes: 4,
+            walltime: Duration::from_secs(2 * 3600 + 61),
+            grace: Duration::from_secs(60),
+            lease_prefix: "3f2b8a10-".into(),
+            queue: None,
+            project: Some("vmdeploy".into()),
+            property: Some("cluster='paravance' AND mem > 64".into()),
+        }
+    }
+
+    fn settings() -> SubmitSettings {
+        SubmitSettings {
+            directory: Some("/home/alice".into()),
+            lease_root: "/var/lib/vmdeploy/leases".into(),
+            connector: "oarsh".into(),
+            agent_wait: Duration::from_secs(300),
+        }
+    }
+
+    #[test]
+    fn a_request_becomes_oars_options() {
+        let mut body = serde_json::to_value(submission(&request(), &settings()).unwrap()).unwrap();
+        let script = body.as_object_mut().unwrap().remove("script").unwrap();
+        assert!(script.as_str().unwrap().starts_with("#!/bin/sh\n") && !script.as_str().unwrap().contains('@'));
+        insta::assert_yaml_snapshot!(body, @r#"
+        checkpoint: 60
+        directory: /home/alice
+        name: vmdeploy-3f2b8a10-1
+        project: vmdeploy
+        property: "cluster='paravance' AND mem > 64"
+        resource: "/nodes=4,walltime=2:01:01"
+        signal: 12
+        stderr: /dev/null
+        stdout: /dev/null
+        type: besteffort
+        "#);
+    }
+
+    #[test]
+    fn without_grace_there_is_no_checkpoint() {
+        let body = submission(&SlotRequest { grace: Duration::ZERO, ..request() }, &settings()).unwrap();
+        assert_eq!(body.checkpoint, None);
+    }
+
+    #[rstest]
+    #[case::quote_in_name("it's", "p", "x='y'", "/home/alice")]
+    #[case::command_in_project("n", "$(id)", "x='y'", "/home/alice")]
+    #[case::double_quote_in_property("n", "p", "x=\"y\"", "/home/alice")]
+    #[case::backquote_in_property("n", "p", "`id`", "/home/alice")]
+    #[case::second_statement_in_property("n", "p", "x='y'; DROP", "/home/alice")]
+    #[case::blank_in_directory("n", "p", "x='y'", "/home/al ice")]
+    fn texts_that_a_shell_would_take_are_refused(
+        #[case] name: &str,
+        #[case] project: &str,
+        #[case] property: &str,
+        #[case] directory: &str,
+    ) {
+        let request = SlotRequest {
+            name: name.into(),
+            project: Some(project.into()),
+            property: Some(property.into()),
+            ..request()
+        };
+        let settings = SubmitSettings { directory: Some(directory.into()), ..settings() };
+        assert!(submission(&request, &settings).is_err());
+    }
+}
