@@ -6,7 +6,7 @@
 //! (safety B13), and a process that stood still itself did not listen.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::job::{Heard, Hearing};
 use crate::{
     clock::Clock,
     driver::{
@@ -39,15 +40,6 @@ const PULSE: Duration = Duration::from_secs(1);
 /// A process that gave no sign of life for this long did not listen meanwhile.
 const STANDSTILL: SignedDuration = SignedDuration::from_secs(15);
 
-/// What was heard of an agent.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Heard {
-    /// Its last words and when they came; absent: nothing yet.
-    pub last: Option<(AgentState, Timestamp)>,
-    /// Since when it would have been heard.
-    pub listening: Timestamp,
-}
-
 /// What is known of all agents. Pure: it is told the time.
 #[derive(Default)]
 struct Ears {
@@ -59,8 +51,8 @@ impl Ears {
     /// Takes in a state. Says whether anybody needs to know at once.
     fn hear(&mut self, address: &AgentAddress, state: AgentState, now: Timestamp) -> bool {
         let Some(heard) = self.agents.get_mut(address) else { return false };
-        let news = heard.last.as_ref().is_none_or(|(old, _)| meaning(old) != meaning(&state));
-        heard.last = Some((state, now));
+        let news = heard.last.as_ref().is_none_or(|(_, old)| meaning(old) != meaning(&state));
+        heard.last = Some((now, state));
         news
     }
 
@@ -99,86 +91,16 @@ fn meaning(state: &AgentState) -> AgentState {
     state
 }
 
-/// Listens to the agents of all jobs.
-pub struct AgentHub {
-    agents: Arc<dyn Agents>,
+/// What the streams of all agents write to.
+struct Shared {
     clock: Clock,
     ears: Mutex<Ears>,
-    streams: Mutex<HashMap<AgentAddress, AbortHandle>>,
     news: broadcast::Sender<JobUid>,
 }
 
-impl AgentHub {
-    /// Listens to nobody yet.
-    pub fn new(agents: Arc<dyn Agents>, clock: Clock) -> Arc<Self> {
-        let (ears, streams) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { agents, clock, ears, streams, news: broadcast::channel(1024).0 })
-    }
-
-    /// Listens to these agents of a job and to no others of it; to be called at each visit of the job.
-    /// Must be called inside a tokio runtime.
-    pub fn listen(self: &Arc<Self>, job: &JobUid, wanted: &HashSet<AgentAddress>) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|address, stream| {
-            let keep = address.job != *job || wanted.contains(address);
-            if !keep {
-                stream.abort();
-            }
-            keep
-        });
-        let now = self.clock.now();
-        let mut ears = self.ears();
-        ears.agents.retain(|address, _| address.job != *job || wanted.contains(address));
-        for address in wanted.iter().filter(|address| address.job == *job) {
-            ears.agents.entry(address.clone()).or_insert(Heard { last: None, listening: now });
-            streams.entry(address.clone()).or_insert_with(|| {
-                let (hub, agents, address) = (Arc::downgrade(self), self.agents.clone(), address.clone());
-                tokio::spawn(async move {
-                    while hub.strong_count() > 0 {
-                        if let Ok(Ok(mut states)) = timeout(CONNECT, agents.agent(&address).watch()).await {
-                            while let Ok(Some(state)) = timeout(DEAD_STREAM, states.next()).await {
-                                let Some(hub) = hub.upgrade() else { return };
-                                hub.hear(&address, state);
-                            }
-                        }
-                        sleep(RECONNECT).await;
-                    }
-                })
-                .abort_handle()
-            });
-        }
-    }
-
-    /// Listens to no agent of this job any more.
-    pub fn forget(self: &Arc<Self>, job: &JobUid) {
-        self.listen(job, &HashSet::new());
-    }
-
-    /// What was heard of an agent; absent: nobody listens to it.
-    pub fn heard(&self, address: &AgentAddress) -> Option<Heard> {
-        self.ears().heard(address, self.clock.now())
-    }
-
-    /// The last state of an agent. Never `Absent`: an agent that says nothing is not known.
-    pub fn state(&self, address: &AgentAddress) -> Fact<AgentState> {
-        match self.heard(address) {
-            Some(Heard { last: Some((state, _)), .. }) => Fact::Known(state),
-            Some(Heard { last: None, listening }) => Fact::Unknown { since: listening },
-            None => Fact::Unknown { since: self.clock.now() },
-        }
-    }
-
-    /// The jobs whose agents say something new, as they say it.
-    pub fn subscribe(&self) -> broadcast::Receiver<JobUid> {
-        self.news.subscribe()
-    }
-
-    /// Gives signs of life for ever, by which a standstill of this process is noticed.
-    pub async fn run(&self) {
-        loop {
-            self.ears().pulse(self.clock.now());
-            sleep(PULSE).await;
-        }
+impl Shared {
+    fn ears(&self) -> MutexGuard<'_, Ears> {
+        self.ears.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hear(&self, address: &AgentAddress, state: AgentState) {
@@ -191,9 +113,81 @@ impl AgentHub {
             let _ = self.news.send(address.job.clone());
         }
     }
+}
 
-    fn ears(&self) -> MutexGuard<'_, Ears> {
-        self.ears.lock().unwrap_or_else(PoisonError::into_inner)
+/// Listens to the agents of all jobs.
+pub struct AgentHub {
+    agents: Arc<dyn Agents>,
+    shared: Arc<Shared>,
+    streams: Mutex<HashMap<AgentAddress, AbortHandle>>,
+}
+
+impl AgentHub {
+    /// Listens to nobody yet.
+    pub fn new(agents: Arc<dyn Agents>, clock: Clock) -> Self {
+        let shared = Shared { clock, ears: Mutex::default(), news: broadcast::channel(1024).0 };
+        Self { agents, shared: Arc::new(shared), streams: Mutex::default() }
+    }
+
+    /// The last state of an agent. Never `Absent`: an agent that says nothing is not known.
+    pub fn state(&self, address: &AgentAddress) -> Fact<AgentState> {
+        match self.heard(address) {
+            Some(Heard { last: Some((_, state)), .. }) => Fact::Known(state),
+            Some(Heard { last: None, listening }) => Fact::Unknown { since: listening },
+            None => Fact::Unknown { since: self.shared.clock.now() },
+        }
+    }
+
+    /// The jobs whose agents say something new, as they say it.
+    pub fn subscribe(&self) -> broadcast::Receiver<JobUid> {
+        self.shared.news.subscribe()
+    }
+
+    /// Gives signs of life for ever, by which a standstill of this process is noticed.
+    pub async fn run(&self) {
+        loop {
+            self.shared.ears().pulse(self.shared.clock.now());
+            sleep(PULSE).await;
+        }
+    }
+}
+
+impl Hearing for AgentHub {
+    /// Must be called inside a tokio runtime.
+    fn listen(&self, job: &JobUid, wanted: &[AgentAddress]) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|address, stream| {
+            let keep = address.job != *job || wanted.contains(address);
+            if !keep {
+                stream.abort();
+            }
+            keep
+        });
+        let now = self.shared.clock.now();
+        let mut ears = self.shared.ears();
+        ears.agents.retain(|address, _| address.job != *job || wanted.contains(address));
+        for address in wanted.iter().filter(|address| address.job == *job) {
+            ears.agents.entry(address.clone()).or_insert(Heard { last: None, listening: now });
+            streams.entry(address.clone()).or_insert_with(|| {
+                tokio::spawn(stream(self.agents.clone(), self.shared.clone(), address.clone())).abort_handle()
+            });
+        }
+    }
+
+    fn heard(&self, address: &AgentAddress) -> Option<Heard> {
+        self.shared.ears().heard(address, self.shared.clock.now())
+    }
+}
+
+/// Listens to one agent until it is aborted.
+async fn stream(agents: Arc<dyn Agents>, shared: Arc<Shared>, address: AgentAddress) {
+    loop {
+        if let Ok(Ok(mut states)) = timeout(CONNECT, agents.agent(&address).watch()).await {
+            while let Ok(Some(state)) = timeout(DEAD_STREAM, states.next()).await {
+                shared.hear(&address, state);
+            }
+        }
+        sleep(RECONNECT).await;
     }
 }
 
