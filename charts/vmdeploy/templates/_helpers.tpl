@@ -1,0 +1,100 @@
+{{- define "vmdeploy.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "vmdeploy.labels" -}}
+app.kubernetes.io/name: vmdeploy
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- /* (dict "root" $ "component" "operator") */ -}}
+{{- define "vmdeploy.selector" -}}
+app.kubernetes.io/name: vmdeploy
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "vmdeploy.repositoryEndpoint" -}}
+{{- .Values.repository.endpoint | default (printf "vmdeploy-repository.%s.svc:%v" .Release.Namespace .Values.repository.service.port) -}}
+{{- end }}
+
+{{- define "vmdeploy.config" -}}
+sites:
+  {{- toYaml .Values.sites | nindent 2 }}
+namespace: {{ .Release.Namespace }}
+repository: {{ include "vmdeploy.repositoryEndpoint" . | quote }}
+{{- with .Values.defaultImage }}
+defaultImage: {{ . }}
+{{- end }}
+agents:
+  image: {{ include "vmdeploy.image" . | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  portFirst: {{ .Values.agents.portFirst }}
+  portCount: {{ .Values.agents.portCount }}
+  {{- with .Values.agents.priorityClass.name }}
+  priorityClass: {{ . }}
+  {{- end }}
+  accelerator: {{ .Values.agents.accelerator }}
+  guestNetwork: {{ .Values.agents.guestNetwork }}
+{{- end }}
+
+{{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}
+{{- define "vmdeploy.podMetadata" -}}
+labels:
+  {{- include "vmdeploy.selector" . | nindent 2 }}
+  {{- with .root.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .root.Values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "vmdeploy.podPlacement" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "vmdeploy.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "vmdeploy.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "vmdeploy.probes" -}}
+livenessProbe:
+  httpGet: {path: /healthz, port: health}
+  periodSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: health}
+  periodSeconds: 2
+{{- end }}
+
+{{- define "vmdeploy.environment" -}}
+- name: VMDEPLOY_LOG_FORMAT
+  value: {{ .Values.operator.logFormat }}
+- name: RUST_LOG
+  value: {{ .Values.operator.log | quote }}
+{{- end }}
