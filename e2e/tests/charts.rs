@@ -1,0 +1,113 @@
+//! The charts and what is rendered from them: the configuration is one the operator reads, the rights
+//! are named one by one, every value is in the schema.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use vmdeploy::{
+    config::{Config, SiteConfig},
+    yaml,
+};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(root().join(path)).with_context(|| path.to_owned())
+}
+
+fn install() -> Result<Vec<Value>> {
+    Ok(yaml::read_all(&read("manifests/install.yaml")?)?)
+}
+
+#[test]
+fn the_rendered_configuration_is_read() -> Result<()> {
+    let all = install()?;
+    let map = all.iter().find(|object| object["kind"] == "ConfigMap").context("no ConfigMap")?;
+    let text = map["data"]["config.yaml"].as_str().context("no config.yaml")?;
+    let config: Config = yaml::read(text)?;
+    ensure!(config.sites.is_empty() && config.namespace == "vmdeploy");
+    ensure!(config.repository == "vmdeploy-repository.vmdeploy.svc:7443", config.repository);
+    Ok(())
+}
+
+#[test]
+fn the_sites_of_the_test_bed_are_read() -> Result<()> {
+    let values: Value = yaml::read(&read("e2e/testbed/values.yaml")?)?;
+    let sites: BTreeMap<String, SiteConfig> = serde_json::from_value(values["sites"].clone())?;
+    let site = sites.get("testbed").context("no site testbed")?;
+    for user in site.users.values() {
+        ensure!(site.uids.contains_key(user), "{user} has no uid");
+    }
+    Ok(())
+}
+
+#[test]
+fn rights_are_named_one_by_one() -> Result<()> {
+    for role in install()?.iter().filter(|o| matches!(o["kind"].as_str(), Some("Role" | "ClusterRole"))) {
+        let name = &role["metadata"]["name"];
+        for rule in role["rules"].as_array().context("no rules")? {
+            let text = rule.to_string();
+            ensure!(!text.contains('*'), "{name}: {text}");
+            let secrets = text.contains("\"secrets\"");
+            ensure!(!secrets || role["kind"] == "Role" || name == "vmdeploy-credentials-reader", "{name}: {text}");
+            ensure!(!secrets || !text.contains("\"list\"") && !text.contains("\"watch\""), "{name}: {text}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_value_is_in_the_schema() -> Result<()> {
+    fn look(path: &str, value: &Value, schema: &Value) -> Result<()> {
+        let properties = &schema["properties"];
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            let Some(schema) = properties.get(name) else {
+                ensure!(schema["additionalProperties"] != false && properties.is_null(), "{path} is not in the schema");
+                continue;
+            };
+            look(&path, value, schema)?;
+        }
+        Ok(())
+    }
+    let values: Value = yaml::read(&read("charts/vmdeploy/values.yaml")?)?;
+    let schema: Value = serde_json::from_str(&read("charts/vmdeploy/values.schema.json")?)?;
+    look("values", &values, &schema)
+}
+
+/// Every metric that a panel or an alert names is one that the program has.
+#[test]
+fn dashboard_and_alerts_name_metrics_that_exist() -> Result<()> {
+    let known = vmdeploy::metrics::Metrics::new();
+    known.kills.get_or_create(&"x".into()).inc();
+    known.jobs.get_or_create(&"x".into()).inc();
+    known.work.get_or_create(&"x".into()).inc();
+    known.bytes.get_or_create(&"x".into()).inc();
+    known.unknown_facts.get_or_create(&"x".into()).inc();
+    known.reconcile.get_or_create(&"x".into()).observe(1.0);
+    let failure = vmdeploy::metrics::Failure { kind: "x".into(), reason: "x".into() };
+    known.reconcile_failures.get_or_create(&failure).inc();
+    known.called("x", "GET");
+    let encoded = known.encode();
+    for file in ["charts/vmdeploy/files/dashboard.json", "charts/vmdeploy/files/rules.yaml"] {
+        let text = read(file)?;
+        for part in text.split("vmdeploy_").skip(1) {
+            let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+            let name = format!("vmdeploy_{}", &part[..end]);
+            let sample = |line: &str| line.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+            ensure!(encoded.lines().any(sample), "{file}: no metric {name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs helm"]
+fn manifests_are_current() -> Result<()> {
+    let output = Command::new(root().join("e2e/manifests")).arg("--check").output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
