@@ -2,6 +2,7 @@
 
 pub mod memory;
 pub mod plan;
+mod sites;
 
 use std::sync::Arc;
 

@@ -65,8 +65,7 @@ pub(super) fn notice(job: &Job, time: impl Fn(i64) -> Option<Timestamp>) -> Opti
 
 fn end(job: &Job, events: &Events<'_>) -> End {
     let terminated = job.state == "Terminated";
-    // a wait status: the exit code is in the second byte, the signal in the first
-    let code = job.exit_code.filter(|c| c & 0x7f == 0).map(|c| (c >> 8) as i32);
+    let code = job.exit_code.filter(|status| signal_of(*status) == 0).map(|status| (status >> 8) as i32);
     let notice = events.notice_kind();
     match code {
         Some(hold::DONE) if terminated => return End::Done,
@@ -94,7 +93,7 @@ fn end(job: &Job, events: &Events<'_>) -> End {
     if let Some(event) = events.0.iter().find(|e| e.kind == "WORKING_DIRECTORY") {
         return End::Rejected(event.description.clone());
     }
-    if terminated && job.exit_code.is_some_and(|c| c & 0x7f == SIGNAL) {
+    if terminated && job.exit_code.map(signal_of) == Some(SIGNAL) {
         // the signal came before the hold could catch it
         match notice {
             Some(NoticeKind::Preemption) => return End::Preempted,
@@ -103,6 +102,11 @@ fn end(job: &Job, events: &Events<'_>) -> End {
         }
     }
     if terminated { End::HoldFailed(code) } else { End::Infrastructure(job.message.clone()) }
+}
+
+/// The signal in a raw wait status, whose exit code is in the second byte.
+fn signal_of(status: i64) -> i64 {
+    status & 0x7f
 }
 
 /// The user in `User alice requested to frag the job 2`.
@@ -117,7 +121,7 @@ struct Events<'a>(Vec<&'a Event>);
 impl<'a> Events<'a> {
     fn of(job: &'a Job) -> Self {
         let mut events: Vec<&Event> = job.events.iter().collect();
-        events.sort_by_key(|e| e.event_id);
+        events.sort_by_key(|e| e.id);
         Self(events)
     }
 

@@ -8,7 +8,6 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -64,7 +63,7 @@ impl OarRest {
                 directory: site.directory.clone(),
                 lease_root: site.lease_root.clone(),
                 connector: site.connector.clone(),
-                agent_wait: Duration::try_from(site.agent_wait).unwrap_or(Duration::from_secs(300)),
+                agent_wait: site.agent_wait.into(),
             },
             nodes: site.nodes.clone(),
             clock,

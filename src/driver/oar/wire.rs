@@ -39,8 +39,8 @@ pub(super) struct Job {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Event {
-    #[serde(deserialize_with = "number")]
-    pub(super) event_id: Option<i64>,
+    #[serde(rename = "event_id", deserialize_with = "number")]
+    pub(super) id: Option<i64>,
     #[serde(rename = "type", deserialize_with = "text")]
     pub(super) kind: String,
     #[serde(deserialize_with = "number")]

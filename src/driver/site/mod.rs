@@ -1,5 +1,6 @@
 //! A site: where slots come from.
 
+pub mod directory;
 pub mod fake;
 pub mod poller;
 

@@ -89,18 +89,25 @@ impl Cache {
         true
     }
 
-    /// Forgets a job and its slots.
-    pub(super) fn forget(&mut self, job: &JobUid) {
-        self.jobs.remove(job);
+    /// Forgets a job and its slots. Says whether it was watched.
+    pub(super) fn forget(&mut self, job: &JobUid) -> bool {
+        if self.jobs.remove(job).is_none() {
+            return false;
+        }
         let wanted: BTreeSet<&SlotId> = self.jobs.values().flat_map(|j| &j.ids).collect();
         self.slots.retain(|id, _| wanted.contains(id));
+        true
+    }
+
+    /// Whether any job is watched.
+    pub(super) fn watches_any(&self) -> bool {
+        !self.jobs.is_empty()
     }
 
     /// Somebody knows that a job's slots have changed: everything about it is read again.
-    pub(super) fn nudge(&mut self, job: &JobUid) {
-        if let Some(job) = self.jobs.get_mut(job) {
-            job.nudged = true;
-        }
+    /// Says whether it is watched.
+    pub(super) fn nudge(&mut self, job: &JobUid) -> bool {
+        self.jobs.get_mut(job).map(|job| job.nudged = true).is_some()
     }
 
     /// What to read first.

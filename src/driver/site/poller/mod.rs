@@ -92,15 +92,22 @@ impl Poller {
         }
     }
 
-    /// Forgets a job.
-    pub fn forget(&self, job: &JobUid) {
-        self.cache().forget(job);
+    /// Forgets a job. Says whether it was watched.
+    pub fn forget(&self, job: &JobUid) -> bool {
+        self.cache().forget(job)
     }
 
-    /// Reads everything about a job at once: somebody knows that its slots have changed.
+    /// Whether any job is watched.
+    pub fn watches_any(&self) -> bool {
+        self.cache().watches_any()
+    }
+
+    /// Reads everything about a job at once: somebody knows that its slots have changed. Does nothing
+    /// for a job that is not watched.
     pub fn nudge(&self, job: &JobUid) {
-        self.cache().nudge(job);
-        self.wake.notify_one();
+        if self.cache().nudge(job) {
+            self.wake.notify_one();
+        }
     }
 
     /// What is known of a job.
