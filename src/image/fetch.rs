@@ -1,0 +1,149 @@
+//! Fetches one file with limits on size and silence, and says its digest. Sources are strangers:
+//! nothing they send is believed.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::Path,
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+
+use super::{FileOrder, Place, StoredFile, Trouble, TroubleKind};
+
+/// A server that sends nothing for this long is given up.
+const SILENCE: Duration = Duration::from_secs(60);
+const CONNECT: Duration = Duration::from_secs(15);
+const CHUNK: usize = 1 << 20;
+
+/// Fetches a file to `to` and checks its digest.
+pub async fn fetch(order: &FileOrder, to: &Path) -> Result<StoredFile, Trouble> {
+    let got = match &order.place {
+        Place::Url(url) => download(order, url, to).await?,
+        Place::Beneath { root, path } => {
+            let (order, root, path, to) = (order.clone(), root.clone(), path.clone(), to.to_owned());
+            tokio::task::spawn_blocking(move || copy(&order, &root, &path, &to))
+                .await
+                .map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??
+        }
+    };
+    match &order.digest {
+        Some(wanted) if *wanted != got.digest => Err(Trouble::refused(
+            TroubleKind::Digest,
+            format!(
+                "the file of {field} ({place}) has the digest {}, not {wanted}: correct the digest of {field} or its source",
+                got.digest,
+                field = order.field,
+                place = place(order),
+            ),
+        )),
+        _ => Ok(got),
+    }
+}
+
+fn place(order: &FileOrder) -> &str {
+    match &order.place {
+        Place::Url(url) => url,
+        Place::Beneath { path, .. } => path,
+    }
+}
+
+async fn download(order: &FileOrder, url: &str, to: &Path) -> Result<StoredFile, Trouble> {
+    let passing = |error: reqwest::Error| {
+        let cause = root_cause(&error);
+        Trouble::passing(TroubleKind::Fetch, format!("failed to fetch {url} ({}): {cause}", order.field))
+    };
+    let client = reqwest::Client::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(SILENCE)
+        .build()
+        .map_err(passing)?;
+    let reply = client.get(url).send().await.map_err(passing)?;
+    let status = reply.status();
+    if !status.is_success() {
+        let message = format!("{url} answers {status}: correct the url of {}", order.field);
+        // a server in trouble may recover, a wrong address will not
+        let again = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+        return Err(Trouble { again, ..Trouble::refused(TroubleKind::Fetch, message) });
+    }
+    if reply.content_length().is_some_and(|length| length > order.limit) {
+        return Err(too_large(order));
+    }
+    let mut file = tokio::fs::File::create(to).await.map_err(|e| local(&e))?;
+    let mut digest = Sha256::new();
+    let mut size = 0;
+    let mut body = reply.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(passing)?;
+        size += chunk.len() as u64;
+        if size > order.limit {
+            return Err(too_large(order));
+        }
+        digest.update(&chunk);
+        file.write_all(&chunk).await.map_err(|e| local(&e))?;
+    }
+    file.flush().await.map_err(|e| local(&e))?;
+    Ok(StoredFile { digest: format!("sha256:{:x}", digest.finalize()), size })
+}
+
+/// Copies a file of a claim. Links that lead out of the claim are refused by the kernel: the
+/// importer's own files, its key among them, are not a user's to name.
+fn copy(order: &FileOrder, root: &Path, path: &str, to: &Path) -> Result<StoredFile, Trouble> {
+    let refused = |error: rustix::io::Errno| {
+        let message = format!("failed to open {path} of the claim ({}): {error}: correct the path", order.field);
+        Trouble::refused(TroubleKind::Fetch, message)
+    };
+    let root = openat(CWD, root, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(refused)?;
+    let inside = path.trim_start_matches('/');
+    // a FIFO must not block
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let found = openat2(&root, inside, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+        .map_err(refused)?;
+    let mut from = File::from(found);
+    if !from.metadata().map_err(|e| local(&e))?.is_file() {
+        let message = format!("{path} of the claim ({}) is not a file: correct the path", order.field);
+        return Err(Trouble::refused(TroubleKind::Fetch, message));
+    }
+    let mut to = File::create(to).map_err(|e| local(&e))?;
+    let mut digest = Sha256::new();
+    let (mut size, mut buffer) = (0, vec![0; CHUNK]);
+    loop {
+        let n = from.read(&mut buffer).map_err(|e| local(&e))?;
+        if n == 0 {
+            break;
+        }
+        size += n as u64;
+        if size > order.limit {
+            return Err(too_large(order));
+        }
+        digest.update(&buffer[..n]);
+        std::io::Write::write_all(&mut to, &buffer[..n]).map_err(|e| local(&e))?;
+    }
+    Ok(StoredFile { digest: format!("sha256:{:x}", digest.finalize()), size })
+}
+
+fn too_large(order: &FileOrder) -> Trouble {
+    let message = format!("the file of {} ({}) is larger than {} bytes", order.field, place(order), order.limit);
+    Trouble::refused(TroubleKind::Unusable, message)
+}
+
+fn local(error: &std::io::Error) -> Trouble {
+    Trouble::passing(TroubleKind::Importer, format!("failed to keep the file: {error}"))
+}
+
+/// The innermost cause: the others only say that a request failed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

@@ -1,0 +1,102 @@
+//! The import itself: fetch, check, give to the repository.
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use super::{FileOrder, ImportOrder, Outcome, StoredFile, Trouble, TroubleKind, fetch::fetch};
+use crate::{
+    api::image::DiskFormat,
+    driver::{
+        DriverError as _, Retry,
+        qemu::img::{Format, inspect_base},
+        repository::{ByteStore, RepositoryError},
+    },
+};
+
+/// Most time that looking at an image may take.
+const INSPECTION: Duration = Duration::from_secs(120);
+
+/// Imports what is ordered; files lie below `work` on their way.
+pub async fn import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Outcome {
+    match try_import(order, store, work).await {
+        Ok(outcome) => outcome,
+        Err(trouble) => Outcome::Failed(trouble),
+    }
+}
+
+async fn try_import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Result<Outcome, Trouble> {
+    // small files first: what is wrong with them is known before a large disk is fetched
+    let kernel = optional(order.kernel.as_ref(), store, &work.join("kernel")).await?;
+    let initrd = optional(order.initrd.as_ref(), store, &work.join("initrd")).await?;
+    let path = work.join("disk");
+    let disk = fetch(&order.disk, &path).await?;
+    let virtual_size = check_disk(order, &path).await?;
+    keep(store, &disk, &path).await?;
+    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd })
+}
+
+async fn optional(
+    order: Option<&FileOrder>,
+    store: &dyn ByteStore,
+    path: &Path,
+) -> Result<Option<StoredFile>, Trouble> {
+    let Some(order) = order else { return Ok(None) };
+    let file = fetch(order, path).await?;
+    keep(store, &file, path).await?;
+    Ok(Some(file))
+}
+
+async fn keep(store: &dyn ByteStore, file: &StoredFile, path: &Path) -> Result<(), Trouble> {
+    tracing::info!(digest = file.digest, size = file.size, "giving a file to the repository");
+    store.put_image(&file.digest, path).await.map_err(|error: RepositoryError| Trouble {
+        again: !matches!(error.retry(), Retry::Denied),
+        ..Trouble::refused(TroubleKind::Repository, error.to_string())
+    })?;
+    // what it takes on the disk is needed for the next file
+    let _ = tokio::fs::remove_file(path).await;
+    Ok(())
+}
+
+/// Checks that the disk is what the spec says and stands alone; says the size the guest sees.
+async fn check_disk(order: &ImportOrder, path: &Path) -> Result<u64, Trouble> {
+    let unusable = |why: String| Trouble::refused(TroubleKind::Unusable, why);
+    let field = &order.disk.field;
+    let (found, virtual_size) = inspect_base(path).await.map_err(|e| unusable(format!("{field}: {e}")))?;
+    match (order.format, found) {
+        (DiskFormat::Qcow2, Format::Qcow2) | (DiskFormat::Raw, Format::Raw) => {}
+        (wanted, found) => {
+            let wanted = match wanted {
+                DiskFormat::Qcow2 => "qcow2",
+                DiskFormat::Raw => "raw",
+            };
+            let message =
+                format!("the file of {field} is {found}, but spec.format says {wanted}: correct spec.format or the source");
+            return Err(unusable(message));
+        }
+    }
+    if virtual_size == 0 {
+        return Err(unusable(format!("the disk of {field} has no bytes: correct the source")));
+    }
+    opens(path, found).await?;
+    Ok(virtual_size)
+}
+
+/// Lets QEMU itself look at the disk: a header that is right may still be the head of rubbish.
+async fn opens(path: &Path, format: Format) -> Result<(), Trouble> {
+    let mut program = tokio::process::Command::new("qemu-img");
+    program.args(["info", "--output=json", "-f", &format.to_string()]).arg(path);
+    program.kill_on_drop(true).stdin(Stdio::null());
+    let late = || Trouble::refused(TroubleKind::Unusable, "qemu-img takes too long to look at the disk");
+    let output = tokio::time::timeout(INSPECTION, program.output())
+        .await
+        .map_err(|_| late())?
+        .map_err(|e| Trouble::passing(TroubleKind::Importer, format!("failed to start qemu-img: {e}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(Trouble::refused(TroubleKind::Unusable, format!("QEMU cannot open the disk: {}", words.trim())))
+}
+
+#[cfg(test)]
+#[path = "import_tests.rs"]
+mod tests;

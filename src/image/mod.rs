@@ -1,0 +1,194 @@
+//! Import of an image: what an importer is told ([`ImportOrder`]) and what it says at its end
+//! ([`Outcome`], in the termination message of its pod).
+//!
+//! An importer knows nothing of Kubernetes: it fetches files with limits, checks them, and gives
+//! them to the repository.
+
+pub mod command;
+pub mod fetch;
+pub mod import;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{Reason, image::DiskFormat};
+
+/// What to import.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportOrder {
+    /// The disk.
+    pub disk: FileOrder,
+    /// Format the disk must have.
+    pub format: DiskFormat,
+    /// The kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<FileOrder>,
+    /// The initial ram disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<FileOrder>,
+}
+
+/// One file to import.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileOrder {
+    /// Which part of the spec it stands in; for messages.
+    pub field: String,
+    /// Where it is.
+    pub place: Place,
+    /// Digest it must have, `sha256:...`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Bytes it may have at most.
+    pub limit: u64,
+}
+
+/// Where a file is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Place {
+    /// On a web server.
+    Url(String),
+    /// Below a directory, which links must not leave.
+    #[serde(rename_all = "camelCase")]
+    Beneath {
+        /// The directory.
+        root: PathBuf,
+        /// The path in it.
+        path: String,
+    },
+}
+
+/// How an import ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// Everything is in the repository.
+    #[serde(rename_all = "camelCase")]
+    Imported {
+        /// The disk.
+        disk: StoredFile,
+        /// Size of the disk as the guest sees it.
+        virtual_size: u64,
+        /// The kernel.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kernel: Option<StoredFile>,
+        /// The initial ram disk.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        initrd: Option<StoredFile>,
+    },
+    /// It failed.
+    Failed(Trouble),
+}
+
+/// A file in the repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredFile {
+    /// Its digest, `sha256:...`.
+    pub digest: String,
+    /// Its size.
+    pub size: u64,
+}
+
+/// Why an import failed.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
+#[error("{message}")]
+#[serde(rename_all = "camelCase")]
+pub struct Trouble {
+    /// Of what kind.
+    pub kind: TroubleKind,
+    /// What happened and what to change.
+    pub message: String,
+    /// Whether trying again without a change can help.
+    pub again: bool,
+}
+
+/// Kinds of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TroubleKind {
+    /// The file does not come.
+    Fetch,
+    /// It is another file than the spec says.
+    Digest,
+    /// It cannot be used as an image.
+    Unusable,
+    /// The repository does not take it.
+    Repository,
+    /// The importer itself did not get as far.
+    Importer,
+}
+
+impl TroubleKind {
+    /// The reason for conditions and events.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Fetch | Self::Importer => Reason::ImageFetchFailed,
+            Self::Digest => Reason::DigestMismatch,
+            Self::Unusable => Reason::ImageUnusable,
+            Self::Repository => Reason::RepositoryUnreachable,
+        }
+    }
+}
+
+/// Longest message that is kept.
+const MAX_MESSAGE: usize = 800;
+
+impl Trouble {
+    /// Trouble that only a change of the spec or of the source mends.
+    pub fn refused(kind: TroubleKind, message: impl AsRef<str>) -> Self {
+        Self { kind, message: bounded(message.as_ref()), again: false }
+    }
+
+    /// Trouble that may pass.
+    pub fn passing(kind: TroubleKind, message: impl AsRef<str>) -> Self {
+        Self { kind, message: bounded(message.as_ref()), again: true }
+    }
+}
+
+/// A message cut to what conditions and termination messages hold.
+pub fn bounded(text: &str) -> String {
+    text.chars().take(MAX_MESSAGE).collect()
+}
+
+impl Outcome {
+    /// Reads the termination message of an importer's pod, which has ended.
+    pub fn read(message: Option<&str>) -> Self {
+        let Some(text) = message else {
+            let why = "the importer ended without a word: see the events of its pod";
+            return Self::Failed(Trouble::passing(TroubleKind::Importer, why));
+        };
+        serde_json::from_str(text).unwrap_or_else(|_| {
+            Self::Failed(Trouble::passing(TroubleKind::Importer, format!("the importer ended with: {}", text.trim())))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_survive_the_termination_message() {
+        let file = |n: u64| StoredFile { digest: format!("sha256:{n:064x}"), size: n };
+        let all = [
+            Outcome::Imported { disk: file(1), virtual_size: 9, kernel: Some(file(2)), initrd: None },
+            Outcome::Failed(Trouble::refused(TroubleKind::Digest, "x".repeat(5000))),
+        ];
+        for outcome in all {
+            let text = serde_json::to_string(&outcome).unwrap();
+            assert!(text.len() < 4096, "Kubernetes keeps 4096 bytes");
+            assert_eq!(Outcome::read(Some(&text)), outcome);
+        }
+    }
+
+    #[test]
+    fn other_words_and_silence_are_trouble_that_may_pass() {
+        for message in [None, Some("killed"), Some("")] {
+            let Outcome::Failed(trouble) = Outcome::read(message) else { panic!("{message:?}") };
+            assert!(trouble.again && trouble.kind == TroubleKind::Importer);
+        }
+    }
+}
