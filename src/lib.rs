@@ -8,6 +8,7 @@ pub mod config;
 pub mod controller;
 pub mod driver;
 pub mod health;
+pub mod image;
 pub mod leadership;
 pub mod metrics;
 pub mod names;

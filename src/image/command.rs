@@ -1,0 +1,1 @@
+//! `vmdeploy importer`: imports one image and ends.
