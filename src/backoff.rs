@@ -22,8 +22,12 @@ impl Backoff {
     /// The wait after `failures` failures in a row: doubles each time up to `longest`, then a random
     /// part of up to a half is taken off, so that many objects do not come back at once.
     pub fn wait(&self, failures: u32, rng: &mut impl Rng) -> Duration {
-        let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(16));
-        doubled.min(self.longest).mul_f64(rng.random_range(0.5..=1.0))
+        self.full(failures).mul_f64(rng.random_range(0.5..=1.0))
+    }
+
+    /// The same without chance, for what is seldom and must come out the same at each look.
+    pub fn full(&self, failures: u32) -> Duration {
+        self.first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.longest)
     }
 }
 

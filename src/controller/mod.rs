@@ -7,6 +7,7 @@
 //! here.
 
 pub mod agents;
+pub mod image;
 pub mod job;
 pub mod served;
 pub mod snapshot;

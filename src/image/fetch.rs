@@ -1,12 +1,7 @@
 //! Fetches one file with limits on size and silence, and says its digest. Sources are strangers:
 //! nothing they send is believed.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    path::Path,
-    time::Duration,
-};
+use std::{fs::File, io::Read as _, path::Path, time::Duration};
 
 use futures::StreamExt as _;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -57,11 +52,7 @@ async fn download(order: &FileOrder, url: &str, to: &Path) -> Result<StoredFile,
         let cause = root_cause(&error);
         Trouble::passing(TroubleKind::Fetch, format!("failed to fetch {url} ({}): {cause}", order.field))
     };
-    let client = reqwest::Client::builder()
-        .connect_timeout(CONNECT)
-        .read_timeout(SILENCE)
-        .build()
-        .map_err(passing)?;
+    let client = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).build().map_err(passing)?;
     let reply = client.get(url).send().await.map_err(passing)?;
     let status = reply.status();
     if !status.is_success() {

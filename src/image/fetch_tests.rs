@@ -16,7 +16,8 @@ async fn server() -> SocketAddr {
         let parts = [Ok("half".to_owned()), Err(std::io::Error::other("cut"))];
         Body::from_stream(futures::stream::iter(parts))
     };
-    let endless = || async { Body::from_stream(futures::stream::repeat(Ok::<_, std::io::Error>(vec![0_u8; 65536]))) };
+    let endless =
+        || async { Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![0_u8; 65536]))) };
     let router = Router::new()
         .route("/file", get(|| async { "vmdeploy" }))
         .route("/moved", get(|| async { Redirect::temporary("/file") }))

@@ -68,8 +68,9 @@ async fn check_disk(order: &ImportOrder, path: &Path) -> Result<u64, Trouble> {
                 DiskFormat::Qcow2 => "qcow2",
                 DiskFormat::Raw => "raw",
             };
-            let message =
-                format!("the file of {field} is {found}, but spec.format says {wanted}: correct spec.format or the source");
+            let message = format!(
+                "the file of {field} is {found}, but spec.format says {wanted}: correct spec.format or the source"
+            );
             return Err(unusable(message));
         }
     }

@@ -59,11 +59,7 @@ async fn disk_kernel_and_initrd_reach_the_repository() {
 #[case::rubbish_behind_the_head("rubbish", DiskFormat::Qcow2, "QEMU cannot open")]
 #[case::empty("empty", DiskFormat::Raw, "has no bytes")]
 #[tokio::test]
-async fn a_disk_that_must_not_be_used_is_refused(
-    #[case] file: &str,
-    #[case] format: DiskFormat,
-    #[case] words: &str,
-) {
+async fn a_disk_that_must_not_be_used_is_refused(#[case] file: &str, #[case] format: DiskFormat, #[case] words: &str) {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     make(directory.path(), &["create", "-q", "-f", "raw", "raw", "1M"]);

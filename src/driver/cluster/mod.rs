@@ -5,6 +5,7 @@
 
 pub mod count;
 pub mod fake;
+pub mod importers;
 pub mod kube;
 pub mod view;
 

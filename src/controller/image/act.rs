@@ -1,0 +1,52 @@
+//! Carries a plan out: the status once, then the effects, then the event.
+
+use std::time::Duration;
+
+use kube::{Resource as _, runtime::controller::Action};
+
+use super::{
+    Context,
+    decide::{Effect, Plan},
+    importer,
+};
+use crate::{
+    api::VmImage,
+    driver::cluster::{ClusterError, EventRecord},
+};
+
+/// Carries `plan` out.
+pub async fn act(image: &VmImage, plan: &Plan, context: &Context) -> Result<Action, ClusterError> {
+    if image.status.as_ref() != Some(&plan.status) && image.metadata.deletion_timestamp.is_none() {
+        context.importers.patch_image_status(&image.metadata, &plan.status).await?;
+    }
+    for effect in &plan.effects {
+        match effect {
+            Effect::StartImporter => {
+                let (job, secret) = importer::build(image, context)?;
+                context.importers.start(&job, secret.as_ref()).await?;
+            }
+            Effect::RemoveImporter => {
+                let (namespace, name) = importer::place(image, &context.config.namespace);
+                context.importers.remove(&namespace, &name).await?;
+            }
+        }
+    }
+    if let Some(note) = &plan.note {
+        let event = EventRecord {
+            about: image.object_ref(&()),
+            warning: note.warning,
+            reason: note.reason,
+            action: "Import".into(),
+            message: note.message.clone(),
+        };
+        context.cluster.record(&event).await?;
+    }
+    tracing::debug!(
+        namespace = image.metadata.namespace,
+        image = image.metadata.name,
+        why = plan.why,
+        effects = ?plan.effects,
+        "pass"
+    );
+    Ok(plan.wake.map_or_else(Action::await_change, |wake| Action::requeue(wake.max(Duration::from_millis(100)))))
+}

@@ -1,0 +1,176 @@
+use std::collections::BTreeMap;
+
+use jiff::SignedDuration;
+use rstest::rstest;
+
+use super::*;
+use crate::{
+    api::{
+        ConditionType,
+        conditions::{get, is_true},
+        image::{HttpSource, VmImageSpec},
+    },
+    image::{StoredFile, TroubleKind},
+};
+
+fn now() -> Timestamp {
+    "2026-11-25T12:00:00Z".parse().unwrap()
+}
+
+fn digest(n: u8) -> String {
+    format!("sha256:{n:064x}")
+}
+
+fn image(url: &str) -> VmImage {
+    let http = HttpSource { url: url.into(), digest: digest(1) };
+    let spec = VmImageSpec {
+        source: ImageSource { http: Some(http), claim: None },
+        arch: Default::default(),
+        format: Default::default(),
+        os: None,
+        standard: false,
+    };
+    let mut image = VmImage::new("debian-12", spec);
+    image.metadata.namespace = Some("team".into());
+    image.metadata.generation = Some(1);
+    image
+}
+
+fn seen(importer: Fact<Importer>) -> Seen {
+    Seen { importer, stored: BTreeMap::new() }
+}
+
+fn unknown<T>() -> Fact<T> {
+    Fact::Unknown { since: now() }
+}
+
+fn imported() -> Importer {
+    let disk = StoredFile { digest: digest(1), size: 7 };
+    Importer::Ended(Outcome::Imported { disk, virtual_size: 1 << 20, kernel: None, initrd: None })
+}
+
+fn failed(again: bool) -> Importer {
+    let kind = if again { TroubleKind::Fetch } else { TroubleKind::Digest };
+    Importer::Ended(Outcome::Failed(Trouble { kind, message: "no".into(), again }))
+}
+
+/// The image after a pass in which the importer was seen so.
+fn after(mut image: VmImage, importer: Importer) -> VmImage {
+    image.status = Some(decide(&image, &seen(Fact::Known(importer)), now()).status);
+    image
+}
+
+fn ready(plan: &Plan) -> (&str, &str) {
+    let condition = get(&plan.status.conditions, ConditionType::Ready).unwrap();
+    (&condition.status, &condition.reason)
+}
+
+#[rstest]
+#[case::not_started(Fact::Absent, vec![Effect::StartImporter], "ImageImporting")]
+#[case::no_answer(unknown(), vec![], "ImageImporting")]
+#[case::at_work(Fact::Known(Importer::Working(None)), vec![], "ImageImporting")]
+#[case::waiting(Fact::Known(Importer::Working(Some("ErrImagePull".into()))), vec![], "ImageImporting")]
+#[case::network(Fact::Known(failed(true)), vec![], "ImageFetchFailed")]
+#[case::other_file(Fact::Known(failed(false)), vec![], "DigestMismatch")]
+fn an_image_that_is_not_there(#[case] importer: Fact<Importer>, #[case] effects: Vec<Effect>, #[case] reason: &str) {
+    let plan = decide(&image("http://x/a"), &seen(importer), now());
+    assert_eq!(plan.effects, effects);
+    assert_eq!(ready(&plan), ("False", reason));
+    assert_eq!(plan.status.observed_generation, 1);
+    let stalled = is_true(&plan.status.conditions, ConditionType::Stalled);
+    assert_eq!(stalled, reason == "DigestMismatch");
+    assert_eq!(is_true(&plan.status.conditions, ConditionType::Reconciling), !stalled);
+    assert_eq!(plan.wake.is_none(), stalled, "only a person's change ends a refusal");
+}
+
+#[test]
+fn an_image_becomes_ready_once_and_stays_so() {
+    let mut image = after(image("http://x/a"), imported());
+    let status = image.status.clone().unwrap();
+    assert_eq!((status.digest, status.failures), (Some(digest(1)), 0));
+    let there = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
+    for _ in 0..3 {
+        let plan = decide(&image, &there, now() + SignedDuration::from_hours(1));
+        assert_eq!((ready(&plan), plan.effects.len(), &plan.note), (("True", "ImageImported"), 0, &None));
+        assert_eq!(Some(&plan.status), image.status.as_ref(), "a pass with nothing to do writes nothing");
+        image.status = Some(plan.status);
+    }
+}
+
+#[test]
+fn silence_of_the_repository_takes_nothing_back() {
+    let image = after(image("http://x/a"), imported());
+    let silent = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), unknown())]) };
+    let plan = decide(&image, &silent, now());
+    assert_eq!((Some(&plan.status), plan.effects.len()), (image.status.as_ref(), 0));
+    assert!(plan.wake.is_some());
+}
+
+#[test]
+fn what_the_repository_lost_is_imported_again() {
+    let mut image = after(image("http://x/a"), imported());
+    let gone = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), Fact::Absent)]) };
+    let plan = decide(&image, &gone, now());
+    assert_eq!((plan.effects.as_slice(), ready(&plan).0), ([Effect::RemoveImporter].as_slice(), "False"));
+    assert_eq!(plan.status.digest, None, "no job may start from it");
+    image.status = Some(plan.status);
+    assert_eq!(decide(&image, &seen(Fact::Absent), now()).effects, [Effect::StartImporter]);
+}
+
+#[test]
+fn failures_are_tried_again_ever_later() {
+    let mut image = image("http://x/a");
+    let mut time = now();
+    let mut waits = Vec::new();
+    for tries in 1..=8 {
+        let plan = decide(&image, &seen(Fact::Known(failed(true))), time);
+        assert_eq!(plan.status.failures, tries);
+        let wait = plan.wake.unwrap();
+        waits.push(wait.as_secs());
+        image.status = Some(plan.status);
+        let early = decide(&image, &seen(Fact::Absent), time + wait / 2);
+        assert_eq!((early.effects.len(), early.why), (0, "backing off"));
+        time += wait;
+        assert_eq!(decide(&image, &seen(Fact::Absent), time).effects, [Effect::StartImporter]);
+    }
+    assert_eq!(waits, [10, 20, 40, 80, 160, 320, 600, 600]);
+}
+
+#[test]
+fn a_refusal_is_mended_by_a_corrected_spec_only() {
+    let mut refused = after(image("http://x/a"), failed(false));
+    let plan = decide(&refused, &seen(Fact::Absent), now() + SignedDuration::from_hours(100));
+    assert_eq!((plan.effects.len(), plan.wake, plan.why), (0, None, "refused until the spec changes"));
+    refused.spec.source.http.as_mut().unwrap().digest = digest(2);
+    refused.metadata.generation = Some(2);
+    let plan = decide(&refused, &seen(Fact::Absent), now());
+    assert_eq!(plan.effects, [Effect::StartImporter]);
+    assert!(!is_true(&plan.status.conditions, ConditionType::Stalled));
+    assert_eq!((plan.status.observed_generation, plan.status.failures), (2, 0));
+}
+
+#[test]
+fn other_content_is_not_ready_until_it_is_imported() {
+    let mut changed = after(image("http://x/a"), imported());
+    changed.spec.source.http.as_mut().unwrap().digest = digest(2);
+    let plan = decide(&changed, &seen(Fact::Absent), now());
+    assert_eq!((plan.status.digest.as_ref(), ready(&plan).0), (None, "False"));
+}
+
+#[test]
+fn what_is_not_imported_does_not_matter() {
+    let mut changed = after(image("http://x/a"), imported());
+    changed.spec.standard = true;
+    changed.metadata.generation = Some(2);
+    let there = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
+    let plan = decide(&changed, &there, now());
+    assert_eq!((ready(&plan).0, plan.effects.len(), plan.status.observed_generation), ("True", 0, 2));
+}
+
+#[test]
+fn deletion_starts_nothing() {
+    let mut image = image("http://x/a");
+    image.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
+    let plan = decide(&image, &seen(Fact::Absent), now());
+    assert_eq!((plan.effects.len(), plan.wake), (0, None));
+}

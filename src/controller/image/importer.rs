@@ -1,0 +1,202 @@
+//! How an importer is made: pure but for its certificate.
+//!
+//! An image from the web is imported in the operator's namespace. One from a claim is imported where
+//! the claim is, with a short-lived certificate in a Secret that goes with the Job: an importer's
+//! certificate allows nothing but to bring images, which the repository files under their digest.
+
+use std::{path::PathBuf, time::Duration};
+
+use k8s_openapi::{
+    api::{batch::v1::Job, core::v1::Secret},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{Resource as _, ResourceExt as _};
+use serde_json::{Value, json};
+
+use super::{Context, decide::fingerprint};
+use crate::{
+    api::{LABEL_COMPONENT, VmImage, image::ImageSource},
+    driver::cluster::ClusterError,
+    image::{FileOrder, ImportOrder, Place},
+    names::{Identity, JobUid},
+};
+
+/// Secret of the operator's namespace with the importers' certificate.
+pub const SECRET: &str = "vmdeploy-importer-tls";
+/// Longest time an import may take.
+const DEADLINE: Duration = Duration::from_secs(3600);
+/// How long Kubernetes keeps an importer that has ended: longer than the longest back-off.
+const KEPT: Duration = Duration::from_secs(3600);
+/// Where the certificate is mounted.
+const CREDENTIALS: &str = "/etc/vmdeploy/tls";
+/// Where claims are mounted.
+const CLAIMS: &str = "/claims";
+/// Where files are put on their way.
+const WORK: &str = "/work";
+/// Largest disk.
+const DISK_LIMIT: u64 = 1 << 40;
+/// Largest kernel or initial ram disk.
+const BOOT_LIMIT: u64 = 1 << 30;
+/// A user that owns nothing.
+const NOBODY: i64 = 65534;
+
+/// Namespace and name of the importer that the status calls for. The name is another one for other
+/// content and for another try.
+pub fn place(image: &VmImage, operator: &str) -> (String, String) {
+    let namespace = if claims(image).is_empty() { operator.into() } else { image.namespace().unwrap_or_default() };
+    let uid = JobUid(image.uid().unwrap_or_default()).short();
+    let fingerprint = fingerprint(image);
+    let same = |status: &&crate::api::VmImageStatus| {
+        status.import.as_ref().is_none_or(|record| record.fingerprint == fingerprint)
+    };
+    let tries = image.status.as_ref().filter(same).map_or(0, |status| status.failures);
+    (namespace, format!("import-{uid}-{fingerprint}-{tries}"))
+}
+
+/// The importer's Job, and its Secret if it does not run in the operator's namespace.
+pub fn build(image: &VmImage, context: &Context) -> Result<(Job, Option<Secret>), ClusterError> {
+    let invalid = |error: String| ClusterError::Invalid(error);
+    let (namespace, name) = place(image, &context.config.namespace);
+    let away = namespace != context.config.namespace;
+    let secret = if away { Some(secret(&namespace, &name, context).map_err(invalid)?) } else { None };
+    let mut job = job(image, context, &namespace, &name, if away { &name } else { SECRET })
+        .map_err(|error| invalid(error.to_string()))?;
+    if image.namespace().as_deref() == Some(&namespace) {
+        job.metadata.owner_references = owner(image).map(|owner| vec![owner]);
+    }
+    Ok((job, secret))
+}
+
+fn owner(image: &VmImage) -> Option<OwnerReference> {
+    image.controller_owner_ref(&())
+}
+
+fn job(
+    image: &VmImage,
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    secret: &str,
+) -> Result<Job, serde_json::Error> {
+    let order = serde_json::to_string(&order(image))?;
+    let agents = &context.config.agents;
+    let mut volumes = vec![
+        json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o444}}),
+        json!({"name": "work", "emptyDir": {}}),
+    ];
+    let mut mounts = vec![
+        json!({"name": "tls", "mountPath": CREDENTIALS, "readOnly": true}),
+        json!({"name": "work", "mountPath": WORK}),
+    ];
+    for (index, claim) in claims(image).iter().enumerate() {
+        let volume = format!("claim-{index}");
+        volumes.push(json!({"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": true}}));
+        mounts.push(json!({"name": volume, "mountPath": format!("{CLAIMS}/{claim}"), "readOnly": true}));
+    }
+    let labels: Value = json!({
+        LABEL_COMPONENT: "importer",
+        "app.kubernetes.io/name": "vmdeploy",
+        "vmdeploy.io/image": image.name_any().chars().take(63).collect::<String>(),
+        "vmdeploy.io/image-uid": image.uid(),
+    });
+    serde_json::from_value(json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            // the controller tries again by itself, with another Job
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": DEADLINE.as_secs(),
+            "ttlSecondsAfterFinished": KEPT.as_secs(),
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "automountServiceAccountToken": false,
+                    "enableServiceLinks": false,
+                    "securityContext": {
+                        "runAsNonRoot": true, "runAsUser": NOBODY, "runAsGroup": NOBODY, "fsGroup": NOBODY,
+                        "fsGroupChangePolicy": "OnRootMismatch",
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "volumes": volumes,
+                    "containers": [{
+                        "name": "importer",
+                        "image": agents.image,
+                        "imagePullPolicy": agents.image_pull_policy,
+                        "args": ["importer", "--repository", context.config.repository, "--credentials", CREDENTIALS,
+                            "--work", WORK, "--order", order],
+                        "volumeMounts": mounts,
+                        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false,
+                            "readOnlyRootFilesystem": true,
+                            "capabilities": {"drop": ["ALL"]},
+                        },
+                    }],
+                },
+            },
+        },
+    }))
+}
+
+fn secret(namespace: &str, name: &str, context: &Context) -> Result<Secret, String> {
+    let lifetime = DEADLINE + Duration::from_secs(600);
+    let credentials = context
+        .authority
+        .issue(&Identity::Importer, context.clock.now(), lifetime)
+        .map_err(|error| error.to_string())?;
+    serde_json::from_value(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": {LABEL_COMPONENT: "importer"}},
+        "stringData": {"ca.crt": credentials.ca, "tls.crt": credentials.certificate, "tls.key": credentials.key},
+    }))
+    .map_err(|error| error.to_string())
+}
+
+/// What the importer is told.
+pub fn order(image: &VmImage) -> ImportOrder {
+    let spec = &image.spec;
+    let os = spec.os.as_ref();
+    ImportOrder {
+        disk: file("spec.source", &spec.source, DISK_LIMIT),
+        format: spec.format,
+        kernel: os.map(|os| file("spec.os.kernel", &os.kernel, BOOT_LIMIT)),
+        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, BOOT_LIMIT)),
+    }
+}
+
+fn file(field: &str, source: &ImageSource, limit: u64) -> FileOrder {
+    match (&source.http, &source.claim) {
+        (Some(http), _) => FileOrder {
+            field: format!("{field}.http"),
+            place: Place::Url(http.url.clone()),
+            digest: Some(http.digest.clone()),
+            limit,
+        },
+        (None, Some(claim)) => FileOrder {
+            field: format!("{field}.claim"),
+            place: Place::Beneath { root: PathBuf::from(CLAIMS).join(&claim.name), path: claim.path.clone() },
+            digest: claim.digest.clone(),
+            limit,
+        },
+        // the schema lets no such source in; the importer says that the address is wrong
+        (None, None) => FileOrder { field: field.into(), place: Place::Url(String::new()), digest: None, limit },
+    }
+}
+
+/// Names of the claims the image needs, each once.
+fn claims(image: &VmImage) -> Vec<String> {
+    let os = image.spec.os.as_ref();
+    let sources = [Some(&image.spec.source), os.map(|os| &os.kernel), os.and_then(|os| os.initrd.as_ref())];
+    let mut names: Vec<String> =
+        sources.into_iter().flatten().filter_map(|source| Some(source.claim.as_ref()?.name.clone())).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+#[path = "importer_tests.rs"]
+mod tests;

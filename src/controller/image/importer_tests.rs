@@ -1,0 +1,100 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::{
+    api::image::{ClaimSource, HttpSource, OsSpec, VmImageSpec},
+    clock::Clock,
+    config::Config,
+    driver::{
+        cluster::{fake::FakeCluster, importers::KubeImporters},
+        repository::fake::FakeRepository,
+    },
+    tls::Authority,
+};
+
+const CONFIG: &str = r#"
+sites: {}
+namespace: vmdeploy-system
+repository: repository.vmdeploy-system:7700
+agents: {image: "registry.example/vmdeploy:1"}
+"#;
+
+fn claim(name: &str, path: &str) -> ImageSource {
+    ImageSource { claim: Some(ClaimSource { name: name.into(), path: path.into(), digest: None }), http: None }
+}
+
+fn image(source: ImageSource) -> VmImage {
+    let spec = VmImageSpec {
+        source,
+        arch: Default::default(),
+        format: Default::default(),
+        os: Some(OsSpec { kernel: claim("boot", "vmlinuz"), initrd: Some(claim("boot", "initrd")), params: None }),
+        standard: false,
+    };
+    let mut image = VmImage::new("debian-12", spec);
+    image.metadata.namespace = Some("team".into());
+    image.metadata.uid = Some("3f2b8a10-9c1d".into());
+    image
+}
+
+fn http() -> ImageSource {
+    let http = HttpSource { url: "https://x/disk".into(), digest: "sha256:00".into() };
+    ImageSource { http: Some(http), claim: None }
+}
+
+fn context() -> Context {
+    crate::tls::install_provider();
+    let clock = Clock::manual("2026-11-25T12:00:00Z".parse().unwrap());
+    let nowhere = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+    Context {
+        config: Arc::new(serde_yaml::from_str::<Config>(CONFIG).unwrap()),
+        authority: Arc::new(Authority::create(clock.now()).unwrap()),
+        importers: Arc::new(KubeImporters(nowhere)),
+        cluster: Arc::new(FakeCluster::new(clock.clone())),
+        repository: Arc::new(FakeRepository::new()),
+        clock,
+    }
+}
+
+#[tokio::test]
+async fn an_image_from_the_web_is_imported_in_the_operators_namespace() {
+    let mut image = image(http());
+    image.spec.os = None;
+    let (job, secret) = build(&image, &context()).unwrap();
+    assert!(secret.is_none(), "the operator's own Secret is used");
+    assert_eq!(job.namespace().as_deref(), Some("vmdeploy-system"));
+    assert_eq!(job.metadata.owner_references, None, "owners cannot be in another namespace");
+    insta::assert_yaml_snapshot!(job);
+}
+
+#[tokio::test]
+async fn an_image_from_a_claim_is_imported_beside_it_with_a_certificate_of_its_own() {
+    let image = image(claim("disks", "debian.qcow2"));
+    let (job, secret) = build(&image, &context()).unwrap();
+    let secret = secret.unwrap();
+    assert_eq!((job.namespace(), secret.namespace()), (image.namespace(), image.namespace()));
+    assert_eq!(job.metadata.owner_references.as_ref().map(Vec::len), Some(1));
+    assert_eq!(job.name_any(), secret.name_any());
+    let pod = job.spec.unwrap().template.spec.unwrap();
+    let claims: Vec<_> =
+        pod.volumes.unwrap().into_iter().filter_map(|v| Some(v.persistent_volume_claim?.claim_name)).collect();
+    assert_eq!(claims, ["boot", "disks"], "each claim once");
+    let data = secret.string_data.unwrap();
+    assert!(data["tls.crt"].starts_with("-----BEGIN CERTIFICATE"));
+}
+
+#[test]
+fn another_try_and_other_content_have_another_name() {
+    let first = image(http());
+    let mut names = vec![place(&first, "vmdeploy-system").1];
+    let mut other = first.clone();
+    other.spec.source.http.as_mut().unwrap().digest = "sha256:11".into();
+    names.push(place(&other, "vmdeploy-system").1);
+    let mut again = first.clone();
+    again.status = Some(crate::api::VmImageStatus { failures: 3, ..Default::default() });
+    names.push(place(&again, "vmdeploy-system").1);
+    assert!(names.iter().all(|name| name.starts_with("import-3f2b8a10-") && name.len() < 63), "{names:?}");
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 3);
+}
