@@ -179,7 +179,7 @@ impl Cluster for KubeCluster {
 }
 
 /// The part of a snapshot's status that the operator owns.
-pub(super) fn owned_part(status: &SnapshotStatus) -> SnapshotStatus {
+pub fn owned_part(status: &SnapshotStatus) -> SnapshotStatus {
     let mut part = status.clone();
     part.transfer = None;
     let stored = format!("{:?}", ConditionType::Stored);

@@ -1,0 +1,72 @@
+//! Does what was decided: the status once, then the effects, then the events. Decides nothing.
+
+use kube::{Resource, runtime::controller::Action};
+
+use super::{
+    Context,
+    decide::{Effect, Plan},
+};
+use crate::{
+    api::{Reason, Snapshot},
+    driver::{
+        DriverError, Retry,
+        cluster::{ClusterError, EventRecord, Kind, kube::owned_part},
+        repository::RepositoryError,
+    },
+};
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kubernetes.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+}
+
+impl DriverError for Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Cluster(error) => error.reason(),
+            Self::Repository(error) => error.reason(),
+        }
+    }
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Cluster(error) => error.retry(),
+            Self::Repository(error) => error.retry(),
+        }
+    }
+}
+
+/// Carries a plan out.
+pub async fn act(plan: &Plan, snapshot: &Snapshot, context: &Context) -> Result<Action, Error> {
+    let meta = &snapshot.metadata;
+    let present = snapshot.status.clone().unwrap_or_default();
+    if owned_part(&plan.status) != owned_part(&present) {
+        tracing::info!(snapshot = meta.name, phase = ?plan.status.phase, why = plan.why, "status changes");
+        context.cluster.apply_snapshot_status(meta, &plan.status).await?;
+    }
+    for effect in &plan.effects {
+        tracing::info!(snapshot = meta.name, ?effect, why = plan.why, "effect");
+        match effect {
+            Effect::AddFinalizer => context.cluster.add_finalizer(Kind::Snapshot, meta).await?,
+            Effect::RemoveFinalizer => context.cluster.remove_finalizer(Kind::Snapshot, meta).await?,
+            Effect::Retire { job, generation } => context.repository.retire(job, *generation).await?,
+            Effect::RemoveContent { job } => context.repository.remove_job(job).await?,
+        }
+    }
+    for note in &plan.notes {
+        let record = EventRecord {
+            about: snapshot.object_ref(&()),
+            warning: note.warning,
+            reason: note.reason,
+            action: "Store".into(),
+            message: note.message.clone(),
+        };
+        context.cluster.record(&record).await?;
+    }
+    Ok(plan.wake.map_or_else(Action::await_change, Action::requeue))
+}
