@@ -1,1 +1,13 @@
-//! e2e.
+//! What the end-to-end tests, the demonstration and the benchmarks share.
+//!
+//! The real parts are started by `e2e/testbed/testbed up`; `testbed env` prints the variables by which
+//! [`TestBed::find`] finds them. Nothing here is part of vmdeploy itself: it looks at vmdeploy from
+//! outside, as a user and as the site's other users do.
+
+pub mod job;
+pub mod output;
+pub mod rival;
+pub mod testbed;
+pub mod ticks;
+
+pub use testbed::TestBed;

@@ -1,0 +1,157 @@
+//! A job as its user sees it: apply, watch, wait.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, PostParams},
+};
+use serde_json::json;
+use vmdeploy::api::{BestEffortJob, JobPhase, Snapshot};
+
+use crate::{
+    output::Collector,
+    testbed::{IMAGE, TestBed, until},
+    ticks,
+};
+
+/// What a counting job is asked to do.
+#[derive(Clone, Debug)]
+pub struct Counting {
+    /// Virtual machines.
+    pub members: u32,
+    /// How far each counts, ten a second at most.
+    pub ticks: u32,
+    /// Notice asked for, in seconds.
+    pub grace: u32,
+    /// Seconds between snapshots.
+    pub period: u32,
+    /// Walltime of a slot, in minutes.
+    pub walltime: u32,
+}
+
+impl Default for Counting {
+    fn default() -> Self {
+        Self { members: 1, ticks: 400, grace: 60, period: 10, walltime: 60 }
+    }
+}
+
+impl Counting {
+    /// The object.
+    pub fn object(&self, name: &str) -> Result<BestEffortJob> {
+        Ok(serde_json::from_value(json!({
+            "apiVersion": "vmdeploy.io/v1alpha1", "kind": "BestEffortJob", "metadata": {"name": name},
+            "spec": {
+                "members": self.members, "image": {"name": IMAGE}, "vm": {"cpus": 1, "memory": "256Mi"},
+                "run": {"command": ["sh", "-c", ticks::COMMAND], "env": {"TICKS": self.ticks.to_string()}},
+                "outputs": [{"path": "/data/result"}],
+                "slots": {"site": "testbed", "walltime": format!("{}m", self.walltime)},
+                "snapshots": {"period": format!("{}s", self.period), "grace": format!("{}s", self.grace)},
+            }
+        }))?)
+    }
+}
+
+/// A job on the test bed.
+pub struct Job {
+    api: Api<BestEffortJob>,
+    snapshots: Api<Snapshot>,
+    name: String,
+    /// Uid of the object.
+    pub uid: String,
+    /// What its agents print.
+    pub output: Collector,
+}
+
+impl Job {
+    /// Creates the object and starts to collect its output.
+    pub async fn create(bed: &TestBed, namespace: &str, object: &BestEffortJob) -> Result<Self> {
+        let api: Api<BestEffortJob> = Api::namespaced(bed.client.clone(), namespace);
+        let made = api.create(&PostParams::default(), object).await.context("the job was refused")?;
+        let uid = made.uid().context("no uid")?;
+        Ok(Self {
+            snapshots: Api::namespaced(bed.client.clone(), namespace),
+            name: made.name_any(),
+            output: Collector::start(bed.client.clone(), uid.clone()),
+            api,
+            uid,
+        })
+    }
+
+    /// The object as it is now.
+    pub async fn get(&self) -> Result<BestEffortJob> {
+        Ok(self.api.get(&self.name).await?)
+    }
+
+    /// Its snapshots.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let all = self.snapshots.list(&kube::api::ListParams::default()).await?;
+        Ok(all.items.into_iter().filter(|snapshot| snapshot.spec.job == self.name).collect())
+    }
+
+    /// Waits until the job is as wanted. A job that has failed for good is not waited for.
+    pub async fn wait<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&BestEffortJob) -> Option<T>,
+    ) -> Result<T> {
+        let mut phase = None;
+        let answer = until(what, limit, async || {
+            let job = self.get().await?;
+            let answer = wanted(&job);
+            if answer.is_none() && job.status.as_ref().is_some_and(|s| s.phase == JobPhase::Failed) {
+                bail!("the job has failed: {}", describe(&job));
+            }
+            Ok(answer)
+        });
+        let answer = answer.await;
+        if answer.is_err() {
+            phase = self.get().await.ok().map(|job| describe(&job));
+        }
+        answer.with_context(|| format!("{}\n{}", phase.unwrap_or_default(), self.output.tail(15)))
+    }
+
+    /// Waits for a phase.
+    pub async fn wait_phase(&self, phase: JobPhase, limit: Duration) -> Result<BestEffortJob> {
+        let what = format!("job {} {phase:?}", self.name);
+        self.wait(&what, limit, |job| (job.status.as_ref()?.phase == phase).then(|| job.clone())).await
+    }
+
+    /// Waits until a generation newer than `after` is complete; returns its number.
+    pub async fn wait_stored(&self, after: u32, limit: Duration) -> Result<u32> {
+        let what = format!("a complete generation after {after}");
+        self.wait(&what, limit, |job| job.status.as_ref()?.snapshots.last_stored.filter(|g| *g > after)).await
+    }
+
+    /// Waits until every member has printed this tick in its present incarnation.
+    pub async fn wait_tick(&self, number: u64, members: u32, limit: Duration) -> Result<()> {
+        let reached = || (0..members).all(|m| self.output.last_tick(m).is_some_and(|last| last >= number));
+        self.wait(&format!("tick {number}"), limit, |_| reached().then_some(())).await
+    }
+
+    /// Deletes the object and waits until it is gone.
+    pub async fn delete(&self, limit: Duration) -> Result<()> {
+        self.api.delete(&self.name, &DeleteParams::default()).await?;
+        until("the job's end", limit, async || Ok(self.api.get_opt(&self.name).await?.is_none().then_some(()))).await
+    }
+}
+
+/// Nodes the job's slots cover.
+pub fn nodes(job: &BestEffortJob) -> Vec<String> {
+    let slots = job.status.iter().flat_map(|status| &status.slots);
+    slots.flat_map(|slot| slot.nodes.iter().cloned()).collect()
+}
+
+/// OAR's ids of the job's slots.
+pub fn slot_ids(job: &BestEffortJob) -> Vec<String> {
+    job.status.iter().flat_map(|status| &status.slots).map(|slot| slot.id.clone()).collect()
+}
+
+/// Phase and conditions, for the report of a failure.
+fn describe(job: &BestEffortJob) -> String {
+    let Some(status) = &job.status else { return "no status yet".into() };
+    let conditions = status.conditions.iter().map(|c| format!("\n  {}={} {}: {}", c.type_, c.status, c.reason, c.message));
+    format!("phase {:?}, attempt {}{}", status.phase, status.attempt, conditions.collect::<String>())
+}

@@ -1,0 +1,140 @@
+//! Finding the running test bed, and acting on it. All acts go through the script `testbed`.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client, api::PostParams};
+use serde_json::json;
+use vmdeploy::api::VmImage;
+
+/// Namespace of the operator and the agents.
+pub const SYSTEM: &str = "vmdeploy-system";
+/// Name of the image that [`TestBed::namespace`] makes.
+pub const IMAGE: &str = "debian";
+
+/// The running test bed.
+#[derive(Clone)]
+pub struct TestBed {
+    script: PathBuf,
+    guest_url: String,
+    guest_image: PathBuf,
+    /// Client of its API server, as administrator.
+    pub client: Client,
+}
+
+impl TestBed {
+    /// The test bed that the environment names. Without one: an error where `VMDEPLOY_E2E` is set, else
+    /// nothing, and the caller skips what it wanted to do.
+    pub async fn find() -> Result<Option<Self>> {
+        let Some(script) = env::var_os("TESTBED") else {
+            ensure!(env::var_os("VMDEPLOY_E2E").is_none(), "no test bed: eval \"$(e2e/testbed/testbed env)\" first");
+            eprintln!("skipped: no test bed in the environment");
+            return Ok(None);
+        };
+        vmdeploy::tls::install_provider();
+        let variable = |name: &str| env::var(name).with_context(|| format!("{name} is not set: use testbed env"));
+        Ok(Some(Self {
+            script: script.into(),
+            guest_url: variable("GUEST_URL")?,
+            guest_image: variable("GUEST_IMAGE")?.into(),
+            client: Client::try_default().await.context("no client for the API server")?,
+        }))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.script);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command of the script `testbed` and returns what it prints.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let Output { status, stdout, stderr } = self.command(arguments).output()?;
+        let text = String::from_utf8_lossy(&stdout).into_owned();
+        if !status.success() {
+            bail!("testbed {}: {status}: {text}{}", arguments.join(" "), String::from_utf8_lossy(&stderr));
+        }
+        Ok(text)
+    }
+
+    /// Runs a command of OAR as one of its users.
+    pub fn oar(&self, user: &str, arguments: &[&str]) -> Result<String> {
+        self.run(&[&["oar", user], arguments].concat())
+    }
+
+    /// Processes of QEMU on a node.
+    pub fn qemu_on(&self, node: &str) -> Result<u32> {
+        let number = node.strip_prefix("node-").context("not a node of the test bed")?;
+        let text = self.run(&["node", number, "sh", "-c", "pgrep -c qemu-system || true"])?;
+        text.trim().parse().with_context(|| format!("pgrep said {text:?}"))
+    }
+
+    /// Makes a namespace of its own for a test, with the guest image in it.
+    pub async fn namespace(&self, name: &str) -> Result<String> {
+        let name = format!("e2e-{name}-{:x}", jiff::Timestamp::now().as_millisecond() & 0xff_ffff);
+        self.namespace_named(&name).await?;
+        Ok(name)
+    }
+
+    /// Makes sure that a namespace exists and has the guest image.
+    pub async fn namespace_named(&self, name: &str) -> Result<()> {
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        create(&Api::all(self.client.clone()), &namespace).await?;
+        create(&Api::namespaced(self.client.clone(), name), &self.image()?).await
+    }
+
+    /// The test bed's guest as a VmImage.
+    pub fn image(&self) -> Result<VmImage> {
+        let digests = digests(&self.guest_image.join("SHA256SUMS"))?;
+        let source = |file: &str| -> Result<_> {
+            let digest = digests.get(file).with_context(|| format!("no digest of {file}"))?;
+            Ok(json!({"http": {"url": format!("{}/{file}", self.guest_url), "digest": format!("sha256:{digest}")}}))
+        };
+        Ok(serde_json::from_value(json!({
+            "apiVersion": "vmdeploy.io/v1alpha1", "kind": "VmImage", "metadata": {"name": IMAGE},
+            "spec": {"source": source("disk.qcow2")?, "os": {
+                "kernel": source("vmlinuz")?, "initrd": source("initrd")?, "params": "root=/dev/vda console=ttyS0 quiet"}}
+        }))?)
+    }
+}
+
+/// Creates an object; one that exists is left as it is.
+async fn create<K>(api: &Api<K>, object: &K) -> Result<()>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        other => other.map(drop).with_context(|| format!("failed to create {:?}", object.meta().name)),
+    }
+}
+
+/// The digests in a file written by sha256sum, by name.
+fn digests(file: &Path) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
+    let lines = text.lines().filter_map(|line| line.split_once("  "));
+    Ok(lines.map(|(digest, name)| (name.to_owned(), digest.to_owned())).collect())
+}
+
+/// Asks again and again, until the answer is something or the time is over.
+pub async fn until<T, F: Future<Output = Result<Option<T>>>>(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> F,
+) -> Result<T> {
+    let end = tokio::time::Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask().await? {
+            return Ok(answer);
+        }
+        ensure!(tokio::time::Instant::now() < end, "not within {} s: {what}", limit.as_secs());
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}

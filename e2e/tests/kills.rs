@@ -1,0 +1,63 @@
+//! Jobs that are killed for somebody else go on from their last generation, with nothing lost before it.
+//! One at a time: all of them want the same four nodes.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::{
+    TestBed,
+    job::{Counting, Job, nodes, slot_ids},
+    rival::Rival,
+    ticks::continuity,
+};
+use vmdeploy::api::JobPhase;
+
+const BOOT: Duration = Duration::from_secs(120);
+const LIFE: Duration = Duration::from_secs(300);
+
+/// A counting job is killed once by a rival on all its nodes and has to end right.
+async fn survives(name: &str, counting: Counting) -> Result<()> {
+    let Some(bed) = TestBed::find().await? else { return Ok(()) };
+    let namespace = bed.namespace(name).await?;
+    let job = Job::create(&bed, &namespace, &counting.object("count")?).await?;
+    let members = counting.members;
+    job.wait_phase(JobPhase::Running, BOOT).await?;
+    let stored = job.wait_stored(0, BOOT).await?;
+    // something is computed after the generation
+    let reached = job.output.last_tick(0).unwrap_or(0);
+    job.wait_tick(reached + 10, members, BOOT).await?;
+    let before = job.get().await?;
+    let rival = Rival::submit(&bed, &nodes(&before), Duration::from_secs(3))?;
+    let found = rival.found(Duration::from_secs(120)).await?;
+    ensure!(found.qemu.iter().all(|(_, count)| *count == 0), "a VM lived beside the next user's job: {found:?}");
+
+    let end = job.wait_phase(JobPhase::Succeeded, LIFE).await?;
+    let status = end.status.clone().unwrap_or_default();
+    ensure!(status.kills.preempted == 1, "{:?}", status.kills);
+    ensure!(status.attempt == 2 && slot_ids(&before) != slot_ids(&end), "the same slot: {:?}", slot_ids(&end));
+    let origin = status.origin.and_then(|origin| origin.generation).unwrap_or(0);
+    ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
+    for member in 0..members {
+        let seen = continuity(&job.output.ticks(member))?;
+        ensure!(seen.last == u64::from(counting.ticks), "member {member} ended at tick {}", seen.last);
+        ensure!(seen.resumed_at.len() == 1, "member {member} resumed at {:?}", seen.resumed_at);
+    }
+    job.delete(Duration::from_secs(60)).await?;
+    ensure!(nodes(&before).iter().all(|node| bed.qemu_on(node).is_ok_and(|count| count == 0)), "QEMU is left");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_vm_killed_with_notice() -> Result<()> {
+    survives("notice", Counting::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_vm_killed_without_notice() -> Result<()> {
+    survives("kill", Counting { grace: 0, ..Counting::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_vms_killed_with_notice() -> Result<()> {
+    survives("pair", Counting { members: 2, ..Counting::default() }).await
+}
