@@ -9,6 +9,8 @@ mod errors;
 #[cfg(test)]
 mod golden;
 pub mod hold;
+#[cfg(test)]
+mod hold_tests;
 mod http;
 mod rest;
 mod submit;

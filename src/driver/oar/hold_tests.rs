@@ -1,0 +1,293 @@
+//! The real hold under a real TakTuk, with a connector that runs everything on this machine: each
+//! "node" has a lease directory of its own. Agents are played by writing their files.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, Signal, kill_process},
+};
+use tempfile::TempDir;
+
+use super::hold::{DONE, HoldScript, LOST_HOLDER, NO_AGENT, SAVED};
+
+const JOB: &str = "7";
+
+struct Hold {
+    child: Child,
+    folder: TempDir,
+    nodes: &'static [&'static str],
+}
+
+/// Starts a hold; none where there is no TakTuk.
+fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Option<Hold> {
+    if Command::new("taktuk").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        println!("not run: there is no taktuk");
+        return None;
+    }
+    let folder = TempDir::new().unwrap();
+    let root = folder.path();
+    let command = root.join("connector");
+    let script = HoldScript {
+        lease_root: root.to_str().unwrap(),
+        lease_prefix: "3f2b8a10-",
+        connector: command.to_str().unwrap(),
+        beat: Duration::from_secs(1),
+        agent_wait: Duration::from_secs(agent_wait),
+    };
+    // all nodes share this machine's disk: their leases are told apart by the node's name
+    let here = format!("d={}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB};", root.display());
+    let script = script.render().unwrap().replace("d=$lease;", &here);
+    fs::write(root.join("hold"), script).unwrap();
+    fs::write(root.join("nodes"), nodes.iter().chain(nodes).map(|n| format!("{n}\n")).collect::<String>()).unwrap();
+    fs::write(root.join("connector"), connector).unwrap();
+    fs::set_permissions(root.join("connector"), fs::Permissions::from_mode(0o755)).unwrap();
+    let child = Command::new("dash")
+        .arg(root.join("hold"))
+        .envs([("OAR_JOB_ID", JOB), ("OAR_NODEFILE", root.join("nodes").to_str().unwrap())])
+        .env("TMPDIR", root)
+        .stderr(fs::File::create(root.join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    Some(Hold { child, folder, nodes })
+}
+
+const LOCAL: &str = "#!/bin/sh\nshift; unset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
+
+impl Hold {
+    fn lease(&self, node: &str) -> PathBuf {
+        self.folder.path().join(node).join(format!("3f2b8a10-{JOB}"))
+    }
+
+    fn file(&self, node: &str, name: &str) -> PathBuf {
+        self.lease(node).join(name)
+    }
+
+    fn agent_writes(&self, node: &str, name: &str, text: &str) {
+        let new = self.file(node, "new");
+        fs::write(&new, format!("{text}\n")).unwrap();
+        fs::rename(new, self.file(node, name)).unwrap();
+    }
+
+    fn agent_comes(&self, node: &str) {
+        fs::create_dir_all(self.lease(node)).unwrap();
+        fs::set_permissions(self.lease(node), fs::Permissions::from_mode(0o700)).unwrap();
+        self.agent_writes(node, "nonce", &format!("nonce{node}"));
+    }
+
+    /// All agents come, and all leases are taken.
+    fn started(self) -> Self {
+        for node in self.nodes {
+            self.agent_comes(node);
+        }
+        for node in self.nodes {
+            assert!(within(10, || self.beat(node).is_some_and(|b| b > 0)), "{}", self.log());
+        }
+        self
+    }
+
+    fn line(&self, node: &str) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.file(node, "lock")).ok()?;
+        Some(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn beat(&self, node: &str) -> Option<u64> {
+        self.line(node)?.get(2)?.parse().ok()
+    }
+
+    fn free(&self, node: &str) -> bool {
+        lock_is_free(&self.file(node, "lock"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn ends(&mut self, seconds: u64) -> Option<i32> {
+        let mut code = None;
+        within(seconds, || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        code.and_then(|c| c.code())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lock_is_free(path: &Path) -> bool {
+    let file = fs::File::open(path).unwrap();
+    flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
+}
+
+fn within(seconds: u64, mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    condition()
+}
+
+#[test]
+fn a3_locks_drop_when_the_hold_is_killed() {
+    let Some(hold) = hold(&["node-1", "node-2"], 60, LOCAL) else { return };
+    let hold = hold.started();
+    assert!(!hold.free("node-1") && !hold.free("node-2"));
+    hold.signal(Signal::KILL);
+    assert!(within(2, || hold.free("node-1") && hold.free("node-2")));
+}
+
+#[test]
+fn a4_the_line_names_slot_and_nonce_and_follows_a_new_agent() {
+    let Some(hold) = hold(&["node-1"], 60, LOCAL) else { return };
+    let hold = hold.started();
+    assert_eq!(hold.line("node-1").unwrap()[..2], [JOB.to_owned(), "noncenode-1".to_owned()]);
+    hold.agent_writes("node-1", "nonce", "another");
+    assert!(within(5, || hold.line("node-1").unwrap()[1] == "another"));
+    assert!(!hold.free("node-1"));
+}
+
+#[test]
+fn a2_the_beat_stands_still_when_the_link_hangs() {
+    // the connector stands for an ssh whose link was cut without a word: it stays, and passes nothing on
+    let connector = "#!/bin/sh\nhost=$1; shift; unset TAKTUK_HOSTNAME TAKTUK_POSITION\n\
+        [ \"$host\" = node-2 ] || exec sh -c \"$*\"\n\
+        here=${0%/*}; mkfifo \"$here/pass\"; sh -c \"$*\" < \"$here/pass\" &\n\
+        exec 5> \"$here/pass\" 6<&0; dd bs=64k 2> /dev/null >&5 <&6 5>&- 6<&- & echo $! > \"$here/dd\"; exec 5>&- 6<&-; wait\n";
+    let Some(hold) = hold(&["node-1", "node-2"], 60, connector) else { return };
+    let hold = hold.started();
+    let dd: i32 = fs::read_to_string(hold.folder.path().join("dd")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(dd).unwrap(), Signal::STOP).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let (cut, other) = (hold.beat("node-2"), hold.beat("node-1"));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(hold.beat("node-2"), cut);
+    assert!(hold.beat("node-1") > other);
+    // and the holder does not outlive the silence
+    assert!(!hold.free("node-2"));
+    assert!(within(25, || hold.free("node-2")));
+    assert!(!hold.free("node-1"));
+    kill_process(Pid::from_raw(dd).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_notice_reaches_every_node_and_repeats_do_no_harm() {
+    let Some(hold) = hold(&["node-1", "node-2"], 60, LOCAL) else { return };
+    let mut hold = hold.started();
+    assert!(!hold.file("node-2", "notice").exists());
+    for _ in 0..20 {
+        hold.signal(Signal::USR2);
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    assert!(within(3, || hold.file("node-1", "notice").exists() && hold.file("node-2", "notice").exists()));
+    let beat = hold.beat("node-1").unwrap();
+    assert!(within(5, || hold.beat("node-1").unwrap() > beat + 1), "{}", hold.log());
+    assert_eq!(hold.child.try_wait().unwrap(), None);
+    assert!(!hold.free("node-1"));
+}
+
+#[test]
+fn the_hold_ends_when_all_agents_have_left() {
+    let Some(hold) = hold(&["node-1", "node-2"], 60, LOCAL) else { return };
+    let mut hold = hold.started();
+    hold.agent_writes("node-1", "release", "done");
+    assert!(within(5, || hold.free("node-1")));
+    assert!(!hold.free("node-2"));
+    assert_eq!(hold.child.try_wait().unwrap(), None);
+    hold.agent_writes("node-2", "release", "saved");
+    assert_eq!(hold.ends(10), Some(SAVED), "{}", hold.log());
+    let left: Vec<_> = fs::read_dir(hold.folder.path())
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("tmp."))
+        .collect();
+    assert!(left.is_empty());
+}
+
+#[test]
+fn done_everywhere_is_done() {
+    let Some(hold) = hold(&["node-1", "node-2"], 60, LOCAL) else { return };
+    let mut hold = hold.started();
+    for node in hold.nodes {
+        hold.agent_writes(node, "release", "done");
+    }
+    assert_eq!(hold.ends(10), Some(DONE), "{}", hold.log());
+}
+
+#[test]
+fn c4_a_hold_without_agents_ends() {
+    let Some(mut hold) = hold(&["node-1", "node-2"], 3, LOCAL) else { return };
+    hold.agent_comes("node-1");
+    assert_eq!(hold.ends(15), Some(NO_AGENT), "{}", hold.log());
+    assert!(within(2, || hold.free("node-1")));
+}
+
+#[test]
+fn c5_a_lost_lease_is_not_taken_again() {
+    let Some(mut hold) = hold(&["node-1"], 60, LOCAL) else { return };
+    fs::create_dir_all(hold.lease("node-1")).unwrap();
+    fs::write(hold.file("node-1", "lock"), "7 old 0000000009\n").unwrap();
+    hold.agent_comes("node-1");
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(hold.beat("node-1"), Some(9));
+}
+
+#[test]
+fn c5_an_agent_that_gave_up_gives_the_node_back() {
+    let Some(hold) = hold(&["node-1"], 60, LOCAL) else { return };
+    let mut hold = hold.started();
+    hold.agent_writes("node-1", "release", "lost");
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
+}
+
+#[test]
+fn a5_links_are_not_followed() {
+    let Some(mut hold) = hold(&["node-1"], 60, LOCAL) else { return };
+    let other = hold.folder.path().join("other");
+    fs::write(&other, "precious").unwrap();
+    fs::create_dir_all(hold.lease("node-1")).unwrap();
+    symlink(&other, hold.file("node-1", "lock")).unwrap();
+    hold.agent_comes("node-1");
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(fs::read_to_string(other).unwrap(), "precious");
+}
+
+#[test]
+fn a_node_out_of_reach_ends_the_hold() {
+    let connector = format!("#!/bin/sh\n[ \"$1\" = node-2 ] && exit 255\n{}", &LOCAL[10..]);
+    let Some(mut hold) = hold(&["node-1", "node-2"], 60, &connector) else { return };
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
+}
+
+#[test]
+fn a_dead_holder_leaves_the_others_at_work() {
+    let connector = format!("#!/bin/sh\n[ \"$1\" = node-2 ] && echo $$ > \"${{0%/*}}/pid\"\n{}", &LOCAL[10..]);
+    let Some(hold) = hold(&["node-1", "node-2"], 60, &connector) else { return };
+    let mut hold = hold.started();
+    let pid: i32 = fs::read_to_string(hold.folder.path().join("pid")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    assert!(within(3, || hold.free("node-2")));
+    assert!(!hold.free("node-1"));
+    let beat = hold.beat("node-1");
+    assert!(within(5, || hold.beat("node-1") > beat));
+    hold.agent_writes("node-1", "release", "saved");
+    // the silent node is counted out after two rounds
+    assert_eq!(hold.ends(40), Some(LOST_HOLDER), "{}", hold.log());
+}
