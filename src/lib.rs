@@ -1,4 +1,148 @@
 //! vmdeploy runs long jobs on capacity that can be taken away.
+//!
+//! Batch clusters have idle nodes. A best-effort job may use them, and is killed when anybody else
+//! needs them. vmdeploy runs the job inside virtual machines, snapshots all of them together (memory,
+//! disk, devices, network in flight), and when the slots are taken away it gets others and goes on from
+//! the last snapshot. The application is not changed, and neither is the scheduler.
+//!
+//! This page is the architecture. It is a mistake if it is out of date.
+//!
+//! # The picture
+//!
+//! ```text
+//!    kubectl, Flux, Argo CD
+//!           |                              +--------------- site: OAR (REST) ---------------+
+//!    kube-apiserver  <---->  operator ---->| slots: submit, look up, status, events, delete |
+//!           ^                 |    |       +--- hold: locks on the slot's nodes ---+--------+
+//!           |                 |    |                                               |
+//!           |                 |    +--- makes one agent pod per member ----+       |
+//!           |                 +-------- go, capture, leave (mutual TLS) ---|-+     |
+//!           |                                                              v v     v lease
+//!           |                                              node-1: agent = supervisor of one QEMU
+//!           +---- kget: snapshots' transfers --- tickets -> node-2: agent  ...  node-n
+//!                        |                                     |    ^
+//!                        | commit                     parts of | VM | images, generations
+//!                        v                                     v    |
+//!                   repository: images and generations, outside every reservation
+//! ```
+//!
+//! # The processes
+//!
+//! All are one binary, `vmdeploy <subcommand>`, and speak mutual TLS with certificates of the operator's
+//! own authority ([`tls`]); a certificate names who speaks ([`names::Identity`]), an agent's also its job,
+//! member and incarnation.
+//!
+//! | process | runs as | does | owns |
+//! |---|---|---|---|
+//! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites and the agents | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
+//! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
+//! | `repository` | Deployment and a volume | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
+//! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
+//! | `importer` | pod per `VmImage` | fetches and checks an image | nothing |
+//!
+//! # The layers
+//!
+//! ```text
+//!    api         types of the three kinds, their rules: no client, no clock
+//!    store       formats, retention, tickets: no client, no clock
+//!    controller  observe (reads only) -> decide (pure, total) -> act (status once, effects, events)
+//!    driver      one folder per outside system: trait and closed types, wire and client, double
+//!    commands    what people run by hand
+//! ```
+//!
+//! A layer uses those above it and, through the traits, `driver`; nobody but `driver` sees a wire
+//! format. `decide` is given facts and the time and returns a plan as data: it may not wait, look, or
+//! ask for the time. Waiting is a plan, not an error; not knowing is a fact of its own
+//! ([`driver::Fact`]) and never reads as absence. A test over the sources holds these rules, and the
+//! length of files.
+//!
+//! # The modules
+//!
+//! | module | holds |
+//! |---|---|
+//! | `agent` | the supervisor on the node: lease, QEMU, captures, uploads |
+//! | `api` | the three kinds, conditions and reasons, rules, `crds/` |
+//! | `backoff`, `clock`, `names`, `yaml` | waits after failures; the time; names and numbers that travel; the one place for YAML |
+//! | `commands` | the subcommands for people |
+//! | `config` | the operator's configuration |
+//! | `controller` | the runner, and a folder for each kind: observe, decide, act |
+//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest |
+//! | `health`, `metrics`, `telemetry` | pages for the kubelet, figures, logs |
+//! | `image` | import of images |
+//! | `leadership` | election by a Lease; its epoch is in every order |
+//! | `operator` | wires the operator together |
+//! | `repository` | the server around the store |
+//! | `sim` | the world in simulated time, for tests |
+//! | `store` | manifests, layout, retention, admission, tickets |
+//! | `tls` | the authority, certificates, mutual TLS |
+//! | `transfer` | kget: who sends what to the repository |
+//!
+//! # The life of a job
+//!
+//! <!-- states: begin -->
+//! ```text
+//! Pending -> ImagePreparing -> Queued -> Deploying -> Starting | Restoring -> Running
+//! Running -> Snapshotting -> Running
+//! Running -> Evacuating -> Queued                       preempted, walltime nearly over
+//! any phase with slots -> Queued                        killed, node lost: on from the last generation
+//! Running -> Completing -> Succeeded | Failed
+//! any phase -> Suspended, Terminating                   suspend and deletion are inputs of the same machine
+//! ```
+//! <!-- states: end -->
+//!
+//! 1. **Accepted.** The spec is checked against the site and the image; what is wrong becomes a
+//!    condition that says what to change.
+//! 2. **Queued.** The number of the submission is written to the status first; then it is sent, once.
+//!    The name at the site follows from the job's uid and that number, so that a reply that was lost is
+//!    looked up instead of sent again.
+//! 3. **Slots run.** The hold (the script in the OAR job) waits on each node for the agent's lease
+//!    directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
+//!    agent pod per member is made on the slot's nodes. An agent starts nothing before it has seen its
+//!    lease held.
+//! 4. **Loaded, then go.** Every agent boots or restores its guest and stands still; only when all are
+//!    loaded do they run.
+//! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
+//!    on. The memory is then written behind the running guest. kget sends the parts to the repository,
+//!    which reads them back and publishes the manifest: now the generation is complete.
+//! 6. **Notice or kill.** On a notice one last capture is taken that does not resume. On a kill the lock
+//!    drops and every agent ends its guest at once, whoever else is down. Both lead back to 2, and to the
+//!    newest complete generation.
+//! 7. **The end.** Exit code 0 of all commands is success; outputs are kept in the repository.
+//!
+//! Ends are classified by the site's events, never by a state alone. One lost member is the job's loss:
+//! all go back to the same generation.
+//!
+//! # Who owns which truth
+//!
+//! - **Whether a guest may run**: the lease, a lock on the node's own disk that lives inside the OAR job.
+//!   The agent waits on it in its first process. Kubernetes is not asked.
+//! - **Which guests are the right ones**: the incarnation, raised in the status before every coherent
+//!   start. Agents and repository refuse every older one.
+//! - **Who leads**: a Lease; the count of its changes is the epoch that every order carries.
+//! - **What can be restored**: the manifests in the repository. `Snapshot` objects are a view of them.
+//! - **Slots**: the site. Its answers are facts with an age; no answer is `Unknown`, and neither destroys
+//!   nor starts anything.
+//! - **Intent**: the job's status, written before what cannot be repeated: a submission, a release, an
+//!   incarnation, a generation's number.
+//! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
+//!
+//! # Where this version differs from the plan
+//!
+//! - **Agents get everything at pod creation.** The Secret mounted into the pod says what to load, so an
+//!   agent loads by itself, with the operator down too; the operator only says go. There is no order to
+//!   start that could come twice.
+//! - **A generation is whole.** The memory's stream is stored as QEMU writes it, compressed, and the disk
+//!   as one flattened difference to the image. Pages named by their hash and packs come later, behind the
+//!   same manifest.
+//! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
+//!   whatever the address is, so a Service, a host or a tunnel serve alike.
+//! - **One reservation for all members.** `Gang` works; `PerMember` is refused with `NotSupported`, and so
+//!   is a master.
+//! - **The subresource API is off by default**, since an APIService without a server behind it hinders the
+//!   deletion of namespaces.
+
+#[cfg(test)]
+mod architecture;
 
 pub mod api;
 pub mod backoff;
