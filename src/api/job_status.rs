@@ -278,7 +278,7 @@ pub struct Origin {
     /// The generation it was restored from; absent if it was booted from the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
-    /// When it was decided.
+    /// When it was decided; absent once its end is accounted for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
     /// Incarnations in a row that started from this generation and made no progress.

@@ -1,8 +1,11 @@
 //! The controller of `BestEffortJob`: observe, decide, act.
 
+pub mod decide;
+pub mod identity;
 pub mod memory;
 pub mod plan;
 mod sites;
+pub mod status;
 
 use std::sync::Arc;
 

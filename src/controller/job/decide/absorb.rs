@@ -1,0 +1,255 @@
+//! Takes what the site says into the status: states of slots, the answer to a request, slots found by
+//! name.
+//!
+//! A slot is never forgotten because the site does not answer or does not know it. One that is found
+//! under a name of ours and is not in the status is adopted if it is the one that was asked for, and
+//! given back otherwise (safety A10).
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::draft::{Draft, since};
+use crate::{
+    api::{
+        Reason,
+        job_status::{ReleaseIntent, ReleaseReason, SlotState, SlotStatus},
+    },
+    controller::job::plan::Effect,
+    driver::{
+        DriverError as _,
+        site::{End, NoticeKind, SiteError, SlotFacts, SlotPhase},
+    },
+    names::submission_of,
+};
+
+/// How often a slot is given back until it is over.
+const RELEASE_EVERY: Duration = Duration::from_secs(5);
+
+/// A slot that came to its end in this pass.
+pub(super) struct Over {
+    pub(super) slot: SlotStatus,
+    pub(super) end: End,
+    /// What was announced before.
+    pub(super) notice: Option<NoticeKind>,
+}
+
+impl Draft<'_> {
+    /// Takes everything in. Returns the slots that have come to their end.
+    pub(super) fn absorb(&mut self) -> Vec<Over> {
+        self.answered();
+        let over = self.slot_states();
+        self.adopt();
+        self.only_one();
+        over
+    }
+
+    /// The answer to the request that was sent.
+    fn answered(&mut self) {
+        let (Some(pending), Some(reply)) = (&self.status.pending_submission, &self.seen.reply) else { return };
+        if reply.submission != pending.number {
+            return;
+        }
+        match &reply.outcome {
+            Ok(id) => {
+                let slot = waiting(id.0.clone(), pending.number, pending.request.clone());
+                self.note(Reason::SlotsRequested, format!("slot {id} was asked for"));
+                self.status.slots.push(slot);
+                self.status.pending_submission = None;
+                self.status.retry = None;
+            }
+            // it may have been accepted: only a look-up can tell (safety A10)
+            Err(SiteError::Unreachable(_) | SiteError::NotFound(_)) => {
+                if let Some(pending) = &mut self.status.pending_submission {
+                    pending.doubtful = true;
+                }
+            }
+            Err(
+                error @ (SiteError::Credentials(_)
+                | SiteError::Refused(_)
+                | SiteError::NotEnoughNodes(_)
+                | SiteError::Configuration(_)
+                | SiteError::Bug(_)),
+            ) => {
+                let (reason, message) = (error.reason(), error.to_string());
+                self.status.pending_submission = None;
+                self.back_off(reason, message);
+            }
+        }
+    }
+
+    fn slot_states(&mut self) -> Vec<Over> {
+        let mut over = Vec::new();
+        let Some(facts) = self.seen.slots.known() else { return over };
+        for slot in &mut self.status.slots {
+            let Some(facts) = facts.iter().find(|facts| facts.id.0 == slot.id) else { continue };
+            if slot.nodes.is_empty() {
+                slot.nodes = facts.nodes.iter().map(ToString::to_string).collect();
+            }
+            slot.since = slot.since.clone().or(facts.since.map(Time));
+            slot.until = slot.until.clone().or(facts.until.map(Time));
+            if let Some(notice) = &facts.notice
+                && announces_a_kill(notice.kind)
+                && slot.notice.is_none()
+            {
+                slot.notice = Some(Time(notice.at));
+            }
+            match &facts.phase {
+                SlotPhase::Waiting { .. } => slot.state = SlotState::Waiting,
+                SlotPhase::Running => slot.state = SlotState::Running,
+                SlotPhase::Ending => slot.state = SlotState::Ending,
+                SlotPhase::Ended(end) => {
+                    if slot.state != SlotState::Ended {
+                        slot.state = SlotState::Ended;
+                        let notice = facts.notice.map(|notice| notice.kind).filter(|kind| announces_a_kill(*kind));
+                        over.push(Over { slot: slot.clone(), end: end.clone(), notice });
+                    }
+                }
+                SlotPhase::Unknown(_) => {}
+            }
+        }
+        over
+    }
+
+    /// Slots of our name that the status does not know.
+    fn adopt(&mut self) {
+        let Some(facts) = self.seen.slots.known() else { return };
+        let mut found: Vec<(u32, &SlotFacts)> = facts
+            .iter()
+            .filter(|facts| !self.status.slots.iter().any(|slot| slot.id == facts.id.0))
+            .filter_map(|facts| Some((submission_of(&self.uid, &facts.name)?, facts)))
+            .collect();
+        // the lowest id stays: ids are numbers, and shorter ones are lower
+        found.sort_by_key(|(number, facts)| (*number, facts.id.0.len(), facts.id.0.clone()));
+        let wanted = super::goal(self) == super::Goal::Run;
+        for (number, facts) in found {
+            let ended = matches!(facts.phase, SlotPhase::Ended(_));
+            let pending = self.status.pending_submission.as_ref().filter(|pending| pending.number == number);
+            let asked_for = pending.is_some();
+            // a status restored from a backup may have counted backwards
+            let ahead = number > self.status.submission && self.slot().is_none() && wanted;
+            if asked_for || (ahead && !ended) {
+                let request = pending.map(|pending| pending.request.clone()).unwrap_or_default();
+                let mut slot = waiting(facts.id.0.clone(), number, request);
+                slot.nodes = facts.nodes.iter().map(ToString::to_string).collect();
+                slot.since = facts.since.map(Time);
+                slot.until = facts.until.map(Time);
+                if matches!(facts.phase, SlotPhase::Running) {
+                    slot.state = SlotState::Running;
+                }
+                self.note(Reason::SlotsRequested, format!("slot {} was found by its name", facts.id));
+                self.status.slots.push(slot);
+                self.status.submission = self.status.submission.max(number);
+                if asked_for {
+                    self.status.pending_submission = None;
+                }
+            } else if !ended {
+                self.warn(Reason::SlotsRequested, format!("slot {} is a second copy and is given back", facts.id));
+                let mut slot = waiting(facts.id.0.clone(), number, String::new());
+                slot.release = Some(ReleaseIntent { reason: ReleaseReason::Duplicate, since: self.time() });
+                self.status.slots.push(slot);
+                self.status.submission = self.status.submission.max(number);
+            }
+        }
+    }
+
+    /// Never two slots in use: all but the first are given back.
+    fn only_one(&mut self) {
+        let Some(first) = self.slot().map(|slot| slot.id.clone()) else { return };
+        let intent = ReleaseIntent { reason: ReleaseReason::Duplicate, since: self.time() };
+        for slot in &mut self.status.slots {
+            if slot.id != first && slot.release.is_none() && slot.state != SlotState::Ended {
+                slot.release = Some(intent.clone());
+            }
+        }
+    }
+
+    /// Decides to give slots back: the intent comes first (safety B4).
+    pub(super) fn intend(&mut self, reason: ReleaseReason) {
+        let intent = ReleaseIntent { reason, since: self.time() };
+        for slot in &mut self.status.slots {
+            if slot.release.is_none() && slot.state != SlotState::Ended {
+                slot.release = Some(intent.clone());
+            }
+        }
+    }
+
+    /// Gives back every slot whose intent says so, once nothing of ours is on it any more, and drops
+    /// those that are over. `patience` is how long agents get to leave by themselves.
+    pub(super) fn release(&mut self, patience: Duration) {
+        let mut ask = Vec::new();
+        let mut drop = Vec::new();
+        let mut later: Option<Duration> = None;
+        for slot in &self.status.slots {
+            let on_it: Vec<_> = self
+                .status
+                .members
+                .iter()
+                .filter(|member| member.agent.as_ref().is_some_and(|agent| agent.slot == slot.id))
+                .collect();
+            let empty = on_it.iter().all(|member| self.dead(member));
+            if slot.state == SlotState::Ended {
+                if empty {
+                    drop.push(slot.id.clone());
+                }
+                continue;
+            }
+            let Some(intent) = &slot.release else { continue };
+            let age = since(intent.since.0, self.now);
+            if empty && age >= Duration::from_secs(60) && self.site_forgot(&slot.id) {
+                drop.push(slot.id.clone());
+                continue;
+            }
+            // where agents have told the hold to end, it ends by itself
+            let wait = if on_it.is_empty() {
+                Duration::ZERO
+            } else if empty {
+                Duration::from_secs(4)
+            } else {
+                patience
+            };
+            if age >= wait {
+                ask.push(slot.id.clone())
+            } else {
+                later = Some(later.map_or(wait - age, |old: Duration| old.min(wait - age)))
+            }
+        }
+        self.status.slots.retain(|slot| !drop.contains(&slot.id));
+        if let Some(later) = later {
+            self.wake(later);
+        }
+        for id in ask {
+            self.repeat(Effect::ReleaseSlot { id: id.into() }, RELEASE_EVERY);
+        }
+    }
+
+    /// Whether the site, asked for long enough, does not know a slot that we give back anyway.
+    fn site_forgot(&self, id: &str) -> bool {
+        let good = self.seen.reads_good_since.is_some_and(|good| since(good, self.now) >= Duration::from_secs(30));
+        let known = self.seen.slots.known().is_some();
+        let unknown = self.facts(id).is_none_or(|facts| matches!(facts.phase, SlotPhase::Unknown(_)));
+        good && known && unknown
+    }
+}
+
+/// Whether something will be killed; a person's own request for a checkpoint announces nothing.
+pub(super) fn announces_a_kill(kind: NoticeKind) -> bool {
+    match kind {
+        NoticeKind::Preemption | NoticeKind::Walltime => true,
+        NoticeKind::Person => false,
+    }
+}
+
+fn waiting(id: String, submission: u32, request: String) -> SlotStatus {
+    SlotStatus {
+        id,
+        submission,
+        request,
+        nodes: Vec::new(),
+        state: SlotState::Waiting,
+        since: None,
+        until: None,
+        notice: None,
+        release: None,
+    }
+}

@@ -1,0 +1,131 @@
+//! Pending: what the schema cannot check. A mistake is a condition, and is mended by `kubectl apply`.
+
+use std::time::Duration;
+
+use super::draft::Draft;
+use crate::{
+    api::{
+        JobPhase, Reason,
+        job::{Allocation, Master},
+        job_status::ResolvedImage,
+    },
+    controller::job::{identity, plan::ImageSeen},
+    driver::Fact,
+};
+
+/// How often something is looked at that no watch tells of.
+const SLOW: Duration = Duration::from_secs(15);
+
+impl Draft<'_> {
+    /// Accepts the job, or says what is wrong.
+    pub(super) fn admit(&mut self) {
+        match self.check() {
+            Ok(image) => {
+                self.accept(image);
+                self.phase(JobPhase::Queued);
+                self.status.attempt = self.status.attempt.max(1);
+                self.queued();
+            }
+            Err(Some((reason, message))) => {
+                self.refuse(reason, message);
+                self.phase(JobPhase::Pending);
+                self.because("refused");
+            }
+            Err(None) => self.because("not known enough yet"),
+        }
+    }
+
+    fn refuse(&mut self, reason: Reason, message: String) {
+        self.wake(SLOW);
+        let same = self.status.retry.as_ref().is_some_and(|retry| retry.reason == reason && retry.message == message);
+        if !same {
+            self.status.retry = None;
+            self.stall(reason, message);
+        }
+    }
+
+    pub(super) fn accept(&mut self, image: ResolvedImage) {
+        self.status.image = Some(image);
+        self.status.retry = None;
+        self.status.snapshots.period = Some(self.job.spec.snapshots.period);
+        self.status.members = identity::members(&self.uid, self.job.spec.members);
+    }
+
+    /// The image to run, or what is wrong, or nothing if that is not known yet.
+    pub(super) fn check(&mut self) -> Result<ResolvedImage, Option<(Reason, String)>> {
+        let spec = &self.job.spec;
+        let wrong = |reason, message: String| Err(Some((reason, message)));
+        if let Some(feature) = unsupported(spec) {
+            return wrong(Reason::NotSupported, feature);
+        }
+        let Some(site) = &self.seen.site else {
+            let known: Vec<&str> = self.seen.setup.sites.iter().map(String::as_str).collect();
+            let (name, known) = (&spec.slots.site, known.join(", "));
+            return wrong(Reason::UnknownSite, format!("site {name:?} is not configured; slots.site may be: {known}"));
+        };
+        if let Some(most) = site.max_memory.filter(|most| spec.vm.memory.0 > *most) {
+            let most = crate::api::quantity::Bytes(most);
+            let message =
+                format!("vm.memory is {}, but nodes of site {} can spare {most}", spec.vm.memory, spec.slots.site);
+            return wrong(Reason::MemoryTooLarge, message);
+        }
+        let image = match &self.seen.image {
+            Fact::Known(ImageSeen::Ready(image)) => image.clone(),
+            Fact::Known(ImageSeen::Importing(message)) => {
+                self.phase(JobPhase::ImagePreparing);
+                self.because(if message.is_empty() { "image is to be imported" } else { "image is being imported" });
+                return Err(None);
+            }
+            Fact::Known(ImageSeen::Broken(reason, message)) => return wrong(*reason, message.clone()),
+            Fact::Absent => {
+                let message = match &spec.image {
+                    Some(image) => format!(
+                        "there is no VmImage {:?} in this namespace, and no standard one of this name",
+                        image.name
+                    ),
+                    None => "image is not set, and the operator has no default image".to_owned(),
+                };
+                return wrong(Reason::ImageNotFound, message);
+            }
+            Fact::Unknown { .. } => return self.not_known(),
+        };
+        match &self.seen.account {
+            Fact::Known(Ok(())) => {}
+            Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
+            Fact::Absent => {
+                let message = format!(
+                    "site {} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key",
+                    spec.slots.site
+                );
+                return wrong(Reason::CredentialsMissing, message);
+            }
+            Fact::Unknown { .. } => return self.not_known(),
+        }
+        match &self.seen.missing_inputs {
+            Fact::Absent => {}
+            Fact::Known(missing) if missing.is_empty() => {}
+            Fact::Known(missing) => return wrong(Reason::InputMissing, format!("not found: {}", missing.join(", "))),
+            Fact::Unknown { .. } => return self.not_known(),
+        }
+        Ok(image)
+    }
+
+    fn not_known(&mut self) -> Result<ResolvedImage, Option<(Reason, String)>> {
+        self.wake(Duration::from_secs(2));
+        Err(None)
+    }
+}
+
+/// What this version does not have, and what to write instead.
+fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
+    if spec.slots.allocation == Allocation::PerMember {
+        return Some("slots.allocation PerMember is not available yet: use Gang".into());
+    }
+    if spec.network.as_ref().is_some_and(|network| network.master != Master::None) {
+        return Some("network.master is not available yet: use None".into());
+    }
+    if spec.restore_from.is_some() {
+        return Some("restoreFrom is not available yet: leave it out".into());
+    }
+    None
+}

@@ -1,0 +1,142 @@
+//! Deploying, Starting, Restoring: from a slot that runs to guests that run.
+//!
+//! All old members must be confirmed dead before any new one is made (safety A1); all new ones must
+//! have loaded before any of them runs (B7).
+
+use std::time::Duration;
+
+use super::draft::{Draft, since};
+use super::members;
+use crate::{
+    api::{
+        JobPhase, Reason,
+        job_status::{MemberPhase, ReleaseReason, SlotState},
+    },
+    driver::agent::{LeaseState, LeaveCode, VmState},
+};
+
+impl Draft<'_> {
+    /// Brings the members to life on the slot.
+    pub(super) fn deploy(&mut self) {
+        let Some(slot) = self.slot().cloned() else {
+            self.phase(JobPhase::Queued);
+            self.queued();
+            return;
+        };
+        if slot.state != SlotState::Running || slot.nodes.is_empty() {
+            self.phase(JobPhase::Queued);
+            self.because("slots are waited for");
+            return;
+        }
+        if slot.notice.is_some() {
+            let message = "the slots are wanted back before the guests run";
+            self.note(Reason::Preempted, message);
+            self.give_up_slot(ReleaseReason::Evacuated);
+            self.because("left before running");
+            return;
+        }
+        let ill: Vec<String> = self.newly_dead();
+        self.bury();
+        self.clear_pods();
+        self.release(Duration::from_secs(20));
+        if !ill.is_empty() {
+            self.start_failed(&ill.join("; "));
+            return;
+        }
+        let living = self.living().len();
+        let here = self.status.members.iter().all(|member| {
+            member.agent.as_ref().is_some_and(|a| a.slot == slot.id && a.incarnation == self.status.incarnation)
+        });
+        if living == 0 {
+            self.place(&slot);
+        } else if living == self.status.members.len() && here {
+            self.start(&slot);
+        } else {
+            self.because("old members are not confirmed dead");
+            self.phase(JobPhase::Deploying);
+            self.leave(LeaveCode::KeepSlot);
+        }
+    }
+
+    /// What became of members that have died since the status was written.
+    pub(super) fn newly_dead(&self) -> Vec<String> {
+        self.status
+            .members
+            .iter()
+            .filter(|member| member.phase != MemberPhase::Dead && member.agent.is_some() && self.dead(member))
+            // one that leaves was told to
+            .filter(|member| members::state(self.seen, member).is_none_or(|state| state.leaving.is_none()))
+            .map(|member| {
+                let said = members::state(self.seen, member).map(|state| &state.vm);
+                let why = match (said, members::pod_ended(self.seen, member)) {
+                    (Some(VmState::Gone { reason, .. }), _) => reason.clone(),
+                    (_, Some(reason)) => format!("its agent ended: {reason}"),
+                    (_, None) => format!("no word for {} s", self.silence(member).as_secs()),
+                };
+                format!("member {}: {why}", member.index)
+            })
+            .collect()
+    }
+
+    /// A member died before all were running: all start again, later with each failure.
+    fn start_failed(&mut self, why: &str) {
+        let cannot_load = self.status.members.iter().any(|member| {
+            matches!(
+                members::state(self.seen, member).map(|state| &state.vm),
+                Some(VmState::Gone { cannot_load: true, .. })
+            )
+        });
+        let silent = self.status.members.iter().any(|member| {
+            member.phase == MemberPhase::Dead
+                && self.isolated(member)
+                && members::pod_ended(self.seen, member).is_none()
+        });
+        let origin = self.status.origin.clone().unwrap_or_default();
+        let reason = if origin.generation.is_some() { Reason::RestoreFailed } else { Reason::AgentFailed };
+        if cannot_load
+            && let (Some(generation), Some(origin)) = (origin.generation, &mut self.status.origin)
+            && !origin.bad.contains(&generation)
+        {
+            origin.bad.push(generation);
+        }
+        self.back_off(reason, why);
+        if silent {
+            self.status.kills.node += 1;
+            self.give_up_slot(ReleaseReason::BadNode);
+            self.because("a node is lost");
+            return;
+        }
+        self.phase(JobPhase::Deploying);
+        self.leave(LeaveCode::KeepSlot);
+        self.because("a member did not start");
+    }
+
+    /// Gives the slot back and asks for another.
+    pub(super) fn give_up_slot(&mut self, reason: ReleaseReason) {
+        self.intend(reason);
+        self.leave(LeaveCode::Saved);
+        self.release(Duration::from_secs(15));
+        self.status.attempt += 1;
+        self.phase(JobPhase::Queued);
+        self.wake(Duration::from_secs(1));
+    }
+
+    /// Whether a member's agent has not seen its lease held for longer than the hold waits.
+    pub(super) fn unarmed(&self, limit: Duration) -> Option<String> {
+        let placed = self.status.origin.as_ref()?.since.as_ref()?.0;
+        if since(placed, self.now) < limit {
+            return None;
+        }
+        self.status.members.iter().find_map(|member| {
+            let state = members::state(self.seen, member);
+            if state.is_some_and(|state| state.lease == LeaseState::Held) {
+                return None;
+            }
+            let node = member.node.clone().unwrap_or_default();
+            Some(match state {
+                Some(_) => format!("the hold took no lease on node {node} within {} s", limit.as_secs()),
+                None => format!("no agent answered on node {node} within {} s", limit.as_secs()),
+            })
+        })
+    }
+}

@@ -1,0 +1,212 @@
+//! A plan in the making: the status being changed, and what is to be done.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::{
+    api::{
+        BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
+        job_status::{MemberPhase, Retry, SlotState, SlotStatus},
+    },
+    controller::job::plan::{Effect, Note, Plan, Seen},
+    driver::site::SlotFacts,
+    names::JobUid,
+};
+
+/// A plan in the making.
+pub(super) struct Draft<'a> {
+    pub(super) job: &'a BestEffortJob,
+    pub(super) seen: &'a Seen,
+    pub(super) now: Timestamp,
+    pub(super) uid: JobUid,
+    pub(super) status: BestEffortJobStatus,
+    effects: Vec<Effect>,
+    notes: Vec<Note>,
+    wake: Option<Duration>,
+    why: &'static str,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(job: &'a BestEffortJob, seen: &'a Seen, now: Timestamp) -> Self {
+        Self {
+            job,
+            seen,
+            now,
+            uid: crate::controller::job::plan::uid(job),
+            status: job.status.clone().unwrap_or_default(),
+            effects: Vec::new(),
+            notes: Vec::new(),
+            wake: None,
+            why: "nothing",
+        }
+    }
+
+    pub(super) fn generation(&self) -> i64 {
+        self.job.metadata.generation.unwrap_or_default()
+    }
+
+    /// Adds an effect.
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Adds an effect that is repeated until the facts show that it worked, but not more often than
+    /// this; `key` tells it from others.
+    pub(super) fn repeat(&mut self, effect: Effect, every: Duration) {
+        let key = sent_key(&effect);
+        match self.seen.sent.get(&key) {
+            Some(last) if since(*last, self.now) < every => self.wake(every - since(*last, self.now)),
+            _ => {
+                self.effects.push(effect);
+                self.wake(every);
+            }
+        }
+    }
+
+    pub(super) fn has(&self, matches: impl Fn(&Effect) -> bool) -> bool {
+        self.effects.iter().any(matches)
+    }
+
+    /// Adds an event.
+    pub(super) fn note(&mut self, reason: Reason, message: impl Into<String>) {
+        self.notes.push(Note { warning: false, reason, message: message.into() });
+    }
+
+    /// Adds an event that a person should look at.
+    pub(super) fn warn(&mut self, reason: Reason, message: impl Into<String>) {
+        self.notes.push(Note { warning: true, reason, message: message.into() });
+    }
+
+    /// Looks again after this time at the latest.
+    pub(super) fn wake(&mut self, after: Duration) {
+        let after = after.max(Duration::from_millis(50));
+        self.wake = Some(self.wake.map_or(after, |old| old.min(after)));
+    }
+
+    /// Looks again at this time at the latest.
+    pub(super) fn wake_at(&mut self, at: Timestamp) {
+        self.wake(since(self.now, at));
+    }
+
+    /// Says which arm decided.
+    pub(super) fn because(&mut self, why: &'static str) {
+        self.why = why;
+    }
+
+    pub(super) fn phase(&mut self, phase: JobPhase) {
+        self.status.phase = phase;
+    }
+
+    pub(super) fn time(&self) -> Time {
+        Time(self.now)
+    }
+
+    /// What the site says of a slot.
+    pub(super) fn facts(&self, id: &str) -> Option<&'a SlotFacts> {
+        self.seen.slots.known()?.iter().find(|facts| facts.id.0 == id)
+    }
+
+    /// The slot that is in use or waited for.
+    pub(super) fn slot(&self) -> Option<&SlotStatus> {
+        self.status.slots.iter().find(|slot| slot.release.is_none() && slot.state != SlotState::Ended)
+    }
+
+    /// Notes a failure and waits longer with each in a row.
+    pub(super) fn back_off(&mut self, reason: Reason, message: impl Into<String>) {
+        let message = message.into();
+        let count = self.status.retry.as_ref().map_or(0, |retry| retry.count) + 1;
+        let wait = Duration::from_secs(10).saturating_mul(1 << (count - 1).min(6)).min(Duration::from_secs(600));
+        self.warn(reason, message.clone());
+        self.status.retry = Some(Retry {
+            count,
+            not_before: Time(after(self.now, wait)),
+            reason,
+            message,
+            generation: self.generation(),
+            stalled: false,
+        });
+        self.wake(wait);
+    }
+
+    /// Notes a failure that only a person can mend.
+    pub(super) fn stall(&mut self, reason: Reason, message: impl Into<String>) {
+        let message = message.into();
+        self.warn(reason, message.clone());
+        self.status.retry = Some(Retry {
+            count: self.status.retry.as_ref().map_or(0, |retry| retry.count) + 1,
+            not_before: self.time(),
+            reason,
+            message,
+            generation: self.generation(),
+            stalled: true,
+        });
+    }
+
+    /// The plan. Changes of no meaning are left out, so that the status is written seldom.
+    pub(super) fn finish(mut self) -> Plan {
+        if let Some(old) = &self.job.status {
+            for member in &mut self.status.members {
+                let before = old.members.iter().find(|m| m.index == member.index);
+                if let Some(before) = before
+                    && passing(before.phase)
+                    && passing(member.phase)
+                {
+                    member.phase = before.phase;
+                }
+            }
+            if self.status != *old {
+                super::members::show(&mut self.status, self.seen);
+            }
+        }
+        Plan { status: self.status, effects: self.effects, notes: self.notes, wake: self.wake, why: self.why }
+    }
+}
+
+/// Whether a phase of a member is for people only; the others are decided from.
+fn passing(phase: MemberPhase) -> bool {
+    match phase {
+        MemberPhase::Placing
+        | MemberPhase::Loading
+        | MemberPhase::Loaded
+        | MemberPhase::Running
+        | MemberPhase::Silent => true,
+        MemberPhase::None | MemberPhase::Ended | MemberPhase::Dead => false,
+    }
+}
+
+/// What an effect that is repeated is remembered under.
+pub(crate) fn sent_key(effect: &Effect) -> String {
+    let object = match effect {
+        Effect::ReleaseSlot { id } => id.to_string(),
+        Effect::DeleteAgent { pod } => pod.clone(),
+        Effect::CreateAgent(placement) => placement.pod.clone(),
+        Effect::Go { agents } | Effect::Leave { agents, .. } => {
+            agents.first().map(|agent| format!("{}/{}", agent.pod, agents.len())).unwrap_or_default()
+        }
+        Effect::Capture(capture) | Effect::AbandonCapture(capture) => capture.nonce.clone(),
+        Effect::FenceRepository { incarnation } => incarnation.to_string(),
+        Effect::CreateSnapshot { name, .. }
+        | Effect::WriteSnapshot { name, .. }
+        | Effect::DeleteSnapshot { name, .. } => name.clone(),
+        Effect::SubmitSlots { submission, .. } => submission.to_string(),
+        Effect::AddFinalizer | Effect::RemoveFinalizer | Effect::DeleteJob | Effect::RemoveContent => String::new(),
+    };
+    format!("{} {object}", effect.name())
+}
+
+/// The time from one moment to a later one; zero if it is not later.
+pub(super) fn since(earlier: Timestamp, later: Timestamp) -> Duration {
+    Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
+}
+
+/// A moment this much later.
+pub(super) fn after(moment: Timestamp, length: Duration) -> Timestamp {
+    moment.saturating_add(SignedDuration::try_from(length).unwrap_or(SignedDuration::MAX)).unwrap_or(moment)
+}
+
+/// A moment this much earlier.
+pub(super) fn before(moment: Timestamp, length: Duration) -> Timestamp {
+    moment.saturating_sub(SignedDuration::try_from(length).unwrap_or(SignedDuration::MAX)).unwrap_or(moment)
+}

@@ -1,0 +1,201 @@
+//! How the members are: who is alive, who has loaded, who is confirmed dead.
+//!
+//! Nothing new starts before every old member is confirmed dead (safety A1). The absence of a pod
+//! proves nothing, and neither does silence that this leader did not hear itself (A11, B13).
+
+use std::time::Duration;
+
+use super::draft::{Draft, since};
+use crate::{
+    api::{
+        BestEffortJobStatus,
+        job_status::{MemberPhase, MemberStatus},
+    },
+    controller::job::plan::{AgentRef, AgentSeen, Effect, PodSeen, Seen},
+    driver::{
+        agent::{AgentState, LeaseState, LeaveCode, VmState},
+        site::{End, SlotPhase},
+    },
+};
+
+/// After the end of its slot a VM lives no longer than this, with the node cut off too: the beat's
+/// limit and some more (safety A2).
+const LEASE_OUTLIVED: Duration = Duration::from_secs(20);
+/// More than the isolation time, for clocks and heartbeats on their way (safety A1).
+const MARGIN: Duration = Duration::from_secs(5);
+/// An agent that was heard this long ago is taken to be there.
+const FRESH: Duration = Duration::from_secs(5);
+/// An agent that is leaving and speaks no more for this long has nothing left to do.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Between two orders of the same kind.
+const AGAIN: Duration = Duration::from_secs(3);
+
+/// The agent of a member as it can be reached.
+pub(super) fn agent_ref(member: &MemberStatus) -> Option<AgentRef> {
+    let agent = member.agent.as_ref()?;
+    Some(AgentRef {
+        pod: agent.pod.clone(),
+        member: member.index,
+        incarnation: agent.incarnation,
+        endpoint: agent.endpoint.parse().ok()?,
+    })
+}
+
+/// What the member's agent was heard to say.
+fn heard<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a AgentSeen> {
+    seen.agents.get(&member.agent.as_ref()?.pod)
+}
+
+/// What the member's agent said last.
+pub(super) fn state<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a AgentState> {
+    heard(seen, member)?.state.as_ref()
+}
+
+fn pod<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a PodSeen> {
+    seen.pods.get(&member.agent.as_ref()?.pod)
+}
+
+/// How the container of the member's agent has ended, if it has.
+pub(super) fn pod_ended<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a str> {
+    pod(seen, member)?.ended.as_deref()
+}
+
+impl Draft<'_> {
+    /// How long this leader has listened to a member's agent in vain.
+    pub(super) fn silence(&self, member: &MemberStatus) -> Duration {
+        heard(self.seen, member)
+            .map(|agent| agent.heard.map_or(agent.listening, |at| at.max(agent.listening)))
+            .map_or(Duration::ZERO, |last| since(last, self.now))
+    }
+
+    fn isolation(&self) -> Duration {
+        self.seen.site.as_ref().map_or(Duration::from_secs(120), |site| site.isolation)
+    }
+
+    /// Whether the silence is long enough for the VM to have killed itself.
+    pub(super) fn isolated(&self, member: &MemberStatus) -> bool {
+        self.silence(member) >= self.isolation() + MARGIN
+    }
+
+    /// Whether a member is confirmed dead (safety A1).
+    pub(super) fn dead(&self, member: &MemberStatus) -> bool {
+        let Some(agent) = &member.agent else { return true };
+        if member.phase == MemberPhase::Dead {
+            return true;
+        }
+        if state(self.seen, member).is_some_and(|state| matches!(state.vm, VmState::Gone { .. })) {
+            return true;
+        }
+        if pod_ended(self.seen, member).is_some() {
+            return true;
+        }
+        // the site killed what ran in the slot, but it did not reach a node that is cut off: there
+        // the holder ends with its beat. An end by the site's own failure proves nothing.
+        let slot_over = match self.facts(&agent.slot).map(|facts| &facts.phase) {
+            Some(SlotPhase::Ended(End::Infrastructure(_))) => false,
+            Some(SlotPhase::Ended(_)) => true,
+            Some(SlotPhase::Waiting { .. } | SlotPhase::Running | SlotPhase::Ending | SlotPhase::Unknown(_)) | None => {
+                false
+            }
+        };
+        (slot_over && self.silence(member) >= LEASE_OUTLIVED) || self.isolated(member)
+    }
+
+    /// Writes down who is confirmed dead. Returns whether all are.
+    pub(super) fn bury(&mut self) -> bool {
+        let dead: Vec<bool> = self.status.members.iter().map(|member| self.dead(member)).collect();
+        for (member, dead) in self.status.members.iter_mut().zip(&dead) {
+            if *dead && member.agent.is_some() {
+                member.phase = MemberPhase::Dead;
+            }
+        }
+        let waiting = dead.iter().any(|dead| !dead);
+        if waiting {
+            self.wake(Duration::from_secs(1));
+        }
+        !waiting
+    }
+
+    /// Members whose agent may still run a VM.
+    pub(super) fn living(&self) -> Vec<&MemberStatus> {
+        self.status.members.iter().filter(|member| !self.dead(member)).collect()
+    }
+
+    /// Tells every agent that may still run a VM to end.
+    pub(super) fn leave(&mut self, code: LeaveCode) {
+        let agents: Vec<AgentRef> = self
+            .living()
+            .into_iter()
+            .filter(|member| state(self.seen, member).is_some_and(|state| state.leaving.is_none()))
+            .filter_map(agent_ref)
+            .collect();
+        if !agents.is_empty() {
+            self.repeat(Effect::Leave { agents, code }, AGAIN);
+        }
+    }
+
+    /// Removes the pods that no living member has. An agent that still speaks is on its way out and
+    /// is left to remove its files. Returns whether all pods are gone.
+    pub(super) fn clear_pods(&mut self) -> bool {
+        let living: Vec<String> =
+            self.living().into_iter().filter_map(|m| m.agent.as_ref()).map(|a| a.pod.clone()).collect();
+        let mut all_gone = living.is_empty();
+        let mut gone = Vec::new();
+        for (name, pod) in &self.seen.pods {
+            if living.contains(name) {
+                continue;
+            }
+            all_gone = false;
+            let speaks = self
+                .seen
+                .agents
+                .get(name)
+                .and_then(|agent| agent.heard)
+                .is_some_and(|heard| since(heard, self.now) < FAREWELL);
+            if !pod.deleting && (pod.ended.is_some() || !speaks) {
+                gone.push(name.clone());
+            }
+        }
+        for pod in gone {
+            self.repeat(Effect::DeleteAgent { pod }, Duration::from_secs(10));
+        }
+        if !all_gone {
+            self.wake(Duration::from_secs(2));
+        }
+        all_gone
+    }
+
+    /// The present words of all members' agents, if all were heard of late, hold their lease and
+    /// belong to the present incarnation.
+    pub(super) fn all_states(&self) -> Option<Vec<&AgentState>> {
+        self.status
+            .members
+            .iter()
+            .map(|member| {
+                let state = state(self.seen, member)?;
+                let here = state.lease == LeaseState::Held
+                    && state.incarnation == self.status.incarnation
+                    && self.silence(member) < FRESH;
+                here.then_some(state)
+            })
+            .collect()
+    }
+}
+
+/// Shows how the members are; for people, written only along with something else.
+pub(super) fn show(status: &mut BestEffortJobStatus, seen: &Seen) {
+    for member in &mut status.members {
+        let Some(agent) = &member.agent else { continue };
+        if matches!(member.phase, MemberPhase::None | MemberPhase::Ended | MemberPhase::Dead) {
+            continue;
+        }
+        let said = seen.agents.get(&agent.pod).and_then(|agent| agent.state.as_ref());
+        member.phase = match said.map(|state| &state.vm) {
+            None | Some(VmState::None) => MemberPhase::Placing,
+            Some(VmState::Fetching { .. }) => MemberPhase::Loading,
+            Some(VmState::Loaded) => MemberPhase::Loaded,
+            Some(VmState::Running | VmState::Stopped) => MemberPhase::Running,
+            Some(VmState::Gone { .. }) => MemberPhase::Dead,
+        };
+    }
+}

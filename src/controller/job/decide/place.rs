@@ -1,0 +1,253 @@
+//! A new incarnation: where each member goes and what it starts from.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::draft::{Draft, after, since};
+use crate::{
+    api::{
+        JobPhase, Reason,
+        job_status::{AgentStatus, MemberPhase, Origin, ReleaseReason, SlotStatus},
+    },
+    controller::job::plan::{AgentPlacement, Effect},
+    driver::repository::{GenerationSummary, JobContent},
+    names::{Generation, NodeName, agent_pod_name},
+};
+
+/// Incarnations in a row from one generation without progress, before an older one is tried.
+const TRIES: u32 = 3;
+/// How long a node of a slot may be missing in Kubernetes.
+const NODE_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Draft<'_> {
+    /// Decides the next incarnation; it is in the status before anything of it is made.
+    pub(super) fn place(&mut self, slot: &SlotStatus) {
+        self.phase(JobPhase::Deploying);
+        self.wake(Duration::from_secs(2));
+        let strangers =
+            self.seen.pods.values().any(|pod| pod.incarnation > self.status.incarnation && pod.ended.is_none());
+        if strangers {
+            self.because("agents of an incarnation that the status does not know are being removed");
+            return;
+        }
+        if !self.may_retry() {
+            if self.status.retry.as_ref().is_some_and(|retry| retry.stalled) {
+                self.give_up_slot(ReleaseReason::Incomplete);
+                self.because("stalled until the spec is changed");
+            }
+            return;
+        }
+        let Some(content) = self.seen.content.known() else {
+            self.because("the repository does not answer");
+            return;
+        };
+        let members = usize::try_from(self.job.spec.members).unwrap_or(usize::MAX);
+        if slot.nodes.len() < members {
+            let message = format!("slot {} has {} nodes for {members} members", slot.id, slot.nodes.len());
+            self.back_off(Reason::NotEnoughNodes, message);
+            self.give_up_slot(ReleaseReason::Incomplete);
+            self.because("too few nodes");
+            return;
+        }
+        let Some(addresses) = self.addresses(slot) else { return };
+        let Some(origin) = self.origin(content) else {
+            self.give_up_slot(ReleaseReason::Incomplete);
+            self.because("no generation restores");
+            return;
+        };
+        self.begin(slot, &addresses, origin, content);
+    }
+
+    /// Addresses of the slot's nodes, in the order of the members.
+    fn addresses(&mut self, slot: &SlotStatus) -> Option<Vec<std::net::IpAddr>> {
+        let nodes = slot.nodes.iter().take(self.job.spec.members as usize);
+        let found: Result<Vec<_>, &String> =
+            nodes.map(|node| self.seen.nodes.get(&NodeName(node.clone())).copied().ok_or(node)).collect();
+        match found {
+            Ok(found) => Some(found),
+            Err(node) => {
+                self.because("a node is not in Kubernetes");
+                let waited = slot.since.as_ref().map_or(Duration::ZERO, |at| since(at.0, self.now));
+                if waited >= NODE_PATIENCE {
+                    let message = format!("node {node} of slot {} is not a node of this cluster", slot.id);
+                    self.back_off(Reason::NodeLost, message);
+                    self.give_up_slot(ReleaseReason::BadNode);
+                }
+                None
+            }
+        }
+    }
+
+    /// What the next incarnation starts from: the newest complete generation that may be restored. One
+    /// that was tried too often gives way to an older one; never to the image (safety C3).
+    fn origin(&mut self, content: &JobContent) -> Option<Origin> {
+        let old = self.status.origin.clone().unwrap_or_default();
+        let mut bad = old.bad.clone();
+        loop {
+            let newest = restorable(content, &old, &bad, self.job.spec.members);
+            let generation = newest.map(|summary| summary.generation);
+            let same = old.incarnation > 0 && old.generation == generation;
+            let tries = if same { old.tries + 1 } else { 1 };
+            let none_left = generation.is_none() && bad.iter().any(|bad| *bad > old.floor);
+            if !none_left && tries <= TRIES {
+                return Some(Origin {
+                    incarnation: 0,
+                    generation,
+                    since: Some(self.time()),
+                    tries,
+                    bad,
+                    floor: old.floor,
+                    work: self.work_of(generation),
+                });
+            }
+            match generation {
+                Some(generation) if !none_left => {
+                    self.warn(
+                        Reason::RestoreFailed,
+                        format!("generation {generation} made no progress {TRIES} times: an older one is tried"),
+                    );
+                    bad.push(generation);
+                }
+                Some(_) | None => {
+                    let message = if none_left {
+                        format!("none of the generations {bad:?} restores; they are kept in the repository")
+                    } else {
+                        format!("the guests did not start {TRIES} times: {}", self.last_failure())
+                    };
+                    self.status.origin = Some(Origin { bad, ..old });
+                    self.stall(Reason::RestoreFailed, message);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn last_failure(&self) -> String {
+        self.status.retry.as_ref().map_or_else(|| "no reason known".into(), |retry| retry.message.clone())
+    }
+
+    /// Member-seconds of work in a generation.
+    fn work_of(&self, generation: Option<Generation>) -> u64 {
+        let Some(generation) = generation else { return 0 };
+        let recorded = self.seen.snapshots.iter().find(|s| s.status.generation == Some(generation));
+        let capture = self.status.snapshots.capture.as_ref().filter(|c| c.generation == generation && c.captured);
+        match (recorded, capture) {
+            (Some(snapshot), _) if snapshot.status.work > 0 => snapshot.status.work,
+            (_, Some(capture)) => capture.work,
+            _ if self.status.snapshots.last_stored == Some(generation) => self.status.work.useful,
+            _ => 0,
+        }
+    }
+
+    fn begin(&mut self, slot: &SlotStatus, addresses: &[std::net::IpAddr], mut origin: Origin, content: &JobContent) {
+        let incarnation = self.status.incarnation.max(content.fence) + 1;
+        origin.incarnation = incarnation;
+        self.void_capture("the members were lost before it was stored");
+        self.status.incarnation = incarnation;
+        self.status.work.lost += self.status.work.useful.saturating_sub(origin.work);
+        self.status.work.useful = origin.work;
+        self.status.snapshots.last_stored = origin.generation;
+        self.status.snapshots.last_stored_at = origin
+            .generation
+            .and_then(|number| content.generations.iter().find(|summary| summary.generation == number))
+            .map(|summary| k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(summary.taken_at));
+        self.status.snapshots.next_generation = self.status.snapshots.next_generation.max(content.highest + 1).max(1);
+        let message = match origin.generation {
+            Some(generation) => format!("incarnation {incarnation} starts from generation {generation}"),
+            None => format!("incarnation {incarnation} starts from the image"),
+        };
+        self.note(if origin.generation.is_some() { Reason::Resuming } else { Reason::AgentsStarting }, message);
+        let restore = origin.generation;
+        self.status.origin = Some(origin);
+        let wait = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
+        let not_after = after(self.now, wait);
+        let not_after = slot.until.as_ref().map_or(not_after, |until| until.0.min(not_after));
+        self.effect(Effect::FenceRepository { incarnation });
+        let port = self.port(incarnation);
+        let mut placements = Vec::new();
+        for ((member, node), address) in self.status.members.iter_mut().zip(&slot.nodes).zip(addresses) {
+            let pod = agent_pod_name(&self.uid, member.index, incarnation);
+            let endpoint = SocketAddr::new(*address, port);
+            member.node = Some(node.clone());
+            member.phase = MemberPhase::Placing;
+            member.exit_code = None;
+            member.agent = Some(AgentStatus {
+                pod: pod.clone(),
+                endpoint: endpoint.to_string(),
+                incarnation,
+                slot: slot.id.clone(),
+            });
+            placements.push(AgentPlacement {
+                member: member.index,
+                incarnation,
+                slot: slot.id.clone().into(),
+                node: NodeName(node.clone()),
+                pod,
+                endpoint,
+                restore,
+                not_after,
+            });
+        }
+        for placement in placements {
+            self.effect(Effect::CreateAgent(placement));
+        }
+        self.because("a new incarnation is placed");
+    }
+
+    /// The port of an incarnation's agents: another one for each, so that a port that is taken, or
+    /// still held by the agent before, does not fail twice.
+    fn port(&self, incarnation: u32) -> u16 {
+        let count = u32::from(self.seen.setup.port_count.max(1));
+        let hash = blake3::hash(self.uid.0.as_bytes());
+        let start = u32::from(hash.as_bytes()[0]) << 8 | u32::from(hash.as_bytes()[1]);
+        let offset = u16::try_from((start + incarnation) % count).unwrap_or_default();
+        self.seen.setup.port_first.saturating_add(offset)
+    }
+
+    /// Makes again what the pass that decided the incarnation may not have made.
+    pub(super) fn make_agents_again(&mut self, slot: &SlotStatus) {
+        let Some(origin) = self.status.origin.clone() else { return };
+        let placed = origin.since.as_ref().map_or(self.now, |at| at.0);
+        let wait = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
+        let not_after = slot.until.as_ref().map_or(after(placed, wait), |until| until.0.min(after(placed, wait)));
+        let missing: Vec<AgentPlacement> = self
+            .status
+            .members
+            .iter()
+            .filter(|member| super::members::state(self.seen, member).is_none())
+            .filter_map(|member| {
+                let agent = member.agent.as_ref().filter(|agent| !self.seen.pods.contains_key(&agent.pod))?;
+                Some(AgentPlacement {
+                    member: member.index,
+                    incarnation: agent.incarnation,
+                    slot: slot.id.clone().into(),
+                    node: NodeName(member.node.clone()?),
+                    pod: agent.pod.clone(),
+                    endpoint: agent.endpoint.parse().ok()?,
+                    restore: origin.generation,
+                    not_after,
+                })
+            })
+            .collect();
+        if !missing.is_empty() && since(placed, self.now) >= Duration::from_secs(2) {
+            self.repeat(Effect::FenceRepository { incarnation: origin.incarnation }, Duration::from_secs(5));
+            for placement in missing {
+                self.repeat(Effect::CreateAgent(placement), Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+/// The newest generation that may be restored.
+pub(super) fn restorable<'a>(
+    content: &'a JobContent,
+    origin: &Origin,
+    bad: &[Generation],
+    members: u32,
+) -> Option<&'a GenerationSummary> {
+    content
+        .generations
+        .iter()
+        .filter(|summary| summary.members == members)
+        .filter(|summary| summary.generation > origin.floor && !bad.contains(&summary.generation))
+        .max_by_key(|summary| summary.generation)
+}

@@ -1,0 +1,158 @@
+//! Queued: slots are asked for, and waited for.
+//!
+//! The number of a request is in the status before it is sent; a number is sent once. Where the
+//! answer was lost, the name is looked up until that has worked for a while and has found nothing;
+//! only then is there another request, under another number (safety A10).
+
+use std::time::Duration;
+
+use super::draft::{Draft, since};
+use crate::{
+    api::{
+        JobPhase,
+        job_status::{PendingSubmission, ReleaseReason, SlotState},
+    },
+    controller::job::plan::Effect,
+    driver::site::SlotRequest,
+    names::slot_name,
+};
+
+/// How long reads of a site must have been good before what they do not show is taken to be absent.
+const SURE_AFTER: Duration = Duration::from_secs(10);
+
+impl Draft<'_> {
+    /// Asks for slots, or waits for them.
+    pub(super) fn queued(&mut self) {
+        self.bury();
+        self.clear_pods();
+        self.release(Duration::from_secs(20));
+        if self.status.pending_submission.is_some() {
+            self.doubt();
+            return;
+        }
+        if let Some(slot) = self.slot().cloned() {
+            let asked = self.request(0);
+            if slot.state == SlotState::Waiting && !slot.request.is_empty() && slot.request != digest(&asked) {
+                self.because("another request is wanted");
+                self.intend(ReleaseReason::Incomplete);
+                self.release(Duration::ZERO);
+                return;
+            }
+            match slot.state {
+                SlotState::Running if !slot.nodes.is_empty() => {
+                    self.phase(JobPhase::Deploying);
+                    self.deploy();
+                }
+                SlotState::Waiting | SlotState::Running | SlotState::Ending => self.because("slots are waited for"),
+                SlotState::Ended => self.because("the slot is over"),
+            }
+            return;
+        }
+        if !self.may_retry() {
+            return;
+        }
+        if self.seen.slots.known().is_none() || self.seen.looked_up.is_none() {
+            // what may already be there under our name is not known yet
+            self.because("the site was not searched yet");
+            self.wake(Duration::from_secs(2));
+            return;
+        }
+        if self.status.started.is_none() {
+            match self.check() {
+                Ok(image) => {
+                    let kept = self.status.retry.take();
+                    self.accept(image);
+                    self.status.retry = kept;
+                }
+                Err(Some(_)) => {
+                    self.phase(JobPhase::Pending);
+                    self.admit();
+                    return;
+                }
+                Err(None) => {
+                    self.because("not known enough yet");
+                    return;
+                }
+            }
+        }
+        self.submit();
+    }
+
+    /// Whether nothing that failed before still has to wait.
+    pub(super) fn may_retry(&mut self) -> bool {
+        let Some(retry) = self.status.retry.clone() else { return true };
+        if retry.stalled {
+            self.because("stalled until the spec is changed");
+            return false;
+        }
+        if self.now < retry.not_before.0 {
+            self.because("backing off");
+            self.wake_at(retry.not_before.0);
+            return false;
+        }
+        true
+    }
+
+    fn submit(&mut self) {
+        let number = self.status.submission + 1;
+        let request = self.request(number);
+        self.status.submission = number;
+        self.status.pending_submission =
+            Some(PendingSubmission { number, since: self.time(), doubtful: false, request: digest(&request) });
+        self.effect(Effect::SubmitSlots { submission: number, request });
+        self.because("slots are asked for");
+        self.wake(Duration::ZERO);
+    }
+
+    /// The outcome of a request is not known: it may still come to the site.
+    fn doubt(&mut self) {
+        if self.resolve_doubt() {
+            self.submit();
+        }
+    }
+
+    /// Whether a request whose outcome was not known has certainly come to nothing.
+    pub(super) fn resolve_doubt(&mut self) -> bool {
+        let Some(pending) = self.status.pending_submission.clone() else { return true };
+        self.because("the outcome of a request is not known");
+        self.wake(Duration::from_secs(2));
+        let sure = |from| since(from, self.now) >= SURE_AFTER;
+        let searched = self.seen.slots.known().is_some()
+            && self.seen.looked_up.is_some_and(|at| since(pending.since.0, at) >= SURE_AFTER)
+            && self.seen.reads_good_since.is_some_and(sure);
+        if searched && sure(pending.since.0) {
+            self.status.pending_submission = None;
+            return true;
+        }
+        if !pending.doubtful
+            && let Some(pending) = &mut self.status.pending_submission
+        {
+            pending.doubtful = true;
+        }
+        false
+    }
+
+    /// What is asked of the site.
+    fn request(&self, submission: u32) -> SlotRequest {
+        let spec = &self.job.spec;
+        let oar = spec.slots.oar.clone().unwrap_or_default();
+        let notice = self.seen.site.as_ref().is_some_and(|site| site.capabilities.notice);
+        SlotRequest {
+            name: slot_name(&self.uid, submission),
+            nodes: spec.members,
+            walltime: spec.slots.walltime.into(),
+            grace: if notice { spec.snapshots.grace.into() } else { Duration::ZERO },
+            lease_prefix: format!("{}-", self.uid.short()),
+            queue: oar.queue,
+            project: oar.project,
+            property: oar.property,
+        }
+    }
+}
+
+/// A digest of what is asked for, the number aside.
+pub(super) fn digest(request: &SlotRequest) -> String {
+    let same = SlotRequest { name: String::new(), ..request.clone() };
+    let text = serde_json::to_vec(&same).unwrap_or_default();
+    blake3::hash(&text).to_hex().chars().take(16).collect()
+}

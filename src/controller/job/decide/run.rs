@@ -1,0 +1,251 @@
+//! Running: watches the members, takes snapshots when they are due, sees ends and notices coming.
+
+use std::time::Duration;
+
+use super::draft::{Draft, after, before, since};
+use super::members::{self, state};
+use crate::{
+    api::{
+        JobPhase,
+        job::RunOn,
+        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotStatus},
+        snapshot::{SnapshotPhase, SnapshotReason},
+    },
+    driver::{
+        agent::{LeaveCode, VmState},
+        site::NoticeKind,
+    },
+    names::snapshot_name,
+};
+
+/// How long after an agent's last word its death is taken to be its own, and not its slot's: the site
+/// is heard by then.
+const SITE_LAG: Duration = Duration::from_secs(6);
+/// Least time kept for leaving before the end of the walltime.
+const WALLTIME_LEAD: Duration = Duration::from_secs(20);
+
+/// How the command has ended.
+pub(super) enum Outcome {
+    /// It has not, or not everywhere.
+    Open,
+    /// With 0 everywhere.
+    Done,
+    /// With this code on this member.
+    Failed(u32, i32),
+}
+
+impl Draft<'_> {
+    /// One look at a running job.
+    pub(super) fn run(&mut self, suspend: bool) {
+        self.wake(Duration::from_secs(10));
+        self.release(Duration::from_secs(20));
+        match self.outcome() {
+            Outcome::Done => {
+                self.record_codes();
+                self.begin_completing();
+                return;
+            }
+            Outcome::Failed(member, code) => {
+                self.record_codes();
+                self.command_failed(member, code);
+                return;
+            }
+            Outcome::Open => {}
+        }
+        if self.lost_member() {
+            return;
+        }
+        let Some(slot) = self.slot().cloned() else {
+            // its end is handled where it is seen; here it is being given back already
+            self.phase(JobPhase::Evacuating);
+            self.evacuate(suspend);
+            return;
+        };
+        if self.must_leave(&slot) || suspend {
+            self.enter_evacuation(&slot, suspend);
+            return;
+        }
+        self.snapshots();
+    }
+
+    /// Whether the slot will be taken away soon.
+    pub(super) fn must_leave(&mut self, slot: &SlotStatus) -> bool {
+        if slot.notice.is_none()
+            && let Some(at) = self.noticed_by_agents(slot)
+            && let Some(slot) = self.status.slots.iter_mut().find(|s| s.id == slot.id)
+        {
+            slot.notice = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        }
+        let noticed = self.status.slots.iter().any(|s| s.id == slot.id && s.notice.is_some());
+        noticed || self.walltime_near(slot)
+    }
+
+    /// Whether the slot's time is nearly over by our own calculation (safety B16).
+    pub(super) fn walltime_near(&mut self, slot: &SlotStatus) -> bool {
+        let Some(until) = slot.until.as_ref().map(|until| until.0) else { return false };
+        let grace = Duration::from(self.job.spec.snapshots.grace);
+        let third = Duration::from(self.job.spec.slots.walltime) / 3;
+        let start = before(until, grace.max(WALLTIME_LEAD).min(third));
+        if self.now >= start {
+            return true;
+        }
+        self.wake_at(start);
+        false
+    }
+
+    /// When the hold told an agent that the slot is wanted back. A person's request for a checkpoint,
+    /// which looks the same to the hold, is nothing to leave for.
+    fn noticed_by_agents(&self, slot: &SlotStatus) -> Option<jiff::Timestamp> {
+        let person =
+            self.facts(&slot.id).and_then(|facts| facts.notice).is_some_and(|notice| notice.kind == NoticeKind::Person);
+        if person {
+            return None;
+        }
+        let ago = self.status.members.iter().filter_map(|m| state(self.seen, m)?.notice).max()?;
+        Some(before(self.now, ago))
+    }
+
+    pub(super) fn commanded(&self) -> impl Iterator<Item = &MemberStatus> {
+        let first_only = self.job.spec.run.on == RunOn::First;
+        self.status.members.iter().filter(move |member| !first_only || member.index == 0)
+    }
+
+    fn exit_code(&self, member: &MemberStatus) -> Option<i32> {
+        member.exit_code.or_else(|| state(self.seen, member)?.guest.exit_code)
+    }
+
+    /// How the command has ended.
+    pub(super) fn outcome(&self) -> Outcome {
+        let codes: Vec<_> = self.commanded().map(|member| (member.index, self.exit_code(member))).collect();
+        if let Some((member, code)) = codes.iter().find_map(|(m, code)| code.filter(|c| *c != 0).map(|c| (*m, c))) {
+            return Outcome::Failed(member, code);
+        }
+        if codes.iter().all(|(_, code)| code.is_some()) { Outcome::Done } else { Outcome::Open }
+    }
+
+    fn record_codes(&mut self) {
+        let codes: Vec<Option<i32>> = self.status.members.iter().map(|member| self.exit_code(member)).collect();
+        for (member, code) in self.status.members.iter_mut().zip(codes) {
+            member.exit_code = code;
+        }
+    }
+
+    /// One lost member is the job's loss: all go back to the same generation.
+    fn lost_member(&mut self) -> bool {
+        let ill = self.newly_dead();
+        let known = self.status.members.iter().any(|member| member.phase == MemberPhase::Dead);
+        if ill.is_empty() && !known {
+            return false;
+        }
+        let quiet = self
+            .status
+            .members
+            .iter()
+            .filter(|member| self.dead(member))
+            .all(|member| self.silence(member) >= SITE_LAG || self.says_gone(member));
+        if !quiet {
+            // the site may be about to say that it took the slot
+            self.because("a member is dead, the slot may be");
+            self.wake(Duration::from_secs(1));
+            return true;
+        }
+        let silent = self.status.members.iter().any(|member| {
+            member.phase != MemberPhase::Dead
+                && self.isolated(member)
+                && members::pod_ended(self.seen, member).is_none()
+        });
+        let why = ill.join("; ");
+        self.account_loss(super::lose::Cause::Node(why));
+        self.bury();
+        if silent {
+            self.give_up_slot(ReleaseReason::BadNode);
+            self.because("a node is lost");
+        } else {
+            self.status.attempt += 1;
+            self.phase(JobPhase::Deploying);
+            self.leave(LeaveCode::KeepSlot);
+            self.because("a member is lost, the slot is not");
+            self.wake(Duration::from_secs(1));
+        }
+        true
+    }
+
+    fn says_gone(&self, member: &MemberStatus) -> bool {
+        self.silence(member) < Duration::from_secs(3)
+            && state(self.seen, member).is_some_and(|state| {
+                matches!(state.vm, VmState::Gone { .. }) && state.lease == crate::driver::agent::LeaseState::Held
+            })
+    }
+
+    /// Takes a snapshot if one is due or asked for, and none is under way.
+    fn snapshots(&mut self) {
+        if let Some(capture) = &self.status.snapshots.capture {
+            let captured = capture.captured;
+            self.phase(if captured { JobPhase::Running } else { JobPhase::Snapshotting });
+            self.because(if captured { "a snapshot is being stored" } else { "a snapshot is being taken" });
+            self.wake(Duration::from_secs(if captured { 5 } else { 1 }));
+            return;
+        }
+        self.phase(JobPhase::Running);
+        self.because("the job computes");
+        self.retain();
+        if self.all_states().is_none_or(|states| states.iter().any(|state| state.vm != VmState::Running)) {
+            return;
+        }
+        let asked = self
+            .seen
+            .snapshots
+            .iter()
+            .filter(|snapshot| snapshot.reason == SnapshotReason::User && !snapshot.deleting)
+            .find(|snapshot| snapshot.status.phase == SnapshotPhase::Pending)
+            .map(|snapshot| snapshot.name.clone());
+        if let Some(name) = asked {
+            self.capture(SnapshotReason::User, true, Some(name));
+            return;
+        }
+        let Some(due) = self.status.snapshots.next_at.as_ref().map(|at| at.0) else {
+            self.plan_next();
+            return;
+        };
+        if self.now >= due {
+            self.capture(SnapshotReason::Periodic, true, None);
+        } else {
+            self.wake_at(due);
+        }
+    }
+
+    /// Plans the next periodic snapshot: a little earlier or later for each, so that the jobs of a site
+    /// do not all store at once.
+    pub(super) fn plan_next(&mut self) {
+        let period = Duration::from(self.job.spec.snapshots.period);
+        let seed = format!("{}/{}", self.uid, self.status.snapshots.next_generation);
+        let tenths = f64::from(blake3::hash(seed.as_bytes()).as_bytes()[0]) / 255.0 * 0.2 - 0.1;
+        let next = after(self.now, period.mul_f64(1.0 + tenths));
+        self.status.snapshots.next_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(next));
+        self.status.snapshots.period = Some(self.job.spec.snapshots.period);
+    }
+
+    /// The name of the Snapshot object of a generation of ours.
+    pub(super) fn own_snapshot_name(&self, generation: u32) -> String {
+        snapshot_name(self.job.metadata.name.as_deref().unwrap_or_default(), generation)
+    }
+
+    /// Seconds the members ran in this incarnation, as far as they were heard.
+    pub(super) fn ran(&self) -> u64 {
+        let seconds: f64 = self
+            .status
+            .members
+            .iter()
+            .filter_map(|member| state(self.seen, member))
+            .filter(|state| state.incarnation == self.status.incarnation)
+            .map(|state| state.ran.max(0.0))
+            .sum();
+        seconds as u64
+    }
+
+    /// Seconds since the incarnation was decided, of all members together.
+    pub(super) fn elapsed(&self) -> u64 {
+        let Some(start) = self.status.origin.as_ref().and_then(|origin| origin.since.as_ref()) else { return 0 };
+        since(start.0, self.now).as_secs() * u64::from(self.job.spec.members)
+    }
+}

@@ -1,0 +1,256 @@
+//! Conditions: what readers see of a job. Derived from the status and the facts, never decided from.
+//!
+//! A text changes only when something of meaning has changed, since each change is a write.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::plan::{ImageSeen, Seen};
+use crate::{
+    api::{
+        BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
+        conditions::{self, ConditionType, Truth, clear},
+        job_status::{MemberPhase, SlotState, SlotStatus},
+    },
+    driver::{Fact, site::NoticeKind},
+};
+
+/// A site that does not answer for this long is said not to.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(15);
+
+/// Sets all conditions but `Failed` and `SnapshotFailed`, which are set where they come about.
+pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now: Timestamp) {
+    let generation = job.metadata.generation.unwrap_or_default();
+    let mut list = std::mem::take(&mut status.conditions);
+    let mut say = |kind, (truth, reason, message): (Truth, Reason, String)| {
+        conditions::set(&mut list, kind, truth, reason, message, generation, now);
+    };
+    say(ConditionType::Ready, ready(status));
+    say(ConditionType::ImageReady, image(status, seen));
+    say(ConditionType::Admitted, admitted(status));
+    say(ConditionType::Provisioned, provisioned(status, seen));
+    say(ConditionType::Running, running(status));
+    say(ConditionType::Snapshotted, snapshotted(status));
+    say(ConditionType::Complete, complete(status));
+    let abnormal = [
+        (ConditionType::Reconciling, reconciling(status)),
+        (ConditionType::Stalled, stalled(status)),
+        (ConditionType::Evicting, evicting(status, seen)),
+        (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
+        (ConditionType::GuestDegraded, degraded(status, seen)),
+    ];
+    for (kind, found) in abnormal {
+        match found {
+            Some((reason, message)) => {
+                conditions::set(&mut list, kind, Truth::True, reason, message, generation, now);
+            }
+            None => clear(&mut list, kind),
+        }
+    }
+    if matches!(status.phase, JobPhase::Completing | JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating) {
+        clear(&mut list, ConditionType::SnapshotFailed);
+    }
+    status.conditions = list;
+}
+
+fn in_use(status: &BestEffortJobStatus) -> Option<&SlotStatus> {
+    status.slots.iter().find(|slot| slot.release.is_none() && slot.state != SlotState::Ended)
+}
+
+fn ready(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+    if let Some(failed) = conditions::get(&status.conditions, ConditionType::Failed)
+        && status.phase == JobPhase::Failed
+    {
+        return (Truth::False, Reason::BackoffLimitExceeded, failed.message.clone());
+    }
+    if let Some(retry) = &status.retry {
+        return (Truth::False, retry.reason, retry.message.clone());
+    }
+    if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
+        let message = "a person deleted the slots at the site: set suspend to true and to false again to go on";
+        return (Truth::False, Reason::CancelledExternally, message.into());
+    }
+    let attempt = status.attempt;
+    let from = match status.origin.as_ref().and_then(|origin| origin.generation) {
+        Some(generation) => format!("generation {generation}"),
+        None => "the image".to_owned(),
+    };
+    let (truth, reason, message) = match status.phase {
+        JobPhase::Pending => (Truth::Unknown, Reason::NotYet, "being looked at".to_owned()),
+        JobPhase::ImagePreparing => (Truth::Unknown, Reason::ImageImporting, "the image is being imported".into()),
+        JobPhase::Queued => (Truth::True, Reason::Accepted, format!("attempt {attempt} waits for slots")),
+        JobPhase::Deploying => (Truth::True, Reason::Accepted, format!("attempt {attempt} is being placed")),
+        JobPhase::Starting => (Truth::True, Reason::GuestsStarting, format!("attempt {attempt} boots")),
+        JobPhase::Restoring => (Truth::True, Reason::GuestsRestoring, format!("attempt {attempt} restores {from}")),
+        JobPhase::Running | JobPhase::Snapshotting => {
+            (Truth::True, Reason::JobRunning, format!("attempt {attempt} runs from {from}"))
+        }
+        JobPhase::Evacuating => (Truth::True, Reason::Accepted, format!("attempt {attempt} leaves its slots")),
+        JobPhase::Completing => (Truth::True, Reason::Accepted, "the command has ended".into()),
+        JobPhase::Succeeded => (Truth::True, Reason::Succeeded, format!("succeeded in attempt {attempt}")),
+        JobPhase::Failed => (Truth::False, Reason::BackoffLimitExceeded, "failed".into()),
+        JobPhase::Suspended => (Truth::True, Reason::Suspended, "suspended on request".into()),
+        JobPhase::Terminating => (Truth::False, Reason::Deleting, "being deleted".into()),
+    };
+    (truth, reason, message)
+}
+
+fn image(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+    if let Some(image) = &status.image {
+        return (Truth::True, Reason::ImageImported, format!("{}/{}", image.namespace, image.name));
+    }
+    match &seen.image {
+        Fact::Known(ImageSeen::Ready(image)) => {
+            (Truth::True, Reason::ImageImported, format!("{}/{}", image.namespace, image.name))
+        }
+        Fact::Known(ImageSeen::Importing(message)) => (Truth::False, Reason::ImageImporting, message.clone()),
+        Fact::Known(ImageSeen::Broken(reason, message)) => (Truth::False, *reason, message.clone()),
+        Fact::Absent => (Truth::False, Reason::ImageNotFound, "there is no such VmImage".into()),
+        Fact::Unknown { .. } => (Truth::Unknown, Reason::NotYet, String::new()),
+    }
+}
+
+fn admitted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+    match in_use(status) {
+        Some(slot) if slot.state == SlotState::Waiting => {
+            (Truth::False, Reason::SlotsRequested, format!("slot {} waits in the scheduler's queue", slot.id))
+        }
+        Some(slot) => (Truth::True, Reason::SlotsRunning, format!("slot {} on {}", slot.id, slot.nodes.join(", "))),
+        None => (Truth::False, Reason::NotYet, "no slot is held".into()),
+    }
+}
+
+fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+    match status.phase {
+        JobPhase::Starting
+        | JobPhase::Restoring
+        | JobPhase::Running
+        | JobPhase::Snapshotting
+        | JobPhase::Evacuating
+        | JobPhase::Completing
+            if in_use(status).is_some() =>
+        {
+            (Truth::True, Reason::LeasesHeld, format!("incarnation {}", status.incarnation))
+        }
+        JobPhase::Deploying => {
+            let placed = |m: &crate::api::job_status::MemberStatus| {
+                m.agent.as_ref().is_some_and(|agent| agent.incarnation == status.incarnation)
+                    && m.phase != MemberPhase::Dead
+            };
+            let alive = status.members.iter().filter(|member| placed(member)).count();
+            if alive == status.members.len() {
+                let message = stuck(status, seen).unwrap_or_else(|| format!("incarnation {}", status.incarnation));
+                (Truth::False, Reason::AgentsStarting, message)
+            } else if seen.content.known().is_none() && alive == 0 {
+                (Truth::False, Reason::RepositoryUnreachable, "the repository does not answer".into())
+            } else {
+                (Truth::False, Reason::Fencing, "old members are not confirmed dead yet".into())
+            }
+        }
+        JobPhase::Pending
+        | JobPhase::ImagePreparing
+        | JobPhase::Queued
+        | JobPhase::Starting
+        | JobPhase::Restoring
+        | JobPhase::Running
+        | JobPhase::Snapshotting
+        | JobPhase::Evacuating
+        | JobPhase::Completing
+        | JobPhase::Succeeded
+        | JobPhase::Failed
+        | JobPhase::Suspended
+        | JobPhase::Terminating => (Truth::False, Reason::NotYet, "no agents".into()),
+    }
+}
+
+/// Why an agent's pod does not start.
+fn stuck(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
+    status.members.iter().find_map(|member| {
+        let pod = &member.agent.as_ref()?.pod;
+        Some(format!("pod {pod}: {}", seen.pods.get(pod)?.waiting.as_ref()?))
+    })
+}
+
+fn running(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+    match status.phase {
+        JobPhase::Running | JobPhase::Snapshotting => {
+            (Truth::True, Reason::JobRunning, format!("{} members", status.members.len()))
+        }
+        JobPhase::Starting => (Truth::False, Reason::GuestsStarting, String::new()),
+        JobPhase::Restoring => (Truth::False, Reason::GuestsRestoring, String::new()),
+        JobPhase::Succeeded => (Truth::False, Reason::Succeeded, String::new()),
+        JobPhase::Suspended => (Truth::False, Reason::Suspended, String::new()),
+        JobPhase::Pending
+        | JobPhase::ImagePreparing
+        | JobPhase::Queued
+        | JobPhase::Deploying
+        | JobPhase::Evacuating
+        | JobPhase::Completing
+        | JobPhase::Failed
+        | JobPhase::Terminating => (Truth::False, Reason::NotYet, String::new()),
+    }
+}
+
+fn snapshotted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+    match status.snapshots.last_stored {
+        Some(generation) => (Truth::True, Reason::SnapshotStored, format!("generation {generation} is complete")),
+        None => (Truth::False, Reason::NotYet, "no generation is complete".into()),
+    }
+}
+
+fn complete(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+    if status.phase == JobPhase::Succeeded {
+        (Truth::True, Reason::Succeeded, "all commands ended with 0".into())
+    } else {
+        (Truth::False, Reason::NotYet, String::new())
+    }
+}
+
+fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
+    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing) && status.retry.is_none();
+    before.then(|| (Reason::NotYet, "not accepted yet".to_owned()))
+}
+
+fn stalled(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
+    if let Some(retry) = status.retry.as_ref().filter(|retry| retry.stalled || needs_a_person(retry.reason)) {
+        return Some((retry.reason, retry.message.clone()));
+    }
+    if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
+        return Some((Reason::CancelledExternally, "a person deleted the slots at the site".into()));
+    }
+    let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
+    (status.phase == JobPhase::Failed).then(|| (Reason::BackoffLimitExceeded, failed.message.clone()))
+}
+
+/// Whether a failure, though tried again, is one that a person has to mend.
+fn needs_a_person(reason: Reason) -> bool {
+    matches!(reason, Reason::SubmissionRefused | Reason::NotEnoughNodes | Reason::CredentialsRefused)
+}
+
+fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+    let slot = status.slots.iter().find(|slot| slot.state != SlotState::Ended && slot.notice.is_some())?;
+    let announced = seen.slots.known()?.iter().find(|facts| facts.id.0 == slot.id)?.notice.map(|notice| notice.kind);
+    let (reason, why) = match announced {
+        Some(NoticeKind::Walltime) => (Reason::WalltimeOver, "its time is nearly over"),
+        Some(NoticeKind::Preemption | NoticeKind::Person) | None => (Reason::Preempted, "somebody else wants it"),
+    };
+    Some((reason, format!("slot {}: {why}", slot.id)))
+}
+
+fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {
+    let Fact::Unknown { since } = seen.slots else { return None };
+    let needed = !status.slots.is_empty() || status.pending_submission.is_some() || status.phase == JobPhase::Queued;
+    let long = now.duration_since(since).unsigned_abs() >= UNREACHABLE_AFTER && now > since;
+    (needed && long).then(|| (Reason::SiteUnreachable, "the site does not answer; nothing is given up".to_owned()))
+}
+
+fn degraded(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+    if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting) {
+        return None;
+    }
+    status.members.iter().find_map(|member| {
+        let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
+        Some((Reason::GuestNotReset, format!("member {}: {problem}", member.index)))
+    })
+}
