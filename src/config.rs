@@ -100,6 +100,18 @@ pub struct AgentsConfig {
     /// How many ports from there on.
     #[serde(default = "port_count")]
     pub port_count: u16,
+    /// Thousandths of a processor for each virtual CPU: both request and limit.
+    #[serde(default = "milli_cpu_per_cpu")]
+    pub milli_cpu_per_cpu: u32,
+    /// The same for the agent itself and for QEMU's own threads.
+    #[serde(default = "milli_cpu_overhead")]
+    pub milli_cpu_overhead: u32,
+    /// Memory beside the guest's: QEMU itself, the agent, buffers of transfers.
+    #[serde(default = "memory_overhead")]
+    pub memory_overhead: crate::api::quantity::Bytes,
+    /// What agents log, as `RUST_LOG` is written.
+    #[serde(default = "log")]
+    pub log: String,
     /// Priority class of the pods.
     #[serde(default)]
     pub priority_class: Option<String>,
@@ -125,6 +137,18 @@ fn agent_wait() -> Length {
 }
 fn pull_policy() -> String {
     "IfNotPresent".into()
+}
+fn milli_cpu_per_cpu() -> u32 {
+    1000
+}
+fn milli_cpu_overhead() -> u32 {
+    500
+}
+fn memory_overhead() -> crate::api::quantity::Bytes {
+    crate::api::quantity::Bytes::mebibytes(512)
+}
+fn log() -> String {
+    "info".into()
 }
 fn port_first() -> u16 {
     17700

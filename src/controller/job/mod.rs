@@ -1,18 +1,28 @@
 //! The controller of `BestEffortJob`: observe, decide, act.
 
+mod account;
+pub mod act;
+pub mod barrier;
 pub mod decide;
+mod error;
 pub mod identity;
+mod inputs;
 pub mod memory;
+pub mod observe;
 pub mod plan;
+pub mod pods;
 mod sites;
 pub mod status;
 
-use std::sync::Arc;
+pub use error::Error;
+
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
 use self::{memory::Memory, plan::Leadership};
 use crate::{
+    api::BestEffortJob,
     clock::Clock,
     config::Config,
     driver::{
@@ -25,6 +35,13 @@ use crate::{
     names::{JobUid, SlotId},
     tls::Authority,
 };
+
+/// One pass. Returns when to look again if nothing happens before.
+pub async fn reconcile(job: &BestEffortJob, ctx: &Context) -> Result<Option<Duration>, Error> {
+    let seen = observe::observe(job, ctx).await?;
+    let plan = decide::decide(job, &seen, ctx.clock.now());
+    act::act(&plan, job, ctx).await
+}
 
 /// Everything a pass may use.
 #[derive(Clone)]

@@ -65,10 +65,6 @@ impl<'a> Draft<'a> {
         }
     }
 
-    pub(super) fn has(&self, matches: impl Fn(&Effect) -> bool) -> bool {
-        self.effects.iter().any(matches)
-    }
-
     /// Adds an event.
     pub(super) fn note(&mut self, reason: Reason, message: impl Into<String>) {
         self.notes.push(Note { warning: false, reason, message: message.into() });

@@ -1,0 +1,78 @@
+//! The account of a job at its site: from the Secret the job names, or from the site's configuration.
+//!
+//! A job can spend only what its own namespace has been given.
+
+use k8s_openapi::api::core::v1::Secret;
+
+use crate::{config::SiteConfig, driver::site::Credentials};
+
+/// The account that the site's configuration gives a namespace.
+pub(super) fn configured(site: &SiteConfig, namespace: &str) -> Option<Credentials> {
+    let user = site.users.get(namespace).or(site.default_account.as_ref().map(|account| &account.user))?;
+    Some(Credentials::Header { user: user.clone() })
+}
+
+/// The account in a Secret, or what is wrong with it.
+pub(super) fn from_secret(name: &str, secret: &Secret) -> Result<Credentials, String> {
+    let read = |key: &str| {
+        let bytes = &secret.data.as_ref()?.get(key)?.0;
+        String::from_utf8(bytes.clone()).ok().map(|text| text.trim_end_matches('\n').to_owned())
+    };
+    match (read("username"), read("password"), read("tls.crt"), read("tls.key")) {
+        (Some(username), Some(password), _, _) => Ok(Credentials::Basic { username, password }),
+        (_, _, Some(certificate), Some(key)) => Ok(Credentials::Certificate { certificate, key }),
+        _ => Err(format!("Secret {name} has neither username and password nor tls.crt and tls.key")),
+    }
+}
+
+/// Numeric id of the account's user on the nodes, who owns the lease there; or what is missing.
+pub(super) fn owner(site: &SiteConfig, credentials: &Credentials) -> Result<u32, String> {
+    let user = match credentials {
+        Credentials::Header { user } => user,
+        Credentials::Basic { username, .. } => username,
+        Credentials::Certificate { .. } => {
+            let mut all = site.uids.values();
+            return match (all.next(), all.next()) {
+                (Some(only), None) => Ok(*only),
+                _ => Err("with a client certificate the site's uids must name exactly one user".into()),
+            };
+        }
+    };
+    site.uids
+        .get(user)
+        .copied()
+        .ok_or_else(|| format!("the site's configuration has no numeric id (uids) for user {user}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+
+    fn secret(keys: &[(&str, &str)]) -> Secret {
+        let data = keys.iter().map(|(k, v)| ((*k).to_owned(), ByteString(v.as_bytes().to_vec()))).collect();
+        Secret { data: Some(data), ..Secret::default() }
+    }
+
+    #[test]
+    fn secrets_give_an_account_or_say_what_they_lack() {
+        let basic = from_secret("a", &secret(&[("username", "alice"), ("password", "x\n")]));
+        assert_eq!(basic, Ok(Credentials::Basic { username: "alice".into(), password: "x".into() }));
+        assert!(matches!(
+            from_secret("a", &secret(&[("tls.crt", "c"), ("tls.key", "k")])),
+            Ok(Credentials::Certificate { .. })
+        ));
+        let text = from_secret("oar-alice", &secret(&[("username", "alice")])).unwrap_err();
+        assert!(text.contains("oar-alice") && text.contains("password"), "{text}");
+    }
+
+    #[test]
+    fn a_namespace_gets_its_own_user_only() {
+        let text = "kind: oar2\nurl: http://x\nuids: {alice: 1000}\nusers: {team: alice}\n";
+        let site: SiteConfig = crate::yaml::read(text).unwrap();
+        assert_eq!(configured(&site, "team"), Some(Credentials::Header { user: "alice".into() }));
+        assert_eq!(configured(&site, "other"), None);
+        assert_eq!(owner(&site, &Credentials::Header { user: "alice".into() }), Ok(1000));
+        assert!(owner(&site, &Credentials::Header { user: "bob".into() }).unwrap_err().contains("bob"));
+    }
+}

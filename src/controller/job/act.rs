@@ -1,0 +1,254 @@
+//! Does what a plan says: the status once, then the effects in order, then the notes.
+//!
+//! Nothing is decided here. If the status cannot be written nothing else is done, but for what may
+//! not wait for the API server ([`Effect::needs_status`], safety B17).
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::Resource as _;
+
+use super::{
+    Context, Error, account, barrier,
+    decide::sent_key,
+    inputs,
+    plan::{AgentPlacement, AgentRef, Effect, Plan, Reply, uid},
+    pods,
+};
+use crate::{
+    api::{BestEffortJob, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
+    driver::{
+        agent::{AgentAddress, AgentError, Authority, NodeAgent},
+        cluster::{ClusterError, EventRecord, Kind},
+        site::{Credentials, Site, SiteError, SlotRequest},
+    },
+    names::{Identity, JobUid},
+};
+
+/// Longest wait for one order to an agent.
+const ORDER_LIMIT: Duration = Duration::from_secs(5);
+/// Time an agent's pod gets to end.
+const POD_GRACE: Duration = Duration::from_secs(15);
+/// What is repeated is remembered this long.
+const MEMORY: Duration = Duration::from_secs(300);
+/// Certificates outlive the slot by this much.
+const CERTIFICATE_SLACK: Duration = Duration::from_secs(3600);
+
+/// Does what the plan says. Returns when to look again.
+pub async fn act(plan: &Plan, job: &BestEffortJob, ctx: &Context) -> Result<Option<Duration>, Error> {
+    let uid = uid(job);
+    let mut job = job.clone();
+    if job.status.as_ref() != Some(&plan.status) && plan.status != Default::default() {
+        match ctx.cluster.patch_job_status(&job.metadata, &plan.status).await {
+            Ok(version) => {
+                job.metadata.resource_version = Some(version);
+                job.status = Some(plan.status.clone());
+            }
+            Err(error @ ClusterError::Unreachable(_)) => {
+                for effect in plan.effects.iter().filter(|effect| !effect.needs_status()) {
+                    perform(effect, &job, &uid, ctx).await?;
+                }
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for effect in &plan.effects {
+        tracing::info!(job = %uid, why = plan.why, effect = effect.name(), "acting");
+        perform(effect, &job, &uid, ctx).await?;
+    }
+    for note in &plan.notes {
+        let event = EventRecord {
+            about: reference(&job),
+            warning: note.warning,
+            reason: note.reason,
+            action: plan.why.into(),
+            message: note.message.clone(),
+        };
+        if let Err(error) = ctx.cluster.record(&event).await {
+            tracing::warn!(job = %uid, %error, message = event.message, "failed to record an event");
+        }
+    }
+    Ok(plan.wake)
+}
+
+fn reference(job: &BestEffortJob) -> ObjectReference {
+    job.object_ref(&())
+}
+
+async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<(), Error> {
+    let now = ctx.clock.now();
+    ctx.memory.update(uid, |memory| {
+        memory.sent.retain(|_, at| now.duration_since(*at).unsigned_abs() < MEMORY);
+        memory.sent.insert(sent_key(effect), now);
+    });
+    match effect {
+        Effect::AddFinalizer => ctx.cluster.add_finalizer(Kind::Job, &job.metadata).await?,
+        Effect::RemoveFinalizer => {
+            ctx.cluster.remove_finalizer(Kind::Job, &job.metadata).await?;
+            forget(uid, ctx);
+        }
+        Effect::DeleteJob => ctx.cluster.delete(Kind::Job, &job.metadata).await?,
+        Effect::SubmitSlots { submission, request } => submit(*submission, request, job, uid, ctx).await?,
+        Effect::ReleaseSlot { id } => {
+            if let Err(error) = site(job, uid, ctx)?.release(id).await {
+                tracing::warn!(job = %uid, slot = %id, %error, "failed to give a slot back");
+            }
+            ctx.sites.nudge(uid);
+        }
+        Effect::FenceRepository { incarnation } => ctx.repository.fence(uid, *incarnation).await?,
+        Effect::CreateAgent(placement) => create_agent(placement, job, uid, ctx).await?,
+        Effect::DeleteAgent { pod } => ctx.cluster.delete_agent(pod, POD_GRACE).await?,
+        Effect::Go { agents } => {
+            order(agents, uid, ctx, "go", |agent, authority| async move { agent.go(authority).await }).await;
+        }
+        Effect::Leave { agents, code } => {
+            let code = *code;
+            let leave = move |agent: Arc<dyn NodeAgent>, authority| async move { agent.leave(authority, code).await };
+            order(agents, uid, ctx, "leave", leave).await;
+            ctx.sites.nudge(uid);
+        }
+        Effect::Capture(capture) => barrier::begin(capture, uid, ctx),
+        Effect::AbandonCapture(capture) => barrier::abandon(capture, uid, ctx).await,
+        Effect::CreateSnapshot { name, reason } => {
+            let spec =
+                SnapshotSpec { job: job.metadata.name.clone().unwrap_or_default(), reason: *reason, retain: false };
+            let mut snapshot = Snapshot::new(name, spec);
+            snapshot.metadata.namespace.clone_from(&job.metadata.namespace);
+            let label = |value: &str| value.chars().take(63).collect::<String>();
+            snapshot.metadata.labels = Some(
+                [
+                    (LABEL_JOB_UID.to_owned(), uid.0.clone()),
+                    (LABEL_JOB.to_owned(), label(&snapshot.spec.job).trim_end_matches(['.', '-']).to_owned()),
+                ]
+                .into(),
+            );
+            ctx.cluster.create_snapshot(&snapshot).await?;
+        }
+        Effect::WriteSnapshot { name, status } => write_snapshot(name, status, job, ctx).await?,
+        Effect::DeleteSnapshot { name, uid } => {
+            let object = ObjectMeta { uid: Some(uid.clone()), ..named(name, job) };
+            ctx.cluster.delete(Kind::Snapshot, &object).await?;
+        }
+        Effect::RemoveContent => ctx.repository.remove_job(uid).await?,
+    }
+    Ok(())
+}
+
+fn named(name: &str, job: &BestEffortJob) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), namespace: job.metadata.namespace.clone(), ..ObjectMeta::default() }
+}
+
+async fn write_snapshot(name: &str, status: &SnapshotStatus, job: &BestEffortJob, ctx: &Context) -> Result<(), Error> {
+    match ctx.cluster.apply_snapshot_status(&named(name, job), status).await {
+        // deleted by somebody meanwhile: there is nothing to write to
+        Ok(()) | Err(ClusterError::NotFound(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Forgets a job that is gone.
+pub fn forget(uid: &JobUid, ctx: &Context) {
+    ctx.hearing.listen(uid, &[]);
+    ctx.sites.forget(uid);
+    ctx.memory.forget(uid);
+}
+
+/// The account that the facts were read with.
+fn credentials(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Credentials, Error> {
+    let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
+    let configured = ctx.config.sites.get(&job.spec.slots.site).and_then(|site| account::configured(site, namespace));
+    let found = match &job.spec.slots.credentials {
+        Some(_) => ctx.memory.get(uid).account.map(|(credentials, _)| credentials),
+        None => configured,
+    };
+    found.ok_or_else(|| Error::Vanished("the account at the site is not known".into()))
+}
+
+fn site(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Arc<dyn Site>, Error> {
+    let credentials = credentials(job, uid, ctx)?;
+    let site = ctx.sites.account(&job.spec.slots.site, &credentials);
+    site.ok_or_else(|| Error::Vanished(format!("site {} is not configured", job.spec.slots.site)))
+}
+
+/// Asks for slots. The answer, good or bad, is a fact of the next pass.
+async fn submit(
+    submission: u32,
+    request: &SlotRequest,
+    job: &BestEffortJob,
+    uid: &JobUid,
+    ctx: &Context,
+) -> Result<(), Error> {
+    let outcome = site(job, uid, ctx)?.submit(request).await;
+    if let Err(error) = &outcome {
+        tracing::warn!(job = %uid, submission, %error, "failed to ask for slots");
+    }
+    if matches!(outcome, Err(SiteError::Credentials(_))) {
+        ctx.memory.update(uid, |memory| memory.account = None);
+    }
+    ctx.memory.update(uid, |memory| memory.reply = Some(Reply { submission, outcome }));
+    (ctx.wake)(uid);
+    Ok(())
+}
+
+async fn create_agent(
+    placement: &AgentPlacement,
+    job: &BestEffortJob,
+    uid: &JobUid,
+    ctx: &Context,
+) -> Result<(), Error> {
+    let vanished = |what: &str| Error::Vanished(what.into());
+    let site = ctx.config.sites.get(&job.spec.slots.site).ok_or_else(|| vanished("the site is not configured"))?;
+    let owner = account::owner(site, &credentials(job, uid, ctx)?).map_err(Error::Vanished)?;
+    let inputs = inputs::resolve(job, ctx).await?;
+    // a restored guest has its inputs already; one that boots needs them
+    let inputs = match inputs {
+        Ok(inputs) => inputs,
+        Err(_) if placement.restore.is_some() => Default::default(),
+        Err(missing) => return Err(Error::Vanished(format!("inputs not found: {}", missing.join(", ")))),
+    };
+    let told = pods::config(job, placement, &ctx.config, site, owner, inputs)
+        .ok_or_else(|| vanished("the job was never accepted"))?;
+    let identity = Identity::Agent { job: uid.clone(), member: placement.member, incarnation: placement.incarnation };
+    let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;
+    let issued = ctx.authority.issue(&identity, ctx.clock.now(), lifetime)?;
+    let secret = pods::secret(job, placement, &ctx.config, &told, &issued);
+    let pod = pods::pod(job, placement, &ctx.config);
+    ctx.cluster.create_agent(&pod, &secret).await?;
+    Ok(())
+}
+
+/// Where an agent is and who it must be.
+pub(super) fn address(agent: &AgentRef, uid: &JobUid) -> AgentAddress {
+    AgentAddress { endpoint: agent.endpoint, job: uid.clone(), member: agent.member, incarnation: agent.incarnation }
+}
+
+/// What orders to this agent carry (safety A9).
+pub(super) fn authority(agent: &AgentRef, ctx: &Context) -> Authority {
+    Authority { epoch: ctx.leadership.epoch, incarnation: agent.incarnation }
+}
+
+/// Gives an order to agents, all at once. One that does not obey is told again by a later pass.
+async fn order<F>(
+    agents: &[AgentRef],
+    uid: &JobUid,
+    ctx: &Context,
+    what: &str,
+    give: impl Fn(Arc<dyn NodeAgent>, Authority) -> F,
+) where
+    F: Future<Output = Result<(), AgentError>>,
+{
+    let orders = agents.iter().map(|agent| {
+        let order = give(ctx.agents.agent(&address(agent, uid)), authority(agent, ctx));
+        async move {
+            let result = tokio::time::timeout(ORDER_LIMIT, order).await;
+            match result {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(job = %uid, member = agent.member, what, %error, "not obeyed"),
+                Err(_) => tracing::warn!(job = %uid, member = agent.member, what, "no answer"),
+            }
+        }
+    });
+    join_all(orders).await;
+}

@@ -1,0 +1,340 @@
+//! Gathers the facts a decision is made from. Reads only, and of the API server only what no watch
+//! brings: a pass with nothing to do asks nobody anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use super::{
+    Context, Error, account,
+    plan::{AgentSeen, ImageSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
+};
+use crate::{
+    api::{
+        BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, Reason, VmImage, conditions,
+        job_status::{MemberPhase, ResolvedImage, SlotState},
+    },
+    driver::{
+        Fact,
+        agent::AgentAddress,
+        repository::JobContent,
+        site::{Credentials, SlotPhase},
+    },
+    names::{JobUid, NodeName, SlotId},
+};
+
+/// How long an account that was read from a Secret is used before it is read again, while the job
+/// waits for a person.
+const ACCOUNT_AGE: SignedDuration = SignedDuration::from_secs(10);
+
+/// Gathers the facts.
+pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> {
+    let uid = uid(job);
+    let status = job.status.clone().unwrap_or_default();
+    let account = credentials(job, &status, ctx).await?;
+    let (slots, looked_up, reads_good_since) = slots(job, &status, ctx, &account);
+    let agents = agents(&uid, &status, ctx);
+    let content = content(&uid, &status, &slots, ctx).await;
+    let remembered = ctx.memory.get(&uid);
+    Ok(Seen {
+        leader: ctx.leadership,
+        setup: Setup {
+            port_first: ctx.config.agents.port_first,
+            port_count: ctx.config.agents.port_count,
+            sites: ctx.config.sites.keys().cloned().collect(),
+        },
+        site: site(job, ctx, &account),
+        account: match account {
+            Fact::Known(Ok(_)) => Fact::Known(Ok(())),
+            Fact::Known(Err(message)) => Fact::Known(Err(message)),
+            Fact::Absent => Fact::Absent,
+            Fact::Unknown { since } => Fact::Unknown { since },
+        },
+        image: image(job, ctx),
+        missing_inputs: missing_inputs(job, &status, ctx).await?,
+        nodes: nodes(&status, &slots, ctx),
+        slots,
+        looked_up,
+        reads_good_since,
+        reply: remembered.reply,
+        pods: ctx.view.agents(&uid).iter().filter_map(|pod| pod_seen(pod)).collect(),
+        agents,
+        barrier: remembered.barrier,
+        content,
+        snapshots: snapshots(job, ctx),
+        sent: remembered.sent,
+    })
+}
+
+fn namespace(job: &BestEffortJob) -> &str {
+    job.metadata.namespace.as_deref().unwrap_or_default()
+}
+
+/// The account; read from its Secret once, and again only while something is wrong.
+async fn credentials(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    ctx: &Context,
+) -> Result<Fact<Result<Credentials, String>>, Error> {
+    let Some(site) = ctx.config.sites.get(&job.spec.slots.site) else { return Ok(Fact::Absent) };
+    let found = match &job.spec.slots.credentials {
+        None => account::configured(site, namespace(job)).map(Ok),
+        Some(reference) => {
+            let (uid, now) = (uid(job), ctx.clock.now());
+            let waits = status.phase == JobPhase::Pending || status.retry.is_some();
+            if let Some((cached, read)) = ctx.memory.get(&uid).account
+                && (!waits || now.duration_since(read) < ACCOUNT_AGE)
+            {
+                return Ok(Fact::Known(Ok(cached)));
+            }
+            let read = ctx.view.secret(namespace(job), &reference.name).await?;
+            let read = match read {
+                Some(secret) => account::from_secret(&reference.name, &secret),
+                None => Err(format!("there is no Secret {} in this namespace", reference.name)),
+            };
+            if let Ok(credentials) = &read {
+                ctx.memory.update(&uid, |memory| memory.account = Some((credentials.clone(), now)));
+            }
+            Some(read)
+        }
+    };
+    let found = found.map(|found| found.and_then(|found| account::owner(site, &found).map(|_| found)));
+    Ok(found.map_or(Fact::Absent, Fact::Known))
+}
+
+fn slots(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    ctx: &Context,
+    account: &Fact<Result<Credentials, String>>,
+) -> (Fact<Vec<crate::driver::site::SlotFacts>>, Option<jiff::Timestamp>, Option<jiff::Timestamp>) {
+    let unknown = (Fact::Unknown { since: ctx.leadership.since }, None, None);
+    let Some(Ok(credentials)) = account.known() else { return unknown };
+    // a job that ended and holds nothing needs nobody to poll for it
+    let idle = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended | JobPhase::Pending)
+        && status.slots.is_empty()
+        && status.pending_submission.is_none();
+    if idle && job.metadata.deletion_timestamp.is_none() && status.submission > 0 {
+        ctx.sites.forget(&uid(job));
+        return unknown;
+    }
+    let ids: Vec<SlotId> = status.slots.iter().map(|slot| SlotId(slot.id.clone())).collect();
+    let doubt = status.pending_submission.as_ref().map(|pending| pending.since.0);
+    match ctx.sites.slots(&job.spec.slots.site, credentials, &uid(job), &ids, doubt) {
+        Some(seen) => (seen.slots, seen.looked_up, seen.reads_good_since),
+        None => unknown,
+    }
+}
+
+fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, String>>) -> Option<SiteSeen> {
+    let config = ctx.config.sites.get(&job.spec.slots.site)?;
+    let real = match account.known() {
+        Some(Ok(credentials)) => ctx.sites.account(&job.spec.slots.site, credentials),
+        Some(Err(_)) | None => None,
+    };
+    Some(SiteSeen {
+        capabilities: real
+            .map_or(crate::driver::site::Capabilities { notice: true, per_member: false }, |site| site.capabilities()),
+        isolation: config.isolation.into(),
+        agent_wait: config.agent_wait.into(),
+        max_memory: config.max_memory.map(|bytes| bytes.0),
+    })
+}
+
+/// The image: of this namespace, or a standard one of the operator's.
+fn image(job: &BestEffortJob, ctx: &Context) -> Fact<ImageSeen> {
+    let operator = ctx.config.namespace.as_str();
+    let standard = |name: &str| ctx.view.image(operator, name).filter(|image| image.spec.standard);
+    let found = match (&job.spec.image, &ctx.config.default_image) {
+        (Some(image), _) => ctx.view.image(namespace(job), &image.name).or_else(|| standard(&image.name)),
+        (None, Some(name)) => standard(name),
+        (None, None) => None,
+    };
+    found.map_or(Fact::Absent, |image| Fact::Known(image_seen(&image)))
+}
+
+fn image_seen(image: &VmImage) -> ImageSeen {
+    let status = image.status.clone().unwrap_or_default();
+    let name = image.metadata.name.clone().unwrap_or_default();
+    let ready = conditions::get(&status.conditions, ConditionType::Ready);
+    if let (Some(disk), true) = (&status.digest, ready.is_some_and(|ready| ready.status == "True")) {
+        return ImageSeen::Ready(ResolvedImage {
+            namespace: image.metadata.namespace.clone().unwrap_or_default(),
+            name,
+            disk: disk.clone(),
+            virtual_size: status.virtual_size.or(status.size).unwrap_or_default().0,
+            kernel: status.kernel.clone(),
+            initrd: status.initrd.clone(),
+            params: image.spec.os.as_ref().and_then(|os| os.params.clone()),
+        });
+    }
+    let message = ready.map(|ready| ready.message.clone()).unwrap_or_default();
+    let stalled = conditions::get(&status.conditions, ConditionType::Stalled);
+    match stalled {
+        Some(stalled) if stalled.status == "True" => {
+            let reason = serde_json::from_value(serde_json::Value::String(stalled.reason.clone()));
+            ImageSeen::Broken(reason.unwrap_or(Reason::ImageFetchFailed), format!("VmImage {name}: {message}"))
+        }
+        Some(_) | None => ImageSeen::Importing(message),
+    }
+}
+
+/// Inputs that name what does not exist; looked for only before the first start.
+async fn missing_inputs(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    ctx: &Context,
+) -> Result<Fact<Vec<String>>, Error> {
+    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
+    if !before || status.started.is_some() || !status.slots.is_empty() {
+        return Ok(Fact::Absent);
+    }
+    match super::inputs::resolve(job, ctx).await? {
+        Ok(_) => Ok(Fact::Absent),
+        Err(missing) => Ok(Fact::Known(missing)),
+    }
+}
+
+fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap<String, AgentSeen> {
+    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended);
+    let wanted: Vec<(String, AgentAddress)> = status
+        .members
+        .iter()
+        .filter(|member| !over || member.phase != MemberPhase::Dead)
+        .filter_map(|member| {
+            let agent = member.agent.as_ref()?;
+            let address = AgentAddress {
+                endpoint: agent.endpoint.parse().ok()?,
+                job: uid.clone(),
+                member: member.index,
+                incarnation: agent.incarnation,
+            };
+            Some((agent.pod.clone(), address))
+        })
+        .collect();
+    let addresses: Vec<AgentAddress> = wanted.iter().map(|(_, address)| address.clone()).collect();
+    ctx.hearing.listen(uid, &addresses);
+    wanted
+        .into_iter()
+        .filter_map(|(pod, address)| {
+            let heard = ctx.hearing.heard(&address)?;
+            let (at, state) = heard.last.unzip();
+            Some((pod, AgentSeen { state, heard: at, listening: heard.listening }))
+        })
+        .collect()
+}
+
+/// What the repository has; asked only where a decision may depend on it.
+async fn content(
+    uid: &JobUid,
+    status: &BestEffortJobStatus,
+    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
+    ctx: &Context,
+) -> Fact<JobContent> {
+    let runs = |id: &str| {
+        slots.known().into_iter().flatten().any(|facts| facts.id.0 == id && facts.phase == SlotPhase::Running)
+    };
+    let waits = status.slots.iter().any(|s| s.release.is_none() && s.state != SlotState::Ended && runs(&s.id));
+    let needed = match status.phase {
+        JobPhase::Queued => waits,
+        JobPhase::Deploying | JobPhase::Starting | JobPhase::Restoring | JobPhase::Terminating => true,
+        JobPhase::Evacuating => status.snapshots.capture.as_ref().is_some_and(|capture| capture.captured),
+        JobPhase::Pending
+        | JobPhase::ImagePreparing
+        | JobPhase::Running
+        | JobPhase::Snapshotting
+        | JobPhase::Completing
+        | JobPhase::Succeeded
+        | JobPhase::Failed
+        | JobPhase::Suspended => false,
+    };
+    let since = ctx.clock.now();
+    if !needed {
+        return Fact::Unknown { since };
+    }
+    match ctx.repository.content(uid).await {
+        Ok(content) => Fact::Known(content),
+        Err(error) => {
+            tracing::warn!(job = %uid, %error, "the repository does not answer");
+            Fact::Unknown { since }
+        }
+    }
+}
+
+fn nodes(
+    status: &BestEffortJobStatus,
+    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
+    ctx: &Context,
+) -> BTreeMap<NodeName, IpAddr> {
+    let in_status = status.slots.iter().flat_map(|slot| slot.nodes.iter().cloned().map(NodeName));
+    let seen = slots.known().into_iter().flatten().flat_map(|facts| facts.nodes.iter().cloned());
+    let names: BTreeSet<NodeName> = in_status.chain(seen).collect();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let address = node_address(&*ctx.view.node(&name)?)?;
+            Some((name, address))
+        })
+        .collect()
+}
+
+fn node_address(node: &Node) -> Option<IpAddr> {
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    addresses.iter().find(|address| address.type_ == "InternalIP")?.address.parse().ok()
+}
+
+fn snapshots(job: &BestEffortJob, ctx: &Context) -> Vec<SnapshotSeen> {
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let uid = uid(job);
+    let mut all: Vec<SnapshotSeen> = ctx
+        .view
+        .snapshots(namespace(job), name)
+        .iter()
+        .map(|snapshot| SnapshotSeen {
+            name: snapshot.metadata.name.clone().unwrap_or_default(),
+            uid: snapshot.metadata.uid.clone().unwrap_or_default(),
+            reason: snapshot.spec.reason,
+            retain: snapshot.spec.retain,
+            deleting: snapshot.metadata.deletion_timestamp.is_some(),
+            status: snapshot.status.clone().unwrap_or_default(),
+        })
+        // those of an earlier job of the same name are not this one's
+        .filter(|snapshot| snapshot.status.job_uid.is_empty() || snapshot.status.job_uid == uid.0)
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// What a pod says; its absence says nothing.
+fn pod_seen(pod: &Pod) -> Option<(String, PodSeen)> {
+    let name = pod.metadata.name.clone()?;
+    let status = pod.status.clone().unwrap_or_default();
+    let containers = status.container_statuses.unwrap_or_default();
+    let states: Vec<_> = containers.iter().filter_map(|container| container.state.as_ref()).collect();
+    let ended = states.iter().filter_map(|state| state.terminated.as_ref()).next().map(|end| {
+        let reason = end.reason.as_deref().unwrap_or("ended");
+        let message = end.message.as_deref().map(|text| format!(": {}", text.trim())).unwrap_or_default();
+        format!("{reason}, exit code {}{message}", end.exit_code)
+    });
+    // a kubelet that refuses a pod never starts a container of it
+    let refused = status.reason.filter(|reason| reason.starts_with("OutOf") || reason == "UnexpectedAdmissionError");
+    let refused = refused.filter(|_| status.phase.as_deref() == Some("Failed") && containers.is_empty());
+    let waiting = states.iter().filter_map(|state| state.waiting.as_ref()).find_map(|waiting| {
+        let reason = waiting.reason.clone()?;
+        let usual = matches!(reason.as_str(), "ContainerCreating" | "PodInitializing");
+        (!usual).then(|| reason)
+    });
+    let incarnation = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_INCARNATION)?.parse().ok());
+    let seen = PodSeen {
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        incarnation: incarnation.unwrap_or_default(),
+        ended: ended.or(refused),
+        waiting,
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+    };
+    Some((name, seen))
+}

@@ -1,0 +1,206 @@
+//! The pod of an agent and the Secret with all it is told. Pure.
+//!
+//! The pod is bound to its node by name and stays there: it tolerates every taint without limit, is
+//! never restarted, and nothing of it can be evicted before others (safety A7, A8).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{
+        Container, EmptyDirVolumeSource, EnvVar, HostPathVolumeSource, Pod, PodSpec, ResourceRequirements, Secret,
+        SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+
+use super::{
+    identity::hostname,
+    plan::{AgentPlacement, uid},
+};
+use crate::{
+    api::{
+        BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
+        job::RunOn,
+    },
+    config::{Config, SiteConfig},
+    driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, NODE_DIR, PROTOCOL, VM_DIR},
+    names::lease_directory,
+    tls::Credentials,
+};
+
+/// A beat older than this is a lost lease (safety A2).
+const BEAT_LIMIT: Duration = Duration::from_secs(15);
+/// Time an agent gets to end by itself after its pod was deleted.
+const TERMINATION: i64 = 30;
+
+/// What an agent is told. None if the job has not been accepted.
+pub fn config(
+    job: &BestEffortJob,
+    placement: &AgentPlacement,
+    config: &Config,
+    site: &SiteConfig,
+    owner: u32,
+    inputs: BTreeMap<String, String>,
+) -> Option<AgentConfig> {
+    let (spec, status, uid) = (&job.spec, job.status.as_ref()?, uid(job));
+    let member = status.members.iter().find(|member| member.index == placement.member)?;
+    let name = job.metadata.name.clone().unwrap_or_default();
+    let runs = spec.run.on == RunOn::All || placement.member == 0;
+    Some(AgentConfig {
+        protocol: PROTOCOL,
+        job: uid.clone(),
+        namespace: job.metadata.namespace.clone().unwrap_or_default(),
+        member: placement.member,
+        members: spec.members,
+        incarnation: placement.incarnation,
+        slot: placement.slot.clone(),
+        listen: placement.endpoint,
+        lease: LeaseConfig {
+            root: site.lease_root.clone(),
+            directory: lease_directory(&uid, &placement.slot),
+            owner,
+            arm_within: site.agent_wait.into(),
+            beat_limit: BEAT_LIMIT,
+        },
+        isolation: site.isolation.into(),
+        not_after: placement.not_after,
+        repository: config.repository.clone(),
+        image: status.image.clone()?,
+        vm: spec.vm.clone(),
+        restore: placement.restore,
+        run: runs.then(|| spec.run.clone()),
+        outputs: if runs { spec.outputs.clone() } else { Vec::new() },
+        inputs,
+        ssh_keys: spec.access.clone().unwrap_or_default().ssh_keys,
+        hostname: hostname(&name, placement.member),
+        address: member.address.clone(),
+        mac: member.mac.clone(),
+        max_pause: spec.snapshots.max_pause.into(),
+        accelerator: config.agents.accelerator,
+        guest_network: config.agents.guest_network,
+        job_name: name,
+    })
+}
+
+fn labels(job: &BestEffortJob, placement: &AgentPlacement) -> BTreeMap<String, String> {
+    // a label's value is shorter than a name may be; the uid decides
+    let short = |text: Option<&String>| text.map(|t| t.chars().take(63).collect::<String>()).unwrap_or_default();
+    let trim = |text: String| text.trim_end_matches(['.', '-']).to_owned();
+    BTreeMap::from([
+        (LABEL_COMPONENT.into(), "agent".into()),
+        (LABEL_JOB_UID.into(), uid(job).0),
+        (LABEL_JOB.into(), trim(short(job.metadata.name.as_ref()))),
+        (LABEL_JOB_NAMESPACE.into(), trim(short(job.metadata.namespace.as_ref()))),
+        (LABEL_MEMBER.into(), placement.member.to_string()),
+        (LABEL_INCARNATION.into(), placement.incarnation.to_string()),
+    ])
+}
+
+fn metadata(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(placement.pod.clone()),
+        namespace: Some(config.namespace.clone()),
+        labels: Some(labels(job, placement)),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The Secret of an agent.
+pub fn secret(
+    job: &BestEffortJob,
+    placement: &AgentPlacement,
+    config: &Config,
+    told: &AgentConfig,
+    credentials: &Credentials,
+) -> Secret {
+    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+    let told = serde_json::to_vec(told).unwrap_or_default();
+    Secret {
+        metadata: metadata(job, placement, config),
+        immutable: Some(true),
+        data: Some(BTreeMap::from([
+            ("config.json".into(), ByteString(told)),
+            ("ca.crt".into(), bytes(&credentials.ca)),
+            ("tls.crt".into(), bytes(&credentials.certificate)),
+            ("tls.key".into(), bytes(&credentials.key)),
+        ])),
+        ..Secret::default()
+    }
+}
+
+/// The pod of an agent.
+pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> Pod {
+    let agents = &config.agents;
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        read_only: Some(read_only),
+        ..VolumeMount::default()
+    };
+    let container = Container {
+        name: "agent".into(),
+        image: Some(agents.image.clone()),
+        image_pull_policy: Some(agents.image_pull_policy.clone()),
+        command: Some(vec!["vmdeploy".into(), "agent".into(), "--config".into(), CONFIG_DIR.into()]),
+        env: Some(vec![EnvVar { name: "RUST_LOG".into(), value: Some(agents.log.clone()), ..EnvVar::default() }]),
+        resources: Some(resources(job, config)),
+        security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
+        volume_mounts: Some(vec![
+            mount("config", CONFIG_DIR, true),
+            mount("node", NODE_DIR, false),
+            mount("vm", VM_DIR, false),
+        ]),
+        ..Container::default()
+    };
+    Pod {
+        metadata: metadata(job, placement, config),
+        spec: Some(PodSpec {
+            node_name: Some(placement.node.0.clone()),
+            host_network: Some(true),
+            restart_policy: Some("Never".into()),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            termination_grace_period_seconds: Some(TERMINATION),
+            priority_class_name: agents.priority_class.clone(),
+            // every taint, whatever its effect, without limit
+            tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
+            containers: vec![container],
+            volumes: Some(volumes(placement)),
+            ..PodSpec::default()
+        }),
+        ..Pod::default()
+    }
+}
+
+fn volumes(placement: &AgentPlacement) -> Vec<Volume> {
+    vec![
+        Volume {
+            name: "config".into(),
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(placement.pod.clone()),
+                default_mode: Some(0o400),
+                ..SecretVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: "node".into(),
+            host_path: Some(HostPathVolumeSource { path: NODE_DIR.into(), type_: Some("DirectoryOrCreate".into()) }),
+            ..Volume::default()
+        },
+        Volume { name: "vm".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+    ]
+}
+
+/// Requests equal limits, so that the pod is the last to be evicted.
+fn resources(job: &BestEffortJob, config: &Config) -> ResourceRequirements {
+    let (vm, agents) = (&job.spec.vm, &config.agents);
+    let milli = u64::from(vm.cpus) * u64::from(agents.milli_cpu_per_cpu) + u64::from(agents.milli_cpu_overhead);
+    let memory = vm.memory.as_mebibytes() + agents.memory_overhead.as_mebibytes();
+    let amounts = BTreeMap::from([
+        ("cpu".to_owned(), Quantity(format!("{milli}m"))),
+        ("memory".to_owned(), Quantity(format!("{memory}Mi"))),
+    ]);
+    ResourceRequirements { limits: Some(amounts.clone()), requests: Some(amounts), ..ResourceRequirements::default() }
+}
