@@ -7,6 +7,7 @@
 pub mod job;
 pub mod output;
 pub mod rival;
+pub mod site;
 pub mod testbed;
 pub mod ticks;
 
