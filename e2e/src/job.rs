@@ -152,6 +152,7 @@ pub fn slot_ids(job: &BestEffortJob) -> Vec<String> {
 /// Phase and conditions, for the report of a failure.
 fn describe(job: &BestEffortJob) -> String {
     let Some(status) = &job.status else { return "no status yet".into() };
-    let conditions = status.conditions.iter().map(|c| format!("\n  {}={} {}: {}", c.type_, c.status, c.reason, c.message));
+    let conditions =
+        status.conditions.iter().map(|c| format!("\n  {}={} {}: {}", c.type_, c.status, c.reason, c.message));
     format!("phase {:?}, attempt {}{}", status.phase, status.attempt, conditions.collect::<String>())
 }

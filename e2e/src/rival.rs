@@ -46,7 +46,9 @@ impl<'a> Rival<'a> {
 
     /// What its first process found; waits until it has looked.
     pub async fn found(&self, limit: Duration) -> Result<Found> {
-        let text = until("the rival's first process", limit, async || Ok(self.bed.oar(USER, &["cat", &self.file]).ok())).await?;
+        let text =
+            until("the rival's first process", limit, async || Ok(self.bed.oar(USER, &["cat", &self.file]).ok()))
+                .await?;
         parse(&text)
     }
 

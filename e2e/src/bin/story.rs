@@ -93,7 +93,12 @@ async fn watch(bed: &TestBed, job: &Job, args: &Args) -> Result<Seen> {
                 ensure!(!nodes(&object).is_empty(), "running, but on no node");
                 let all: Vec<String> = (1..=args.nodes).map(|n| format!("node-{n}")).collect();
                 let other = Rival::submit(bed, &all, Duration::from_secs(5))?;
-                println!("{:6.1} s   bob submits job {}, which takes all {} nodes", begin.elapsed().as_secs_f32(), other.id, args.nodes);
+                println!(
+                    "{:6.1} s   bob submits job {}, which takes all {} nodes",
+                    begin.elapsed().as_secs_f32(),
+                    other.id,
+                    args.nodes
+                );
                 seen.rival = Some(other.id.clone());
                 rival = Some(other);
             }
@@ -123,27 +128,50 @@ async fn tell(job: &Job, seen: &Seen, total: u64) -> Result<()> {
     let qemu: u32 = seen.found.iter().flat_map(|found| &found.qemu).map(|(_, count)| count).sum();
 
     println!("\nThe story");
-    println!("  OAR job {first} ({}) began at {} and computed.", killed.name.as_deref().unwrap_or("?"), at(Some(killed.start_time))?);
+    println!(
+        "  OAR job {first} ({}) began at {} and computed.",
+        killed.name.as_deref().unwrap_or("?"),
+        at(Some(killed.start_time))?
+    );
     println!(
         "  bob's job {} wanted its node: notice at {}, kill at {}.",
         seen.rival.as_deref().unwrap_or("?"),
         killed.first("CHECKPOINT").map_or(Ok("none".into()), |second| at(Some(second)))?,
-        killed.first("BESTEFFORT_KILL").map_or(Ok("not needed, the node was left before".into()), |second| at(Some(second)))?,
+        killed
+            .first("BESTEFFORT_KILL")
+            .map_or(Ok("not needed, the node was left before".into()), |second| at(Some(second)))?,
     );
     println!("  When bob's first process ran, {qemu} VMs were left on its nodes.");
-    println!("  OAR job {last} began at {} and went on from generation {}.", at(Some(resumed.start_time))?, generation.unwrap_or(0));
+    println!(
+        "  OAR job {last} began at {} and went on from generation {}.",
+        at(Some(resumed.start_time))?,
+        generation.unwrap_or(0)
+    );
     println!("  The counter: 1 to {counted}, without a gap; {again} ticks after the generation were computed again.");
     println!("  It resumed at tick {}.", resumed_at.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
     println!("  The nonce, in the memory of the guest only: {nonce} before the kill and after it.");
-    println!("  Work in member-seconds: useful {}, saved {}, lost {}, overhead {}.", status.work.useful, status.work.saved, status.work.lost, status.work.overhead);
+    println!(
+        "  Work in member-seconds: useful {}, saved {}, lost {}, overhead {}.",
+        status.work.useful, status.work.saved, status.work.lost, status.work.overhead
+    );
     for snapshot in job.snapshots().await? {
         let status = snapshot.status.unwrap_or_default();
-        println!("  Generation {}: {:?}, {:?}, pause {} ms", status.generation.unwrap_or(0), snapshot.spec.reason, status.phase, status.pause_ms.unwrap_or(0));
+        println!(
+            "  Generation {}: {:?}, {:?}, pause {} ms",
+            status.generation.unwrap_or(0),
+            snapshot.spec.reason,
+            status.phase,
+            status.pause_ms.unwrap_or(0)
+        );
     }
 
     ensure!(first != last, "no other OAR job");
     ensure!(status.kills.preempted >= 1, "no preemption was counted: {:?}", status.kills);
-    ensure!(generation >= seen.stored_before && generation.is_some(), "restored {generation:?}, but {:?} was complete", seen.stored_before);
+    ensure!(
+        generation >= seen.stored_before && generation.is_some(),
+        "restored {generation:?}, but {:?} was complete",
+        seen.stored_before
+    );
     ensure!(qemu == 0, "{qemu} VMs lived beside the next user's job");
     ensure!(counted == total, "the counter ended at {counted} instead of {total}");
     ensure!(!resumed_at.is_empty(), "no restore in the output");
