@@ -156,6 +156,7 @@ pub mod image;
 pub mod leadership;
 pub mod metrics;
 pub mod names;
+pub mod repository;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -33,6 +33,8 @@ pub const TRASH: &str = "trash";
 pub const IMAGES: &str = "images";
 /// Directory of the jobs.
 pub const JOBS: &str = "jobs";
+/// Directory of the generations in a job's.
+pub const GENERATIONS: &str = "generations";
 /// Name of a generation's manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// Longest path in a guest that an output is kept under: its coded form must be a file name.
@@ -55,7 +57,7 @@ pub fn record(uid: &JobUid) -> Result<PathBuf, BadName> {
 
 /// Directory of the generations of a job.
 pub fn generations(uid: &JobUid) -> Result<PathBuf, BadName> {
-    Ok(job(uid)?.join("generations"))
+    Ok(job(uid)?.join(GENERATIONS))
 }
 
 /// Directory of one generation.

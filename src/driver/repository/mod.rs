@@ -1,6 +1,11 @@
 //! The repository: the durable store of images and generations, outside every reservation.
 
+#[cfg(test)]
+mod contract;
 pub mod fake;
+pub mod http;
+mod streams;
+pub mod wire;
 
 use std::{path::Path, time::Duration};
 

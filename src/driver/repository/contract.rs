@@ -1,0 +1,351 @@
+//! One suite for the repository on a directory, behind its server and client, and for the double.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::{ByteStore, KeptPart, PartLedger, Repository, RepositoryError, fake::FakeRepository, http::HttpRepository};
+use crate::{
+    clock::Clock,
+    names::{Generation, Identity, Incarnation, JobUid, MemberIndex},
+    repository::{
+        durable::AllSteps,
+        http::{Limits, Service, router},
+        store::Store,
+    },
+    store::{
+        manifest::{FileKind, Manifest, PartFile, tests::manifest},
+        ticket::{Ticket, TicketKey},
+    },
+    tls::{self, Authority},
+};
+
+/// A repository under test and everybody who uses it.
+pub(crate) struct Bench {
+    pub(crate) operator: Arc<dyn Repository>,
+    pub(crate) kget: Arc<dyn Repository>,
+    pub(crate) ledger: Arc<dyn PartLedger>,
+    pub(crate) importer: Arc<dyn ByteStore>,
+    agents: BTreeMap<(MemberIndex, Incarnation), Arc<dyn ByteStore>>,
+    pub(crate) key: Option<TicketKey>,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) authority: Option<Authority>,
+    pub(crate) endpoint: String,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+pub(crate) fn job() -> JobUid {
+    manifest(1).job
+}
+
+fn agent(member: MemberIndex, incarnation: Incarnation) -> Identity {
+    Identity::Agent { job: job(), member, incarnation }
+}
+
+const AGENTS: [(MemberIndex, Incarnation); 4] = [(0, 1), (1, 1), (0, 2), (1, 2)];
+
+impl Bench {
+    pub(crate) fn fake() -> Self {
+        let fake = Arc::new(FakeRepository::new());
+        let agents = AGENTS.map(|who| (who, fake.clone() as Arc<dyn ByteStore>));
+        Self {
+            operator: fake.clone(),
+            kget: fake.clone(),
+            ledger: fake.clone(),
+            importer: fake,
+            agents: agents.into(),
+            key: None,
+            directory: tempfile::tempdir().unwrap(),
+            authority: None,
+            endpoint: String::new(),
+            _stop: CancellationToken::new().drop_guard(),
+        }
+    }
+
+    pub(crate) async fn real() -> Self {
+        tls::install_provider();
+        let now = jiff::Timestamp::now();
+        let authority = Authority::create(now).unwrap();
+        let issue = |who: &Identity| authority.issue(who, now, Duration::from_secs(3600)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let key = TicketKey::new(b"a secret for the tests only").unwrap();
+        let store = Store::open(&directory.path().join("root"), Box::new(AllSteps), now).unwrap();
+        let limits = Limits { part: 1 << 22, image: 1 << 22, output: 1 << 16 };
+        let service = Service { store: Arc::new(store), key: key.clone(), limits, clock: Clock::system() };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let stop = CancellationToken::new();
+        let (own, token) = (issue(&Identity::Repository), stop.clone());
+        tokio::spawn(async move { tls::serve(listener, &own, router(service), token).await.unwrap() });
+        let client = |who: &Identity| Arc::new(HttpRepository::new(&issue(who), &endpoint).unwrap());
+        let kget = client(&Identity::Kget);
+        Self {
+            operator: client(&Identity::Operator),
+            ledger: kget.clone(),
+            kget,
+            importer: client(&Identity::Importer),
+            agents: AGENTS
+                .map(|(member, incarnation)| {
+                    let own: Arc<dyn ByteStore> = client(&agent(member, incarnation));
+                    ((member, incarnation), own)
+                })
+                .into(),
+            key: Some(key),
+            directory,
+            authority: Some(authority.clone()),
+            endpoint: endpoint.clone(),
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    pub(crate) fn agent(&self, member: MemberIndex, incarnation: Incarnation) -> &dyn ByteStore {
+        self.agents[&(member, incarnation)].as_ref()
+    }
+
+    pub(crate) fn ticket(&self, generation: Generation, member: MemberIndex, incarnation: Incarnation) -> String {
+        let expires = jiff::Timestamp::now() + Duration::from_secs(60);
+        match &self.key {
+            Some(key) => key.sign(&Ticket { job: job(), generation, member, incarnation, expires }),
+            None => incarnation.to_string(),
+        }
+    }
+
+    pub(crate) fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Sends memory and disk of a member; content depends on all its numbers.
+    async fn send(
+        &self,
+        generation: Generation,
+        member: MemberIndex,
+        incarnation: Incarnation,
+    ) -> Result<Vec<PartFile>, RepositoryError> {
+        let mut files = Vec::new();
+        for kind in [FileKind::Memory, FileKind::Disk] {
+            let path = self.file("part", &content(generation, member, incarnation, kind));
+            let ticket = self.ticket(generation, member, incarnation);
+            let store = self.agent(member, incarnation);
+            files.push(store.put_part(&ticket, &job(), generation, member, kind, &path, &|_| {}).await?);
+        }
+        Ok(files)
+    }
+
+    /// Sends both members and returns the manifest that goes with them.
+    async fn sent(&self, generation: Generation, incarnation: Incarnation) -> Result<Manifest, RepositoryError> {
+        let mut made = Manifest { incarnation, ..manifest(generation) };
+        for part in &mut made.members {
+            part.files = self.send(generation, part.index, incarnation).await?;
+        }
+        Ok(made)
+    }
+
+    async fn complete(&self) -> Vec<Generation> {
+        self.operator.content(&job()).await.unwrap().generations.iter().map(|g| g.generation).collect()
+    }
+}
+
+fn content(generation: Generation, member: MemberIndex, incarnation: Incarnation, kind: FileKind) -> Vec<u8> {
+    // more than one block, and nothing that compresses away altogether
+    let mut bytes = vec![0; 300_000];
+    blake3::Hasher::new()
+        .update(format!("{generation} {member} {incarnation} {kind}").as_bytes())
+        .finalize_xof()
+        .fill(&mut bytes[..200_000]);
+    bytes
+}
+
+/// Runs each check on both.
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod real {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Bench::real().await).await; })*
+        }
+        mod double {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Bench::fake()).await; })*
+        }
+    };
+}
+
+contract! {
+    b1_an_older_incarnation_is_refused
+    b1_a_fence_makes_unfinished_generations_void
+    b2_numbers_are_remembered_and_nothing_is_replaced
+    b15_safe_is_what_the_repository_lists
+    d1_a_ticket_is_needed
+    a_generation_is_sent_published_and_fetched
+    a_missing_file_keeps_a_manifest_unpublished
+    what_is_retired_or_removed_is_gone
+    outputs_are_kept_and_listed
+    images_are_their_digests
+    wrong_names_are_refused
+}
+
+async fn a_generation_is_sent_published_and_fetched(bench: &Bench) {
+    assert_eq!(bench.operator.content(&job()).await, Ok(super::JobContent::default()));
+    let made = bench.sent(3, 1).await.unwrap();
+    assert_eq!(bench.complete().await, [] as [Generation; 0]);
+    assert!(matches!(bench.operator.manifest(&job(), 3).await, Err(RepositoryError::NotFound(_))));
+    let early = bench.agent(1, 2).get_part(&job(), 3, 1, &made.members[1].files[0], "x".as_ref(), &|_| {}).await;
+    assert!(matches!(early, Err(RepositoryError::NotFound(_))), "{early:?}");
+    let line = bench.kget.publish(&made).await.unwrap();
+    assert_eq!((line.generation, line.members, line.stored), (3, 2, made.stored()));
+    assert_eq!(bench.operator.content(&job()).await.unwrap().generations, [line]);
+    // another agent of the job, in a later incarnation, fetches it
+    let reader = bench.agent(1, 2);
+    assert_eq!(reader.get_manifest(&job(), 3).await, Ok(made.clone()));
+    for file in &made.members[1].files {
+        let to = bench.directory.path().join("fetched");
+        reader.get_part(&job(), 3, 1, file, &to, &|_| {}).await.unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), content(3, 1, 1, file.kind));
+        let wrong = PartFile { digest: "0".repeat(64), ..file.clone() };
+        let to = bench.directory.path().join("not fetched");
+        let missing = reader.get_part(&job(), 3, 1, &wrong, &to, &|_| {}).await;
+        assert!(matches!(missing, Err(RepositoryError::NotFound(_))), "{missing:?}");
+        assert!(!to.exists());
+    }
+}
+
+async fn b1_an_older_incarnation_is_refused(bench: &Bench) {
+    let late = bench.sent(8, 1).await.unwrap();
+    bench.operator.fence(&job(), 2).await.unwrap();
+    bench.operator.fence(&job(), 2).await.unwrap();
+    assert!(matches!(bench.operator.fence(&job(), 1).await, Err(RepositoryError::Refused(_))));
+    assert!(matches!(bench.kget.publish(&late).await, Err(RepositoryError::Refused(_))));
+    assert!(matches!(bench.send(8, 0, 1).await, Err(RepositoryError::Refused(_))));
+    let newer = bench.sent(9, 2).await.unwrap();
+    bench.kget.publish(&newer).await.unwrap();
+    assert_eq!(bench.complete().await, [9]);
+    assert_eq!(bench.operator.content(&job()).await.unwrap().fence, 2);
+}
+
+async fn b1_a_fence_makes_unfinished_generations_void(bench: &Bench) {
+    let complete = bench.sent(7, 1).await.unwrap();
+    bench.kget.publish(&complete).await.unwrap();
+    let unfinished = bench.sent(8, 1).await.unwrap();
+    let kept = KeptPart { incarnation: 1, nonce: "n1".into(), part: unfinished.members[0].clone() };
+    bench.ledger.keep_part(&job(), 8, &kept).await.unwrap();
+    bench.operator.fence(&job(), 2).await.unwrap();
+    assert_eq!(bench.ledger.kept_parts(&job(), 8).await.unwrap(), []);
+    assert!(matches!(bench.ledger.keep_part(&job(), 8, &kept).await, Err(RepositoryError::Refused(_))));
+    assert_eq!(bench.complete().await, [7]);
+    // an answer that was lost is still given
+    bench.kget.publish(&complete).await.unwrap();
+    let to = bench.directory.path().join("fetched");
+    bench.agent(0, 2).get_part(&job(), 7, 0, &complete.members[0].files[0], &to, &|_| {}).await.unwrap();
+}
+
+async fn b2_numbers_are_remembered_and_nothing_is_replaced(bench: &Bench) {
+    let first = bench.sent(5, 1).await.unwrap();
+    assert_eq!(bench.operator.content(&job()).await.unwrap().highest, 5);
+    bench.kget.publish(&first).await.unwrap();
+    bench.kget.publish(&first).await.unwrap();
+    let other = Manifest { nonce: "another cut".into(), ..first.clone() };
+    assert!(matches!(bench.kget.publish(&other).await, Err(RepositoryError::Refused(_))));
+    assert_eq!(bench.operator.manifest(&job(), 5).await, Ok(first));
+    bench.operator.retire(&job(), 5).await.unwrap();
+    let left = bench.operator.content(&job()).await.unwrap();
+    assert_eq!((left.highest, left.generations.len()), (5, 0));
+}
+
+async fn b15_safe_is_what_the_repository_lists(bench: &Bench) {
+    let made = bench.sent(4, 1).await.unwrap();
+    let kept =
+        |part: &crate::store::manifest::MemberPart| KeptPart { incarnation: 1, nonce: "n1".into(), part: part.clone() };
+    assert_eq!(bench.ledger.kept_parts(&job(), 4).await.unwrap(), []);
+    for part in &made.members {
+        bench.ledger.keep_part(&job(), 4, &kept(part)).await.unwrap();
+        bench.ledger.keep_part(&job(), 4, &kept(part)).await.unwrap();
+    }
+    let listed = bench.ledger.kept_parts(&job(), 4).await.unwrap();
+    assert_eq!(listed, made.members.iter().map(kept).collect::<Vec<_>>());
+    let mut never_sent = kept(&made.members[0]);
+    never_sent.part.files[0].digest = "1".repeat(64);
+    assert!(matches!(bench.ledger.keep_part(&job(), 4, &never_sent).await, Err(RepositoryError::NotFound(_))));
+}
+
+async fn d1_a_ticket_is_needed(bench: &Bench) {
+    let path = bench.file("part", b"bytes");
+    let store = bench.agent(0, 1);
+    let refused = store.put_part("rubbish", &job(), 1, 0, FileKind::Memory, &path, &|_| {}).await;
+    assert!(matches!(refused, Err(RepositoryError::Refused(_))), "{refused:?}");
+    assert_eq!(bench.operator.content(&job()).await, Ok(super::JobContent::default()));
+}
+
+async fn a_missing_file_keeps_a_manifest_unpublished(bench: &Bench) {
+    let mut made = manifest(2);
+    made.members[0].files = bench.send(2, 0, 1).await.unwrap();
+    let refused = bench.kget.publish(&made).await;
+    assert!(matches!(refused, Err(RepositoryError::NotFound(_))), "{refused:?}");
+    made.members.pop();
+    made.members[0].index = 1;
+    assert!(matches!(bench.kget.publish(&made).await, Err(RepositoryError::Refused(_))));
+    assert_eq!(bench.complete().await, [] as [Generation; 0]);
+}
+
+async fn what_is_retired_or_removed_is_gone(bench: &Bench) {
+    for generation in [1, 2, 3] {
+        let made = bench.sent(generation, 1).await.unwrap();
+        bench.kget.publish(&made).await.unwrap();
+    }
+    bench.operator.retire(&job(), 1).await.unwrap();
+    bench.operator.retire(&job(), 1).await.unwrap();
+    assert_eq!(bench.complete().await, [2, 3]);
+    bench.agent(0, 1).put_output(&job(), 0, "output", futures::stream::empty().boxed()).await.unwrap();
+    bench.operator.remove_job(&job()).await.unwrap();
+    bench.operator.remove_job(&job()).await.unwrap();
+    assert_eq!(bench.operator.content(&job()).await, Ok(super::JobContent::default()));
+    assert_eq!(bench.operator.outputs(&job()).await, Ok(vec![]));
+    assert!(matches!(bench.send(4, 0, 1).await, Err(RepositoryError::Refused(_))));
+}
+
+async fn outputs_are_kept_and_listed(bench: &Bench) {
+    let own = bench.agent(1, 1);
+    for text in ["first", "second"] {
+        let body = futures::stream::iter([Ok(Bytes::from(text))]).boxed();
+        own.put_output(&job(), 1, "/data/a file?&.txt", body).await.unwrap();
+    }
+    let listed = bench.operator.outputs(&job()).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].member, listed[0].path.as_str(), listed[0].size), (1, "/data/a file?&.txt", 6));
+    if bench.key.is_none() {
+        let read = bench.importer.get_output(&job(), 1, "/data/a file?&.txt").await.unwrap();
+        assert_eq!(read.try_collect::<Vec<_>>().await.unwrap().concat(), b"second");
+    }
+}
+
+async fn images_are_their_digests(bench: &Bench) {
+    let path = bench.file("image", b"an image");
+    let hex: String = Sha256::digest(b"an image").iter().map(|b| format!("{b:02x}")).collect();
+    let digest = format!("sha256:{hex}");
+    let other = format!("sha256:{}", "a".repeat(64));
+    assert_eq!(bench.operator.image(&digest).await, Ok(None));
+    assert!(matches!(bench.importer.put_image(&other, &path).await, Err(RepositoryError::Damaged(_))));
+    assert_eq!(bench.operator.image(&other).await, Ok(None));
+    bench.importer.put_image(&digest, &path).await.unwrap();
+    bench.importer.put_image(&digest, &path).await.unwrap();
+    assert_eq!(bench.operator.image(&digest).await, Ok(Some(8)));
+    let to = bench.directory.path().join("fetched");
+    bench.agent(0, 1).get_image(&digest, &to, &|_| {}).await.unwrap();
+    assert_eq!(std::fs::read(to).unwrap(), b"an image");
+    let to = bench.directory.path().join("not fetched");
+    assert!(matches!(bench.agent(0, 1).get_image(&other, &to, &|_| {}).await, Err(RepositoryError::NotFound(_))));
+    assert!(!to.exists());
+}
+
+async fn wrong_names_are_refused(bench: &Bench) {
+    for wrong in ["..", "../x", "a/b", "-x", ""] {
+        let refused = bench.operator.fence(&wrong.into(), 1).await;
+        assert!(refused.is_err(), "{wrong:?}");
+    }
+    assert!(matches!(bench.operator.image("sha256:../x").await, Err(RepositoryError::Refused(_))));
+    let long = "x".repeat(500);
+    let own = bench.agent(0, 1);
+    let refused = own.put_output(&job(), 0, &long, futures::stream::empty().boxed()).await;
+    assert!(matches!(refused, Err(RepositoryError::Refused(_))), "{refused:?}");
+}

@@ -1,0 +1,141 @@
+//! The client of the repository. Small requests have a time limit each; streams may take as long as
+//! they move.
+
+use async_trait::async_trait;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
+    wire::{
+        self, ErrorReply, FenceOrder, LONG, MAX_ERROR, SHORT, generation_path, image_path, job_path, outputs_path,
+        parts_path,
+    },
+};
+use crate::{
+    names::{Generation, Identity, Incarnation, JobUid},
+    store::{layout, manifest::Manifest},
+    tls::{Credentials, TlsError, base_url},
+};
+
+/// The repository at an address.
+#[derive(Clone, Debug)]
+pub struct HttpRepository {
+    client: reqwest::Client,
+}
+
+impl HttpRepository {
+    /// A client that speaks for the owner of `credentials` to the repository at `host:port`.
+    pub fn new(credentials: &Credentials, endpoint: &str) -> Result<Self, TlsError> {
+        Ok(Self { client: credentials.http_client(&Identity::Repository, endpoint)? })
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", base_url(&Identity::Repository)))
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, RepositoryError> {
+        let reply = answered(self.request(method, path).timeout(SHORT).send().await).await?;
+        reply.json().await.map_err(unreachable)
+    }
+
+    async fn tell(&self, method: Method, path: &str, body: &(impl Serialize + Sync)) -> Result<(), RepositoryError> {
+        answered(self.request(method, path).timeout(SHORT).json(body).send().await).await.map(drop)
+    }
+}
+
+/// A failure on the way, with its causes: the outermost says little.
+pub(super) fn unreachable(error: reqwest::Error) -> RepositoryError {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    RepositoryError::Unreachable(text)
+}
+
+/// The reply, or what went wrong.
+pub(super) async fn answered(sent: Result<Response, reqwest::Error>) -> Result<Response, RepositoryError> {
+    let mut reply = sent.map_err(unreachable)?;
+    let status = reply.status();
+    if status.is_success() {
+        return Ok(reply);
+    }
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = reply.chunk().await {
+        if body.len() + chunk.len() > MAX_ERROR {
+            break;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if let Ok(error) = serde_json::from_slice::<ErrorReply>(&body) {
+        return Err(error.into());
+    }
+    let text = format!("{status}: {}", String::from_utf8_lossy(&body));
+    Err(match status {
+        StatusCode::NOT_FOUND => RepositoryError::NotFound(text),
+        status if status.is_client_error() => RepositoryError::Refused(text),
+        _ => RepositoryError::Unreachable(text),
+    })
+}
+
+#[async_trait]
+impl Repository for HttpRepository {
+    async fn content(&self, job: &JobUid) -> Result<JobContent, RepositoryError> {
+        self.ask(Method::GET, &job_path(job)).await
+    }
+
+    async fn manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {
+        let reply = self.request(Method::GET, &generation_path(job, generation)).timeout(SHORT).send().await;
+        let bytes = answered(reply).await?.bytes().await.map_err(unreachable)?;
+        Manifest::parse(&bytes).map_err(|e| RepositoryError::Damaged(e.to_string()))
+    }
+
+    async fn fence(&self, job: &JobUid, incarnation: Incarnation) -> Result<(), RepositoryError> {
+        self.tell(Method::PUT, &format!("{}/fence", job_path(job)), &FenceOrder { incarnation }).await
+    }
+
+    async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError> {
+        let path = generation_path(&manifest.job, manifest.generation);
+        let sent = self.request(Method::PUT, &path).timeout(LONG).json(manifest).send().await;
+        answered(sent).await?.json().await.map_err(unreachable)
+    }
+
+    async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
+        let sent = self.request(Method::DELETE, &generation_path(job, generation)).timeout(LONG).send().await;
+        answered(sent).await.map(drop)
+    }
+
+    async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
+        answered(self.request(Method::DELETE, &job_path(job)).timeout(LONG).send().await).await.map(drop)
+    }
+
+    async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError> {
+        self.ask(Method::GET, &outputs_path(job)).await
+    }
+
+    async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError> {
+        layout::image(digest)?;
+        let reply = self.request(Method::HEAD, &image_path(digest)).timeout(SHORT).send().await.map_err(unreachable)?;
+        if reply.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let reply = answered(Ok(reply)).await?;
+        let length = reply.headers().get(reqwest::header::CONTENT_LENGTH);
+        let size = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        size.map(Some).ok_or_else(|| RepositoryError::Unreachable("the reply says no size".into()))
+    }
+}
+
+#[async_trait]
+impl PartLedger for HttpRepository {
+    async fn keep_part(&self, job: &JobUid, generation: Generation, kept: &KeptPart) -> Result<(), RepositoryError> {
+        self.tell(Method::POST, &parts_path(job, generation), kept).await
+    }
+
+    async fn kept_parts(&self, job: &JobUid, generation: Generation) -> Result<Vec<KeptPart>, RepositoryError> {
+        self.ask(Method::GET, &wire::parts_path(job, generation)).await
+    }
+}

@@ -1,0 +1,186 @@
+//! What client and server of the repository agree on: paths, names of parameters, errors.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::RepositoryError;
+use crate::{
+    names::{Generation, Incarnation, JobUid, MemberIndex},
+    store::manifest::FileKind,
+};
+
+/// Header that carries a ticket.
+pub const TICKET: &str = "x-vmdeploy-ticket";
+/// Largest error that is read.
+pub const MAX_ERROR: usize = 16 << 10;
+/// Limit of a request that moves no files.
+pub const SHORT: Duration = Duration::from_secs(20);
+/// Limit of a publication, which reads all files back.
+pub const LONG: Duration = Duration::from_secs(1800);
+
+/// Sent with a file: its size before it was compressed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct FileQuery {
+    /// Size on the node, in bytes.
+    pub size: u64,
+}
+
+/// Which content of a file is wanted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DigestQuery {
+    /// BLAKE3 of the stored bytes.
+    pub digest: String,
+}
+
+/// Which file of a job's result is meant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OutputQuery {
+    /// Path in the guest.
+    pub path: String,
+}
+
+/// Body of a request to raise the fence.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct FenceOrder {
+    /// The lowest incarnation that may publish.
+    pub incarnation: Incarnation,
+}
+
+/// An error as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// Which one.
+    pub kind: ErrorKind,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of error, as in [`RepositoryError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorKind {
+    /// Something of the repository's own failed; trying again can help.
+    Unavailable,
+    /// Refused.
+    Refused,
+    /// No such thing.
+    NotFound,
+    /// Not what its digest says.
+    Damaged,
+    /// No room.
+    Full,
+}
+
+impl From<RepositoryError> for ErrorReply {
+    fn from(error: RepositoryError) -> Self {
+        let (kind, message) = match error {
+            RepositoryError::Unreachable(message) => (ErrorKind::Unavailable, message),
+            RepositoryError::Refused(message) => (ErrorKind::Refused, message),
+            RepositoryError::NotFound(message) => (ErrorKind::NotFound, message),
+            RepositoryError::Damaged(message) => (ErrorKind::Damaged, message),
+            RepositoryError::Full(message) => (ErrorKind::Full, message),
+        };
+        Self { kind, message }
+    }
+}
+
+impl From<ErrorReply> for RepositoryError {
+    fn from(ErrorReply { kind, message }: ErrorReply) -> Self {
+        match kind {
+            ErrorKind::Unavailable => Self::Unreachable(message),
+            ErrorKind::Refused => Self::Refused(message),
+            ErrorKind::NotFound => Self::NotFound(message),
+            ErrorKind::Damaged => Self::Damaged(message),
+            ErrorKind::Full => Self::Full(message),
+        }
+    }
+}
+
+/// Path of a job.
+pub fn job_path(job: &JobUid) -> String {
+    format!("/v1/jobs/{}", Segment(&job.0))
+}
+
+/// Path of a generation.
+pub fn generation_path(job: &JobUid, generation: Generation) -> String {
+    format!("{}/generations/{generation}", job_path(job))
+}
+
+/// Path of the parts noted for a generation.
+pub fn parts_path(job: &JobUid, generation: Generation) -> String {
+    format!("{}/parts", generation_path(job, generation))
+}
+
+/// Path of a file of a part.
+pub fn file_path(job: &JobUid, generation: Generation, member: MemberIndex, kind: FileKind) -> String {
+    format!("{}/members/{member}/files/{kind}", generation_path(job, generation))
+}
+
+/// Path of the results of a job.
+pub fn outputs_path(job: &JobUid) -> String {
+    format!("{}/outputs", job_path(job))
+}
+
+/// Path of a file of a member's result.
+pub fn output_path(job: &JobUid, member: MemberIndex, path: &str) -> String {
+    format!("{}/{member}?path={}", outputs_path(job), Coded(path))
+}
+
+/// Path of an image.
+pub fn image_path(digest: &str) -> String {
+    format!("/v1/images/{}", Segment(digest))
+}
+
+/// Text as one segment of a path: whatever it holds, it stays one.
+struct Segment<'a>(&'a str);
+
+impl fmt::Display for Segment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // a client would resolve a segment of dots even when it is coded
+        if matches!(self.0, "" | "." | "..") {
+            return f.write_str("_");
+        }
+        Coded(self.0).fmt(f)
+    }
+}
+
+/// Text in an address: only characters without a meaning of their own there.
+pub(super) struct Coded<'a>(pub(super) &'a str);
+
+impl fmt::Display for Coded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in self.0.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._:".contains(&byte) {
+                write!(f, "{}", char::from(byte))?;
+            } else {
+                write!(f, "%{byte:02X}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_one_segment() {
+        assert_eq!(job_path(&"../a b".into()), "/v1/jobs/..%2Fa%20b");
+        assert_eq!(job_path(&"..".into()), "/v1/jobs/_");
+    }
+
+    #[test]
+    fn errors_survive_the_way() {
+        for error in [
+            RepositoryError::Unreachable("a".into()),
+            RepositoryError::Refused("b".into()),
+            RepositoryError::NotFound("c".into()),
+            RepositoryError::Damaged("d".into()),
+            RepositoryError::Full("e".into()),
+        ] {
+            assert_eq!(RepositoryError::from(ErrorReply::from(error.clone())), error);
+        }
+    }
+}

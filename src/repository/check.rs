@@ -1,0 +1,136 @@
+//! `vmdeploy repository verify|usage`: reads a store, served or not, and changes nothing.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::store::{
+    layout::{GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation},
+    manifest::Manifest,
+};
+
+/// What to look at.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Reads every published file back and compares it with its manifest.
+    Verify(Target),
+    /// Prints how much each job and the images take.
+    Usage(Target),
+}
+
+/// Which store.
+#[derive(clap::Args, Debug)]
+pub struct Target {
+    /// Directory of the store.
+    #[arg(long)]
+    root: PathBuf,
+}
+
+impl Command {
+    /// Looks, and prints what it found. An error if anything is damaged.
+    #[expect(clippy::print_stdout, reason = "a command for people")]
+    pub fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Verify(target) => {
+                let report = verify(&target.root)?;
+                for line in &report.problems {
+                    println!("DAMAGED {line}");
+                }
+                println!("{} generations, {} files, {} bytes read", report.generations, report.files, report.bytes);
+                anyhow::ensure!(report.problems.is_empty(), "{} problems", report.problems.len());
+            }
+            Self::Usage(target) => {
+                for (name, bytes) in usage(&target.root)? {
+                    println!("{bytes:>16}  {name}");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Complete generations.
+    pub generations: usize,
+    /// Files their manifests name.
+    pub files: usize,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is damaged or missing.
+    pub problems: Vec<String>,
+}
+
+/// Reads every published file back.
+pub fn verify(root: &Path) -> io::Result<Report> {
+    let mut report = Report::default();
+    for job in names(&root.join(JOBS))? {
+        for number in names(&root.join(JOBS).join(&job).join(GENERATIONS))? {
+            let directory = root.join(JOBS).join(&job).join(GENERATIONS).join(&number);
+            let bytes = match fs::read(directory.join(MANIFEST)) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            report.generations += 1;
+            match Manifest::parse(&bytes) {
+                Ok(manifest) => verify_generation(root, &manifest, &mut report),
+                Err(error) => report.problems.push(format!("{job}/{number}: {error}")),
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn verify_generation(root: &Path, manifest: &Manifest, report: &mut Report) {
+    let Ok(directory) = generation(&manifest.job, manifest.generation) else { return };
+    for part in &manifest.members {
+        for file in &part.files {
+            let name = PartName::of_file(manifest.incarnation, part.index, file).to_string();
+            report.files += 1;
+            match super::store::check_file(&root.join(&directory).join(name), file) {
+                Ok(()) => report.bytes += file.stored,
+                Err(error) => report.problems.push(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Bytes by job, then those of the images.
+pub fn usage(root: &Path) -> io::Result<Vec<(String, u64)>> {
+    let mut lines = Vec::new();
+    for job in names(&root.join(JOBS))? {
+        lines.push((job.clone(), size(&root.join(JOBS).join(job))?));
+    }
+    lines.push((IMAGES.into(), size(&root.join(IMAGES))?));
+    Ok(lines)
+}
+
+fn size(path: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for name in names(path)? {
+        let entry = path.join(name);
+        // a file may go while its directory is being read
+        sum += match fs::symlink_metadata(&entry) {
+            Ok(found) if found.is_dir() => size(&entry)?,
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(sum)
+}
+
+fn names(path: &Path) -> io::Result<Vec<String>> {
+    let mut names = match fs::read_dir(path) {
+        Ok(entries) => entries
+            .filter_map(|entry| entry.map(|e| e.file_name().into_string().ok()).transpose())
+            .collect::<io::Result<Vec<_>>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    names.sort_unstable();
+    Ok(names)
+}

@@ -1,0 +1,90 @@
+//! Requests about a job and its generations.
+
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{Path, State},
+};
+
+use super::{Failure, Reply, Service};
+use crate::{
+    driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError, wire::FenceOrder},
+    names::{Generation, JobUid},
+    repository::access::Action,
+    store::manifest::Manifest,
+    tls::Peer,
+};
+
+pub(super) async fn content(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path(job): Path<JobUid>,
+) -> Reply<Json<JobContent>> {
+    Ok(Json(service.run(&peer, Action::Look, move |store| store.content(&job)).await?))
+}
+
+pub(super) async fn remove(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path(job): Path<JobUid>,
+) -> Reply<()> {
+    let now = service.clock.now();
+    Ok(service.run(&peer, Action::Rule, move |store| store.remove_job(&job, now)).await?)
+}
+
+pub(super) async fn fence(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path(job): Path<JobUid>,
+    Json(order): Json<FenceOrder>,
+) -> Reply<()> {
+    Ok(service.run(&peer, Action::Rule, move |store| store.fence(&job, order.incarnation)).await?)
+}
+
+pub(super) async fn manifest(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, generation)): Path<(JobUid, Generation)>,
+) -> Reply<Json<Manifest>> {
+    let wanted = job.clone();
+    let action = Action::Restore(&wanted);
+    Ok(Json(service.run(&peer, action, move |store| store.manifest(&job, generation)).await?))
+}
+
+pub(super) async fn publish(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, generation)): Path<(JobUid, Generation)>,
+    body: Bytes,
+) -> Reply<Json<GenerationSummary>> {
+    let manifest = Manifest::parse(&body).map_err(|e| RepositoryError::Refused(e.to_string()))?;
+    if (&manifest.job, manifest.generation) != (&job, generation) {
+        return Err(Failure(RepositoryError::Refused("the manifest is of another generation".into())));
+    }
+    Ok(Json(service.run(&peer, Action::Publish, move |store| store.publish(&manifest)).await?))
+}
+
+pub(super) async fn retire(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, generation)): Path<(JobUid, Generation)>,
+) -> Reply<()> {
+    Ok(service.run(&peer, Action::Rule, move |store| store.retire(&job, generation)).await?)
+}
+
+pub(super) async fn keep_part(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, generation)): Path<(JobUid, Generation)>,
+    Json(kept): Json<KeptPart>,
+) -> Reply<()> {
+    Ok(service.run(&peer, Action::Publish, move |store| store.keep_part(&job, generation, &kept)).await?)
+}
+
+pub(super) async fn kept_parts(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, generation)): Path<(JobUid, Generation)>,
+) -> Reply<Json<Vec<KeptPart>>> {
+    Ok(Json(service.run(&peer, Action::Look, move |store| store.kept_parts(&job, generation)).await?))
+}

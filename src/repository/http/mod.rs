@@ -1,0 +1,151 @@
+//! The HTTP side of the repository: who asks, what for, and the reply. Policy is in `access`, state in
+//! `store`.
+
+mod files;
+mod generations;
+mod images;
+mod outputs;
+
+use std::{path::PathBuf, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::DefaultBodyLimit,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, put},
+};
+use tokio_util::io::ReaderStream;
+
+use super::{
+    access::{Action, may},
+    store::Store,
+};
+use crate::{
+    clock::Clock,
+    driver::repository::{
+        RepositoryError,
+        wire::{ErrorKind, ErrorReply},
+    },
+    names::Identity,
+    store::{manifest::MAX_BYTES, ticket::TicketKey},
+    tls::Peer,
+};
+
+/// Most bytes of one body, by what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A file of a part.
+    pub part: u64,
+    /// An image.
+    pub image: u64,
+    /// A file of a job's result.
+    pub output: u64,
+}
+
+/// What every handler works with.
+#[derive(Clone)]
+pub struct Service {
+    /// The directory.
+    pub store: Arc<Store>,
+    /// Checks tickets.
+    pub key: TicketKey,
+    /// Sizes.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// All routes.
+pub fn router(service: Service) -> Router {
+    Router::new()
+        .route("/v1/jobs/{job}", get(generations::content).delete(generations::remove))
+        .route("/v1/jobs/{job}/fence", put(generations::fence))
+        .route(
+            "/v1/jobs/{job}/generations/{generation}",
+            get(generations::manifest).put(generations::publish).delete(generations::retire),
+        )
+        .route(
+            "/v1/jobs/{job}/generations/{generation}/parts",
+            get(generations::kept_parts).post(generations::keep_part),
+        )
+        .route(
+            "/v1/jobs/{job}/generations/{generation}/members/{member}/files/{kind}",
+            get(files::send).put(files::receive_part),
+        )
+        .route("/v1/jobs/{job}/outputs", get(outputs::list))
+        .route("/v1/jobs/{job}/outputs/{member}", get(outputs::send).put(outputs::receive_output))
+        .route("/v1/images/{digest}", get(images::send).put(images::receive_image))
+        .fallback(|| async { Failure(RepositoryError::NotFound("no such path".into())) })
+        // streams have their own limits; this is for what is read into memory
+        .layer(DefaultBodyLimit::max(MAX_BYTES))
+        .with_state(service)
+}
+
+/// An error as a reply.
+pub(super) struct Failure(RepositoryError);
+
+impl<E: Into<RepositoryError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let reply = ErrorReply::from(self.0);
+        let status = match reply.kind {
+            ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Refused => StatusCode::FORBIDDEN,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Damaged => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Full => StatusCode::INSUFFICIENT_STORAGE,
+        };
+        (status, Json(reply)).into_response()
+    }
+}
+
+type Reply<T> = Result<T, Failure>;
+
+fn allowed(peer: &Identity, action: Action<'_>) -> Result<(), RepositoryError> {
+    if may(peer, action) { Ok(()) } else { Err(RepositoryError::Refused(format!("{peer} may not do this"))) }
+}
+
+impl Service {
+    /// Checks the right, then does the disk's work off the event loop.
+    async fn run<T: Send + 'static>(
+        &self,
+        Peer(peer): &Peer,
+        action: Action<'_>,
+        work: impl FnOnce(&Store) -> Result<T, RepositoryError> + Send + 'static,
+    ) -> Result<T, RepositoryError> {
+        allowed(peer, action)?;
+        self.blocking(work).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, RepositoryError> + Send + 'static,
+    ) -> Result<T, RepositoryError> {
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.unwrap_or_else(|error| Err(RepositoryError::Unreachable(error.to_string())))
+    }
+}
+
+/// A file as the body of a reply.
+async fn send_file(file: std::fs::File) -> Result<Response, RepositoryError> {
+    let file = tokio::fs::File::from_std(file);
+    let length = file.metadata().await.map_err(|e| super::durable::disk_error(&e))?.len();
+    let body = Body::from_stream(ReaderStream::with_capacity(file, 1 << 18));
+    Ok(([(header::CONTENT_LENGTH, length.to_string())], body).into_response())
+}
+
+/// Opens a file below the root, if it is there.
+fn open(store: &Store, below: PathBuf, what: &str) -> Result<std::fs::File, RepositoryError> {
+    std::fs::File::open(store.root.at(&below)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => RepositoryError::NotFound(what.into()),
+        _ => super::durable::disk_error(&error),
+    })
+}

@@ -1,0 +1,88 @@
+//! Results of jobs: in from the member's own agent, out to the operator.
+
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::{Path, Query, State},
+    response::Response,
+};
+
+use super::{Reply, Service, open, send_file};
+use crate::{
+    driver::repository::{OutputSummary, RepositoryError, wire::OutputQuery},
+    names::{Incarnation, JobUid, MemberIndex},
+    repository::{
+        access::{Action, may_write_output},
+        durable::disk_error,
+        receive::{Hash, drain, receive},
+        store::Store,
+    },
+    store::layout,
+    tls::Peer,
+};
+
+pub(super) async fn receive_output(
+    State(service): State<Service>,
+    Extension(Peer(peer)): Extension<Peer>,
+    Path((job, member)): Path<(JobUid, MemberIndex)>,
+    Query(OutputQuery { path }): Query<OutputQuery>,
+    body: Body,
+) -> Reply<()> {
+    let admitted = match may_write_output(&peer, (&job, member)) {
+        Ok(incarnation) => admit(&service, &job, member, &path, incarnation).await,
+        Err(why) => Err(RepositoryError::Refused(why)),
+    };
+    let incarnation = match admitted {
+        Ok(incarnation) => incarnation,
+        Err(error) => {
+            drain(body.into_data_stream());
+            return Err(error.into());
+        }
+    };
+    let received = receive(&service.store.root, body, service.limits.output, Hash::None).await?;
+    let keep = move |store: &Store| store.keep_output(&job, incarnation, member, &path, &received.staged);
+    Ok(service.blocking(keep).await?)
+}
+
+async fn admit(
+    service: &Service,
+    job: &JobUid,
+    member: MemberIndex,
+    path: &str,
+    incarnation: Incarnation,
+) -> Result<Incarnation, RepositoryError> {
+    layout::output_name(member, path)?;
+    let job = job.clone();
+    service.blocking(move |store| store.check_writable(&job, incarnation)).await?;
+    Ok(incarnation)
+}
+
+pub(super) async fn send(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, member)): Path<(JobUid, MemberIndex)>,
+    Query(OutputQuery { path }): Query<OutputQuery>,
+) -> Reply<Response> {
+    let below = layout::outputs(&job)?.join(layout::output_name(member, &path)?);
+    let file = service.run(&peer, Action::ReadOutput, move |store| open(store, below, &path)).await?;
+    Ok(send_file(file).await?)
+}
+
+pub(super) async fn list(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path(job): Path<JobUid>,
+) -> Reply<Json<Vec<OutputSummary>>> {
+    let kept = move |store: &Store| {
+        let directory = layout::outputs(&job)?;
+        let mut kept = Vec::new();
+        for name in store.root.list(&directory).map_err(|e| disk_error(&e))? {
+            let Some((member, path)) = layout::parse_output_name(&name) else { continue };
+            let size = std::fs::metadata(store.root.at(&directory.join(&name))).map_err(|e| disk_error(&e))?.len();
+            kept.push(OutputSummary { member, path, size });
+        }
+        kept.sort_by(|a, b| (a.member, &a.path).cmp(&(b.member, &b.path)));
+        Ok(kept)
+    };
+    Ok(Json(service.run(&peer, Action::ReadOutput, kept).await?))
+}

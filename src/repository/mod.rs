@@ -1,0 +1,109 @@
+//! The repository: the durable store of images and generations on a directory, behind mutual TLS.
+//!
+//! Nothing has a final name before it is whole, checked and synced, and nothing that was published is
+//! ever replaced; so whatever is interrupted, each complete generation stays readable. Who may do
+//! what is decided from the peer's certificate (`access`), and whose writes count from the fence of
+//! the job (`store::admission`).
+
+mod access;
+pub mod check;
+pub mod durable;
+pub mod http;
+mod receive;
+pub mod store;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    durable::AllSteps,
+    http::{Limits, Service},
+    store::Store,
+};
+use crate::{
+    clock::Clock,
+    health::{self, Readiness},
+    metrics::Metrics,
+    store::ticket::TicketKey,
+    tls::{self, Credentials},
+};
+
+/// Keeps images and generations on a directory.
+#[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    check: Option<check::Command>,
+    #[command(flatten)]
+    serve: Option<Serve>,
+}
+
+/// How the server runs.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Serve {
+    /// Directory of the store; this process must be the only one that serves it.
+    #[arg(long)]
+    root: PathBuf,
+    /// Address to serve on.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Directory with ca.crt, tls.crt and tls.key.
+    #[arg(long)]
+    tls: PathBuf,
+    /// File with the secret that kget signs tickets with.
+    #[arg(long)]
+    ticket_key: PathBuf,
+    /// Plain address of /healthz, /readyz and /metrics.
+    #[arg(long)]
+    health: Option<SocketAddr>,
+    /// Largest file of a generation, in bytes as stored.
+    #[arg(long, default_value_t = 1 << 40)]
+    max_part: u64,
+    /// Largest image, in bytes.
+    #[arg(long, default_value_t = 1 << 38)]
+    max_image: u64,
+    /// Largest file of a job's result, in bytes.
+    #[arg(long, default_value_t = 16 << 30)]
+    max_output: u64,
+}
+
+/// Runs the server until it is told to stop, or one of the checks.
+pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    match (args.check, args.serve) {
+        (Some(command), _) => command.run(),
+        (None, Some(args)) => serve(args, stop).await,
+        (None, None) => anyhow::bail!("say what to serve: --root, --listen, --tls and --ticket-key"),
+    }
+}
+
+async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
+    let clock = Clock::system();
+    let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
+    let key = TicketKey::new(&secret)?;
+    let credentials = Credentials::read(&args.tls)?;
+    let (root, now) = (args.root.clone(), clock.now());
+    let store = tokio::task::spawn_blocking(move || Store::open(&root, Box::new(AllSteps), now)).await??;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
+    let limits = Limits { part: args.max_part, image: args.max_image, output: args.max_output };
+    let router = http::router(Service { store: Arc::new(store), key, limits, clock });
+    tracing::info!(listen = %args.listen, root = %args.root.display(), "serving the repository");
+    let served = tls::serve(listener, &credentials, router, stop.clone());
+    match args.health {
+        None => served.await?,
+        Some(address) => {
+            let readiness = Readiness::default();
+            readiness.ready("store");
+            let page = health::serve(address, readiness, Metrics::new(), stop);
+            tokio::try_join!(async { anyhow::Ok(served.await?) }, async { anyhow::Ok(page.await?) })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod fuzz_tests;

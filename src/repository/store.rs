@@ -1,0 +1,375 @@
+//! What the repository does with a job's generations, on a directory. Blocking.
+//!
+//! One lock per job: a fence, the arrival of a part and a publication never overlap, so that what was
+//! checked still holds when it is written (safety B1, B10).
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::durable::{Root, Staged, Steps, disk_error};
+use crate::{
+    driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError},
+    names::{Generation, Incarnation, JobUid, MemberIndex},
+    store::{
+        admission::{JobRecord, Publish, part_is_void},
+        layout::{self, BadName, JOBS, MANIFEST, PartName},
+        manifest::{FileKind, Manifest, PartFile},
+    },
+};
+
+/// How long it is remembered that a job was removed: longer than any ticket lasts.
+const REMEMBER_REMOVED: SignedDuration = SignedDuration::from_hours(48);
+
+/// The directory store.
+pub struct Store {
+    /// Its directory.
+    pub(super) root: Root,
+    locks: Mutex<HashMap<JobUid, Arc<Mutex<()>>>>,
+}
+
+type Outcome<T> = Result<T, RepositoryError>;
+
+impl From<BadName> for RepositoryError {
+    fn from(error: BadName) -> Self {
+        Self::Refused(error.0)
+    }
+}
+
+fn guard(lock: &Mutex<()>) -> MutexGuard<'_, ()> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(why: impl std::fmt::Display) -> RepositoryError {
+    RepositoryError::Refused(why.to_string())
+}
+
+impl Store {
+    /// Opens a directory and sweeps what a crash, a removed job or an older incarnation left.
+    pub fn open(path: &Path, steps: Box<dyn Steps>, now: Timestamp) -> Outcome<Self> {
+        let root = Root::open(path, steps).map_err(|e| disk_error(&e))?;
+        let store = Self { root, locks: Mutex::default() };
+        for name in store.root.list(Path::new(JOBS)).map_err(|e| disk_error(&e))? {
+            let job = JobUid(name);
+            if let Err(error) = store.sweep_at_start(&job, now) {
+                // one job that cannot be read must not keep the others from their data
+                tracing::warn!(%job, %error, "failed to sweep a job");
+            }
+        }
+        Ok(store)
+    }
+
+    fn sweep_at_start(&self, job: &JobUid, now: Timestamp) -> Outcome<()> {
+        let record = self.record(job)?;
+        match record.removed {
+            Some(removed) if now.duration_since(removed) > REMEMBER_REMOVED => {
+                self.root.discard(&layout::job(job)?).map_err(|e| disk_error(&e))
+            }
+            Some(_) => self.drop_content(job),
+            None => self.sweep(job, &record),
+        }
+    }
+
+    fn lock(&self, job: &JobUid) -> Arc<Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.entry(job.clone()).or_default().clone()
+    }
+
+    fn record(&self, job: &JobUid) -> Outcome<JobRecord> {
+        match self.root.read(&layout::record(job)?).map_err(|e| disk_error(&e))? {
+            None => Ok(JobRecord::default()),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| RepositoryError::Damaged(format!("the record of job {job}: {e}"))),
+        }
+    }
+
+    fn keep_record(&self, job: &JobUid, old: &JobRecord, new: &JobRecord) -> Outcome<()> {
+        if old == new {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec(new).map_err(refused)?;
+        self.root.directory(&layout::job(job)?).map_err(|e| disk_error(&e))?;
+        self.root.write(&layout::record(job)?, &bytes).map_err(|e| disk_error(&e))
+    }
+
+    fn published(&self, job: &JobUid, generation: Generation) -> Outcome<Option<Manifest>> {
+        let path = layout::generation(job, generation)?.join(MANIFEST);
+        match self.root.read(&path).map_err(|e| disk_error(&e))? {
+            None => Ok(None),
+            Some(bytes) => Manifest::parse(&bytes)
+                .map(Some)
+                .map_err(|e| RepositoryError::Damaged(format!("manifest of generation {generation}: {e}"))),
+        }
+    }
+
+    fn numbers(&self, job: &JobUid) -> Outcome<Vec<Generation>> {
+        let names = self.root.list(&layout::generations(job)?).map_err(|e| disk_error(&e))?;
+        let mut numbers: Vec<Generation> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// What it has of a job.
+    pub fn content(&self, job: &JobUid) -> Outcome<JobContent> {
+        let record = self.record(job)?;
+        if record.removed.is_some() {
+            return Ok(JobContent::default());
+        }
+        let mut generations = Vec::new();
+        for number in self.numbers(job)? {
+            match self.published(job, number) {
+                Ok(manifest) => generations.extend(manifest.as_ref().map(GenerationSummary::from)),
+                // no source for a restore (safety B7), and no reason to hide the others
+                Err(RepositoryError::Damaged(what)) => tracing::error!(%job, what, "a generation is unreadable"),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(JobContent { generations, highest: record.highest, fence: record.fence })
+    }
+
+    /// The manifest of a complete generation.
+    pub fn manifest(&self, job: &JobUid, generation: Generation) -> Outcome<Manifest> {
+        let manifest = self.published(job, generation)?;
+        manifest.ok_or_else(|| RepositoryError::NotFound(format!("generation {generation} of job {job}")))
+    }
+
+    /// Raises the fence, then removes what it made void.
+    pub fn fence(&self, job: &JobUid, incarnation: Incarnation) -> Outcome<()> {
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        let old = self.record(job)?;
+        let new = old.fenced(incarnation).map_err(refused)?;
+        self.keep_record(job, &old, &new)?;
+        self.sweep(job, &new)
+    }
+
+    /// Removes parts that can never be published, of generations without a manifest.
+    fn sweep(&self, job: &JobUid, record: &JobRecord) -> Outcome<()> {
+        for number in self.numbers(job)? {
+            let directory = layout::generation(job, number)?;
+            let names = self.root.list(&directory).map_err(|e| disk_error(&e))?;
+            if names.iter().any(|name| name == MANIFEST) {
+                continue;
+            }
+            let void = |name: &String| PartName::parse(name).is_some_and(|p| part_is_void(record, p.incarnation()));
+            if names.iter().all(void) {
+                self.root.discard(&directory).map_err(|e| disk_error(&e))?;
+            } else {
+                for name in names.iter().filter(|name| void(name)) {
+                    self.root.discard(&directory.join(name)).map_err(|e| disk_error(&e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of this generation is about to arrive: its number is used from now on (safety B2).
+    pub fn admit_part(&self, job: &JobUid, generation: Generation, incarnation: Incarnation) -> Outcome<()> {
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        let old = self.record(job)?;
+        let new = old.with_part(generation, incarnation).map_err(refused)?;
+        self.keep_record(job, &old, &new)
+    }
+
+    /// Gives a received file of a part its name, unless it became void meanwhile.
+    pub fn keep_file(
+        &self,
+        job: &JobUid,
+        generation: Generation,
+        incarnation: Incarnation,
+        member: MemberIndex,
+        file: &PartFile,
+        staged: &Staged,
+    ) -> Outcome<()> {
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        self.record(job)?.writable(incarnation).map_err(refused)?;
+        if let Some(manifest) = self.published(job, generation)? {
+            return match manifest.file(member, file.kind, &file.digest) {
+                Some(_) => Ok(()),
+                None => Err(RepositoryError::Refused(format!("generation {generation} is published without it"))),
+            };
+        }
+        let directory = layout::generation(job, generation)?;
+        let name = PartName::of_file(incarnation, member, file).to_string();
+        self.root.directory(&directory).map_err(|e| disk_error(&e))?;
+        self.root.place(staged, &directory.join(name)).map_err(|e| disk_error(&e))
+    }
+
+    fn file_path(
+        job: &JobUid,
+        generation: Generation,
+        incarnation: Incarnation,
+        member: MemberIndex,
+        file: &PartFile,
+    ) -> Outcome<PathBuf> {
+        file.check().map_err(refused)?;
+        Ok(layout::generation(job, generation)?.join(PartName::of_file(incarnation, member, file).to_string()))
+    }
+
+    /// Opens a file that a published manifest names.
+    pub fn open_file(
+        &self,
+        job: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        kind: FileKind,
+        digest: &str,
+    ) -> Outcome<File> {
+        let manifest = self.manifest(job, generation)?;
+        let absent = || RepositoryError::NotFound(format!("{kind} of member {member}, generation {generation}"));
+        let file = manifest.file(member, kind, digest).ok_or_else(absent)?;
+        let path = Self::file_path(job, generation, manifest.incarnation, member, file)?;
+        File::open(self.root.at(&path)).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => RepositoryError::Damaged(format!("{} is missing", path.display())),
+            _ => disk_error(&e),
+        })
+    }
+
+    /// Notes a member's part as all arrived.
+    pub fn keep_part(&self, job: &JobUid, generation: Generation, kept: &KeptPart) -> Outcome<()> {
+        kept.part.check().map_err(refused)?;
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        self.record(job)?.writable(kept.incarnation).map_err(refused)?;
+        for file in &kept.part.files {
+            let path = self.root.at(&Self::file_path(job, generation, kept.incarnation, kept.part.index, file)?);
+            match std::fs::metadata(&path) {
+                Ok(found) if found.len() == file.stored => {}
+                Ok(_) => return Err(RepositoryError::Damaged(format!("{} has another size", path.display()))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let what = format!("{} of member {}, generation {generation}", file.kind, kept.part.index);
+                    return Err(RepositoryError::NotFound(what));
+                }
+                Err(error) => return Err(disk_error(&error)),
+            }
+        }
+        let name = PartName::Record { incarnation: kept.incarnation, member: kept.part.index }.to_string();
+        let bytes = serde_json::to_vec(kept).map_err(refused)?;
+        self.root.write(&layout::generation(job, generation)?.join(name), &bytes).map_err(|e| disk_error(&e))
+    }
+
+    /// The parts noted for a generation, by member.
+    pub fn kept_parts(&self, job: &JobUid, generation: Generation) -> Outcome<Vec<KeptPart>> {
+        let directory = layout::generation(job, generation)?;
+        let mut kept: Vec<KeptPart> = Vec::new();
+        for name in self.root.list(&directory).map_err(|e| disk_error(&e))? {
+            if !matches!(PartName::parse(&name), Some(PartName::Record { .. })) {
+                continue;
+            }
+            if let Some(bytes) = self.root.read(&directory.join(&name)).map_err(|e| disk_error(&e))? {
+                let part = serde_json::from_slice(&bytes)
+                    .map_err(|e| RepositoryError::Damaged(format!("{name} of generation {generation}: {e}")))?;
+                kept.push(part);
+            }
+        }
+        kept.sort_by_key(|k| k.part.index);
+        Ok(kept)
+    }
+
+    /// Reads back all a manifest names, then publishes it. Never replaces one.
+    pub fn publish(&self, manifest: &Manifest) -> Outcome<GenerationSummary> {
+        manifest.check().map_err(refused)?;
+        let job = &manifest.job;
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        let old = self.record(job)?;
+        match old.publish(manifest, self.published(job, manifest.generation)?.as_ref()) {
+            Publish::Already => return Ok(manifest.into()),
+            Publish::Refuse(why) => return Err(RepositoryError::Refused(why)),
+            Publish::Write => {}
+        }
+        for part in &manifest.members {
+            for file in &part.files {
+                let path = Self::file_path(job, manifest.generation, manifest.incarnation, part.index, file)?;
+                check_file(&self.root.at(&path), file)?;
+            }
+        }
+        let new = old.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
+        self.keep_record(job, &old, &new)?;
+        let bytes = serde_json::to_vec_pretty(manifest).map_err(refused)?;
+        let path = layout::generation(job, manifest.generation)?.join(MANIFEST);
+        self.root.write(&path, &bytes).map_err(|e| disk_error(&e))?;
+        Ok(manifest.into())
+    }
+
+    /// Removes a generation, published or not: in one step it has no manifest any more.
+    pub fn retire(&self, job: &JobUid, generation: Generation) -> Outcome<()> {
+        let directory = layout::generation(job, generation)?;
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        self.root.discard(&directory).map_err(|e| disk_error(&e))
+    }
+
+    /// Removes all of a job; what still arrives for it is refused.
+    pub fn remove_job(&self, job: &JobUid, now: Timestamp) -> Outcome<()> {
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        let old = self.record(job)?;
+        let new = JobRecord { removed: Some(old.removed.unwrap_or(now)), ..old.clone() };
+        self.keep_record(job, &old, &new)?;
+        self.drop_content(job)
+    }
+
+    fn drop_content(&self, job: &JobUid) -> Outcome<()> {
+        self.root.discard(&layout::generations(job)?).map_err(|e| disk_error(&e))?;
+        self.root.discard(&layout::outputs(job)?).map_err(|e| disk_error(&e))
+    }
+
+    /// Refuses what an older incarnation or a removed job sends.
+    pub fn check_writable(&self, job: &JobUid, incarnation: Incarnation) -> Outcome<()> {
+        self.record(job)?.writable(incarnation).map_err(refused)
+    }
+
+    /// Gives a received output its name; replaces an earlier one of the same path.
+    pub fn keep_output(
+        &self,
+        job: &JobUid,
+        incarnation: Incarnation,
+        member: MemberIndex,
+        path: &str,
+        staged: &Staged,
+    ) -> Outcome<()> {
+        let name = layout::output_name(member, path)?;
+        let directory = layout::outputs(job)?;
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        self.check_writable(job, incarnation)?;
+        self.root.directory(&directory).map_err(|e| disk_error(&e))?;
+        self.root.place(staged, &directory.join(name)).map_err(|e| disk_error(&e))
+    }
+}
+
+/// Reads a stored file back and compares it with what is said of it.
+pub fn check_file(path: &Path, file: &PartFile) -> Outcome<()> {
+    let opened = File::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => RepositoryError::NotFound(path.display().to_string()),
+        _ => disk_error(&e),
+    })?;
+    let (stored, digest) = hash(opened).map_err(|e| disk_error(&e))?;
+    if stored != file.stored || digest != file.digest {
+        return Err(RepositoryError::Damaged(format!("{} is not what was stored", path.display())));
+    }
+    Ok(())
+}
+
+fn hash(mut file: File) -> io::Result<(u64, String)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut length = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((length, hasher.finalize().to_hex().to_string()));
+        }
+        hasher.update(&buffer[..read]);
+        length += read as u64;
+    }
+}
