@@ -157,6 +157,7 @@ pub mod leadership;
 pub mod metrics;
 pub mod names;
 pub mod repository;
+pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

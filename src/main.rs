@@ -1,8 +1,9 @@
 //! The one binary: `vmdeploy <subcommand>`.
 
 use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
 use vmdeploy::{
-    commands,
+    commands, repository, shutdown,
     telemetry::{self, LogFormat},
 };
 
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Writes the CustomResourceDefinitions.
     Crds(commands::crds::Args),
+    /// Keeps images and generations on a directory.
+    Repository(repository::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -30,5 +33,11 @@ fn main() -> anyhow::Result<()> {
     vmdeploy::tls::install_provider();
     match cli.command {
         Command::Crds(args) => commands::crds::run(&args),
+        Command::Repository(args) => until_told(|stop| repository::run(args, stop)),
     }
+}
+
+/// Runs what goes on until a signal ends it.
+fn until_told<W: Future<Output = anyhow::Result<()>>>(work: impl FnOnce(CancellationToken) -> W) -> anyhow::Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(async { work(shutdown::on_signal()?).await })
 }

@@ -32,8 +32,7 @@ pub(crate) struct Bench {
     agents: BTreeMap<(MemberIndex, Incarnation), Arc<dyn ByteStore>>,
     pub(crate) key: Option<TicketKey>,
     pub(crate) directory: tempfile::TempDir,
-    pub(crate) authority: Option<Authority>,
-    pub(crate) endpoint: String,
+    pub(crate) clients: Option<(Authority, String)>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -59,8 +58,7 @@ impl Bench {
             agents: agents.into(),
             key: None,
             directory: tempfile::tempdir().unwrap(),
-            authority: None,
-            endpoint: String::new(),
+            clients: None,
             _stop: CancellationToken::new().drop_guard(),
         }
     }
@@ -95,10 +93,16 @@ impl Bench {
                 .into(),
             key: Some(key),
             directory,
-            authority: Some(authority.clone()),
-            endpoint: endpoint.clone(),
+            clients: Some((authority.clone(), endpoint.clone())),
             _stop: stop.drop_guard(),
         }
+    }
+
+    /// A client of the real one that speaks for somebody else.
+    pub(crate) fn client(&self, who: &Identity) -> HttpRepository {
+        let (authority, endpoint) = self.clients.as_ref().unwrap();
+        let own = authority.issue(who, jiff::Timestamp::now(), Duration::from_secs(3600)).unwrap();
+        HttpRepository::new(&own, endpoint).unwrap()
     }
 
     pub(crate) fn agent(&self, member: MemberIndex, incarnation: Incarnation) -> &dyn ByteStore {
@@ -137,7 +141,11 @@ impl Bench {
     }
 
     /// Sends both members and returns the manifest that goes with them.
-    async fn sent(&self, generation: Generation, incarnation: Incarnation) -> Result<Manifest, RepositoryError> {
+    pub(crate) async fn sent(
+        &self,
+        generation: Generation,
+        incarnation: Incarnation,
+    ) -> Result<Manifest, RepositoryError> {
         let mut made = Manifest { incarnation, ..manifest(generation) };
         for part in &mut made.members {
             part.files = self.send(generation, part.index, incarnation).await?;

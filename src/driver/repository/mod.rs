@@ -6,6 +6,8 @@ pub mod fake;
 pub mod http;
 mod streams;
 pub mod wire;
+#[cfg(test)]
+mod wire_tests;
 
 use std::{path::Path, time::Duration};
 

@@ -1,0 +1,169 @@
+//! What only the real server and client can show: rights by certificate, limits, broken connections.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+
+use super::{
+    ByteStore, PartLedger, Repository, RepositoryError,
+    contract::{Bench, job},
+};
+use crate::{
+    names::Identity,
+    store::manifest::{FileKind, Manifest, tests::manifest},
+};
+
+fn is_refused<T: std::fmt::Debug>(result: &Result<T, RepositoryError>) -> bool {
+    matches!(result, Err(RepositoryError::Refused(_)))
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn d1_an_agent_of_another_job_sees_and_changes_nothing() {
+    let bench = Bench::real().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    bench.kget.publish(&made).await.unwrap();
+    let stranger = bench.client(&Identity::Agent { job: "ffffffff".into(), member: 0, incarnation: 1 });
+    let to = bench.directory.path().join("stolen");
+    let file = &made.members[0].files[0];
+    assert!(is_refused(&stranger.manifest(&job(), 1).await));
+    assert!(is_refused(&stranger.get_part(&job(), 1, 0, file, &to, &|_| {}).await));
+    assert!(is_refused(&stranger.content(&job()).await));
+    assert!(is_refused(&stranger.put_output(&job(), 0, "x", futures::stream::empty().boxed()).await));
+    // even with the ticket of the right agent
+    let path = bench.file("part", b"poison");
+    let ticket = bench.ticket(2, 0, 1);
+    assert!(is_refused(&stranger.put_part(&ticket, &job(), 2, 0, FileKind::Memory, &path, &|_| {}).await));
+    assert!(!to.exists());
+}
+
+#[tokio::test]
+async fn d1_everybody_does_only_what_is_theirs() {
+    let bench = Bench::real().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    let agent = bench.client(&Identity::Agent { job: job(), member: 0, incarnation: 1 });
+    let kget = bench.client(&Identity::Kget);
+    let importer = bench.client(&Identity::Importer);
+    for nobody in [&agent, &importer] {
+        assert!(is_refused(&nobody.publish(&made).await));
+        assert!(is_refused(&nobody.fence(&job(), 9).await));
+        assert!(is_refused(&nobody.retire(&job(), 1).await));
+        assert!(is_refused(&nobody.kept_parts(&job(), 1).await));
+    }
+    assert!(is_refused(&kget.retire(&job(), 1).await) && is_refused(&kget.remove_job(&job()).await));
+    assert!(is_refused(&bench.operator.publish(&made).await));
+    let image = bench.file("image", b"x");
+    assert!(is_refused(&agent.put_image(&format!("sha256:{}", "0".repeat(64)), &image).await));
+}
+
+#[tokio::test]
+async fn d2_what_was_received_is_what_is_named() {
+    let bench = Bench::real().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    // an agent may claim any digest to kget; the repository has hashed what it received
+    let mut claimed = made.clone();
+    claimed.members[0].files[0].digest = "f".repeat(64);
+    assert!(matches!(bench.kget.publish(&claimed).await, Err(RepositoryError::NotFound(_))));
+    bench.kget.publish(&made).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_beyond_the_limit_is_refused_with_a_reason_the_sender_sees() {
+    let bench = Bench::real().await;
+    let path = bench.file("part", &noise(12 << 20));
+    let ticket = bench.ticket(1, 0, 1);
+    let sent = bench.agent(0, 1).put_part(&ticket, &job(), 1, 0, FileKind::Memory, &path, &|_| {}).await;
+    assert!(is_refused(&sent), "{sent:?}");
+    let root = bench.directory.path().join("root");
+    assert_eq!(std::fs::read_dir(root.join("staging")).unwrap().count(), 0);
+    assert!(!root.join(format!("jobs/{}/generations", job())).exists());
+}
+
+#[tokio::test]
+async fn a_sender_that_breaks_off_leaves_nothing() {
+    let bench = Bench::real().await;
+    let chunks = [Ok(Bytes::from(noise(1000))), Err(std::io::Error::other("the agent died"))];
+    let sent = bench.agent(0, 1).put_output(&job(), 0, "x", futures::stream::iter(chunks).boxed()).await;
+    assert!(matches!(sent, Err(RepositoryError::Unreachable(_))), "{sent:?}");
+    assert_eq!(bench.operator.outputs(&job()).await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn progress_is_told_and_files_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::real().await;
+    let content = [noise(2 << 20), vec![0; 30 << 20]].concat();
+    let path = bench.file("part", &content);
+    let told = AtomicU64::new(0);
+    let ticket = bench.ticket(1, 0, 1);
+    let note = |done| told.store(done, Ordering::Relaxed);
+    let mut made = Manifest { incarnation: 1, ..manifest(1) };
+    for part in &mut made.members {
+        let member = part.index;
+        for file in &mut part.files {
+            let ticket = if member == 0 { ticket.clone() } else { bench.ticket(1, member, 1) };
+            let store = bench.agent(member, 1);
+            *file = store.put_part(&ticket, &job(), 1, member, file.kind, &path, &note).await.unwrap();
+        }
+    }
+    assert_eq!(told.load(Ordering::Relaxed), content.len() as u64);
+    let file = &made.members[0].files[0];
+    assert!(file.size == content.len() as u64 && file.stored < 3 << 20, "zeros must not travel: {file:?}");
+    bench.kget.publish(&made).await.unwrap();
+    let to = bench.directory.path().join("memory");
+    told.store(0, Ordering::Relaxed);
+    bench.agent(0, 2).get_part(&job(), 1, 0, file, &to, &note).await.unwrap();
+    assert_eq!(told.load(Ordering::Relaxed), content.len() as u64);
+    assert_eq!(std::fs::read(&to).unwrap(), content);
+    assert_eq!(std::fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn b7_a_damaged_file_is_not_restored_from() {
+    let bench = Bench::real().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    bench.kget.publish(&made).await.unwrap();
+    let generation = bench.directory.path().join(format!("root/jobs/{}/generations/1", job()));
+    for entry in std::fs::read_dir(generation).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains(".memory.") {
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let to = bench.directory.path().join("memory");
+    let file = &made.members[0].files[0];
+    let fetched = bench.agent(0, 2).get_part(&job(), 1, 0, file, &to, &|_| {}).await;
+    assert!(matches!(fetched, Err(RepositoryError::Damaged(_))), "{fetched:?}");
+    assert!(std::fs::read_dir(bench.directory.path()).unwrap().all(|e| !e.unwrap().path().ends_with("memory.part")));
+    assert!(!to.exists());
+}
+
+#[tokio::test]
+async fn the_operator_reads_results() {
+    let bench = Bench::real().await;
+    let body = futures::stream::iter([Ok(Bytes::from("text"))]).boxed();
+    bench.agent(1, 1).put_output(&job(), 1, "output", body).await.unwrap();
+    let operator = bench.client(&Identity::Operator);
+    let read = operator.get_output(&job(), 1, "output").await.unwrap();
+    assert_eq!(read.try_collect::<Vec<_>>().await.unwrap().concat(), b"text");
+    assert!(matches!(operator.get_output(&job(), 1, "other").await, Err(RepositoryError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_unreachable() {
+    let mut bench = Bench::real().await;
+    let (authority, _) = bench.clients.clone().unwrap();
+    // nothing listens on the discard port of loopback
+    bench.clients = Some((authority, "127.0.0.1:9".into()));
+    let away = bench.client(&Identity::Operator);
+    assert!(matches!(away.content(&job()).await, Err(RepositoryError::Unreachable(_))));
+}
