@@ -1,0 +1,90 @@
+//! What each process may do on a cluster where the chart is installed in namespace `vmdeploy`: all it
+//! needs, and none of what would let it out of its place.
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::{Api, Client, api::PostParams};
+
+/// Namespace of the release.
+const OWN: &str = "vmdeploy";
+/// A namespace that nobody bound to anything.
+const OTHER: &str = "kube-public";
+/// All namespaces.
+const ALL: &str = "";
+
+/// Who, where, group, resource, verbs.
+type Right = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);
+
+const NEEDED: &[Right] = &[
+    ("operator", ALL, "vmdeploy.io", "besteffortjobs", &["list", "watch", "patch", "delete"]),
+    ("operator", ALL, "vmdeploy.io", "besteffortjobs/status", &["patch"]),
+    ("operator", ALL, "vmdeploy.io", "vmimages", &["list", "watch", "patch"]),
+    ("operator", ALL, "vmdeploy.io", "vmimages/status", &["patch"]),
+    ("operator", ALL, "vmdeploy.io", "vmimages/finalizers", &["update"]),
+    ("operator", ALL, "vmdeploy.io", "snapshots", &["list", "watch", "create", "patch", "delete"]),
+    ("operator", ALL, "vmdeploy.io", "snapshots/status", &["patch"]),
+    ("operator", ALL, "events.k8s.io", "events", &["create", "patch"]),
+    ("operator", ALL, "", "nodes", &["list", "watch"]),
+    ("operator", OWN, "", "pods", &["get", "list", "watch", "create", "delete"]),
+    ("operator", OWN, "", "secrets", &["get", "create", "patch", "delete"]),
+    ("operator", OWN, "batch", "jobs", &["get", "create", "delete"]),
+    ("operator", OWN, "coordination.k8s.io", "leases", &["get", "create", "update"]),
+    ("kget", ALL, "vmdeploy.io", "snapshots", &["list", "watch"]),
+    ("kget", ALL, "vmdeploy.io", "snapshots/status", &["patch"]),
+    ("kget", OWN, "coordination.k8s.io", "leases", &["get", "create", "update"]),
+];
+
+const DENIED: &[Right] = &[
+    ("operator", OTHER, "", "secrets", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("operator", OWN, "", "secrets", &["list", "watch"]),
+    ("operator", OTHER, "", "configmaps", &["get", "list"]),
+    ("operator", OTHER, "", "pods", &["create", "delete", "list"]),
+    ("operator", OTHER, "batch", "jobs", &["create"]),
+    ("operator", ALL, "", "nodes", &["patch", "update", "delete"]),
+    ("operator", ALL, "rbac.authorization.k8s.io", "clusterroles", &["create", "bind", "escalate"]),
+    ("kget", OWN, "", "secrets", &["get", "list"]),
+    ("kget", OWN, "", "pods", &["list", "create", "delete"]),
+    ("kget", ALL, "vmdeploy.io", "besteffortjobs", &["patch", "delete"]),
+    ("kget", ALL, "vmdeploy.io", "besteffortjobs/status", &["patch"]),
+    ("repository", OWN, "", "secrets", &["get", "list"]),
+    ("repository", ALL, "vmdeploy.io", "snapshots", &["list"]),
+];
+
+async fn may(reviews: &Api<SubjectAccessReview>, right: &Right, verb: &str) -> Result<bool> {
+    let (who, namespace, group, resource, _) = *right;
+    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(format!("system:serviceaccount:{OWN}:vmdeploy-{who}")),
+            groups: Some(vec!["system:serviceaccounts".into(), "system:authenticated".into()]),
+            resource_attributes: Some(ResourceAttributes {
+                namespace: Some(namespace.into()),
+                group: Some(group.into()),
+                resource: Some(resource.into()),
+                subresource: Some(subresource.into()),
+                verb: Some(verb.into()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let answer = reviews.create(&PostParams::default(), &review).await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster in KUBECONFIG with the chart installed"]
+async fn each_process_has_the_rights_it_uses_and_no_others() -> Result<()> {
+    vmdeploy::tls::install_provider();
+    let reviews: Api<SubjectAccessReview> = Api::all(Client::try_default().await?);
+    for (rights, expected) in [(NEEDED, true), (DENIED, false)] {
+        for right in rights {
+            for verb in right.4 {
+                let allowed = may(&reviews, right, verb).await?;
+                ensure!(allowed == expected, "{verb} {right:?}: allowed = {allowed}");
+            }
+        }
+    }
+    Ok(())
+}
