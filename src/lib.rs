@@ -144,6 +144,7 @@
 #[cfg(test)]
 mod architecture;
 
+pub mod agent;
 pub mod api;
 pub mod backoff;
 pub mod clock;

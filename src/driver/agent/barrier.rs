@@ -149,9 +149,10 @@ impl Barrier {
 
     /// Step 3.
     pub fn cut(&mut self, order: &CaptureOrder) -> Result<Todo, AgentError> {
+        let same = order.resume == self.resume;
         match &self.same(order)?.state {
+            _ if !same => refused("the capture was prepared for another end"),
             PartState::Stopped => {
-                self.resume = order.resume;
                 self.deadline = None;
                 Ok(Todo::Work)
             }

@@ -8,6 +8,7 @@
 
 pub mod barrier;
 pub mod fake;
+pub mod http;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 

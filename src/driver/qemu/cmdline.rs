@@ -69,7 +69,7 @@ pub struct VmDefinition {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// The disk, base first. The base is opened read-only; the last layer is written.
+    /// The disk, base first. Only the last layer is written.
     pub disk: Vec<Layer>,
     /// The NoCloud seed.
     pub seed: PathBuf,
@@ -113,7 +113,7 @@ pub fn arguments(vm: &VmDefinition) -> Vec<OsString> {
 
     for (index, layer) in vm.disk.iter().enumerate() {
         let backing = index.checked_sub(1).map(|below| vm.disk[below].node.as_str());
-        args.pair("-blockdev", blockdev(layer, backing, index == 0 && vm.disk.len() > 1).to_string());
+        args.pair("-blockdev", blockdev(layer, backing, index + 1 < vm.disk.len()).to_string());
     }
     if let Some(top) = vm.disk.last() {
         args.pair("-device", format!("virtio-blk-pci,id=disk,drive={},bootindex=0", top.node));

@@ -1,0 +1,292 @@
+//! The lease as the agent sees it: its directory, its nonce, the holder's lock and beat. The other
+//! side is the hold; the contract is written down there.
+//!
+//! The directory belongs to the site's user, so every name in it is a stranger's: opened without
+//! following links, checked for type and owner, and never written through an existing name.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io::{self, Write as _},
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    path::Path,
+    time::Instant,
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid},
+    io::Errno,
+};
+
+use crate::driver::agent::LeaseConfig;
+
+/// Types of file systems whose locks are the node's own.
+const LOCAL: [i64; 8] = [
+    0xef53,      // ext2, 3, 4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0x0102_1994, // tmpfs
+    0x794c_7630, // overlayfs
+    0x2fc1_2fc1, // zfs
+    0xf2f5_2010, // f2fs
+    0x3153_464a, // jfs
+];
+/// A line of the lock is shorter than this.
+const LINE: usize = 256;
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The directory.
+    #[error("failed to {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Something in it is not what it must be.
+    #[error("refused the lease: {0}")]
+    Refused(String),
+    /// No hold has taken it in time.
+    #[error("no hold took the lease in time")]
+    NotHeld,
+}
+
+fn failed(what: &'static str) -> impl Fn(Errno) -> LeaseError {
+    move |errno| LeaseError::Io { what, source: errno.into() }
+}
+
+/// The directory of a lease.
+#[derive(Debug)]
+pub struct Lease {
+    root: OwnedFd,
+    name: String,
+    directory: OwnedFd,
+    owner: Uid,
+    slot: String,
+    nonce: String,
+}
+
+/// The holder's line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Line {
+    slot: String,
+    nonce: String,
+    beat: u64,
+}
+
+/// Reads the holder's line; a half-written one is none.
+fn parse(bytes: &[u8]) -> Option<Line> {
+    let text = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+    let mut words = text.split(' ');
+    let (slot, nonce, beat) = (words.next()?, words.next()?, words.next()?);
+    let whole = words.next().is_none() && beat.len() == 10 && beat.bytes().all(|byte| byte.is_ascii_digit());
+    whole.then(|| Line { slot: slot.into(), nonce: nonce.into(), beat: beat.parse().unwrap_or_default() })
+}
+
+impl Lease {
+    /// Makes the directory, or takes over the one of an earlier agent of this slot, and puts a new
+    /// nonce into it.
+    pub fn make(config: &LeaseConfig, slot: &str) -> Result<Self, LeaseError> {
+        let root = open_root(Path::new(&config.root))?;
+        let owner = Uid::from_raw(config.owner);
+        let nonce = new_nonce();
+        let name = config.directory.clone();
+        if name.contains('/') || name.starts_with('.') {
+            return Err(LeaseError::Refused(format!("{name:?} is no name of a directory")));
+        }
+        let directory = match open_directory(&root, &name) {
+            Err(Errno::NOENT) => create(&root, &name, &nonce, owner)?,
+            other => other.map_err(failed("open the lease's directory"))?,
+        };
+        let seen = rustix::fs::fstat(&directory).map_err(failed("look at the lease's directory"))?;
+        if seen.st_uid != owner.as_raw() || seen.st_mode & 0o777 != 0o700 {
+            return Err(LeaseError::Refused(format!("{name} is not the site's user's alone")));
+        }
+        let lease = Self { root, name, directory, owner, slot: slot.into(), nonce };
+        if lease.exists("release") {
+            return Err(LeaseError::Refused("it was given back".into()));
+        }
+        lease.write("nonce", &lease.nonce)?;
+        Ok(lease)
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Whether the hold was told that the slot is wanted back.
+    pub fn notice(&self) -> bool {
+        self.exists("notice")
+    }
+
+    /// Puts a file into the directory by a rename.
+    fn write(&self, name: &str, line: &str) -> Result<(), LeaseError> {
+        let new = format!(".{name}-{}", new_nonce());
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, &new, flags, Mode::from_raw_mode(0o444))
+            .map_err(failed("write to the lease's directory"))?;
+        let mut file = File::from(file);
+        file.write_all(format!("{line}\n").as_bytes())
+            .map_err(|source| LeaseError::Io { what: "write to the lease's directory", source })?;
+        // whatever our umask is, the user must be able to read it
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444)).map_err(failed("open a file to the site's user"))?;
+        rustix::fs::renameat(&self.directory, &new, &self.directory, name)
+            .map_err(failed("write to the lease's directory"))
+    }
+
+    /// Gives the slot up. Called when nothing of the VM is left.
+    pub fn release(&self, word: &str) -> Result<(), LeaseError> {
+        self.write("release", word)
+    }
+
+    /// Removes the directory: the lease is over.
+    pub fn remove(&self) {
+        let names: Vec<CString> = rustix::fs::Dir::read_from(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_owned())
+            .collect();
+        for name in names {
+            // "." and ".." fail, and what else fails keeps the directory
+            let _ = rustix::fs::unlinkat(&self.directory, name.as_c_str(), AtFlags::empty());
+        }
+        if let Err(error) = rustix::fs::unlinkat(&self.root, &self.name, AtFlags::REMOVEDIR) {
+            tracing::warn!(%error, "the lease's directory stays");
+        }
+    }
+
+    /// Opens the lock if it is there.
+    pub fn lock(&self) -> Result<Option<Lock>, LeaseError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.directory, "lock", flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(LeaseError::Refused("the lock is a link".into())),
+            Err(errno) => return Err(failed("open the lock")(errno)),
+        };
+        let seen = rustix::fs::fstat(&file).map_err(failed("look at the lock"))?;
+        if FileType::from_raw_mode(seen.st_mode) != FileType::RegularFile || seen.st_uid != self.owner.as_raw() {
+            return Err(LeaseError::Refused("the lock is not a file of the site's user".into()));
+        }
+        Ok(Some(Lock { file: file.into(), slot: self.slot.clone(), nonce: self.nonce.clone() }))
+    }
+}
+
+/// The holder's lock.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    slot: String,
+    nonce: String,
+}
+
+impl Lock {
+    /// The beat, if the line names this slot and this agent's nonce.
+    pub fn beat(&self) -> Option<u64> {
+        let mut bytes = [0; LINE];
+        let count = self.file.read_at(&mut bytes, 0).ok()?;
+        let line = parse(&bytes[..count])?;
+        (line.slot == self.slot && line.nonce == self.nonce).then_some(line.beat)
+    }
+
+    /// Whether somebody holds it. Must not be asked before the line is there.
+    pub fn held(&self) -> Result<bool, LeaseError> {
+        match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(errno) => Err(failed("try the lock")(errno)),
+        }
+    }
+
+    /// Waits, as long as it takes, until nobody holds it any more.
+    pub fn wait_until_lost(&self) -> Result<(), LeaseError> {
+        loop {
+            match rustix::fs::flock(&self.file, FlockOperation::LockShared) {
+                Err(Errno::INTR) => {}
+                other => return other.map_err(failed("wait for the lock")),
+            }
+        }
+    }
+
+    /// Another handle of the same lock.
+    pub fn share(&self) -> Result<Self, LeaseError> {
+        let file = self.file.try_clone().map_err(|source| LeaseError::Io { what: "share the lock", source })?;
+        Ok(Self { file, slot: self.slot.clone(), nonce: self.nonce.clone() })
+    }
+}
+
+/// Follows the beat on this machine's monotonic clock.
+#[derive(Debug)]
+pub struct Beat {
+    last: Option<u64>,
+    /// When it was seen to rise.
+    pub risen: Instant,
+    /// Whether it was seen to rise at all.
+    pub alive: bool,
+}
+
+impl Beat {
+    /// Begins now.
+    pub fn new(now: Instant) -> Self {
+        Self { last: None, risen: now, alive: false }
+    }
+
+    /// Takes note of a beat.
+    pub fn see(&mut self, beat: Option<u64>, now: Instant) {
+        let Some(beat) = beat else { return };
+        if self.last.is_some_and(|last| beat > last) {
+            self.alive = true;
+            self.risen = now;
+        }
+        self.last = Some(self.last.unwrap_or(beat).max(beat));
+    }
+}
+
+fn new_nonce() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn open_root(path: &Path) -> Result<OwnedFd, LeaseError> {
+    std::fs::create_dir_all(path).map_err(|source| LeaseError::Io { what: "make the root of the leases", source })?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open the root of the leases"))?;
+    let seen = rustix::fs::fstat(&root).map_err(failed("look at the root of the leases"))?;
+    if seen.st_uid != rustix::process::geteuid().as_raw() || seen.st_mode & 0o022 != 0 {
+        return Err(LeaseError::Refused("others can write to the root of the leases".into()));
+    }
+    // the site's users must be able to reach their own directories below it
+    rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(failed("open the root of the leases"))?;
+    let kind = rustix::fs::fstatfs(&root).map_err(failed("look at the file system"))?.f_type;
+    check_file_system(kind)?;
+    Ok(root)
+}
+
+fn check_file_system(kind: i64) -> Result<(), LeaseError> {
+    if LOCAL.contains(&kind) {
+        return Ok(());
+    }
+    Err(LeaseError::Refused(format!("its file system (type {kind:#x}) is not known to be the node's own")))
+}
+
+fn open_directory(root: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(root, name, flags, Mode::empty())
+}
+
+fn create(root: &OwnedFd, name: &str, nonce: &str, owner: Uid) -> Result<OwnedFd, LeaseError> {
+    let what = failed("make the lease's directory");
+    let new = format!(".{nonce}");
+    rustix::fs::mkdirat(root, &new, Mode::from_raw_mode(0o700)).map_err(&what)?;
+    let directory = open_directory(root, &new).map_err(&what)?;
+    rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o700)).map_err(&what)?;
+    rustix::fs::fchown(&directory, Some(owner), None::<Gid>).map_err(&what)?;
+    rustix::fs::renameat(root, &new, root, name).map_err(&what)?;
+    Ok(directory)
+}
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;

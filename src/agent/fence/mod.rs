@@ -1,0 +1,280 @@
+//! The fence: process 1 of the agent's container.
+//!
+//! It starts the supervisor, arms it when the lease is seen held (safety A4), and kills everything
+//! when the lease is lost, the beat stands still (A2), nobody was heard for too long (A1), or the
+//! supervisor ends. It uses threads and blocking calls only, never arms again (C5), and gives the
+//! slot up only when nothing is left of the VM (A6).
+
+pub mod kill;
+pub mod lease;
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use lease::{Beat, Lease, LeaseError, Lock};
+
+use super::AgentFailure;
+use crate::driver::agent::{AgentConfig, LeaseConfig, LeaveCode};
+
+/// How often files of the lease are looked at.
+const PACE: Duration = Duration::from_millis(100);
+/// The holder drops its lock within this time after a release.
+const HOLDER_LIMIT: Duration = Duration::from_secs(12);
+/// Exit code of an agent whose lease was lost or never came.
+const LOST: u8 = 3;
+
+/// A line from the fence to its supervisor.
+pub mod words {
+    /// The lease is held: a VM may be started.
+    pub const HELD: &str = "held";
+    /// The slot is wanted back.
+    pub const NOTICE: &str = "notice";
+    /// From the supervisor: somebody was heard, so many milliseconds ago.
+    pub const CONTACT: &str = "contact";
+}
+
+/// The supervisor's exit code says how it leaves.
+pub fn exit_code(code: LeaveCode) -> u8 {
+    match code {
+        LeaveCode::Done => 10,
+        LeaveCode::Saved => 11,
+        LeaveCode::KeepSlot => 12,
+    }
+}
+
+/// Why it is over.
+#[derive(Debug)]
+enum End {
+    /// The lock was got: the slot is gone.
+    LockFree,
+    /// The beat stands still.
+    StillBeat,
+    /// Nobody was heard for too long.
+    Isolated,
+    /// No lease, or none that may be used.
+    NotArmed(LeaseError),
+    /// The supervisor has ended, with this code.
+    Supervisor(Option<i32>),
+}
+
+impl End {
+    /// What is written into the release file.
+    fn release(&self) -> Option<&'static str> {
+        match self {
+            Self::LockFree => None,
+            Self::StillBeat | Self::Isolated | Self::NotArmed(_) => Some("lost"),
+            Self::Supervisor(code) => match code.and_then(|code| u8::try_from(code).ok()) {
+                Some(10) => Some("done"),
+                Some(11) => Some("saved"),
+                // the slot stays: for the next incarnation, or for the operator to decide
+                _ => None,
+            },
+        }
+    }
+
+    fn exit(&self) -> u8 {
+        match self {
+            Self::Supervisor(Some(10..=12)) => 0,
+            Self::Supervisor(_) => 1,
+            _ => LOST,
+        }
+    }
+}
+
+/// Ends everything, once, from whichever thread is first.
+struct Ender {
+    lease: Lease,
+    vm_dir: PathBuf,
+    ended: Mutex<mpsc::Sender<u8>>,
+}
+
+impl Ender {
+    fn end(&self, end: &End) {
+        // held to the end: the others wait for ever, and the process ends
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let gone = kill::everything_else();
+        let killed = begun.elapsed();
+        clear(&self.vm_dir);
+        tracing::warn!(?end, gone, killed_ms = killed.as_millis(), "the VM and everything of it is gone");
+        if gone && let Some(word) = end.release() {
+            self.release(word);
+        } else if matches!(end, End::LockFree) {
+            self.lease.remove();
+        }
+        // nobody listens only if the process is ending
+        let _ = ended.send(end.exit());
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// Gives the slot up, waits until the holder has seen it, and removes the traces.
+    fn release(&self, word: &str) {
+        if let Err(error) = self.lease.release(word) {
+            return tracing::warn!(%error, "failed to give the slot up");
+        }
+        let until = Instant::now() + HOLDER_LIMIT;
+        while Instant::now() < until {
+            match self.lease.lock() {
+                // a late holder must find the release
+                Ok(None) => return,
+                Ok(Some(lock)) if matches!(lock.held(), Ok(true)) => std::thread::sleep(PACE),
+                Ok(Some(_)) => return self.lease.remove(),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Removes what is in the VM's directory; the directory itself may be a mount.
+fn clear(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if is_directory { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(%error, path = %path.display(), "a file of the VM stays");
+        }
+    }
+}
+
+/// Runs the fence around a supervisor. Returns when nothing else is left.
+pub fn run(config: &AgentConfig, vm_dir: &Path, mut supervisor: Command) -> Result<ExitCode, AgentFailure> {
+    let lease = Lease::make(&config.lease, &config.slot.0)?;
+    std::fs::create_dir_all(vm_dir).map_err(AgentFailure::io(format!("make {}", vm_dir.display())))?;
+    clear(vm_dir);
+    kill::adopt();
+    let (ours, theirs) = UnixStream::pair().map_err(AgentFailure::io("make a channel to the supervisor"))?;
+    supervisor.stdin(std::os::fd::OwnedFd::from(theirs));
+    let mut child = supervisor.spawn().map_err(AgentFailure::io("start the supervisor"))?;
+    // our copy of its end would hide its death
+    drop(supervisor);
+    let reading = ours.try_clone().map_err(AgentFailure::io("read from the supervisor"))?;
+
+    let (sender, ended) = mpsc::channel();
+    let ender = Arc::new(Ender { lease, vm_dir: vm_dir.into(), ended: Mutex::new(sender) });
+    let contact = Arc::new(Mutex::new(Instant::now()));
+    let signals = ours.try_clone().map_err(AgentFailure::io("write to the supervisor"))?;
+    spawn(move || terminations(signals));
+    let heard = contact.clone();
+    spawn(move || listen(reading, &heard));
+    let (watch, isolation, terms) = (ender.clone(), config.isolation, config.lease.clone());
+    spawn(move || watch.end(&lease_thread(&watch, &terms, isolation, ours, &contact)));
+    spawn(move || {
+        let status = child.wait().ok();
+        ender.end(&End::Supervisor(status.and_then(|status| status.code())));
+    });
+    Ok(ExitCode::from(ended.recv().unwrap_or(1)))
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(work);
+}
+
+/// Arms the supervisor, then waits for the end of the lease.
+fn lease_thread(
+    ender: &Arc<Ender>,
+    config: &LeaseConfig,
+    isolation: Duration,
+    mut supervisor: UnixStream,
+    contact: &Mutex<Instant>,
+) -> End {
+    let (lock, mut beat) = match arm(&ender.lease, config) {
+        Ok(armed) => armed,
+        Err(error) => return End::NotArmed(error),
+    };
+    let waiting = match lock.share() {
+        Ok(lock) => lock,
+        Err(error) => return End::NotArmed(error),
+    };
+    let lost = ender.clone();
+    spawn(move || {
+        match waiting.wait_until_lost() {
+            Ok(()) => {}
+            // a lock that cannot be waited for protects nobody
+            Err(error) => tracing::error!(%error, "the lock cannot be waited for"),
+        }
+        lost.end(&End::LockFree);
+    });
+    *contact.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    tell(&mut supervisor, words::HELD);
+    let mut noticed = false;
+    loop {
+        std::thread::sleep(PACE);
+        let now = Instant::now();
+        beat.see(lock.beat(), now);
+        if now.duration_since(beat.risen) > config.beat_limit {
+            return End::StillBeat;
+        }
+        let heard = *contact.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(heard) > isolation {
+            return End::Isolated;
+        }
+        if !noticed && ender.lease.notice() {
+            noticed = true;
+            tell(&mut supervisor, words::NOTICE);
+        }
+    }
+}
+
+/// Waits until the lease is seen to be held for this agent.
+fn arm(lease: &Lease, config: &LeaseConfig) -> Result<(Lock, Beat), LeaseError> {
+    let until = Instant::now() + config.arm_within;
+    let mut beat = Beat::new(Instant::now());
+    let mut lock = None;
+    while Instant::now() < until {
+        if lock.is_none() {
+            lock = lease.lock()?;
+        }
+        if let Some(lock) = &lock {
+            beat.see(lock.beat(), Instant::now());
+        }
+        if let Some(lock) = lock.take_if(|_| beat.alive) {
+            // free although the beat was seen: its holder has just died, and nobody takes it again
+            return if lock.held()? { Ok((lock, beat)) } else { Err(LeaseError::NotHeld) };
+        }
+        std::thread::sleep(PACE);
+    }
+    Err(LeaseError::NotHeld)
+}
+
+fn tell(supervisor: &mut UnixStream, word: &str) {
+    // one that does not listen has ended, which is seen elsewhere
+    let _ = supervisor.write_all(format!("{word}\n").as_bytes());
+}
+
+/// Takes note of what the supervisor hears.
+fn listen(supervisor: UnixStream, contact: &Mutex<Instant>) {
+    for line in BufReader::new(supervisor).lines() {
+        let Ok(line) = line else { return };
+        let age = line.strip_prefix(words::CONTACT).and_then(|age| age.trim().parse().ok());
+        if let Some(at) = age.and_then(|age| Instant::now().checked_sub(Duration::from_millis(age))) {
+            let mut last = contact.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = at.max(*last);
+        }
+    }
+}
+
+/// A request to end is a notice (safety A8): the operator decides, and a lost lease kills anyway.
+fn terminations(mut supervisor: UnixStream) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let Ok(runtime) = runtime else { return };
+    runtime.block_on(async {
+        let kind = tokio::signal::unix::SignalKind::terminate();
+        let Ok(mut signals) = tokio::signal::unix::signal(kind) else { return };
+        while signals.recv().await.is_some() {
+            tell(&mut supervisor, words::NOTICE);
+        }
+    });
+}
+
+#[cfg(test)]
+#[path = "fence_tests.rs"]
+mod tests;

@@ -1,0 +1,336 @@
+//! The steps of a capture on this node: what the barrier's rules say is done to the VM.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use super::{
+    Supervisor,
+    vm::{Paths, Prepared, Vm, remove, remove_generation},
+};
+use crate::{
+    driver::{
+        agent::{AgentError, CaptureOrder, PartState, VmState, barrier::Todo},
+        qemu::{
+            QemuError,
+            capture::{self, Mechanism},
+            cmdline::Layer,
+            img::{self, Chain, Format},
+            process,
+        },
+    },
+    names::Generation,
+    store::manifest::{FileKind, MemberPart},
+};
+
+/// A conversation with the guest's agent ends within this time, or there is no capture.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is left to do once the guest has been cut.
+struct Cut {
+    generation: Generation,
+    mechanism: Mechanism,
+    resume: bool,
+    /// The overlay that was frozen.
+    frozen: PathBuf,
+    output_bytes: u64,
+    started: bool,
+    ran: f64,
+}
+
+fn failed(error: impl std::fmt::Display) -> AgentError {
+    AgentError::Failed(error.to_string())
+}
+
+fn not_loaded() -> AgentError {
+    AgentError::Refused("the VM is not loaded".into())
+}
+
+impl Supervisor {
+    /// Step 1: overlay, file and space, all before the pause.
+    pub(super) async fn prepare(self: &Arc<Self>, order: &CaptureOrder) -> Result<(), AgentError> {
+        let mut vm = self.vm.lock().await;
+        let vm = vm.as_mut().ok_or_else(not_loaded)?;
+        let todo = self.view.change(|facts| match facts.vm {
+            VmState::Running | VmState::Stopped => facts.barrier.prepare(order),
+            _ => Err(AgentError::Refused("the guest does not run".into())),
+        })?;
+        if todo != Todo::Work {
+            return Ok(());
+        }
+        vm.discard(&self.paths).await;
+        let uploading = self.uploading();
+        vm.forget_old(&self.paths, uploading).await;
+        let idle = tokio::time::timeout(IDLE_LIMIT, self.guest.clone().lock_owned()).await;
+        let ready = match idle {
+            Ok(gate) => {
+                vm.gate = Some(gate);
+                make_ready(vm, &self.paths, order).await
+            }
+            Err(_) => Err(QemuError::Late("the guest's agent")),
+        };
+        if let Err(error) = &ready {
+            self.view.change(|facts| facts.barrier.give_up(&error.to_string()));
+            vm.discard(&self.paths).await;
+        }
+        ready.map_err(failed)
+    }
+
+    /// Step 2: the guest stands still.
+    pub(super) async fn stop(self: &Arc<Self>, order: &CaptureOrder) -> Result<(), AgentError> {
+        let mut vm = self.vm.lock().await;
+        let vm = vm.as_mut().ok_or_else(not_loaded)?;
+        if self.view.change(|facts| facts.barrier.stop(order))? != Todo::Work {
+            return Ok(());
+        }
+        if let Err(error) = capture::stop(&vm.qmp).await {
+            self.give_up(vm, &error.to_string()).await;
+            return Err(failed(error));
+        }
+        let (elapsed, now) = (self.view.elapsed(), self.view.now());
+        self.view.change(|facts| {
+            facts.barrier.stopped(elapsed, now);
+            facts.set_vm(VmState::Stopped);
+        });
+        vm.output.drain().await;
+        Ok(())
+    }
+
+    /// Step 3: the cut.
+    pub(super) async fn cut(self: &Arc<Self>, order: &CaptureOrder) -> Result<(), AgentError> {
+        let mut vm = self.vm.lock().await;
+        let vm = vm.as_mut().ok_or_else(not_loaded)?;
+        if self.view.change(|facts| facts.barrier.cut(order))? != Todo::Work {
+            return Ok(());
+        }
+        match self.try_cut(vm, order).await {
+            Ok(cut) => {
+                let own = self.clone();
+                tokio::spawn(async move { own.finish(cut).await });
+                Ok(())
+            }
+            Err(error) => {
+                self.give_up(vm, &error.to_string()).await;
+                if self.paths.generation(order.generation).exists() {
+                    remove_generation(&self.paths, order.generation).await;
+                }
+                Err(failed(error))
+            }
+        }
+    }
+
+    async fn try_cut(&self, vm: &mut Vm, order: &CaptureOrder) -> Result<Cut, QemuError> {
+        let (Some(prepared), Some((top, frozen))) = (&vm.prepared, vm.top()) else {
+            return Err(QemuError::Late("the preparation"));
+        };
+        let (overlay, mechanism, frozen) = (prepared.overlay, prepared.mechanism, frozen.to_owned());
+        let output_bytes = drained(vm).await?;
+        capture::switch(&vm.qmp, &Chain::node(top), &Chain::node(overlay)).await?;
+        vm.prepared = None;
+        vm.chain.overlays.push((overlay, self.paths.overlay(overlay)));
+        let (started, ran) = self.view.read(|facts| (facts.guest.started, facts.ran()));
+        capture::begin(&vm.qmp, mechanism, vm.version.resumes_by_itself).await?;
+        vm.being_read = true;
+        self.view.change(|facts| facts.barrier.writing());
+        if order.resume {
+            if mechanism == Mechanism::Stopped {
+                capture::written(&vm.qmp, mechanism).await?;
+            }
+            self.let_run(vm).await?;
+        }
+        let ran = ran + self.restored_ran();
+        let (generation, resume) = (order.generation, order.resume);
+        Ok(Cut { generation, mechanism, resume, frozen, output_bytes, started, ran })
+    }
+
+    /// Lets the guest run, whatever held it.
+    pub(super) async fn let_run(&self, vm: &mut Vm) -> Result<(), QemuError> {
+        capture::resume(&vm.qmp).await?;
+        vm.gate = None;
+        let elapsed = self.view.elapsed();
+        self.view.change(|facts| {
+            facts.barrier.resumed(elapsed);
+            facts.set_vm(VmState::Running);
+        });
+        Ok(())
+    }
+
+    /// Makes the part void; the guest runs on.
+    pub(super) async fn give_up(&self, vm: &mut Vm, reason: &str) {
+        tracing::warn!(reason, "a capture is given up");
+        let todo = self.view.change(|facts| facts.barrier.give_up(reason));
+        if todo == Todo::Resume
+            && let Err(error) = self.let_run(vm).await
+        {
+            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+        }
+        vm.discard(&self.paths).await;
+    }
+
+    /// The order to give a capture up.
+    pub(super) async fn abandon(self: &Arc<Self>, order: &CaptureOrder) -> Result<(), AgentError> {
+        let mut vm = self.vm.lock().await;
+        let vm = vm.as_mut().ok_or_else(not_loaded)?;
+        let (writing, todo) = self.view.change(|facts| {
+            let writing = facts.barrier.part().is_some_and(|part| part.state == PartState::Writing);
+            facts.barrier.abandon(order, "given up by the coordinator").map(|todo| (writing, todo))
+        })?;
+        if writing {
+            // never cancelled: what is being written ends, and the guest runs on then
+            return Ok(());
+        }
+        if todo == Todo::Resume {
+            self.let_run(vm).await.map_err(failed)?;
+        }
+        vm.discard(&self.paths).await;
+        Ok(())
+    }
+
+    /// Lets the guest run when a limit of the barrier has passed (safety B3).
+    pub(super) async fn tick(&self) {
+        let elapsed = self.view.elapsed();
+        if self.view.quietly(|facts| facts.barrier.tick(elapsed)) != Todo::Resume {
+            return;
+        }
+        if let Some(vm) = self.vm.lock().await.as_mut() {
+            tracing::warn!("nobody has said how the capture goes on: the guest runs on");
+            if let Err(error) = self.let_run(vm).await {
+                self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+            }
+            vm.discard(&self.paths).await;
+        }
+    }
+
+    /// After the cut: the memory is written to its end, the disk's frozen state is made one file.
+    async fn finish(self: Arc<Self>, cut: Cut) {
+        let generation = cut.generation;
+        let result = self.collect(&cut).await;
+        let mut vm = self.vm.lock().await;
+        let Some(vm) = vm.as_mut() else { return };
+        vm.being_read = false;
+        match result {
+            Ok(bytes) => self.captured(vm, cut, bytes).await,
+            Err(error) => {
+                self.give_up(vm, &error.to_string()).await;
+                remove_generation(&self.paths, generation).await;
+                let by_itself = vm.version.resumes_by_itself && cut.mechanism == Mechanism::Background;
+                if by_itself && matches!(error, QemuError::Migration { .. }) {
+                    self.lose_vm("its memory could not be written, which this QEMU does not survive");
+                }
+            }
+        }
+        if let Err(error) = commit(vm, self.view.read(|facts| facts.barrier.holds_guest())).await {
+            tracing::warn!(%error, "old overlays stay");
+        }
+    }
+
+    async fn captured(&self, vm: &mut Vm, cut: Cut, bytes: u64) {
+        let machine = self.view.read(|facts| facts.machine.clone());
+        let Some(machine) = machine else { return };
+        let record = MemberPart {
+            index: self.config.member,
+            files: Vec::new(),
+            machine,
+            output_bytes: cut.output_bytes,
+            started: cut.started,
+            ran: cut.ran,
+        };
+        let elapsed = self.view.elapsed();
+        let whole = self.view.change(|facts| {
+            facts.barrier.captured(elapsed, record.clone(), bytes);
+            facts.barrier.part().is_some_and(|part| part.state == PartState::Captured)
+        });
+        if whole {
+            vm.captured.insert(cut.generation, record);
+            return;
+        }
+        remove_generation(&self.paths, cut.generation).await;
+        if !cut.resume
+            && let Err(error) = self.let_run(vm).await
+        {
+            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+        }
+    }
+
+    async fn collect(&self, cut: &Cut) -> Result<u64, QemuError> {
+        let Some((qmp, base, format)) =
+            self.vm.lock().await.as_ref().map(|vm| (vm.qmp.clone(), vm.base.clone(), vm.base_format))
+        else {
+            return Err(QemuError::Late("the VM"));
+        };
+        capture::written(&qmp, cut.mechanism).await?;
+        let path = |kind| self.paths.part(cut.generation, kind);
+        let memory = capture::trim(&path(FileKind::Memory))?;
+        img::flatten(&cut.frozen, &base, format, &path(FileKind::Disk)).await?;
+        let at = QemuError::io("copy the output");
+        copy_output(self.paths.output(), path(FileKind::Output), cut.output_bytes).await.map_err(at)?;
+        let disk = tokio::fs::metadata(path(FileKind::Disk)).await.map_err(QemuError::io("look at the disk"))?;
+        Ok(memory + disk.len() + cut.output_bytes)
+    }
+}
+
+async fn make_ready(vm: &mut Vm, paths: &Paths, order: &CaptureOrder) -> Result<(), QemuError> {
+    let (generation, overlay) = (order.generation, vm.next);
+    let Some((_, top)) = vm.top() else { return Err(QemuError::Late("the disk")) };
+    let path = paths.overlay(overlay);
+    img::create_overlay(&path, top, Format::Qcow2, vm.disk_size).await?;
+    vm.next += 1;
+    process::give(&path)?;
+    let directory = paths.generation(generation);
+    let made = tokio::fs::DirBuilder::new().mode(0o700).create(&directory).await;
+    made.map_err(QemuError::io(format!("make {}", directory.display())))?;
+    let ready = async {
+        let memory = capture::reserve(&paths.part(generation, FileKind::Memory), vm.memory)?;
+        let mechanism = capture::choose(&vm.qmp, order.resume).await?;
+        capture::offer(&vm.qmp, &memory).await?;
+        let layer = Layer { node: Chain::node(overlay), path: path.clone(), format: Format::Qcow2 };
+        capture::add_overlay(&vm.qmp, &layer).await?;
+        Ok(mechanism)
+    };
+    match ready.await {
+        Ok(mechanism) => {
+            vm.prepared = Some(Prepared { generation, overlay, mechanism });
+            Ok(())
+        }
+        Err(error) => {
+            remove(&path).await;
+            remove_generation(paths, generation).await;
+            Err(error)
+        }
+    }
+}
+
+/// Takes all output that QEMU still has; the guest stands still. Bytes in QEMU.
+async fn drained(vm: &Vm) -> Result<u64, QemuError> {
+    loop {
+        let before = vm.output.length();
+        vm.output.drain().await;
+        // a turn of QEMU's main loop, in which it sends on what had no room before
+        capture::status(&vm.qmp).await?;
+        vm.output.drain().await;
+        if vm.output.length() == before {
+            return Ok(before);
+        }
+    }
+}
+
+async fn copy_output(from: PathBuf, to: PathBuf, length: u64) -> std::io::Result<()> {
+    use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _};
+    let work = move || {
+        let mut to = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        let copied = std::io::copy(&mut std::fs::File::open(from)?.take(length), &mut to)?;
+        if copied == length { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+    };
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+}
+
+/// Merges old overlays, never while a capture holds the guest.
+async fn commit(vm: &mut Vm, busy: bool) -> Result<(), QemuError> {
+    if busy || vm.prepared.is_some() {
+        return Ok(());
+    }
+    let (Some((top, base)), Some((active, _))) = (vm.chain.to_commit(vm.being_read), vm.top()) else { return Ok(()) };
+    capture::commit(&vm.qmp, &Chain::node(active), &Chain::node(top), &Chain::node(base)).await?;
+    for path in vm.chain.committed(top) {
+        remove(&path).await;
+    }
+    Ok(())
+}

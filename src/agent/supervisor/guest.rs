@@ -1,0 +1,172 @@
+//! What the guest is asked, from `go` to the end of its command. Each conversation takes the guest's
+//! channel for itself, and gives it back quickly: a capture waits for it (safety B9).
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
+
+use super::Supervisor;
+use crate::driver::{
+    guest::{
+        GuestError, after_restore,
+        command::{self, Started},
+        files,
+    },
+    repository::{ByteStream, RepositoryError},
+};
+
+/// How often the guest is asked whether its command has ended.
+const PACE: Duration = Duration::from_millis(500);
+/// How long one question for a sign of life waits.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// How long until the repository is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// What is kept of one file at most.
+const MOST: u64 = 16 << 30;
+/// Exit code of a command that could not be started, as shells have it.
+const NOT_STARTED: i32 = 126;
+/// Exit code of a command that went with a boot of its guest.
+const LOST: i32 = 255;
+/// Name of the command's output among the files that are kept.
+const OUTPUT: &str = "output";
+
+macro_rules! with_channel {
+    ($self:ident, $channel:ident => $work:expr) => {{
+        let mut guard = $self.guest.lock().await;
+        match guard.as_mut() {
+            Some($channel) => $work.await,
+            None => Err(GuestError::Socket("there is none".into())),
+        }
+    }};
+}
+
+impl Supervisor {
+    /// Follows the guest from its first instruction here to the end of its command.
+    pub(super) async fn follow_guest(self: Arc<Self>) {
+        if let Some(channel) = self.guest.lock().await.as_mut() {
+            channel.lose_step();
+        }
+        while let Err(error) = with_channel!(self, channel => channel.sync(SIGN_OF_LIFE)) {
+            tracing::debug!(%error, "the guest does not answer yet");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        if self.config.restore.is_some() {
+            self.put_right().await;
+        }
+        self.view.change(|facts| facts.guest.answers = true);
+        if let Some(code) = self.run_command().await {
+            self.view.change(|facts| facts.guest.exit_code = Some(code));
+            self.keep_outputs().await;
+            self.view.change(|facts| facts.guest.outputs_kept = true);
+        }
+    }
+
+    fn problem(&self, problem: String) {
+        tracing::warn!(problem, "the guest has a problem");
+        self.view.change(|facts| facts.guest.problem = Some(problem.chars().take(500).collect()));
+    }
+
+    /// After a restore: randomness of its own, then the right time.
+    async fn put_right(&self) {
+        if let Err(error) = with_channel!(self, channel => after_restore::reseed(channel)) {
+            self.problem(error.to_string());
+        }
+        if let Err(error) = with_channel!(self, channel => after_restore::set_clock(channel, &self.view.clock)) {
+            self.problem(error.to_string());
+        }
+    }
+
+    /// Starts the command, unless it was started before, and waits for its end.
+    async fn run_command(&self) -> Option<i32> {
+        let run = self.config.run.as_ref()?;
+        loop {
+            match with_channel!(self, channel => command::start(channel, run)) {
+                Ok(Started::Now | Started::Before) => break,
+                Ok(Started::Lost) => {
+                    self.problem("the guest has booted again: the command is gone".into());
+                    return Some(LOST);
+                }
+                Err(error @ GuestError::Program { .. }) => {
+                    self.problem(error.to_string());
+                    return Some(NOT_STARTED);
+                }
+                // whether it was started is not known: asking again does no harm
+                Err(error) => tracing::warn!(%error, "the start of the command is repeated"),
+            }
+            tokio::time::sleep(PACE).await;
+        }
+        self.view.change(|facts| facts.guest.started = true);
+        loop {
+            tokio::time::sleep(PACE).await;
+            match with_channel!(self, channel => command::exit_code(channel)) {
+                Ok(None) => {}
+                Ok(Some(code)) => return Some(code),
+                Err(error) => tracing::warn!(%error, "the guest does not say whether its command has ended"),
+            }
+        }
+    }
+
+    /// Brings the output and the wanted files to the repository.
+    async fn keep_outputs(&self) {
+        let output = self.vm.lock().await.as_ref().map(|vm| vm.output.clone());
+        if let Some(output) = output {
+            output.drain().await;
+        }
+        self.keep(OUTPUT, &self.paths.output()).await;
+        for wanted in &self.config.outputs {
+            let path = self.paths.vm.join("fetched");
+            match self.fetch_file(&wanted.path, &path).await {
+                Ok(()) => self.keep(&wanted.path, &path).await,
+                Err(error) => self.problem(format!("{} is not kept: {error}", wanted.path)),
+            }
+        }
+    }
+
+    async fn fetch_file(&self, path: &str, to: &std::path::Path) -> Result<(), GuestError> {
+        let local = |error: std::io::Error| GuestError::Socket(error.to_string());
+        let mut options = tokio::fs::OpenOptions::new();
+        let mut to = options.write(true).create(true).truncate(true).mode(0o600).open(to).await.map_err(local)?;
+        let Some(file) = with_channel!(self, channel => files::open(channel, path))? else {
+            return Err(GuestError::Program { what: "reading it", text: "there is no such file".into() });
+        };
+        let mut length = 0;
+        loop {
+            let piece = with_channel!(self, channel => file.read(channel))?;
+            if piece.is_empty() {
+                break;
+            }
+            length += piece.len() as u64;
+            if length > MOST {
+                return Err(GuestError::Program { what: "reading it", text: "it is too large".into() });
+            }
+            to.write_all(&piece).await.map_err(local)?;
+        }
+        to.flush().await.map_err(local)?;
+        with_channel!(self, channel => file.close(channel))
+    }
+
+    /// Brings one file to the repository; waits for one that does not answer.
+    async fn keep(&self, name: &str, path: &std::path::Path) {
+        loop {
+            let body = match tokio::fs::File::open(path).await {
+                Ok(file) => stream(file),
+                Err(error) => return self.problem(format!("{name} is not kept: {error}")),
+            };
+            match self.store.put_output(&self.config.job, self.config.member, name, body).await {
+                Ok(()) => return,
+                Err(error @ (RepositoryError::Unreachable(_) | RepositoryError::Full(_))) => {
+                    tracing::warn!(%error, name, "an output waits for the repository");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => return self.problem(format!("{name} is not kept: {error}")),
+            }
+        }
+    }
+}
+
+fn stream(file: tokio::fs::File) -> ByteStream {
+    use futures::StreamExt as _;
+    let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10);
+    pieces.map(|piece| piece.map(Bytes::from)).boxed()
+}

@@ -1,0 +1,288 @@
+//! Makes the VM: fetches what it is made of, starts QEMU, loads the memory of a generation. At the
+//! end the guest stands still and waits for `go`.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{Supervisor, images, output, output::Output, vm::Vm};
+use crate::{
+    driver::{
+        agent::{Accelerator, LeaseState, VmState},
+        guest::{channel::Channel, seed::Seed},
+        qemu::{
+            QemuError,
+            cmdline::{Kernel, Layer, VmDefinition, sockets},
+            img::{self, Chain},
+            probe, process::{self, Qemu},
+            restore,
+        },
+        repository::RepositoryError,
+    },
+    store::manifest::{FileKind, MachineRecord, MemberPart},
+};
+
+/// How long until the repository is asked again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Loading memory takes this long at most, and a second more for each 32 MiB.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoadError {
+    /// What the agent was given cannot be used, here or anywhere.
+    #[error("{0}")]
+    Unusable(String),
+    /// This node could not do it.
+    #[error("{0}")]
+    Node(String),
+}
+
+impl From<RepositoryError> for LoadError {
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::Full(_) | RepositoryError::Unreachable(_) => Self::Node(error.to_string()),
+            RepositoryError::NotFound(_) | RepositoryError::Damaged(_) | RepositoryError::Refused(_) => {
+                Self::Unusable(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<QemuError> for LoadError {
+    fn from(error: QemuError) -> Self {
+        match error {
+            QemuError::Io { .. } | QemuError::Late(_) => Self::Node(error.to_string()),
+            QemuError::Qmp(_) | QemuError::Program { .. } | QemuError::Migration { .. } | QemuError::Image { .. } => {
+                Self::Unusable(error.to_string())
+            }
+        }
+    }
+}
+
+fn node(what: &'static str) -> impl Fn(std::io::Error) -> LoadError {
+    move |error| LoadError::Node(format!("failed to {what}: {error}"))
+}
+
+/// What was fetched.
+pub(super) struct Fetched {
+    disk: PathBuf,
+    kernel: Option<Kernel>,
+    part: Option<MemberPart>,
+}
+
+impl Supervisor {
+    /// Fetches image and generation; waits for a repository that does not answer.
+    pub(super) async fn fetch(&self) -> Result<Fetched, LoadError> {
+        loop {
+            match self.try_fetch().await {
+                Err(RepositoryError::Unreachable(why)) => {
+                    tracing::warn!(why, "the repository does not answer");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    async fn try_fetch(&self) -> Result<Fetched, RepositoryError> {
+        let image = &self.config.image;
+        let before = AtomicU64::new(0);
+        let part = match self.config.restore {
+            None => None,
+            Some(generation) => {
+                let manifest = self.store.get_manifest(&self.config.job, generation).await?;
+                let found = manifest.members.into_iter().find(|part| part.index == self.config.member);
+                Some(found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}")))?)
+            }
+        };
+        let parts = part.iter().flat_map(|part| &part.files).map(|file| file.size).sum::<u64>();
+        let progress = |done: u64| {
+            let done = before.load(Ordering::Relaxed) + done;
+            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: parts.max(done) }));
+        };
+        progress(0);
+        if let (Some(generation), Some(part)) = (self.config.restore, &part) {
+            for file in &part.files {
+                let to = self.paths.vm.join(format!("load-{}", file.kind));
+                let (job, member) = (&self.config.job, self.config.member);
+                self.store.get_part(job, generation, member, file, &to, &progress).await?;
+                before.fetch_add(file.size, Ordering::Relaxed);
+            }
+        }
+        let cache = &self.paths.cache;
+        let disk = images::image(self.store.as_ref(), cache, &image.disk, &progress).await?;
+        let kernel = match &image.kernel {
+            None => None,
+            Some(kernel) => {
+                let kernel = images::image(self.store.as_ref(), cache, kernel, &progress).await?;
+                let initrd = match &image.initrd {
+                    None => None,
+                    Some(initrd) => Some(images::image(self.store.as_ref(), cache, initrd, &progress).await?),
+                };
+                Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
+            }
+        };
+        Ok(Fetched { disk, kernel, part })
+    }
+
+    /// Makes the VM of what was fetched, once the lease is held (safety A4).
+    pub(super) async fn load(self: &Arc<Self>, fetched: Fetched) -> Result<(), LoadError> {
+        self.view.until(|facts| facts.lease == LeaseState::Held).await;
+        let machine = self.machine(&fetched).await?;
+        self.make_directories().await?;
+        let (format, base_size) = img::inspect_base(&fetched.disk).await?;
+        let disk_size = self.config.vm.disk.map_or(base_size, |size| size.0);
+        if disk_size < base_size {
+            let text = format!("a disk of {disk_size} bytes is smaller than its image of {base_size}");
+            return Err(LoadError::Unusable(text));
+        }
+        let mut chain = Chain::default();
+        let (mut below, mut below_format) = (fetched.disk.clone(), format);
+        if fetched.part.is_some() {
+            let delta = self.paths.overlay(0);
+            tokio::fs::rename(self.paths.vm.join("load-disk"), &delta).await.map_err(node("place the disk"))?;
+            img::set_below(&delta, &fetched.disk, format).await?;
+            chain.overlays.push((0, delta.clone()));
+            (below, below_format) = (delta, img::Format::Qcow2);
+        }
+        let top = u32::try_from(chain.overlays.len()).unwrap_or_default();
+        img::create_overlay(&self.paths.overlay(top), &below, below_format, disk_size).await?;
+        chain.overlays.push((top, self.paths.overlay(top)));
+        for (_, path) in &chain.overlays {
+            process::give(path)?;
+        }
+        self.make_seed().await?;
+
+        let layer = |node: String, path: PathBuf, format| Layer { node, path, format };
+        let overlays = chain.overlays.iter().map(|(n, path)| layer(Chain::node(*n), path.clone(), img::Format::Qcow2));
+        let definition = VmDefinition {
+            name: format!("{}-{}", self.config.job_name, self.config.member),
+            machine: machine.machine.clone(),
+            cpu_model: machine.cpu_model.clone(),
+            accelerator: machine.accelerator,
+            cpus: machine.cpus,
+            memory_mib: machine.memory >> 20,
+            disk: std::iter::once(layer("base".into(), fetched.disk.clone(), format)).chain(overlays).collect(),
+            seed: self.paths.seed(),
+            kernel: fetched.kernel,
+            network: self.config.guest_network,
+            mac: self.config.mac.clone(),
+            sockets: self.paths.sockets(),
+            incoming: fetched.part.is_some(),
+        };
+        let qemu = Qemu::start(&definition, &self.paths.log()).await?;
+        let qmp = qemu.qmp.clone();
+        self.watch_over(qemu);
+
+        if fetched.part.is_some() {
+            self.load_memory(&qmp, machine.memory).await?;
+            self.restored_ran.store(fetched.part.map_or(0.0, |part| part.ran).to_bits(), Ordering::Relaxed);
+        }
+        let sockets = self.paths.sockets();
+        let output = Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.view.clone()).await;
+        output::follow_console(&sockets.join(sockets::CONSOLE)).await.map_err(node("follow the console"))?;
+        let channel = Channel::connect(&sockets.join(sockets::GUEST_AGENT)).await;
+        *self.guest.lock().await = Some(channel.map_err(|error| LoadError::Node(error.to_string()))?);
+        *self.vm.lock().await = Some(Vm {
+            qmp,
+            version: probe::version().await?,
+            base: fetched.disk,
+            base_format: format,
+            disk_size,
+            memory: machine.memory,
+            chain,
+            next: top + 1,
+            output: output.map_err(node("follow the output"))?,
+            prepared: None,
+            gate: None,
+            being_read: false,
+            captured: std::collections::BTreeMap::new(),
+        });
+        self.view.change(|facts| {
+            facts.machine = Some(machine);
+            facts.set_vm(VmState::Loaded);
+        });
+        Ok(())
+    }
+
+    /// How the VM is made here; a generation that was made otherwise is refused.
+    async fn machine(&self, fetched: &Fetched) -> Result<MachineRecord, LoadError> {
+        let version = probe::version().await?;
+        let kernel = fetched.kernel.as_ref().map(|kernel| kernel.kernel.as_path());
+        let accelerator = probe::accelerator(self.config.accelerator, kernel, &self.paths.cache).await;
+        let vm = &self.config.vm;
+        match &fetched.part {
+            None => Ok(MachineRecord {
+                qemu: version.text,
+                machine: probe::machine(&vm.machine).await?,
+                cpu_model: vm.cpu_model.clone(),
+                accelerator,
+                cpus: vm.cpus,
+                memory: vm.memory.as_mebibytes() << 20,
+            }),
+            Some(part) => {
+                let made = &part.machine;
+                let here = match made.accelerator {
+                    Accelerator::Kvm => accelerator == Accelerator::Kvm,
+                    // every node can emulate
+                    Accelerator::Tcg | Accelerator::Probe => true,
+                };
+                if !here {
+                    return Err(LoadError::Unusable("the generation was made under KVM, which this node lacks".into()));
+                }
+                let machine = probe::machine(&made.machine).await?;
+                Ok(MachineRecord { qemu: version.text, machine, ..made.clone() })
+            }
+        }
+    }
+
+    async fn make_directories(&self) -> Result<(), LoadError> {
+        let mode = |path: PathBuf, mode: u32| async move {
+            tokio::fs::create_dir_all(&path).await?;
+            tokio::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).await
+        };
+        let make = node("make the VM's directory");
+        // QEMU passes through these, and lists neither
+        mode(self.paths.vm.clone(), 0o711).await.map_err(&make)?;
+        mode(self.paths.disks(), 0o711).await.map_err(&make)?;
+        mode(self.paths.sockets(), 0o700).await.map_err(&make)?;
+        process::give(&self.paths.sockets())?;
+        Ok(())
+    }
+
+    async fn make_seed(&self) -> Result<(), LoadError> {
+        let seed = Seed {
+            instance: format!("{}-{}", self.config.job, self.config.member),
+            hostname: self.config.hostname.clone(),
+            mac: self.config.mac.clone(),
+            ssh_keys: self.config.ssh_keys.clone(),
+            files: self.config.inputs.clone(),
+        };
+        let path = self.paths.seed();
+        seed.write(&self.paths.vm.join("seed"), &path).await.map_err(|error| LoadError::Node(error.to_string()))?;
+        let private = std::fs::Permissions::from_mode(0o600);
+        tokio::fs::set_permissions(&path, private).await.map_err(node("close the seed to others"))?;
+        process::give(&path)?;
+        Ok(())
+    }
+
+    async fn load_memory(&self, qmp: &crate::driver::qemu::qmp::Qmp, size: u64) -> Result<(), LoadError> {
+        let path = self.paths.vm.join(format!("load-{}", FileKind::Memory));
+        let memory = std::fs::File::open(&path).map_err(node("open the memory"))?;
+        let limit = LOAD_LIMIT + Duration::from_secs(size >> 25);
+        if let Err(error) = restore::load(qmp, &memory, limit).await {
+            let words = process::last_words(&self.paths.log());
+            return Err(LoadError::Unusable(format!("{error}; QEMU said: {words}")));
+        }
+        super::vm::remove(&path).await;
+        let output = self.paths.vm.join(format!("load-{}", FileKind::Output));
+        tokio::fs::rename(&output, self.paths.output()).await.map_err(node("place the output"))
+    }
+}

@@ -1,0 +1,249 @@
+//! The supervisor of one VM: the fence's child, which does everything that is not fencing.
+//!
+//! It observes (the fence, QEMU, the guest, orders), decides by the barrier's rules, and acts on
+//! QEMU, the guest and the repository. It starts no VM before the fence says that the lease is held,
+//! and ends with its fence.
+
+mod capture;
+mod contact;
+mod guest;
+mod images;
+mod load;
+mod orders;
+mod output;
+mod server;
+#[cfg(test)]
+pub(crate) mod testing;
+mod upload;
+mod view;
+mod vm;
+
+use std::{
+    io::BufRead as _,
+    os::{fd::AsFd as _, unix::net::UnixStream},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+pub use orders::Orders;
+
+use self::{contact::Contact, load::LoadError, view::View, vm::{Paths, Vm}};
+use super::{AgentArgs, AgentFailure, fence::{exit_code, words}};
+use crate::{
+    clock::Clock,
+    driver::{
+        agent::{AgentConfig, LeaseState, LeaveCode, VmState},
+        guest::channel::Channel,
+        qemu::process::{Qemu, last_words},
+        repository::{ByteStore, RepositoryError},
+    },
+    tls::{self, Credentials},
+};
+
+/// How often limits of the barrier are looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// Time for the last state to reach those who watch.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// Exit code of a supervisor that lost its fence.
+const LOST: u8 = 3;
+
+/// Makes the client of the repository at an address.
+pub type Connect = dyn Fn(&Credentials, &str) -> Result<Arc<dyn ByteStore>, tls::TlsError>;
+
+/// The supervisor of one VM.
+pub struct Supervisor {
+    config: AgentConfig,
+    paths: Paths,
+    store: Arc<dyn ByteStore>,
+    view: Arc<View>,
+    contact: Contact,
+    vm: Mutex<Option<Vm>>,
+    guest: Arc<Mutex<Option<Channel>>>,
+    /// Seconds the guest had run before this incarnation, as bits.
+    restored_ran: AtomicU64,
+    /// Everything ends: QEMU is killed, transfers stop.
+    stop: CancellationToken,
+    /// No QEMU is left.
+    gone: CancellationToken,
+}
+
+impl Supervisor {
+    fn new(config: AgentConfig, paths: Paths, store: Arc<dyn ByteStore>, clock: Clock, fence: Option<UnixStream>) -> Arc<Self> {
+        Arc::new(Self {
+            view: Arc::new(View::new(&config, clock)),
+            contact: Contact::new(fence),
+            config,
+            paths,
+            store,
+            vm: Mutex::new(None),
+            guest: Arc::new(Mutex::new(None)),
+            restored_ran: AtomicU64::new(0),
+            stop: CancellationToken::new(),
+            gone: CancellationToken::new(),
+        })
+    }
+
+    fn restored_ran(&self) -> f64 {
+        f64::from_bits(self.restored_ran.load(Ordering::Relaxed))
+    }
+
+    /// Silence after which a connection is given up; well below the limit of isolation.
+    fn silence_limit(&self) -> Duration {
+        self.config.isolation / 4
+    }
+
+    /// Makes the VM, and keeps the barrier's limits, until everything ends.
+    async fn live(self: Arc<Self>) {
+        let own = self.clone();
+        let loading = async move {
+            let loaded = match own.fetch().await {
+                Ok(fetched) => own.load(fetched).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = loaded {
+                let cannot_load = matches!(error, LoadError::Unusable(_));
+                tracing::error!(%error, "the VM cannot be made");
+                own.view.change(|facts| facts.set_vm(VmState::Gone { reason: error.to_string(), cannot_load }));
+                own.stop.cancel();
+            }
+        };
+        let (ticking, asking) = (self.clone(), self.clone());
+        let ticks = async move {
+            loop {
+                tokio::time::sleep(TICK).await;
+                ticking.tick().await;
+            }
+        };
+        // any answer but silence shows that somebody is there (safety A1)
+        let questions = async move {
+            loop {
+                let generation = asking.config.restore.unwrap_or_default();
+                let answer = asking.store.get_manifest(&asking.config.job, generation).await;
+                if !matches!(answer, Err(RepositoryError::Unreachable(_))) {
+                    asking.contact.heard(Duration::ZERO);
+                }
+                tokio::time::sleep(asking.silence_limit()).await;
+            }
+        };
+        let loading = tokio::spawn(loading);
+        let work = futures::future::join(ticks, questions);
+        tokio::select! {
+            () = self.stop.cancelled() => loading.abort(),
+            _ = work => {}
+        }
+    }
+
+    /// Sees QEMU to its end, whichever way it comes.
+    fn watch_over(self: &Arc<Self>, mut qemu: Qemu) {
+        let own = self.clone();
+        tokio::spawn(async move {
+            let mut events = qemu.qmp.events();
+            tokio::select! {
+                () = qemu.ended() => {}
+                () = own.stop.cancelled() => qemu.kill().await,
+            }
+            let mut shut_down = false;
+            while let Ok(event) = events.try_recv() {
+                shut_down |= event.name == "SHUTDOWN" && event.data["guest"].as_bool() == Some(true);
+            }
+            let reason = if own.stop.is_cancelled() {
+                "it was ended".into()
+            } else if shut_down {
+                "the guest shut itself down".into()
+            } else {
+                format!("QEMU has ended: {}", last_words(&own.paths.log()))
+            };
+            own.view.change(|facts| facts.set_vm(VmState::Gone { reason, cannot_load: false }));
+            own.gone.cancel();
+        });
+    }
+
+    /// The VM is of no use any more.
+    fn lose_vm(&self, reason: &str) {
+        tracing::error!(reason, "the VM is lost");
+        self.view.change(|facts| facts.set_vm(VmState::Gone { reason: reason.into(), cannot_load: false }));
+        self.stop.cancel();
+    }
+
+    /// Ends the VM and everything of it: QEMU first, then transfers, then files (safety A6).
+    async fn leave(&self, code: LeaveCode) {
+        let begun = Instant::now();
+        self.view.change(|facts| facts.leaving = Some(code));
+        self.stop.cancel();
+        if self.vm.lock().await.take().is_some() {
+            self.gone.cancelled().await;
+        }
+        self.view.change(|facts| {
+            facts.set_vm(VmState::Gone { reason: "it was ended".into(), cannot_load: false });
+        });
+        tracing::info!(?code, took_ms = begun.elapsed().as_millis(), "left");
+    }
+
+    /// Obeys the fence: its words, and its end.
+    fn obey_fence(&self, fence: UnixStream) {
+        for line in std::io::BufReader::new(fence).lines() {
+            match line.as_deref() {
+                Ok(words::HELD) => self.view.change(|facts| facts.lease = LeaseState::Held),
+                Ok(words::NOTICE) => self.view.change(|facts| {
+                    facts.noticed.get_or_insert_with(Instant::now);
+                }),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        self.view.change(|facts| facts.lease = LeaseState::Lost);
+        self.stop.cancel();
+    }
+}
+
+/// Serves until the agent has left or lost its lease; the exit code.
+async fn serve_until_left(supervisor: &Arc<Supervisor>, credentials: &Credentials) -> Result<u8, AgentFailure> {
+    let listen = supervisor.config.listen;
+    let listener = tokio::net::TcpListener::bind(listen).await.map_err(AgentFailure::io(format!("serve on {listen}")))?;
+    let silence = u32::try_from(supervisor.silence_limit().as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(&listener, silence)
+        .map_err(|errno| AgentFailure::io("limit the silence of peers")(errno.into()))?;
+    let (router, stop) = (server::router(supervisor.clone()), CancellationToken::new());
+    let ended = supervisor.view.until(|facts| {
+        facts.lease == LeaseState::Lost || (facts.leaving.is_some() && matches!(facts.vm, VmState::Gone { .. }))
+    });
+    tokio::select! {
+        served = tls::serve(listener, credentials, router, stop) => served?,
+        () = ended => {}
+    }
+    if supervisor.view.read(|facts| facts.lease) == LeaseState::Lost {
+        // after the lease is lost nothing is sent any more
+        return Ok(LOST);
+    }
+    Ok(supervisor.view.read(|facts| facts.leaving).map_or(LOST, exit_code))
+}
+
+/// Runs the supervisor; its standard input is the channel of its fence.
+pub(super) fn run(args: &AgentArgs, config: AgentConfig, connect: &Connect) -> Result<ExitCode, AgentFailure> {
+    let credentials = Credentials::read(&args.config)?;
+    let store = connect(&credentials, &config.repository)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(AgentFailure::io("start the runtime"))?;
+    let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(AgentFailure::io("reach the fence"))?;
+    let fence = UnixStream::from(input);
+    let reading = fence.try_clone().map_err(AgentFailure::io("hear the fence"))?;
+    let paths = Paths { vm: args.vm_dir.clone(), cache: args.node_dir.join("images") };
+    let code = runtime.block_on(async {
+        let supervisor = Supervisor::new(config, paths, store, Clock::system(), Some(fence));
+        let hearing = supervisor.clone();
+        std::thread::spawn(move || hearing.obey_fence(reading));
+        tokio::spawn(supervisor.clone().live());
+        serve_until_left(&supervisor, &credentials).await
+    })?;
+    // tasks that still wait for something do not hold the end up
+    runtime.shutdown_background();
+    Ok(ExitCode::from(code))
+}

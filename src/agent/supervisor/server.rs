@@ -1,0 +1,106 @@
+//! The agent's HTTP side: one address per order, for the operator; state and events also for kget.
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json, Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use futures::StreamExt as _;
+use serde::de::DeserializeOwned;
+
+use super::{Supervisor, orders::Orders};
+use crate::{
+    driver::agent::{AgentError, CaptureOrder, NodeAgent as _, UploadOrder, http::{GoOrder, LeaveOrder, Refusal, StayDownOrder}},
+    names::Identity,
+    tls::{Peer, forbidden},
+};
+
+/// The addresses an agent serves.
+pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
+    let orders = Router::new()
+        .route("/v1/go", post(|s, o| order(s, o, |a, o: GoOrder| async move { a.go(o.authority).await })))
+        .route("/v1/prepare", post(|s, o| order(s, o, |a, o: CaptureOrder| async move { a.prepare(&o).await })))
+        .route("/v1/stop", post(|s, o| order(s, o, |a, o: CaptureOrder| async move { a.stop(&o).await })))
+        .route("/v1/cut", post(|s, o| order(s, o, |a, o: CaptureOrder| async move { a.cut(&o).await })))
+        .route("/v1/abandon", post(|s, o| order(s, o, |a, o: CaptureOrder| async move { a.abandon(&o).await })))
+        .route(
+            "/v1/stay-down",
+            post(|s, o| order(s, o, |a, o: StayDownOrder| async move { a.stay_down(&o.order, o.limit).await })),
+        )
+        .route("/v1/leave", post(|s, o| order(s, o, |a, o: LeaveOrder| async move { a.leave(o.authority, o.code).await })))
+        .layer(middleware::from_fn(operator_only));
+    Router::new()
+        .route("/v1/state", get(state))
+        .route("/v1/events", get(events))
+        .route("/v1/upload", post(|s, o| order(s, o, |a, o: UploadOrder| async move { a.upload(&o).await })))
+        .merge(orders)
+        .layer(middleware::from_fn_with_state(supervisor.clone(), known_only))
+        .with_state(supervisor)
+}
+
+/// Refuses everybody but operator and kget; takes note that one of them was heard (safety A1).
+async fn known_only(
+    State(supervisor): State<Arc<Supervisor>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !matches!(peer, Identity::Operator | Identity::Kget) {
+        return forbidden("only the operator and kget speak with agents");
+    }
+    supervisor.contact.heard(Duration::ZERO);
+    next.run(request).await
+}
+
+async fn operator_only(Extension(Peer(peer)): Extension<Peer>, request: Request, next: Next) -> Response {
+    if peer == Identity::Operator { next.run(request).await } else { forbidden("only the operator gives this order") }
+}
+
+/// Obeys an order to its end, whether or not the one who gave it still waits.
+async fn order<O, F, R>(State(supervisor): State<Arc<Supervisor>>, Json(order): Json<O>, obey: F) -> Response
+where
+    O: DeserializeOwned + Send + 'static,
+    F: FnOnce(Orders, O) -> R + Send + 'static,
+    R: Future<Output = Result<(), AgentError>> + Send + 'static,
+{
+    match tokio::spawn(obey(Orders(supervisor), order)).await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Err(error)) => refusal(&error),
+        Err(error) => refusal(&AgentError::Failed(error.to_string())),
+    }
+}
+
+fn refusal(error: &AgentError) -> Response {
+    let (status, message) = match error {
+        AgentError::Refused(why) => (StatusCode::CONFLICT, why),
+        AgentError::Failed(why) | AgentError::Unreachable(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
+    };
+    (status, Json(Refusal { message: message.clone() })).into_response()
+}
+
+async fn state(State(supervisor): State<Arc<Supervisor>>) -> Response {
+    Json(supervisor.view.render()).into_response()
+}
+
+async fn events(State(supervisor): State<Arc<Supervisor>>) -> Response {
+    let states = match Orders(supervisor.clone()).watch().await {
+        Ok(states) => states,
+        Err(error) => return refusal(&error),
+    };
+    // a peer that does not acknowledge loses its connection after this time, so that a stream which
+    // goes on proves that it was there that long ago
+    let lag = supervisor.silence_limit();
+    let lines = states.map(move |state| {
+        supervisor.contact.heard(lag);
+        let mut line = serde_json::to_vec(&state).unwrap_or_default();
+        line.push(b'\n');
+        Ok::<_, Infallible>(Bytes::from(line))
+    });
+    Body::from_stream(lines).into_response()
+}

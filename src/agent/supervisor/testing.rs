@@ -1,0 +1,183 @@
+//! What the tests of the supervisor share: a configuration, and a repository that is a directory.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::TryStreamExt as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    api::{
+        job::{RunOn, RunSpec, VmSpec},
+        job_status::ResolvedImage,
+        quantity::Bytes,
+    },
+    driver::{
+        agent::{Accelerator, AgentConfig, GuestNetwork, LeaseConfig, PROTOCOL},
+        repository::{ByteStore, ByteStream, RepositoryError},
+    },
+    names::{Generation, JobUid, MemberIndex},
+    store::manifest::{FileKind, Manifest, PartFile},
+};
+
+/// An agent's configuration, with its lease below `root`.
+pub(crate) fn config(root: &Path) -> AgentConfig {
+    AgentConfig {
+        protocol: PROTOCOL,
+        job: "3f2b8a10-9c1d-4e5f-8a7b-112233445566".into(),
+        job_name: "count".into(),
+        namespace: "default".into(),
+        member: 0,
+        members: 1,
+        incarnation: 1,
+        slot: "77".into(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        lease: LeaseConfig {
+            root: root.join("leases").to_string_lossy().into(),
+            directory: "3f2b8a10-77".into(),
+            owner: rustix::process::geteuid().as_raw(),
+            arm_within: Duration::from_secs(5),
+            beat_limit: Duration::from_secs(3),
+        },
+        isolation: Duration::from_secs(30),
+        not_after: jiff::Timestamp::now() + Duration::from_secs(3600),
+        repository: "127.0.0.1:1".into(),
+        image: ResolvedImage {
+            namespace: "default".into(),
+            name: "light".into(),
+            disk: String::new(),
+            virtual_size: 0,
+            kernel: None,
+            initrd: None,
+            params: None,
+        },
+        vm: VmSpec { memory: Bytes::mebibytes(192), ..VmSpec::default() },
+        restore: None,
+        run: Some(RunSpec {
+            command: vec!["true".into()],
+            on: RunOn::All,
+            env: BTreeMap::new(),
+            user: None,
+            working_dir: None,
+        }),
+        outputs: Vec::new(),
+        inputs: BTreeMap::new(),
+        ssh_keys: Vec::new(),
+        hostname: "count-0".into(),
+        address: "10.0.0.1".into(),
+        mac: "52:54:00:00:00:01".into(),
+        max_pause: Duration::from_secs(2),
+        accelerator: Accelerator::Tcg,
+        guest_network: GuestNetwork::Isolated,
+    }
+}
+
+/// A repository that is a directory, without compression or tickets.
+pub(crate) struct FileStore(PathBuf);
+
+impl FileStore {
+    pub(crate) fn new(root: &Path) -> Self {
+        std::fs::create_dir_all(root).unwrap();
+        Self(root.into())
+    }
+
+    /// Adds an image; its digest.
+    pub(crate) fn add_image(&self, content: &[u8]) -> String {
+        let hex: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        std::fs::write(self.0.join(format!("sha256:{hex}")), content).unwrap();
+        format!("sha256:{hex}")
+    }
+
+    pub(crate) fn publish(&self, manifest: &Manifest) {
+        let text = serde_json::to_vec(manifest).unwrap();
+        std::fs::write(self.0.join(format!("manifest-{}", manifest.generation)), text).unwrap();
+    }
+
+    pub(crate) fn output(&self, member: MemberIndex, path: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.0.join(format!("output-{member}-{}", path.replace('/', "_")))).ok()
+    }
+
+    fn part(&self, generation: Generation, member: MemberIndex, kind: FileKind) -> PathBuf {
+        self.0.join(format!("part-{generation}-{member}-{kind}"))
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> RepositoryError {
+    RepositoryError::NotFound(error.to_string())
+}
+
+#[async_trait]
+impl ByteStore for FileStore {
+    async fn get_manifest(&self, _: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {
+        let text = std::fs::read(self.0.join(format!("manifest-{generation}"))).map_err(broken)?;
+        serde_json::from_slice(&text).map_err(broken)
+    }
+
+    async fn put_part(
+        &self,
+        _: &str,
+        _: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        kind: FileKind,
+        file: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<PartFile, RepositoryError> {
+        let size = std::fs::copy(file, self.part(generation, member, kind)).map_err(broken)?;
+        let content = std::fs::read(file).map_err(broken)?;
+        progress(size);
+        Ok(PartFile { kind, size, stored: size, digest: blake3::hash(&content).to_string() })
+    }
+
+    async fn get_part(
+        &self,
+        _: &JobUid,
+        generation: Generation,
+        member: MemberIndex,
+        file: &PartFile,
+        to: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepositoryError> {
+        let content = std::fs::read(self.part(generation, member, file.kind)).map_err(broken)?;
+        if blake3::hash(&content).to_string() != file.digest {
+            return Err(RepositoryError::Damaged(file.kind.to_string()));
+        }
+        std::fs::write(to, &content).map_err(broken)?;
+        progress(content.len() as u64);
+        Ok(())
+    }
+
+    async fn put_output(
+        &self,
+        _: &JobUid,
+        member: MemberIndex,
+        path: &str,
+        body: ByteStream,
+    ) -> Result<(), RepositoryError> {
+        let pieces: Vec<bytes::Bytes> = body.try_collect().await.map_err(broken)?;
+        std::fs::write(self.0.join(format!("output-{member}-{}", path.replace('/', "_"))), pieces.concat())
+            .map_err(broken)
+    }
+
+    async fn get_output(&self, _: &JobUid, _: MemberIndex, path: &str) -> Result<ByteStream, RepositoryError> {
+        Err(broken(path))
+    }
+
+    async fn put_image(&self, digest: &str, _: &Path) -> Result<(), RepositoryError> {
+        Err(broken(digest))
+    }
+
+    async fn get_image(
+        &self,
+        digest: &str,
+        to: &Path,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepositoryError> {
+        progress(std::fs::copy(self.0.join(digest), to).map_err(broken)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! What the agent says of itself: kept in one place, rendered at each change.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::{
+    clock::Clock,
+    driver::agent::{
+        AgentConfig, AgentState, GuestState, LeaseState, LeaveCode, PROTOCOL, UploadState, VmState, barrier::Barrier,
+    },
+    store::manifest::MachineRecord,
+};
+
+/// Everything that changes.
+pub(super) struct Facts {
+    pub(super) lease: LeaseState,
+    pub(super) vm: VmState,
+    pub(super) guest: GuestState,
+    pub(super) noticed: Option<Instant>,
+    pub(super) barrier: Barrier,
+    pub(super) upload: Option<UploadState>,
+    pub(super) machine: Option<MachineRecord>,
+    pub(super) leaving: Option<LeaveCode>,
+    ran: Duration,
+    running_since: Option<Instant>,
+}
+
+impl Facts {
+    /// Seconds the guest has run in this incarnation.
+    pub(super) fn ran(&self) -> f64 {
+        (self.ran + self.running_since.map(|since| since.elapsed()).unwrap_or_default()).as_secs_f64()
+    }
+
+    /// Changes the VM's state; time counts as run only while it runs. One that is gone stays gone.
+    pub(super) fn set_vm(&mut self, vm: VmState) {
+        if matches!(self.vm, VmState::Gone { .. }) {
+            return;
+        }
+        if let Some(since) = self.running_since.take() {
+            self.ran += since.elapsed();
+        }
+        self.running_since = (vm == VmState::Running).then(Instant::now);
+        self.vm = vm;
+    }
+}
+
+/// The facts, and who wants to hear of changes.
+pub(super) struct View {
+    facts: Mutex<Facts>,
+    changes: watch::Sender<u64>,
+    own: AgentConfig,
+    begun: Instant,
+    pub(super) clock: Clock,
+}
+
+impl View {
+    pub(super) fn new(config: &AgentConfig, clock: Clock) -> Self {
+        Self {
+            facts: Mutex::new(Facts {
+                lease: LeaseState::Waiting,
+                vm: VmState::None,
+                guest: GuestState::default(),
+                noticed: None,
+                barrier: Barrier::new(config.incarnation, config.max_pause),
+                upload: None,
+                machine: None,
+                leaving: None,
+                ran: Duration::ZERO,
+                running_since: None,
+            }),
+            changes: watch::Sender::new(0),
+            own: config.clone(),
+            begun: Instant::now(),
+            clock,
+        }
+    }
+
+    /// Time for the barrier's rules.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// The wall clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the facts.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Facts) -> T) -> T {
+        read(&self.lock())
+    }
+
+    /// Changes the facts and tells everybody.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changes.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// Changes the facts; who watches sees it at the next change or second.
+    pub(super) fn quietly<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    /// Hears of changes.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Waits until the facts are so.
+    pub(super) async fn until(&self, so: impl Fn(&Facts) -> bool) {
+        let mut changes = self.changes();
+        while !self.read(&so) {
+            // the sender lives as long as we do
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The facts as others see them.
+    pub(super) fn render(&self) -> AgentState {
+        let facts = self.lock();
+        AgentState {
+            protocol: PROTOCOL,
+            job: self.own.job.clone(),
+            member: self.own.member,
+            incarnation: self.own.incarnation,
+            lease: facts.lease,
+            vm: facts.vm.clone(),
+            guest: facts.guest.clone(),
+            notice: facts.noticed.map(|at| at.elapsed()),
+            capture: facts.barrier.part().cloned(),
+            upload: facts.upload.clone(),
+            ran: facts.ran(),
+            machine: facts.machine.clone(),
+            leaving: facts.leaving,
+        }
+    }
+}

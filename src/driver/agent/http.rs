@@ -1,0 +1,181 @@
+//! Agents over HTTP with mutual TLS: the bodies of orders, and the client.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use serde::{Deserialize, Serialize};
+use tokio_util::{
+    codec::{FramedRead, LinesCodec},
+    io::StreamReader,
+};
+
+use super::{
+    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder,
+};
+use crate::{
+    names::Identity,
+    tls::{Credentials, base_url},
+};
+
+/// Body of `/v1/go`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GoOrder {
+    /// Who asks.
+    pub authority: Authority,
+}
+
+/// Body of `/v1/stay-down`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StayDownOrder {
+    /// The capture.
+    pub order: CaptureOrder,
+    /// How long at most.
+    pub limit: Duration,
+}
+
+/// Body of `/v1/leave`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeaveOrder {
+    /// Who asks.
+    pub authority: Authority,
+    /// How.
+    pub code: LeaveCode,
+}
+
+/// Body of a reply to an order that was not obeyed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why.
+    pub message: String,
+}
+
+/// Longest line of an event stream.
+const MAX_LINE: usize = 1 << 20;
+/// An event stream is silent for a second at most; this much silence means that it is broken.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Time for a question.
+const QUESTION: Duration = Duration::from_secs(3);
+/// Time for an order that takes QEMU or the disk.
+const ORDER: Duration = Duration::from_secs(40);
+
+/// One agent, by HTTP.
+pub struct AgentHttp {
+    client: Result<reqwest::Client, String>,
+    base: String,
+}
+
+fn unreachable(error: impl std::error::Error) -> AgentError {
+    // reqwest keeps the cause in the source
+    let cause = std::iter::successors(error.source(), |error| error.source()).last().map(ToString::to_string);
+    AgentError::Unreachable(cause.unwrap_or_else(|| error.to_string()))
+}
+
+impl AgentHttp {
+    /// Makes a client of the agent at this address.
+    pub fn new(credentials: &Credentials, address: &AgentAddress) -> Self {
+        let peer =
+            Identity::Agent { job: address.job.clone(), member: address.member, incarnation: address.incarnation };
+        let client = credentials.http_client(&peer, &address.endpoint.to_string()).map_err(|e| e.to_string());
+        Self { client, base: base_url(&peer) }
+    }
+
+    fn client(&self) -> Result<&reqwest::Client, AgentError> {
+        self.client.as_ref().map_err(|error| AgentError::Failed(error.clone()))
+    }
+
+    async fn order(&self, path: &str, body: &(impl Serialize + Sync), limit: Duration) -> Result<(), AgentError> {
+        let request = self.client()?.post(format!("{}/v1/{path}", self.base)).json(body).timeout(limit);
+        check(request.send().await.map_err(unreachable)?).await.map(|_| ())
+    }
+}
+
+async fn check(reply: reqwest::Response) -> Result<reqwest::Response, AgentError> {
+    let status = reply.status();
+    if status.is_success() {
+        return Ok(reply);
+    }
+    let text = reply.text().await.unwrap_or_default();
+    let message = serde_json::from_str::<Refusal>(&text).map_or(text, |refusal| refusal.message);
+    let message: String = message.chars().take(500).collect();
+    if status.is_client_error() {
+        Err(AgentError::Refused(message))
+    } else {
+        Err(AgentError::Failed(message))
+    }
+}
+
+#[async_trait]
+impl NodeAgent for AgentHttp {
+    async fn state(&self) -> Result<AgentState, AgentError> {
+        let request = self.client()?.get(format!("{}/v1/state", self.base)).timeout(QUESTION);
+        let reply = check(request.send().await.map_err(unreachable)?).await?;
+        reply.json().await.map_err(unreachable)
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, AgentState>, AgentError> {
+        let request = self.client()?.get(format!("{}/v1/events", self.base)).send();
+        let reply = tokio::time::timeout(QUESTION, request).await;
+        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
+        let body = check(reply).await?.bytes_stream().map_err(std::io::Error::other);
+        let lines = FramedRead::new(StreamReader::new(body.boxed()), LinesCodec::new_with_max_length(MAX_LINE));
+        let states = futures::stream::unfold(lines, |mut lines| async move {
+            let line = tokio::time::timeout(SILENCE, lines.next()).await.ok()??.ok()?;
+            Some((serde_json::from_str(&line).ok()?, lines))
+        });
+        Ok(states.boxed())
+    }
+
+    async fn go(&self, authority: Authority) -> Result<(), AgentError> {
+        self.order("go", &GoOrder { authority }, ORDER).await
+    }
+
+    async fn prepare(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.order("prepare", order, ORDER).await
+    }
+
+    async fn stop(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.order("stop", order, ORDER).await
+    }
+
+    async fn cut(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.order("cut", order, ORDER).await
+    }
+
+    async fn abandon(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.order("abandon", order, ORDER).await
+    }
+
+    async fn stay_down(&self, order: &CaptureOrder, limit: Duration) -> Result<(), AgentError> {
+        self.order("stay-down", &StayDownOrder { order: order.clone(), limit }, QUESTION).await
+    }
+
+    async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
+        self.order("upload", order, QUESTION).await
+    }
+
+    async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {
+        self.order("leave", &LeaveOrder { authority, code }, ORDER).await
+    }
+}
+
+/// Makes clients that speak for whoever the credentials are of.
+pub struct AgentsHttp {
+    credentials: Credentials,
+}
+
+impl AgentsHttp {
+    /// With these credentials.
+    pub fn new(credentials: Credentials) -> Self {
+        Self { credentials }
+    }
+}
+
+impl Agents for AgentsHttp {
+    fn agent(&self, address: &AgentAddress) -> Arc<dyn NodeAgent> {
+        Arc::new(AgentHttp::new(&self.credentials, address))
+    }
+}
