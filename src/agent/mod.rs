@@ -100,7 +100,7 @@ mod tests {
     fn a8_an_agent_that_starts_too_late_refuses() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = supervisor::testing::config(Path::new("/nowhere"));
-        let mut write = |config: &AgentConfig| {
+        let write = |config: &AgentConfig| {
             std::fs::write(dir.path().join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
             read_config(dir.path())
         };

@@ -1,0 +1,222 @@
+//! The fence as a process of its own: each test starts this test program again as the fence
+//! ([`as_fence`]), with a shell script as its supervisor and a thread as the holder.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rustix::fs::FlockOperation;
+
+use super::*;
+use crate::agent::supervisor::testing;
+
+const ROOT: &str = "VMDEPLOY_TEST_FENCE_ROOT";
+const SCRIPT: &str = "VMDEPLOY_TEST_FENCE_SCRIPT";
+
+/// Not a test: what the tests start. It ends at once when nobody has asked for it.
+#[test]
+fn as_fence() {
+    let (Some(root), Ok(script)) = (std::env::var_os(ROOT), std::env::var(SCRIPT)) else { return };
+    let root = PathBuf::from(root);
+    let mut config = testing::config(&root);
+    if script.contains("isolated") {
+        config.isolation = Duration::from_secs(1);
+    }
+    let mut supervisor = Command::new("sh");
+    supervisor.args(["-c", &script]).current_dir(&root);
+    let result = run(&config, &root.join("vm"), supervisor);
+    std::fs::write(root.join("result"), format!("{result:?}")).unwrap();
+}
+
+struct Fence {
+    root: tempfile::TempDir,
+    child: Child,
+    holder: Arc<AtomicBool>,
+    beating: Arc<AtomicBool>,
+}
+
+impl Fence {
+    fn start(script: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "agent::fence::tests::as_fence", "--nocapture"])
+            .env(ROOT, root.path())
+            .env(SCRIPT, script)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (holder, beating) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+        Self { root, child, holder, beating }
+    }
+
+    fn lease(&self) -> PathBuf {
+        self.root.path().join("leases/3f2b8a10-77")
+    }
+
+    /// What the hold does on a node: takes the lock, then writes the beat, until it is told to end.
+    fn hold(&self) {
+        let (lease, holder, beating) = (self.lease(), self.holder.clone(), self.beating.clone());
+        std::thread::spawn(move || {
+            while !lease.join("nonce").exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let lock = std::fs::OpenOptions::new().write(true).create_new(true).open(lease.join("lock")).unwrap();
+            rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+            let mut beat = 0;
+            while holder.load(Ordering::SeqCst) && !lease.join("release").exists() {
+                beat += u64::from(beating.load(Ordering::SeqCst));
+                let nonce = std::fs::read_to_string(lease.join("nonce")).unwrap_or_default();
+                let line = format!("77 {} {beat:010}\n", nonce.trim());
+                std::os::unix::fs::FileExt::write_all_at(&lock, line.as_bytes(), 0).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+    }
+
+    fn wait_for(&self, what: &str, so: impl Fn() -> bool) -> Duration {
+        let begun = Instant::now();
+        while !so() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "waiting for {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        begun.elapsed()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// The process whose number a script wrote down.
+    fn alive(&self, name: &str) -> bool {
+        let pid = std::fs::read_to_string(self.file(name)).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    }
+
+    fn result(&mut self) -> String {
+        assert!(self.child.wait().unwrap().success());
+        std::fs::read_to_string(self.file("result")).unwrap()
+    }
+}
+
+/// A supervisor that does nothing before it is armed, then has a VM: a program in a session of its
+/// own, like QEMU, and a file.
+const SUPERVISOR: &str = "read word; echo $word > armed; dd if=/dev/zero of=vm/memory bs=1M count=64 2>/dev/null; \
+    $PROGRAM & echo $! > vm-pid; echo > started; ";
+
+fn with(program: &str, rest: &str) -> String {
+    format!("PROGRAM='{program}'; {SUPERVISOR} {rest}")
+}
+
+#[test]
+fn a4_armed_only_after_refused_lock() {
+    let fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    fence.wait_for("the directory", || fence.lease().join("nonce").exists());
+    // a line without a lock: written by somebody who holds nothing
+    let nonce = std::fs::read_to_string(fence.lease().join("nonce")).unwrap();
+    for beat in 1..6 {
+        let line = format!("77 {} {beat:010}\n", nonce.trim());
+        std::fs::write(fence.lease().join("lock"), line).unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    let mut fence = fence;
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+    assert!(!fence.file("armed").exists(), "it was armed without a lease");
+}
+
+#[test]
+fn a4_not_armed_in_time_gives_the_slot_back() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+    assert!(!fence.file("armed").exists());
+    assert_eq!(std::fs::read_to_string(fence.lease().join("release")).unwrap(), "lost\n");
+}
+
+#[test]
+fn a6_a_lost_lock_kills_qemu_at_once_and_removes_its_files() {
+    let qemu = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
+    let program = if qemu {
+        "setsid qemu-system-x86_64 -accel tcg -m 256M -nodefaults -display none"
+    } else {
+        "setsid sleep 1000"
+    };
+    let mut fence = Fence::start(&with(program, "wait"));
+    fence.hold();
+    fence.wait_for("the VM", || fence.file("started").exists());
+    assert_eq!(std::fs::read_to_string(fence.file("armed")).unwrap(), "held\n");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(fence.alive("vm-pid"));
+    fence.holder.store(false, Ordering::SeqCst);
+    fence.wait_for("the lock to drop", || {
+        let lock = std::fs::File::open(fence.lease().join("lock"));
+        lock.is_err() || rustix::fs::flock(&lock.unwrap(), FlockOperation::NonBlockingLockShared).is_ok()
+    });
+    let fence_s = fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
+    eprintln!("fence_s: {:.3} (lock dropped to no process, QEMU: {qemu})", fence_s.as_secs_f64());
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+    assert!(!fence.file("vm/memory").exists());
+    assert!(!fence.lease().exists(), "the lease's directory stays");
+}
+
+#[test]
+fn a2_a_beat_that_stands_still_is_a_lost_lease() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    fence.hold();
+    fence.wait_for("the VM", || fence.file("started").exists());
+    fence.beating.store(false, Ordering::SeqCst);
+    let took = fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
+    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(6), "{took:?}");
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+}
+
+#[test]
+fn a1_an_agent_that_hears_nobody_kills_its_vm() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "isolated=1; wait"));
+    fence.hold();
+    fence.wait_for("the VM", || fence.file("started").exists());
+    let took = fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+}
+
+#[test]
+fn a1_an_agent_that_is_heard_goes_on() {
+    let heard = "for i in 1 2 3 4 5 6; do echo contact 0 >&0; sleep 0.4; done; isolated=1; exit 11";
+    let mut fence = Fence::start(&with("setsid sleep 1000", heard));
+    fence.hold();
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(0))));
+    assert!(!fence.lease().exists(), "given up, and the holder has seen it");
+}
+
+#[test]
+fn a7_the_vm_does_not_outlive_its_supervisor() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "kill -9 $$"));
+    fence.hold();
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(1))));
+    assert!(!fence.alive("vm-pid"));
+    assert!(fence.lease().join("lock").exists(), "the slot is not given up by a crash");
+}
+
+#[test]
+fn c5_a_lost_lease_is_not_taken_up_again() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    fence.hold();
+    fence.wait_for("the VM", || fence.file("started").exists());
+    fence.beating.store(false, Ordering::SeqCst);
+    fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
+    fence.beating.store(true, Ordering::SeqCst);
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+    assert!(!fence.file("vm/memory").exists());
+}
+
+#[test]
+fn the_slot_is_kept_for_the_next_incarnation() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "exit 12"));
+    fence.hold();
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(0))));
+    assert!(fence.lease().join("lock").exists());
+    assert!(!fence.lease().join("release").exists());
+    fence.holder.store(false, Ordering::SeqCst);
+}

@@ -41,7 +41,13 @@ fn victims(processes: &[Process], own: i32) -> Vec<&Process> {
     let mut ours = vec![own];
     let mut next = 0;
     while let Some(parent) = ours.get(next).copied() {
-        ours.extend(processes.iter().filter(|p| p.parent == parent && !ours.contains(&p.pid)).map(|p| p.pid).collect::<Vec<_>>());
+        ours.extend(
+            processes
+                .iter()
+                .filter(|p| p.parent == parent && !ours.contains(&p.pid))
+                .map(|p| p.pid)
+                .collect::<Vec<_>>(),
+        );
         next += 1;
     }
     let chosen = |p: &&Process| p.pid != own && (own == 1 || ours.contains(&p.pid)) && !p.dead;
@@ -98,7 +104,8 @@ mod tests {
 
     #[test]
     fn a6_qemu_is_killed_first() {
-        let all = [process(1, 0, "vmdeploy"), process(5, 1, "vmdeploy"), process(9, 5, "qemu-vmdeploy"), process(7, 0, "sh")];
+        let all =
+            [process(1, 0, "vmdeploy"), process(5, 1, "vmdeploy"), process(9, 5, "qemu-vmdeploy"), process(7, 0, "sh")];
         let pids = |own| victims(&all, own).iter().map(|p| p.pid).collect::<Vec<_>>();
         assert_eq!(pids(1), [9, 5, 7], "as process 1, everybody");
         assert_eq!(pids(5), [9], "otherwise only what is ours");

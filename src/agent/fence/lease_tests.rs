@@ -20,7 +20,9 @@ fn line(slot: &str, nonce: &str, beat: u64) -> String {
 fn lines_of_the_holder() {
     let whole = Line { slot: "77".into(), nonce: "ab".into(), beat: 12 };
     assert_eq!(parse(line("77", "ab", 12).as_bytes()), Some(whole));
-    for half in ["", "77", "77 ab 00000000", "77 ab 0000000012", "77 ab 0000000012 x\n", "77 ab 000000001x\n", "\u{fffd}\n"] {
+    for half in
+        ["", "77", "77 ab 00000000", "77 ab 0000000012", "77 ab 0000000012 x\n", "77 ab 000000001x\n", "\u{fffd}\n"]
+    {
         assert_eq!(parse(half.as_bytes()), None, "{half:?}");
     }
 }

@@ -49,17 +49,17 @@ pub fn exit_code(code: LeaveCode) -> u8 {
 }
 
 /// Why it is over.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum End {
-    /// The lock was got: the slot is gone.
+    #[error("the slot is gone: its lock is free")]
     LockFree,
-    /// The beat stands still.
+    #[error("the beat of the hold stands still")]
     StillBeat,
-    /// Nobody was heard for too long.
+    #[error("nobody was heard for too long")]
     Isolated,
-    /// No lease, or none that may be used.
+    #[error(transparent)]
     NotArmed(LeaseError),
-    /// The supervisor has ended, with this code.
+    #[error("the supervisor has ended with {0:?}")]
     Supervisor(Option<i32>),
 }
 
@@ -102,7 +102,7 @@ impl Ender {
         let gone = kill::everything_else();
         let killed = begun.elapsed();
         clear(&self.vm_dir);
-        tracing::warn!(?end, gone, killed_ms = killed.as_millis(), "the VM and everything of it is gone");
+        tracing::warn!(%end, gone, killed_ms = killed.as_millis(), "the VM and everything of it is gone");
         if gone && let Some(word) = end.release() {
             self.release(word);
         } else if matches!(end, End::LockFree) {

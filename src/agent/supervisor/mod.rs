@@ -11,6 +11,8 @@ mod images;
 mod load;
 mod orders;
 mod output;
+#[cfg(test)]
+mod qemu_tests;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -34,8 +36,16 @@ use tokio_util::sync::CancellationToken;
 
 pub use orders::Orders;
 
-use self::{contact::Contact, load::LoadError, view::View, vm::{Paths, Vm}};
-use super::{AgentArgs, AgentFailure, fence::{exit_code, words}};
+use self::{
+    contact::Contact,
+    load::LoadError,
+    view::View,
+    vm::{Paths, Vm},
+};
+use super::{
+    AgentArgs, AgentFailure,
+    fence::{exit_code, words},
+};
 use crate::{
     clock::Clock,
     driver::{
@@ -76,7 +86,13 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(config: AgentConfig, paths: Paths, store: Arc<dyn ByteStore>, clock: Clock, fence: Option<UnixStream>) -> Arc<Self> {
+    fn new(
+        config: AgentConfig,
+        paths: Paths,
+        store: Arc<dyn ByteStore>,
+        clock: Clock,
+        fence: Option<UnixStream>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             view: Arc::new(View::new(&config, clock)),
             contact: Contact::new(fence),
@@ -207,21 +223,22 @@ impl Supervisor {
 /// Serves until the agent has left or lost its lease; the exit code.
 async fn serve_until_left(supervisor: &Arc<Supervisor>, credentials: &Credentials) -> Result<u8, AgentFailure> {
     let listen = supervisor.config.listen;
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(AgentFailure::io(format!("serve on {listen}")))?;
+    let listener =
+        tokio::net::TcpListener::bind(listen).await.map_err(AgentFailure::io(format!("serve on {listen}")))?;
     let silence = u32::try_from(supervisor.silence_limit().as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&listener, silence)
         .map_err(|errno| AgentFailure::io("limit the silence of peers")(errno.into()))?;
     let (router, stop) = (server::router(supervisor.clone()), CancellationToken::new());
-    let ended = supervisor.view.until(|facts| {
-        facts.lease == LeaseState::Lost || (facts.leaving.is_some() && matches!(facts.vm, VmState::Gone { .. }))
-    });
+    let lost = supervisor.view.until(|facts| facts.lease == LeaseState::Lost);
+    let left = async {
+        supervisor.view.until(|facts| facts.leaving.is_some() && matches!(facts.vm, VmState::Gone { .. })).await;
+        tokio::time::sleep(FAREWELL).await;
+    };
     tokio::select! {
         served = tls::serve(listener, credentials, router, stop) => served?,
-        () = ended => {}
-    }
-    if supervisor.view.read(|facts| facts.lease) == LeaseState::Lost {
-        // after the lease is lost nothing is sent any more
-        return Ok(LOST);
+        // nothing is sent any more then
+        () = lost => return Ok(LOST),
+        () = left => {}
     }
     Ok(supervisor.view.read(|facts| facts.leaving).map_or(LOST, exit_code))
 }

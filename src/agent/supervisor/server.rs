@@ -16,7 +16,10 @@ use serde::de::DeserializeOwned;
 
 use super::{Supervisor, orders::Orders};
 use crate::{
-    driver::agent::{AgentError, CaptureOrder, NodeAgent as _, UploadOrder, http::{GoOrder, LeaveOrder, Refusal, StayDownOrder}},
+    driver::agent::{
+        AgentError, CaptureOrder, NodeAgent as _, UploadOrder,
+        http::{GoOrder, LeaveOrder, Refusal, StayDownOrder},
+    },
     names::Identity,
     tls::{Peer, forbidden},
 };
@@ -33,7 +36,10 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
             "/v1/stay-down",
             post(|s, o| order(s, o, |a, o: StayDownOrder| async move { a.stay_down(&o.order, o.limit).await })),
         )
-        .route("/v1/leave", post(|s, o| order(s, o, |a, o: LeaveOrder| async move { a.leave(o.authority, o.code).await })))
+        .route(
+            "/v1/leave",
+            post(|s, o| order(s, o, |a, o: LeaveOrder| async move { a.leave(o.authority, o.code).await })),
+        )
         .layer(middleware::from_fn(operator_only));
     Router::new()
         .route("/v1/state", get(state))

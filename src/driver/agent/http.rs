@@ -10,9 +10,7 @@ use tokio_util::{
     io::StreamReader,
 };
 
-use super::{
-    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder,
-};
+use super::{AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder};
 use crate::{
     names::Identity,
     tls::{Credentials, base_url},
@@ -101,11 +99,7 @@ async fn check(reply: reqwest::Response) -> Result<reqwest::Response, AgentError
     let text = reply.text().await.unwrap_or_default();
     let message = serde_json::from_str::<Refusal>(&text).map_or(text, |refusal| refusal.message);
     let message: String = message.chars().take(500).collect();
-    if status.is_client_error() {
-        Err(AgentError::Refused(message))
-    } else {
-        Err(AgentError::Failed(message))
-    }
+    if status.is_client_error() { Err(AgentError::Refused(message)) } else { Err(AgentError::Failed(message)) }
 }
 
 #[async_trait]

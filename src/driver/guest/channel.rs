@@ -18,8 +18,8 @@ const MAX_REPLY: usize = 4 << 20;
 const MARK: u8 = 0xff;
 
 /// Something to read and write.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
 /// A conversation with one guest's agent.
 pub struct Channel {

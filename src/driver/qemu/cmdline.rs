@@ -116,7 +116,9 @@ pub fn arguments(vm: &VmDefinition) -> Vec<OsString> {
         args.pair("-blockdev", blockdev(layer, backing, index + 1 < vm.disk.len()).to_string());
     }
     if let Some(top) = vm.disk.last() {
-        args.pair("-device", format!("virtio-blk-pci,id=disk,drive={},bootindex=0", top.node));
+        // a kernel from outside takes the first place itself
+        let first = if vm.kernel.is_none() { ",bootindex=0" } else { "" };
+        args.pair("-device", format!("virtio-blk-pci,id=disk,drive={}{first}", top.node));
     }
     let seed = Layer { node: "seed".into(), path: vm.seed.clone(), format: Format::Raw };
     args.pair("-blockdev", blockdev(&seed, None, true).to_string());

@@ -22,6 +22,8 @@ pub const UID: u32 = 64055;
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// QEMU opens its sockets within this time.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// A killed QEMU is gone within this time.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// The words before QEMU's own, if we have the privileges to take them away from it.
 ///
@@ -38,10 +40,11 @@ fn confinement() -> Vec<OsString> {
         "--mount".into(),
         "--pid".into(),
         "--fork".into(),
-        "--kill-child=KILL".into(),
         "--mount-proc".into(),
         "--".into(),
         "setpriv".into(),
+        // after the change of user, which forgets an earlier one
+        "--pdeathsig=KILL".into(),
         format!("--reuid={UID}"),
         format!("--regid={UID}"),
         "--clear-groups".into(),
@@ -114,9 +117,23 @@ impl Qemu {
 
     /// Kills it and waits until it is gone.
     pub async fn kill(&mut self) {
-        // fails only if it has ended
-        let _ = self.child.kill().await;
+        // confined, our child only waits for QEMU: killed alone, it would be gone first
+        let inner: Vec<_> = self.child.id().into_iter().flat_map(children).collect();
+        for pid in &inner {
+            // gone by itself, otherwise
+            let _ = rustix::process::kill_process(*pid, rustix::process::Signal::KILL);
+        }
+        if inner.is_empty() || tokio::time::timeout(END_LIMIT, self.child.wait()).await.is_err() {
+            // fails only if it has ended
+            let _ = self.child.kill().await;
+        }
     }
+}
+
+/// The processes a process has started. QEMU itself starts none.
+fn children(pid: u32) -> Vec<rustix::process::Pid> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 /// The end of what QEMU has said.
