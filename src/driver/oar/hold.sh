@@ -17,6 +17,7 @@ holder='
 locked=; noticed=; waited=0;
 while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
   if test "$line" = notice; then noticed=1; else beat=$line; fi;
+  if test $((beat % @ROUND@)) = 0; then echo here; fi;
   if test -z "$locked"; then
     if test -d $d && test ! -L $d && test -O $d && test -f $d/nonce; then
       if test -e $d/lock || test -L $d/lock; then exit @LOST_HOLDER@; fi;
@@ -36,7 +37,6 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
     read -r word < $d/release;
     case $word in done) exit @DONE@;; saved) exit @SAVED@;; *) exit @LOST_HOLDER@;; esac;
   fi;
-  if test $((beat % @ROUND@)) = 0; then echo here; fi;
 done;
 exit @LOST_HOLDER@;
 '
