@@ -157,6 +157,7 @@ pub mod image;
 pub mod leadership;
 pub mod metrics;
 pub mod names;
+pub mod operator;
 pub mod repository;
 pub mod shutdown;
 pub mod store;

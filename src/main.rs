@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use vmdeploy::{
-    commands, repository, shutdown,
+    commands, image, operator, repository, shutdown,
     telemetry::{self, LogFormat},
 };
 
@@ -23,6 +23,10 @@ struct Cli {
 enum Command {
     /// Writes the CustomResourceDefinitions.
     Crds(commands::crds::Args),
+    /// Imports one image; started by the operator.
+    Importer(image::command::Args),
+    /// Reconciles jobs, images and snapshots.
+    Operator(operator::Args),
     /// Keeps images and generations on a directory.
     Repository(repository::Args),
 }
@@ -33,6 +37,8 @@ fn main() -> anyhow::Result<()> {
     vmdeploy::tls::install_provider();
     match cli.command {
         Command::Crds(args) => commands::crds::run(&args),
+        Command::Importer(args) => until_told(|stop| image::command::run(args, stop)),
+        Command::Operator(args) => until_told(|stop| operator::run(args, stop)),
         Command::Repository(args) => until_told(|stop| repository::run(args, stop)),
     }
 }
