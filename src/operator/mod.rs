@@ -12,7 +12,8 @@ mod figures;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use kube::{Client, client::ClientBuilder};
+use kube::{Client, client::ClientBuilder, runtime::controller::Action};
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -23,15 +24,22 @@ use crate::{
     api::{BestEffortJob, Snapshot, VmImage},
     clock::Clock,
     config::Config,
-    controller::{Runner, image, served, snapshot, wake::wakes},
+    controller::{
+        Runner,
+        agents::AgentHub,
+        image, job, served, snapshot,
+        wake::{Waker, wakes},
+    },
     driver::{
+        agent::http::AgentsHttp,
         cluster::{count::RequestCounts, importers::KubeImporters, kube::KubeCluster},
         repository::http::HttpRepository,
+        site::directory::SiteDirectory,
     },
     health::{self, Readiness},
     leadership::Candidate,
     metrics::Metrics,
-    names::Identity,
+    names::{Identity, JobUid},
     tls::Authority,
 };
 
@@ -115,10 +123,10 @@ impl Process {
         self.readiness.ready(CREDENTIALS);
 
         let tasks = TaskTracker::new();
-        let (job_waker, _) = wakes::<BestEffortJob>();
+        let (waker, job_wakes) = wakes::<BestEffortJob>();
         let figures = Arc::new(Figures::new(self.metrics.clone()));
         let namespace = &self.config.namespace;
-        let Some(view) = caches::start(&self.client, namespace, &job_waker, &figures, &tasks, &stop).await else {
+        let Some(view) = caches::start(&self.client, namespace, &waker, &figures, &tasks, &stop).await else {
             return Ok(());
         };
         self.readiness.ready(CACHES);
@@ -126,7 +134,29 @@ impl Process {
 
         let own = authority.issue(&Identity::Operator, self.clock.now(), LIFETIME)?;
         let repository = Arc::new(HttpRepository::new(&own, &self.config.repository)?);
+        let agents = Arc::new(AgentsHttp::new(own));
         let cluster = Arc::new(KubeCluster::new(self.client.clone(), namespace.as_str(), None));
+        let wake: Arc<dyn Fn(&JobUid) + Send + Sync> = {
+            let waker = waker.clone();
+            Arc::new(move |job| waker.uid(job))
+        };
+        let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
+        let job_context = job::Context {
+            config: self.config.clone(),
+            clock: self.clock.clone(),
+            leadership: job::plan::Leadership { epoch, since: self.clock.now() },
+            cluster: cluster.clone(),
+            view: view.clone(),
+            sites: Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone())),
+            agents,
+            hearing: hub.clone(),
+            repository: repository.clone(),
+            authority: authority.clone(),
+            memory: job::memory::Memory::default(),
+            wake,
+        };
+        tasks.spawn(listen(hub, waker, stop.clone()));
+        tasks.spawn(self.runner(&stop).run(job_wakes, |c| c, Arc::new(job_context), job_pass));
         let images = image::Context {
             config: self.config.clone(),
             clock: self.clock.clone(),
@@ -202,6 +232,32 @@ impl Process {
         }
         tracing::info!("the operator's own certificate is due: beginning again");
         Ok(())
+    }
+}
+
+/// One pass of a job, as the runner wants it.
+async fn job_pass(object: Arc<BestEffortJob>, context: Arc<job::Context>) -> Result<Action, job::Error> {
+    let wake = job::reconcile(&object, &context).await?;
+    Ok(wake.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Lets what agents say lead to passes.
+async fn listen(hub: Arc<AgentHub>, waker: Waker, stop: CancellationToken) {
+    let mut news = hub.subscribe();
+    let wake = async {
+        loop {
+            match news.recv().await {
+                Ok(job) => waker.uid(&job),
+                // those that were missed are visited at their next wake-up
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = hub.run() => {}
+        () = wake => {}
     }
 }
 
