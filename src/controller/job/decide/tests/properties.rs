@@ -110,7 +110,7 @@ impl Story {
                 Effect::CreateAgent(placement) => {
                     let old = before.members.iter().filter_map(|m| m.agent.as_ref()).map(|agent| &agent.pod);
                     for pod in old.filter(|pod| **pod != placement.pod) {
-                        let agent = &self.life.seen.agents[pod];
+                        let Some(agent) = self.life.seen.agents.get(pod) else { continue };
                         let alive = agent.state.as_ref().is_some_and(|state| !matches!(state.vm, VmState::Gone { .. }))
                             && agent.heard == Some(self.life.now);
                         let ended = self.life.seen.pods.get(pod).is_none_or(|pod| pod.ended.is_some());
@@ -148,6 +148,7 @@ impl Story {
 
     fn act(&mut self, plan: &Plan, effects: usize) {
         self.life.write_only(plan);
+        self.life.whys.push(plan.why);
         let part = Plan { effects: plan.effects.iter().take(effects).cloned().collect(), ..plan.clone() };
         self.life.perform(&part);
     }
@@ -244,8 +245,10 @@ proptest! {
 
     #[test]
     fn whatever_happens_nothing_forbidden_is_done_and_it_ends(events in prop::collection::vec(event(), 1..60)) {
+        let mut life = life(2);
+        life.pass();
         let mut story = Story {
-            life: life(2), site_hidden: false, repository_hidden: false, requests: Vec::new(), captures: Vec::new(),
+            life, site_hidden: false, repository_hidden: false, requests: Vec::new(), captures: Vec::new(),
         };
         for event in events {
             story.happen(event);
