@@ -10,8 +10,9 @@ use crate::{
 fn fail_all(life: &mut Life, cannot_load: bool) {
     for member in 0..life.job.spec.members {
         let placed = life.status().members[member as usize].agent.clone();
-        if placed.is_some_and(|agent| life.seen.agents.contains_key(&agent.pod)) && life.agent(member).leaving.is_none()
-        {
+        if placed.is_some_and(|a| {
+            life.seen.agents.get(&a.pod).is_some_and(|agent| agent.state.as_ref().is_some_and(|s| s.leaving.is_none()))
+        }) {
             life.agent(member).vm = VmState::Gone { reason: "test".into(), cannot_load };
         }
     }

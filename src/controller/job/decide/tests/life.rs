@@ -134,6 +134,11 @@ impl Life {
             self.writes += 1;
             self.job.status = Some(plan.status.clone());
         }
+        // whoever is in the status is listened to, whether it exists or not
+        for agent in plan.status.members.iter().filter_map(|member| member.agent.as_ref()) {
+            let nobody = AgentSeen { state: None, heard: None, listening: self.now };
+            self.seen.agents.entry(agent.pod.clone()).or_insert(nobody);
+        }
     }
 
     /// One pass, in which everything works.

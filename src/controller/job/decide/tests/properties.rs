@@ -173,7 +173,7 @@ impl Story {
         let status = self.life.status();
         let member = u32::from(pick) % self.life.job.spec.members;
         let agent = status.members.get(member as usize)?.agent.as_ref()?;
-        self.life.seen.agents.contains_key(&agent.pod).then_some(member)
+        self.life.seen.agents.get(&agent.pod)?.state.as_ref().map(|_| member)
     }
 
     fn happen(&mut self, event: Event) {
