@@ -78,9 +78,9 @@ exec 4<> "$pipes/events"
     -o 'output="O|$host|$line\n"' -o 'status="S|$host|$line\n"' -o 'state="T|$peer|$line\n"' \
     -o error -o connector -o taktuk -o info -o message $hosts
   echo 'E||'
-) < "$pipes/orders" > "$pipes/events" 3>&- 4>&- &
+) > "$pipes/events" < "$pipes/orders" 3>&- 4>&- &
 exec 3> "$pipes/orders"
-(while sleep @BEAT@; do echo 'B||'; done) > "$pipes/events" 3>&- 4>&- &
+(while echo 'B||'; do sleep @BEAT@; done) > "$pipes/events" 3>&- 4>&- &
 ticker=$!
 echo "broadcast exec [ $one_line ]" >&3
 

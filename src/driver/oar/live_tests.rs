@@ -159,7 +159,7 @@ async fn a_preempted_slot_saves_itself_at_the_notice() {
     let facts = leased(&world, &format!("f{}", tag()), 4, 60).await;
     let rival = submit_rival(4, "true");
     for node in 0..4 {
-        assert!(within(15, || seen(&facts, node, "notice") != ""), "no notice on {}", facts.nodes[node]);
+        assert!(within(15, || !seen(&facts, node, "notice").is_empty()), "no notice on {}", facts.nodes[node]);
     }
     let noticed = contract::until(&world, &facts.id, |p| *p == SlotPhase::Running).await.notice.unwrap();
     assert_eq!(noticed.kind, NoticeKind::Preemption);
@@ -191,6 +191,54 @@ async fn a1_every_lock_is_free_before_the_next_users_job_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a10_a_request_sent_while_the_server_is_down_is_found_by_name() {
+    let Some(world) = live("alice") else { return };
+    let request = request(&format!("2{}", tag()), 1, 0);
+    assert!(world.site.look_up(&request.name, None).await.unwrap().is_empty());
+    oarbox(&["server-stop"]);
+    let lost = world.site.submit(&request).await;
+    let found = world.site.look_up(&request.name, None).await;
+    let id = found.as_ref().ok().and_then(|f| f.keys().next().cloned());
+    let refused = match &id {
+        Some(id) => world.site.release(id).await,
+        None => Ok(()),
+    };
+    oarbox(&["server-start"]);
+    assert!(matches!(lost, Err(SiteError::Unreachable(_))), "{lost:?}");
+    assert_eq!(found.unwrap().len(), 1);
+    // a deletion is only noted while the server is down, and has to be repeated
+    assert!(matches!(refused, Err(SiteError::Unreachable(_))), "{refused:?}");
+    world.site.release(&id.clone().unwrap()).await.unwrap();
+    assert_eq!(end(&world, &id.unwrap()).await, End::Deleted("alice".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_down_is_an_outage() {
+    let Some(world) = live("alice") else { return };
+    let request = request(&format!("3{}", tag()), 1, 0);
+    world.site.user().await.unwrap();
+    oarbox(&["db-stop"]);
+    let read = world.site.look_up(&request.name, None).await;
+    let lost = world.site.submit(&request).await;
+    oarbox(&["db-start"]);
+    assert!(matches!(read, Err(SiteError::Unreachable(_))), "{read:?}");
+    assert!(matches!(lost, Err(SiteError::Unreachable(_))), "{lost:?}");
+    // the request was accepted all the same, after the client had given up
+    let mut found = Default::default();
+    for _ in 0..60 {
+        world.pass().await;
+        found = world.site.look_up(&request.name, None).await.unwrap_or_default();
+        if !found.is_empty() {
+            break;
+        }
+    }
+    println!("found after the outage: {found:?}");
+    for id in found.keys() {
+        world.site.release(id).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn c4_a_slot_to_which_no_agent_comes_ends() {
     let Some(world) = live("alice") else { return };
     let id = world.site.submit(&request(&format!("1{}", tag()), 1, 0)).await.unwrap();
@@ -202,9 +250,8 @@ async fn c4_a_slot_to_which_no_agent_comes_ends() {
 /// Submits somebody else's job; it runs `command` on each of its nodes.
 fn submit_rival(nodes: u32, command: &str) -> String {
     let script = format!("for n in $(sort -u $OAR_NODEFILE); do oarsh $n '{command}'; done");
-    let put =
-        format!("printf '%s\\n' \"$1\" > /home/bob/rival && chmod 755 /home/bob/rival && chown bob /home/bob/rival");
-    oarbox(&["exec", "sh", "-c", &put, "sh", &format!("#!/bin/sh\n{script}")]);
+    let put = "printf '%s\\n' \"$1\" > /home/bob/rival && chmod 755 /home/bob/rival && chown bob /home/bob/rival";
+    oarbox(&["exec", "sh", "-c", put, "sh", &format!("#!/bin/sh\n{script}")]);
     let resources = format!("nodes={nodes},walltime=0:1:0");
     let said = oarbox(&["user", "bob", "oarsub", "-l", &resources, "/home/bob/rival"]);
     said.lines().find_map(|l| l.strip_prefix("OAR_JOB_ID=")).unwrap().to_owned()
