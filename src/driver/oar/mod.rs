@@ -17,5 +17,7 @@ mod live_tests;
 mod rest;
 mod submit;
 mod wire;
+#[cfg(test)]
+mod wire_tests;
 
 pub use rest::OarRest;
