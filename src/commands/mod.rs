@@ -1,4 +1,3 @@
 //! The subcommands that people run by hand, one file each: arguments, calls into the library, output.
 
-pub mod agent;
 pub mod crds;

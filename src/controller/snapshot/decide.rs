@@ -45,6 +45,8 @@ pub struct JobSeen {
     pub incarnation: Incarnation,
     /// The generation it is being restored from.
     pub restoring: Option<Generation>,
+    /// The generation it would go back to: older than the newest complete one if that did not restore.
+    pub falls_back_to: Option<Generation>,
 }
 
 /// What one pass does: the status once, then the effects in order, then the notes.
@@ -125,13 +127,12 @@ pub fn decide(snapshot: &Snapshot, seen: &Seen, now: Timestamp) -> Plan {
     plan
 }
 
-fn plan(snapshot: &Snapshot, outcome: Outcome, why: &'static str) -> Plan {
+fn plan(snapshot: &Snapshot, outcome: &Outcome, why: &'static str) -> Plan {
     let mut status = snapshot.status.clone().unwrap_or_default();
     let before = status.phase;
-    let notes = status::set(&mut status, &outcome).into_iter().filter(|_| before != outcome.phase()).collect();
+    let notes = status::set(&mut status, outcome).into_iter().filter(|_| before != outcome.phase()).collect();
     let wake = match outcome {
-        Outcome::Waiting(_) | Outcome::Capturing | Outcome::Held(..) => Some(LOOK_AGAIN),
-        Outcome::Transferring(_) => Some(LOOK_AGAIN),
+        Outcome::Waiting(_) | Outcome::Capturing | Outcome::Held(..) | Outcome::Transferring(_) => Some(LOOK_AGAIN),
         Outcome::Stored { .. } | Outcome::Void(..) => None,
     };
     Plan { status, effects: Vec::new(), notes, wake, why }
@@ -148,11 +149,11 @@ fn living(snapshot: &Snapshot, seen: &Seen) -> Plan {
         SnapshotPhase::Pending => pending(snapshot, &seen.job),
         SnapshotPhase::Capturing if superseded(&present, &seen.job) => {
             let message = "the job was lost, or went back to an older generation, before all members were captured";
-            plan(snapshot, Outcome::Void(Reason::SnapshotVoid, message.into()), "the capture was overtaken")
+            plan(snapshot, &Outcome::Void(Reason::SnapshotVoid, message.into()), "the capture was overtaken")
         }
-        SnapshotPhase::Capturing => plan(snapshot, Outcome::Capturing, "the job controller captures"),
+        SnapshotPhase::Capturing => plan(snapshot, &Outcome::Capturing, "the job controller captures"),
         SnapshotPhase::Captured => captured(snapshot, &present, seen),
-        SnapshotPhase::Stored => plan(snapshot, Outcome::Stored { bytes: None }, "stored"),
+        SnapshotPhase::Stored => plan(snapshot, &Outcome::Stored { bytes: None }, "stored"),
         SnapshotPhase::Failed => {
             Plan { status: present, effects: Vec::new(), notes: Vec::new(), wake: None, why: "void" }
         }
@@ -165,21 +166,21 @@ fn pending(snapshot: &Snapshot, job: &Fact<JobSeen>) -> Plan {
         Fact::Absent => {
             let message =
                 format!("there is no BestEffortJob {name} in this namespace: create it, then another Snapshot");
-            plan(snapshot, Outcome::Void(Reason::JobNotFound, message), "the job does not exist")
+            plan(snapshot, &Outcome::Void(Reason::JobNotFound, message), "the job does not exist")
         }
         Fact::Known(job) if !job.live => {
             let message = format!("BestEffortJob {name} has ended: there is nothing to capture");
-            plan(snapshot, Outcome::Void(Reason::SnapshotVoid, message), "the job has ended")
+            plan(snapshot, &Outcome::Void(Reason::SnapshotVoid, message), "the job has ended")
         }
         Fact::Known(job) if matches!(job.phase, JobPhase::Running | JobPhase::Snapshotting) => {
-            plan(snapshot, Outcome::Waiting("waiting for its turn".into()), "the job controller will take it up")
+            plan(snapshot, &Outcome::Waiting("waiting for its turn".into()), "the job controller will take it up")
         }
         Fact::Known(job) => {
             let message = format!("BestEffortJob {name} is {:?}: taken as soon as it runs", job.phase);
-            plan(snapshot, Outcome::Waiting(message), "the job does not run")
+            plan(snapshot, &Outcome::Waiting(message), "the job does not run")
         }
         Fact::Unknown { .. } => {
-            plan(snapshot, Outcome::Waiting("the job is not known yet".into()), "the job is not known")
+            plan(snapshot, &Outcome::Waiting("the job is not known yet".into()), "the job is not known")
         }
     }
 }
@@ -196,11 +197,11 @@ fn captured(snapshot: &Snapshot, present: &SnapshotStatus, seen: &Seen) -> Plan 
             TransferState::Pending => "captured; waiting for its transfer",
             TransferState::Sending | TransferState::Published | TransferState::Failed => "its bytes leave the nodes",
         };
-        return plan(snapshot, under_way(message), "the transfer is under way");
+        return plan(snapshot, &under_way(message), "the transfer is under way");
     }
     let Some(content) = seen.content.known() else {
         let message = "the repository does not answer";
-        return soon(plan(snapshot, under_way(message), "the repository is not known"));
+        return soon(plan(snapshot, &under_way(message), "the repository is not known"));
     };
     let complete = content
         .generations
@@ -208,27 +209,27 @@ fn captured(snapshot: &Snapshot, present: &SnapshotStatus, seen: &Seen) -> Plan 
         .find(|g| Some(g.generation) == present.generation && g.incarnation == present.incarnation);
     if let Some(summary) = complete {
         let outcome = Outcome::Stored { bytes: Some(summary.stored) };
-        return plan(snapshot, outcome, "the repository has its manifest");
+        return plan(snapshot, &outcome, "the repository has its manifest");
     }
     match transfer.state {
         TransferState::Failed => {
             let message = transfer.message.unwrap_or_else(|| "the transfer failed".into());
-            plan(snapshot, Outcome::Void(Reason::TransferFailed, message), "the transfer failed")
+            plan(snapshot, &Outcome::Void(Reason::TransferFailed, message), "the transfer failed")
         }
         // published by its own word only: either the repository is behind, or somebody removed it there
         TransferState::Published => soon(plan(
             snapshot,
-            under_way("said to be published, but the repository does not have it"),
+            &under_way("said to be published, but the repository does not have it"),
             "the repository does not confirm it",
         )),
         TransferState::Pending | TransferState::Sending => {
             let overtaken = content.fence > present.incarnation || matches!(seen.job, Fact::Absent);
             if overtaken {
                 let message = "the job was lost, or went back to an older generation, before it was stored";
-                plan(snapshot, Outcome::Void(Reason::SnapshotVoid, message.into()), "overtaken before it was stored")
+                plan(snapshot, &Outcome::Void(Reason::SnapshotVoid, message.into()), "overtaken before it was stored")
             } else {
                 // it may still be published until the repository has been told of the new incarnation
-                soon(plan(snapshot, under_way("its bytes leave the nodes"), "overtaken, not yet fenced"))
+                soon(plan(snapshot, &under_way("its bytes leave the nodes"), "overtaken, not yet fenced"))
             }
         }
     }
@@ -250,7 +251,7 @@ fn deleted(snapshot: &Snapshot, seen: &Seen) -> Plan {
         return end(vec![Effect::RemoveFinalizer], "there never was a generation");
     };
     let retire = Effect::Retire { job: job.clone(), generation };
-    let hold = |message: String, why: &'static str| plan(snapshot, Outcome::Held(present.phase, message), why);
+    let hold = |message: String, why: &'static str| plan(snapshot, &Outcome::Held(present.phase, message), why);
     match &seen.job {
         Fact::Unknown { .. } => hold("the job is not known".into(), "the job is not known"),
         Fact::Absent if seen.siblings == 0 => {
@@ -269,13 +270,17 @@ fn deleted(snapshot: &Snapshot, seen: &Seen) -> Plan {
             }
             match &seen.content {
                 Fact::Unknown { .. } => hold("the repository does not answer".into(), "the repository is not known"),
-                Fact::Known(content) if newest(content) == Some(generation) => hold(
-                    format!(
-                        "it is the newest complete generation of BestEffortJob {name}: deleted when a newer one is \
+                Fact::Known(content)
+                    if newest(content) == Some(generation) || owner.falls_back_to == Some(generation) =>
+                {
+                    hold(
+                        format!(
+                            "it is the newest complete generation of BestEffortJob {name}: deleted when a newer one is \
                          stored, or with the job"
-                    ),
-                    "the last complete generation of a live job",
-                ),
+                        ),
+                        "the last complete generation of a live job",
+                    )
+                }
                 Fact::Known(_) | Fact::Absent => end(vec![retire, Effect::RemoveFinalizer], "retired"),
             }
         }

@@ -50,6 +50,7 @@ fn job_seen(job: &BestEffortJob) -> JobSeen {
         live: job.metadata.deletion_timestamp.is_none() && !ended,
         phase: status.phase,
         incarnation: status.incarnation,
+        falls_back_to: status.snapshots.last_stored,
         restoring: origin.filter(|_| matches!(status.phase, JobPhase::Deploying | JobPhase::Restoring)),
     }
 }

@@ -80,6 +80,8 @@ struct Inner {
     /// Whether a cut is captured, and an upload done, at once.
     prompt: bool,
     running_since: Option<Timestamp>,
+    /// Seconds the guest had run in earlier incarnations.
+    before: f64,
 }
 
 /// One agent in memory.
@@ -123,6 +125,7 @@ impl FakeAgent {
                 reachable: true,
                 prompt: true,
                 running_since: None,
+                before: 0.0,
             }),
             started: clock.now(),
             clock,
@@ -159,6 +162,18 @@ impl FakeAgent {
     fn resume(&self, inner: &mut Inner) {
         inner.barrier.resumed(self.now());
         self.set_vm(inner, VmState::Running);
+    }
+
+    /// The guest was restored after it had run so long in earlier incarnations.
+    pub fn set_before(&self, seconds: f64) {
+        self.lock().before = seconds;
+    }
+
+    /// What the agent would say of itself if it were asked, reachable or not.
+    pub fn peek(&self) -> AgentState {
+        let inner = self.lock();
+        let ran = inner.state.ran + self.running(&inner);
+        AgentState { capture: inner.barrier.part().cloned(), ran, ..inner.state.clone() }
     }
 
     /// Changes what the agent says of itself (lease, guest, notice, ...).
@@ -211,7 +226,7 @@ impl FakeAgent {
     pub fn captured(&self) {
         let mut inner = self.lock();
         let mut record = member_part(inner.state.member);
-        record.ran = inner.state.ran + self.running(&inner);
+        record.ran = inner.before + inner.state.ran + self.running(&inner);
         record.started = inner.state.guest.started;
         inner.barrier.captured(self.now(), record, 1 << 20);
         self.publish(&mut inner);

@@ -16,7 +16,10 @@ use k8s_openapi::{
 
 use super::{Cluster, ClusterError, ClusterView, EventRecord, Kind, kube::owned_part, view::is_of};
 use crate::{
-    api::{BestEffortJob, BestEffortJobStatus, FINALIZER, Snapshot, SnapshotStatus, VmImage, snapshot::Transfer},
+    api::{
+        BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, Snapshot, SnapshotStatus, VmImage,
+        snapshot::Transfer,
+    },
     clock::Clock,
     names::{JobUid, NodeName},
 };
@@ -78,6 +81,11 @@ impl FakeCluster {
     /// Lets this many of the next status writes meet a conflict.
     pub fn conflict(&self, times: u32) {
         self.lock().conflicts = times;
+    }
+
+    /// Rises with every change of any object: whoever watches has seen everything up to it.
+    pub fn version(&self) -> u64 {
+        self.lock().version
     }
 
     /// Writes so far, by method; those that were refused included.
@@ -145,9 +153,18 @@ impl FakeCluster {
         self.lock().secrets.get(&key(&pod.metadata)).cloned()
     }
 
+    /// Names of all Secrets of agents.
+    pub fn agent_secrets(&self) -> Vec<String> {
+        let objects = self.lock();
+        let of_agents =
+            objects.secrets.values().filter(|s| s.metadata.labels.iter().flatten().any(|(k, _)| k == LABEL_MEMBER));
+        of_agents.filter_map(|secret| secret.metadata.name.clone()).collect()
+    }
+
     /// Writes a pod's status, as a kubelet does.
     pub fn set_pod_status(&self, name: &str, status: k8s_openapi::api::core::v1::PodStatus) {
         let mut objects = self.lock();
+        objects.version += 1;
         if let Some(pod) = objects.pods.get_mut(name) {
             pod.status = Some(status);
         }
@@ -155,7 +172,9 @@ impl FakeCluster {
 
     /// Removes a pod that has ended, as a kubelet does.
     pub fn remove_pod(&self, name: &str) {
-        self.lock().pods.remove(name);
+        let mut objects = self.lock();
+        objects.version += 1;
+        objects.pods.remove(name);
     }
 
     /// All snapshots.
@@ -169,6 +188,7 @@ impl FakeCluster {
         if let Some(snapshot) = objects.snapshots.get_mut(&(namespace.into(), name.into())) {
             snapshot.spec.retain = retain;
         }
+        objects.version += 1;
     }
 
     /// Writes what kget owns of a snapshot's status.
@@ -177,6 +197,7 @@ impl FakeCluster {
         if let Some(snapshot) = objects.snapshots.get_mut(&(namespace.into(), name.into())) {
             snapshot.status.get_or_insert_default().transfer = Some(transfer);
         }
+        objects.version += 1;
     }
 
     /// Gives a new object its uid, age and first generation.
@@ -300,6 +321,7 @@ impl Cluster for FakeCluster {
     async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError> {
         let mut objects = self.write("delete_agent")?;
         let since = self.now();
+        objects.version += 1;
         objects.secrets.retain(|(_, name), _| name != pod);
         if grace.is_zero() {
             objects.pods.remove(pod);
@@ -332,6 +354,7 @@ impl Cluster for FakeCluster {
         new.conditions.extend(theirs.conditions.into_iter().filter(|c| c.type_ == "Stored"));
         new.transfer = theirs.transfer;
         old.status = Some(new);
+        objects.version += 1;
         Ok(())
     }
 

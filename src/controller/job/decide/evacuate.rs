@@ -120,7 +120,7 @@ impl Draft<'_> {
             None => {
                 let still =
                     self.all_states().is_some_and(|states| states.iter().all(|state| state.vm == VmState::Running));
-                if still && !self.voided {
+                if still {
                     let reason = self.leaving_reason();
                     self.capture(reason, false, None);
                 } else {

@@ -115,9 +115,9 @@ impl Draft<'_> {
         } else {
             self.account_loss(cause.clone());
         }
-        if let (Cause::Preempted | Cause::Walltime, true, Some(origin)) = (&cause, ran, &mut self.status.origin) {
-            // it ran: that it was taken away says nothing against the generation
-            origin.tries = 0;
+        if let (Cause::Preempted | Cause::Walltime, Some(origin)) = (&cause, &mut self.status.origin) {
+            // that it was taken away says nothing against the generation
+            origin.tries = if ran { 0 } else { origin.tries.saturating_sub(1) };
         }
         self.leave(LeaveCode::KeepSlot);
         self.bury();

@@ -46,7 +46,7 @@ fn deleted_by_somebody(mut snapshot: Snapshot) -> Snapshot {
 
 fn job(phase: JobPhase) -> JobSeen {
     let live = !matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
-    JobSeen { uid: "u1".into(), live, phase, incarnation: 3, restoring: None }
+    JobSeen { uid: "u1".into(), live, phase, incarnation: 3, restoring: None, falls_back_to: None }
 }
 
 fn content(generations: &[(Generation, Incarnation)], fence: Incarnation) -> Fact<JobContent> {
@@ -154,6 +154,8 @@ const HELD: &[&str] = &[];
 #[case::newest_of_a_live_job(running(), content(&[(6, 2), (7, 3)], 3), HELD)]
 #[case::newest_of_a_suspended_job(Fact::Known(job(JobPhase::Suspended)), content(&[(7, 3)], 3), HELD)]
 #[case::older_one(running(), content(&[(7, 3), (8, 3)], 3), RETIRED)]
+#[case::the_newest_one_did_not_restore(
+    Fact::Known(JobSeen { falls_back_to: Some(7), ..job(JobPhase::Running) }), content(&[(7, 3), (8, 3)], 3), HELD)]
 #[case::not_complete(running(), content(&[(6, 2)], 3), RETIRED)]
 #[case::repository_down(running(), unknown(), HELD)]
 #[case::job_not_known(unknown(), unknown(), HELD)]

@@ -1,0 +1,263 @@
+//! Kills the operator right after its n-th write to the outside: a fuse in front of every driver.
+//!
+//! A process that is dead does nothing any more: every later call of it waits for ever, those of its
+//! background tasks included. What the last call did is done; its reply is lost.
+
+use std::{
+    collections::BTreeMap,
+    future::{Future, pending},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Node, Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use tokio::sync::Notify;
+
+use crate::{
+    api::{BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotStatus, VmImage},
+    driver::{
+        agent::{
+            AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder,
+        },
+        cluster::{Cluster, ClusterError, ClusterView, EventRecord, Kind},
+        repository::{GenerationSummary, JobContent, OutputSummary, Repository, RepositoryError},
+        site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
+    },
+    names::{Generation, Incarnation, JobUid, NodeName, SlotId},
+    store::manifest::Manifest,
+};
+
+/// The life of one operator process.
+#[derive(Debug)]
+pub(super) struct Fuse {
+    /// Writes after which it dies.
+    limit: usize,
+    writes: AtomicUsize,
+    dead: AtomicBool,
+    died: Notify,
+    log: Mutex<Vec<&'static str>>,
+}
+
+impl Fuse {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            writes: AtomicUsize::new(0),
+            dead: AtomicBool::new(false),
+            died: Notify::new(),
+            log: Mutex::default(),
+        })
+    }
+
+    /// Writes so far, in order.
+    pub(super) fn log(&self) -> Vec<&'static str> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    /// Ends the process now.
+    pub(super) fn kill(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        self.died.notify_waiters();
+    }
+
+    /// Returns when the process has died.
+    pub(super) async fn died(&self) {
+        loop {
+            let notified = self.died.notified();
+            if self.is_dead() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    async fn alive(&self) {
+        if self.is_dead() {
+            pending::<()>().await;
+        }
+    }
+
+    async fn read<T>(&self, call: impl Future<Output = T>) -> T {
+        self.alive().await;
+        call.await
+    }
+
+    async fn write<T>(&self, what: &'static str, call: impl Future<Output = T>) -> T {
+        self.alive().await;
+        let result = call.await;
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+        if self.writes.fetch_add(1, Ordering::SeqCst) + 1 == self.limit {
+            self.kill();
+        }
+        self.alive().await;
+        result
+    }
+}
+
+/// Something behind a fuse.
+pub(super) struct Fused<T: ?Sized> {
+    pub(super) fuse: Arc<Fuse>,
+    pub(super) inner: Arc<T>,
+}
+
+#[async_trait]
+impl Cluster for Fused<dyn Cluster> {
+    async fn patch_job_status(&self, job: &ObjectMeta, status: &BestEffortJobStatus) -> Result<String, ClusterError> {
+        self.fuse.write("patch_job_status", self.inner.patch_job_status(job, status)).await
+    }
+    async fn add_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        self.fuse.write("add_finalizer", self.inner.add_finalizer(kind, object)).await
+    }
+    async fn remove_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        self.fuse.write("remove_finalizer", self.inner.remove_finalizer(kind, object)).await
+    }
+    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError> {
+        self.fuse.write("create_agent", self.inner.create_agent(pod, secret)).await
+    }
+    async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError> {
+        self.fuse.write("delete_agent", self.inner.delete_agent(pod, grace)).await
+    }
+    async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError> {
+        self.fuse.write("create_snapshot", self.inner.create_snapshot(snapshot)).await
+    }
+    async fn apply_snapshot_status(&self, snapshot: &ObjectMeta, status: &SnapshotStatus) -> Result<(), ClusterError> {
+        self.fuse.write("apply_snapshot_status", self.inner.apply_snapshot_status(snapshot, status)).await
+    }
+    async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
+        self.fuse.write("delete", self.inner.delete(kind, object)).await
+    }
+    async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {
+        self.fuse.write("record", self.inner.record(event)).await
+    }
+}
+
+#[async_trait]
+impl ClusterView for Fused<dyn ClusterView> {
+    fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
+        self.inner.job(namespace, name)
+    }
+    fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
+        self.inner.image(namespace, name)
+    }
+    fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
+        self.inner.snapshots(namespace, job)
+    }
+    fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>> {
+        self.inner.agents(job)
+    }
+    fn node(&self, name: &NodeName) -> Option<Arc<Node>> {
+        self.inner.node(name)
+    }
+    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
+        self.fuse.read(self.inner.agent_is_gone(pod)).await
+    }
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError> {
+        self.fuse.read(self.inner.secret(namespace, name)).await
+    }
+    async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
+        self.fuse.read(self.inner.config_value(namespace, name, key)).await
+    }
+}
+
+#[async_trait]
+impl Site for Fused<dyn Site> {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn submit(&self, request: &SlotRequest) -> Result<SlotId, SiteError> {
+        self.fuse.write("submit", self.inner.submit(request)).await
+    }
+    async fn look_up(&self, prefix: &str, since: Option<Timestamp>) -> Result<BTreeMap<SlotId, Glance>, SiteError> {
+        self.fuse.read(self.inner.look_up(prefix, since)).await
+    }
+    async fn glance(&self, ids: &[SlotId]) -> Result<BTreeMap<SlotId, Glance>, SiteError> {
+        self.fuse.read(self.inner.glance(ids)).await
+    }
+    async fn status(&self, ids: &[SlotId]) -> Result<BTreeMap<SlotId, SlotFacts>, SiteError> {
+        self.fuse.read(self.inner.status(ids)).await
+    }
+    async fn release(&self, id: &SlotId) -> Result<(), SiteError> {
+        self.fuse.write("release", self.inner.release(id)).await
+    }
+}
+
+#[async_trait]
+impl NodeAgent for Fused<dyn NodeAgent> {
+    async fn state(&self) -> Result<AgentState, AgentError> {
+        self.fuse.read(self.inner.state()).await
+    }
+    async fn watch(&self) -> Result<BoxStream<'static, AgentState>, AgentError> {
+        self.fuse.read(self.inner.watch()).await
+    }
+    async fn go(&self, authority: Authority) -> Result<(), AgentError> {
+        self.fuse.write("go", self.inner.go(authority)).await
+    }
+    async fn prepare(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.fuse.write("prepare", self.inner.prepare(order)).await
+    }
+    async fn stop(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.fuse.write("stop", self.inner.stop(order)).await
+    }
+    async fn cut(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.fuse.write("cut", self.inner.cut(order)).await
+    }
+    async fn abandon(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.fuse.write("abandon", self.inner.abandon(order)).await
+    }
+    async fn stay_down(&self, order: &CaptureOrder, limit: Duration) -> Result<(), AgentError> {
+        self.fuse.write("stay_down", self.inner.stay_down(order, limit)).await
+    }
+    async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
+        self.fuse.write("upload", self.inner.upload(order)).await
+    }
+    async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {
+        self.fuse.write("leave", self.inner.leave(authority, code)).await
+    }
+}
+
+impl Agents for Fused<dyn Agents> {
+    fn agent(&self, address: &AgentAddress) -> Arc<dyn NodeAgent> {
+        Arc::new(Fused { fuse: self.fuse.clone(), inner: self.inner.agent(address) })
+    }
+}
+
+#[async_trait]
+impl Repository for Fused<dyn Repository> {
+    async fn content(&self, job: &JobUid) -> Result<JobContent, RepositoryError> {
+        self.fuse.read(self.inner.content(job)).await
+    }
+    async fn manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {
+        self.fuse.read(self.inner.manifest(job, generation)).await
+    }
+    async fn fence(&self, job: &JobUid, incarnation: Incarnation) -> Result<(), RepositoryError> {
+        self.fuse.write("fence", self.inner.fence(job, incarnation)).await
+    }
+    async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError> {
+        self.fuse.write("publish", self.inner.publish(manifest)).await
+    }
+    async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
+        self.fuse.write("retire", self.inner.retire(job, generation)).await
+    }
+    async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
+        self.fuse.write("remove_job", self.inner.remove_job(job)).await
+    }
+    async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError> {
+        self.fuse.read(self.inner.outputs(job)).await
+    }
+    async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError> {
+        self.fuse.read(self.inner.image(digest)).await
+    }
+}

@@ -1,0 +1,7 @@
+//! Whole lives of jobs in simulated time.
+
+mod crash;
+mod leave;
+mod life;
+mod outages;
+mod random;
