@@ -67,7 +67,7 @@
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
 //! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest |
-//! | `health`, `metrics`, `telemetry` | pages for the kubelet, figures, logs |
+//! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
 //! | `image` | import of images |
 //! | `leadership` | election by a Lease; its epoch is in every order |
 //! | `operator` | wires the operator together |
@@ -157,6 +157,7 @@ pub mod image;
 pub mod leadership;
 pub mod metrics;
 pub mod names;
+pub mod operator;
 pub mod repository;
 pub mod shutdown;
 #[cfg(test)]

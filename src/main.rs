@@ -1,9 +1,11 @@
 //! The one binary: `vmdeploy <subcommand>`.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use vmdeploy::{
-    commands, repository, shutdown,
+    commands, image, operator, repository, shutdown,
     telemetry::{self, LogFormat},
 };
 
@@ -21,20 +23,30 @@ struct Cli {
 /// One line per subcommand; each module has `Args` and `run`.
 #[derive(Subcommand)]
 enum Command {
+    /// Supervises one virtual machine on a slot's node.
+    Agent(commands::agent::Args),
     /// Writes the CustomResourceDefinitions.
     Crds(commands::crds::Args),
+    /// Imports one image; started by the operator.
+    Importer(image::command::Args),
+    /// Reconciles jobs, images and snapshots.
+    Operator(operator::Args),
     /// Keeps images and generations on a directory.
     Repository(repository::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     telemetry::start(cli.log_format);
     vmdeploy::tls::install_provider();
     match cli.command {
+        Command::Agent(args) => return commands::agent::run(&args),
         Command::Crds(args) => commands::crds::run(&args),
+        Command::Importer(args) => until_told(|stop| image::command::run(args, stop)),
+        Command::Operator(args) => until_told(|stop| operator::run(args, stop)),
         Command::Repository(args) => until_told(|stop| repository::run(args, stop)),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs what goes on until a signal ends it.

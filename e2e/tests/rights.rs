@@ -1,12 +1,13 @@
-//! What each process may do on a cluster where the chart is installed in namespace `vmdeploy`: all it
-//! needs, and none of what would let it out of its place.
+//! What each process may do on the test bed, where the chart is installed: all it needs, and none of
+//! what would let it out of its place.
 
 use anyhow::{Result, ensure};
+use e2e::{TestBed, testbed::SYSTEM};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, api::PostParams};
 
 /// Namespace of the release.
-const OWN: &str = "vmdeploy";
+const OWN: &str = SYSTEM;
 /// A namespace that nobody bound to anything.
 const OTHER: &str = "kube-public";
 /// All namespaces.
@@ -74,10 +75,9 @@ async fn may(reviews: &Api<SubjectAccessReview>, right: &Right, verb: &str) -> R
 }
 
 #[tokio::test]
-#[ignore = "needs a cluster in KUBECONFIG with the chart installed"]
 async fn each_process_has_the_rights_it_uses_and_no_others() -> Result<()> {
-    vmdeploy::tls::install_provider();
-    let reviews: Api<SubjectAccessReview> = Api::all(Client::try_default().await?);
+    let Some(bed) = TestBed::find().await? else { return Ok(()) };
+    let reviews: Api<SubjectAccessReview> = Api::all(bed.client);
     for (rights, expected) in [(NEEDED, true), (DENIED, false)] {
         for right in rights {
             for verb in right.4 {

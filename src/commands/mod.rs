@@ -1,3 +1,4 @@
 //! The subcommands that people run by hand, one file each: arguments, calls into the library, output.
 
+pub mod agent;
 pub mod crds;

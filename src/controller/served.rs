@@ -22,7 +22,8 @@ pub async fn wait(client: &Client, kinds: &[&str], readiness: &Readiness, stop: 
         // the API server ends requests that it does not answer; discovery is small
         let missing = match client.list_api_group_resources(&format!("{GROUP}/{VERSION}")).await {
             Ok(list) => missing(kinds, list.resources.iter().map(|r| r.kind.as_str())),
-            Err(kube::Error::Api(status)) if status.is_not_found() => missing(kinds, std::iter::empty()),
+            // a group that is not there has no error of the API's own
+            Err(kube::Error::Api(status)) if status.code == 404 => missing(kinds, std::iter::empty()),
             Err(error) => Some(error.to_string()),
         };
         let Some(missing) = missing else {

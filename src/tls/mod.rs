@@ -5,9 +5,11 @@
 //! was given and demands the identity it expects there.
 
 mod authority;
+mod renewal;
 mod serve;
 
 pub use authority::Authority;
+pub use renewal::renewed;
 pub use serve::{Peer, forbidden, serve};
 
 use std::{fmt, net::SocketAddr, path::Path, sync::Arc};

@@ -1,6 +1,10 @@
 //! The steps of a capture on this node: what the barrier's rules say is done to the VM.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Supervisor,
@@ -8,7 +12,7 @@ use super::{
 };
 use crate::{
     driver::{
-        agent::{AgentError, CaptureOrder, PartState, VmState, barrier::Todo},
+        agent::{AgentError, CaptureOrder, CapturePart, PartState, VmState, barrier::Todo},
         qemu::{
             QemuError,
             capture::{self, Mechanism},
@@ -23,6 +27,10 @@ use crate::{
 
 /// A conversation with the guest's agent ends within this time, or there is no capture.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A capture that was prepared, and that nobody goes on with, is undone after this time: it keeps the
+/// guest's channel idle.
+const PREPARED_LIMIT: Duration = Duration::from_secs(60);
 
 /// What is left to do once the guest has been cut.
 struct Cut {
@@ -188,7 +196,7 @@ impl Supervisor {
     pub(super) async fn tick(&self) {
         let elapsed = self.view.elapsed();
         if self.view.quietly(|facts| facts.barrier.tick(elapsed)) != Todo::Resume {
-            return;
+            return self.forget_prepared().await;
         }
         if let Some(vm) = self.vm.lock().await.as_mut() {
             tracing::warn!("nobody has said how the capture goes on: the guest runs on");
@@ -196,6 +204,17 @@ impl Supervisor {
                 self.lose_vm(&format!("the guest cannot be resumed: {error}"));
             }
             vm.discard(&self.paths).await;
+        }
+    }
+
+    async fn forget_prepared(&self) {
+        // whoever holds the VM now goes on with the capture
+        let Ok(mut vm) = self.vm.try_lock() else { return };
+        let Some(vm) = vm.as_mut() else { return };
+        let late = vm.prepared.as_ref().is_some_and(|prepared| prepared.at.elapsed() > PREPARED_LIMIT);
+        let prepared = |part: &CapturePart| part.state == PartState::Prepared;
+        if late && self.view.read(|facts| facts.barrier.part().is_some_and(prepared)) {
+            self.give_up(vm, "nobody goes on with it").await;
         }
     }
 
@@ -287,7 +306,7 @@ async fn make_ready(vm: &mut Vm, paths: &Paths, order: &CaptureOrder) -> Result<
     };
     match ready.await {
         Ok(mechanism) => {
-            vm.prepared = Some(Prepared { generation, overlay, mechanism });
+            vm.prepared = Some(Prepared { generation, overlay, mechanism, at: Instant::now() });
             Ok(())
         }
         Err(error) => {

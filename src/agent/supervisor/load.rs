@@ -184,7 +184,10 @@ impl Supervisor {
 
         if fetched.part.is_some() {
             self.load_memory(&qmp, machine.memory).await?;
-            self.restored_ran.store(fetched.part.map_or(0.0, |part| part.ran).to_bits(), Ordering::Relaxed);
+        }
+        if let Some(part) = &fetched.part {
+            self.restored_ran.store(part.ran.to_bits(), Ordering::Relaxed);
+            self.view.change(|facts| facts.guest.started = part.started);
         }
         let sockets = self.paths.sockets();
         let output = Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.view.clone()).await;

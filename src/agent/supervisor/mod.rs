@@ -26,7 +26,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -81,6 +81,8 @@ pub struct Supervisor {
     restored_ran: AtomicU64,
     /// Everything ends: QEMU is killed, transfers stop.
     stop: CancellationToken,
+    /// A QEMU was started.
+    has_qemu: AtomicBool,
     /// No QEMU is left.
     gone: CancellationToken,
 }
@@ -103,6 +105,7 @@ impl Supervisor {
             guest: Arc::new(Mutex::new(None)),
             restored_ran: AtomicU64::new(0),
             stop: CancellationToken::new(),
+            has_qemu: AtomicBool::new(false),
             gone: CancellationToken::new(),
         })
     }
@@ -160,6 +163,7 @@ impl Supervisor {
     /// Sees QEMU to its end, whichever way it comes.
     fn watch_over(self: &Arc<Self>, mut qemu: Qemu) {
         let own = self.clone();
+        self.has_qemu.store(true, Ordering::Release);
         tokio::spawn(async move {
             let mut events = qemu.qmp.events();
             tokio::select! {
@@ -194,7 +198,8 @@ impl Supervisor {
         let begun = Instant::now();
         self.view.change(|facts| facts.leaving = Some(code));
         self.stop.cancel();
-        if self.vm.lock().await.take().is_some() {
+        drop(self.vm.lock().await.take());
+        if self.has_qemu.load(Ordering::Acquire) {
             self.gone.cancelled().await;
         }
         self.view.change(|facts| {

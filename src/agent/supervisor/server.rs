@@ -110,3 +110,7 @@ async fn events(State(supervisor): State<Arc<Supervisor>>) -> Response {
     });
     Body::from_stream(lines).into_response()
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use tokio::sync::OwnedMutexGuard;
@@ -70,6 +71,8 @@ pub(super) struct Prepared {
     /// Number of the new overlay.
     pub(super) overlay: u32,
     pub(super) mechanism: Mechanism,
+    /// When; one that is not followed by a stop is undone.
+    pub(super) at: Instant,
 }
 
 /// A loaded VM.

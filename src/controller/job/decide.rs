@@ -54,12 +54,10 @@ pub fn decide(job: &BestEffortJob, seen: &Seen, now: Timestamp) -> Plan {
         return d.finish();
     }
     d.status.observed_generation = d.generation();
-    if d.status.retry.as_ref().is_some_and(|retry| retry.generation != d.generation()) {
-        d.status.retry = None;
-    }
-    let goal = goal(&d);
+    d.heed_new_spec();
     let over = d.absorb();
     d.slots_over(over);
+    let goal = goal(&d);
     d.track_capture();
     step(&mut d, goal);
     super::status::conditions(&mut d.status, job, seen, now);

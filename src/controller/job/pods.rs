@@ -158,6 +158,8 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
         spec: Some(PodSpec {
             node_name: Some(placement.node.0.clone()),
             host_network: Some(true),
+            // the repository is found by its service name, also from the host's network
+            dns_policy: Some("ClusterFirstWithHostNet".into()),
             restart_policy: Some("Never".into()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),

@@ -52,6 +52,8 @@ fn submission(code: u32, text: &str) -> SiteError {
         return SiteError::Unreachable(readable(text));
     }
     match code {
+        // the hold's script could not be put into the user's home
+        1 if text.contains("cp: ") => SiteError::Credentials(readable(text)),
         8 if text.contains("not enough resources") => SiteError::NotEnoughNodes(readable(text)),
         1 | 255 => SiteError::Bug(readable(text)),
         4..=8 | 10 | 16..=18 | 254 => SiteError::Refused(readable(text)),

@@ -9,7 +9,7 @@ use super::{
     classify, errors,
     wire::{self, Collection, Item, Job, Node, Submitted, Version, Whoami},
 };
-use crate::driver::site::{End, SlotPhase};
+use crate::driver::site::{End, SiteError, SlotPhase};
 
 fn recordings(prefix: &str) -> BTreeMap<String, (u16, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/driver/oar/recorded");
@@ -89,8 +89,13 @@ fn every_submission_has_an_id() {
 }
 
 #[test]
+fn a_user_without_a_home_is_no_bug_of_ours() {
+    let body = br#"{"code": 500, "title": "Oar server error", "message": "Oarsub command exited with status 1: cp: cannot create regular file '/nonexistent/': Not a directory\n\nCmd:\noarsub"}"#;
+    assert!(matches!(errors::classify(500, body), SiteError::Credentials(_)));
+}
+
+#[test]
 fn a_web_server_in_trouble_is_not_oar() {
-    use crate::driver::site::SiteError;
     assert!(matches!(errors::classify(500, b"<html>oops"), SiteError::Unreachable(_)));
     assert!(matches!(errors::classify(503, b""), SiteError::Unreachable(_)));
     assert!(matches!(errors::classify(401, b"<html>login"), SiteError::Credentials(_)));

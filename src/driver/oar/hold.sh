@@ -17,6 +17,7 @@ holder='
 locked=; noticed=; waited=0;
 while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
   if test "$line" = notice; then noticed=1; else beat=$line; fi;
+  if test $((beat % @ROUND@)) = 0; then echo here; fi;
   if test -z "$locked"; then
     if test -d $d && test ! -L $d && test -O $d && test -f $d/nonce; then
       if test -e $d/lock || test -L $d/lock; then exit @LOST_HOLDER@; fi;
@@ -36,7 +37,6 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
     read -r word < $d/release;
     case $word in done) exit @DONE@;; saved) exit @SAVED@;; *) exit @LOST_HOLDER@;; esac;
   fi;
-  if test $((beat % @ROUND@)) = 0; then echo here; fi;
 done;
 exit @LOST_HOLDER@;
 '
@@ -78,9 +78,9 @@ exec 4<> "$pipes/events"
     -o 'output="O|$host|$line\n"' -o 'status="S|$host|$line\n"' -o 'state="T|$peer|$line\n"' \
     -o error -o connector -o taktuk -o info -o message $hosts
   echo 'E||'
-) < "$pipes/orders" > "$pipes/events" 3>&- 4>&- &
+) > "$pipes/events" < "$pipes/orders" 3>&- 4>&- &
 exec 3> "$pipes/orders"
-(while sleep @BEAT@; do echo 'B||'; done) > "$pipes/events" 3>&- 4>&- &
+(while echo 'B||'; do sleep @BEAT@; done) > "$pipes/events" 3>&- 4>&- &
 ticker=$!
 echo "broadcast exec [ $one_line ]" >&3
 

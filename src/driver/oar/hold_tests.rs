@@ -45,7 +45,7 @@ fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Opt
     let here = format!("d={}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB};", root.display());
     let script = script.render().unwrap().replace("d=$lease;", &here);
     fs::write(root.join("hold"), script).unwrap();
-    fs::write(root.join("nodes"), nodes.iter().chain(nodes).map(|n| format!("{n}\n")).collect::<String>()).unwrap();
+    fs::write(root.join("nodes"), [nodes, nodes].concat().join("\n")).unwrap();
     fs::write(root.join("connector"), connector).unwrap();
     fs::set_permissions(root.join("connector"), fs::Permissions::from_mode(0o755)).unwrap();
     let child = Command::new("dash")

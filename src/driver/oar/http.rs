@@ -18,6 +18,8 @@ const MAX_BODY: usize = 32 << 20;
 const READ: Duration = Duration::from_secs(10);
 /// Limit of a write. A submission hangs while OAR's database is down, and may succeed afterwards.
 const WRITE: Duration = Duration::from_secs(30);
+/// How long a connection is kept for the next request.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// A client with one identity.
 pub(super) struct Http {
@@ -41,6 +43,9 @@ impl Http {
         let mut builder = Client::builder()
             .default_headers(headers)
             .connect_timeout(READ)
+            // web servers close idle connections after a few seconds; one that is just being closed
+            // would look like an outage
+            .pool_idle_timeout(IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never());
         if let Some(ca) = &site.ca {

@@ -12,8 +12,12 @@ pub mod hold;
 #[cfg(test)]
 mod hold_tests;
 mod http;
+#[cfg(test)]
+mod live_tests;
 mod rest;
 mod submit;
 mod wire;
+#[cfg(test)]
+mod wire_tests;
 
 pub use rest::OarRest;

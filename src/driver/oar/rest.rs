@@ -171,9 +171,8 @@ impl OarRest {
     fn set_clock(&self, server: Option<i64>) {
         let Some(server) = server else { return };
         let ahead = self.clock.now().as_second().saturating_sub(server);
-        let ahead = if ahead.abs() <= CLOCK_GRAIN { 0 } else { ahead };
         if (ahead - self.ahead.load(Ordering::Relaxed)).abs() > CLOCK_GRAIN {
-            self.ahead.store(ahead, Ordering::Relaxed);
+            self.ahead.store(if ahead.abs() <= CLOCK_GRAIN { 0 } else { ahead }, Ordering::Relaxed);
         }
     }
 

@@ -37,6 +37,8 @@ const DEVICE_STATE: u64 = 64 << 20;
 const QUICK: Duration = Duration::from_millis(1);
 /// How often it is asked otherwise.
 const SLOW: Duration = Duration::from_millis(20);
+/// How long nothing may be heard of a merge until QEMU is asked whether it is there.
+const COMMIT_PACE: Duration = Duration::from_secs(2);
 /// A guest whose background snapshot has not let it run again after this time is lost.
 const RESUME_LIMIT: Duration = Duration::from_secs(20);
 
@@ -199,7 +201,12 @@ pub async fn commit(qmp: &Qmp, active: &str, top: &str, base: &str) -> Result<()
     let job = json!({ "job-id": "commit", "device": active, "top-node": top, "base-node": base });
     qmp.execute("block-commit", job).await?;
     loop {
-        match events.recv().await {
+        let Ok(event) = tokio::time::timeout(COMMIT_PACE, events.recv()).await else {
+            // notices a QEMU that has ended
+            status(qmp).await?;
+            continue;
+        };
+        match event {
             Ok(event) if event.name == "BLOCK_JOB_COMPLETED" && event.data["device"] == "commit" => {
                 return match event.data["error"].as_str() {
                     None => Ok(()),

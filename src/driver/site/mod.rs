@@ -1,5 +1,7 @@
 //! A site: where slots come from.
 
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod directory;
 pub mod fake;
 pub mod poller;

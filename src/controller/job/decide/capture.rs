@@ -219,6 +219,7 @@ impl Draft<'_> {
     /// Gives a capture up: its number is burnt, the generation before stays.
     pub(super) fn void_capture(&mut self, why: &str) {
         let Some(capture) = self.status.snapshots.capture.take() else { return };
+        self.voided = true;
         self.warn(Reason::SnapshotVoid, format!("generation {} is void: {why}", capture.generation));
         let message = format!("generation {}: {why}", capture.generation);
         let (generation, now) = (self.generation(), self.now);

@@ -35,7 +35,9 @@ impl Draft<'_> {
             self.because("left before running");
             return;
         }
-        let ill: Vec<String> = self.newly_dead();
+        // the deaths of an incarnation that is over already are no failure of a new one
+        let present = self.status.origin.as_ref().is_some_and(|origin| origin.since.is_some());
+        let ill: Vec<String> = if present { self.newly_dead() } else { Vec::new() };
         self.bury();
         self.clear_pods();
         self.release(Duration::from_secs(20));
@@ -100,6 +102,7 @@ impl Draft<'_> {
             origin.bad.push(generation);
         }
         self.back_off(reason, why);
+        self.account_work();
         if silent {
             self.status.kills.node += 1;
             self.give_up_slot(ReleaseReason::BadNode);

@@ -26,6 +26,8 @@ pub(super) struct Draft<'a> {
     notes: Vec<Note>,
     wake: Option<Duration>,
     why: &'static str,
+    /// A capture was given up in this pass: the next one begins in a later one.
+    pub(super) voided: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -40,6 +42,7 @@ impl<'a> Draft<'a> {
             notes: Vec::new(),
             wake: None,
             why: "nothing",
+            voided: false,
         }
     }
 
@@ -138,6 +141,20 @@ impl<'a> Draft<'a> {
             generation: self.generation(),
             stalled: true,
         });
+    }
+
+    /// A changed spec ends every wait for it: what had failed is tried anew.
+    pub(super) fn heed_new_spec(&mut self) {
+        let Some(retry) = self.status.retry.as_ref().filter(|retry| retry.generation != self.generation()) else {
+            return;
+        };
+        if retry.stalled
+            && let Some(origin) = &mut self.status.origin
+        {
+            origin.tries = 0;
+            origin.bad.clear();
+        }
+        self.status.retry = None;
     }
 
     /// The plan. Changes of no meaning are left out, so that the status is written seldom.

@@ -120,7 +120,7 @@ impl Draft<'_> {
             None => {
                 let still =
                     self.all_states().is_some_and(|states| states.iter().all(|state| state.vm == VmState::Running));
-                if still {
+                if still && !self.voided {
                     let reason = self.leaving_reason();
                     self.capture(reason, false, None);
                 } else {

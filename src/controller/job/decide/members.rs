@@ -121,12 +121,14 @@ impl Draft<'_> {
         self.status.members.iter().filter(|member| !self.dead(member)).collect()
     }
 
-    /// Tells every agent that may still run a VM to end.
+    /// Tells every agent that still speaks to end, also one whose VM is gone.
     pub(super) fn leave(&mut self, code: LeaveCode) {
         let agents: Vec<AgentRef> = self
-            .living()
-            .into_iter()
+            .status
+            .members
+            .iter()
             .filter(|member| state(self.seen, member).is_some_and(|state| state.leaving.is_none()))
+            .filter(|member| pod_ended(self.seen, member).is_none() && self.silence(member) < FAREWELL)
             .filter_map(agent_ref)
             .collect();
         if !agents.is_empty() {

@@ -9,7 +9,10 @@ use crate::{
         job_status::{AgentStatus, MemberPhase, Origin, ReleaseReason, SlotStatus},
     },
     controller::job::plan::{AgentPlacement, Effect},
-    driver::repository::{GenerationSummary, JobContent},
+    driver::{
+        agent::LeaveCode,
+        repository::{GenerationSummary, JobContent},
+    },
     names::{Generation, NodeName, agent_pod_name},
 };
 
@@ -27,6 +30,13 @@ impl Draft<'_> {
             self.seen.pods.values().any(|pod| pod.incarnation > self.status.incarnation && pod.ended.is_none());
         if strangers {
             self.because("agents of an incarnation that the status does not know are being removed");
+            return;
+        }
+        let node_of = |pod: &crate::controller::job::plan::PodSeen| slot.nodes.contains(&pod.node);
+        if self.seen.pods.values().any(|pod| node_of(pod) && pod.ended.is_none()) {
+            // what they still do there, they do to files and locks that the next ones will use
+            self.leave(LeaveCode::KeepSlot);
+            self.because("old agents are still on the nodes");
             return;
         }
         if !self.may_retry() {

@@ -189,6 +189,10 @@ impl Draft<'_> {
         self.phase(JobPhase::Running);
         self.because("the job computes");
         self.retain();
+        if self.voided {
+            self.wake(Duration::from_secs(1));
+            return;
+        }
         if self.all_states().is_none_or(|states| states.iter().any(|state| state.vm != VmState::Running)) {
             return;
         }

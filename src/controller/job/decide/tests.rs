@@ -1,1 +1,12 @@
+//! The machine against a small world of facts: what is done is taken to work, unless a test says
+//! otherwise.
 
+mod a_rules;
+mod admit;
+mod b_rules;
+mod c_rules;
+mod down;
+mod ends;
+mod life;
+mod main_path;
+mod properties;

@@ -1,7 +1,7 @@
 use jiff::SignedDuration;
 
 use super::*;
-use crate::driver::site::NoticeKind;
+use crate::driver::site::{NoticeKind, contract};
 
 fn request(nodes: u32, grace: u64) -> SlotRequest {
     SlotRequest {
@@ -114,4 +114,31 @@ async fn a_lost_reply_leaves_a_slot_that_is_found_by_name() {
     site.set_outage(Outage::None);
     site.duplicate(&id).unwrap();
     assert_eq!(site.look_up("vmdeploy-3f2b8a10-", None).await.unwrap().len(), 2);
+}
+
+struct World {
+    clock: Clock,
+    site: FakeSite,
+}
+
+#[async_trait]
+impl contract::World for World {
+    fn site(&self) -> &dyn Site {
+        &self.site
+    }
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+    fn user(&self) -> String {
+        self.site.user.clone()
+    }
+    async fn pass(&self) {
+        pass(&self.clock, 1);
+    }
+}
+
+#[tokio::test]
+async fn the_double_keeps_the_contract() {
+    let (clock, site) = site();
+    contract::holds(&World { clock, site }, "fake").await;
 }

@@ -1,0 +1,112 @@
+//! The agent's HTTP side and its client, over real mutual TLS; there is no VM behind it.
+
+use futures::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{
+        testing::{FileStore, config},
+        vm::Paths,
+    },
+    *,
+};
+use crate::{
+    clock::Clock,
+    driver::agent::{AgentAddress, Authority, LeaseState, NodeAgent, VmState, http::AgentHttp},
+    names::Incarnation,
+    tls::{self, Authority as Certificates},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Served {
+    supervisor: Arc<Supervisor>,
+    certificates: Certificates,
+    address: AgentAddress,
+    _root: tempfile::TempDir,
+}
+
+impl Served {
+    async fn new() -> Self {
+        tls::install_provider();
+        let root = tempfile::tempdir().unwrap();
+        let config = config(root.path());
+        let certificates = Certificates::create(jiff::Timestamp::now()).unwrap();
+        let own = Identity::Agent { job: config.job.clone(), member: 0, incarnation: 1 };
+        let own = certificates.issue(&own, jiff::Timestamp::now(), HOUR).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let address = AgentAddress { endpoint, job: config.job.clone(), member: 0, incarnation: 1 };
+        let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
+        let store = Arc::new(FileStore::new(&root.path().join("store")));
+        let supervisor = Supervisor::new(config, paths, store, Clock::system(), None);
+        let router = router(supervisor.clone());
+        tokio::spawn(async move { tls::serve(listener, &own, router, CancellationToken::new()).await });
+        Self { supervisor, certificates, address, _root: root }
+    }
+
+    fn client(&self, who: &Identity) -> AgentHttp {
+        let credentials = self.certificates.issue(who, jiff::Timestamp::now(), HOUR).unwrap();
+        AgentHttp::new(&credentials, &self.address)
+    }
+}
+
+fn authority(epoch: u64, incarnation: Incarnation) -> Authority {
+    Authority { epoch, incarnation }
+}
+
+fn refused(result: &Result<(), AgentError>, part: &str) {
+    assert!(matches!(result, Err(AgentError::Refused(why)) if why.contains(part)), "{result:?}");
+}
+
+#[tokio::test]
+async fn only_the_operator_gives_orders() {
+    let served = Served::new().await;
+    let stranger = Identity::Agent { job: served.address.job.clone(), member: 1, incarnation: 1 };
+    for other in [stranger, Identity::Repository, Identity::Importer] {
+        let result = served.client(&other).state().await;
+        assert!(matches!(result, Err(AgentError::Refused(_))), "{other}: {result:?}");
+    }
+    let kget = served.client(&Identity::Kget);
+    assert_eq!(kget.state().await.unwrap().lease, LeaseState::Waiting);
+    refused(&kget.go(authority(1, 1)).await, "only the operator");
+    refused(&kget.leave(authority(1, 1), crate::driver::agent::LeaveCode::Done).await, "only the operator");
+    let upload = UploadOrder { generation: 3, incarnation: 1, ticket: "t".into() };
+    refused(&kget.upload(&upload).await, "not captured");
+    refused(&served.client(&Identity::Operator).go(authority(1, 1)).await, "not loaded");
+}
+
+#[tokio::test]
+async fn a9_orders_of_an_older_leader_are_refused() {
+    let served = Served::new().await;
+    let operator = served.client(&Identity::Operator);
+    refused(&operator.go(authority(5, 1)).await, "not loaded");
+    refused(&operator.go(authority(4, 1)).await, "older");
+    refused(&operator.go(authority(9, 2)).await, "incarnation");
+}
+
+#[tokio::test]
+async fn changes_are_told_at_once_and_heartbeats_every_second() {
+    let served = Served::new().await;
+    let mut states = served.client(&Identity::Kget).watch().await.unwrap();
+    assert_eq!(states.next().await.unwrap().vm, VmState::None);
+    served.supervisor.view.change(|facts| facts.set_vm(VmState::Fetching { done: 1, total: 2 }));
+    let change = async { while states.next().await.unwrap().vm == VmState::None {} };
+    tokio::time::timeout(Duration::from_millis(900), change).await.unwrap();
+    for _ in 0..2 {
+        let beat = tokio::time::timeout(Duration::from_secs(2), states.next()).await.unwrap();
+        assert_eq!(beat.unwrap().incarnation, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_finds_nobody_or_another_says_so() {
+    let served = Served::new().await;
+    let credentials = served.certificates.issue(&Identity::Operator, jiff::Timestamp::now(), HOUR).unwrap();
+    let other = AgentAddress { incarnation: 2, ..served.address.clone() };
+    let result = AgentHttp::new(&credentials, &other).state().await;
+    assert!(matches!(result, Err(AgentError::Unreachable(_))), "an agent of another incarnation: {result:?}");
+    let nobody = AgentAddress { endpoint: ([127, 0, 0, 1], 1).into(), ..served.address.clone() };
+    let result = AgentHttp::new(&credentials, &nobody).state().await;
+    assert!(matches!(result, Err(AgentError::Unreachable(_))), "{result:?}");
+}

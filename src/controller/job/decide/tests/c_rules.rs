@@ -1,0 +1,88 @@
+//! No deadlock, no endless loop.
+
+use super::life::*;
+use crate::{
+    api::JobPhase,
+    driver::{agent::VmState, site::End},
+};
+
+/// Every guest that is loaded fails.
+fn fail_all(life: &mut Life, cannot_load: bool) {
+    for member in 0..life.job.spec.members {
+        let placed = life.status().members[member as usize].agent.clone();
+        if placed.is_some_and(|a| {
+            life.seen.agents.get(&a.pod).is_some_and(|agent| agent.state.as_ref().is_some_and(|s| s.leaving.is_none()))
+        }) {
+            life.agent(member).vm = VmState::Gone { reason: "test".into(), cannot_load };
+        }
+    }
+}
+
+#[test]
+fn c3_a_generation_that_makes_no_progress_gives_way_then_the_job_stalls() {
+    let mut life = Life::running(1);
+    life.run(1300);
+    assert_eq!(life.status().snapshots.last_stored, Some(2));
+    life.end_slot("101", End::Preempted);
+    let mut origins = Vec::new();
+    for _ in 0..2000 {
+        life.advance(1);
+        life.pass();
+        let origin = life.status().origin.clone().unwrap();
+        if matches!(life.phase(), JobPhase::Deploying | JobPhase::Restoring) {
+            fail_all(&mut life, false);
+            origins.push((life.status().incarnation, origin.generation));
+        }
+    }
+    origins.dedup();
+    let generations: Vec<_> = origins.iter().filter(|(i, _)| *i > 1).map(|(_, g)| *g).collect();
+    assert_eq!(generations, [Some(2), Some(2), Some(2), Some(1), Some(1), Some(1)]);
+    assert!(life.message("Stalled").contains("RestoreFailed"), "{}", life.message("Stalled"));
+    assert!(life.status().slots.is_empty(), "a stalled job holds nothing");
+    assert_eq!(life.content().generations.len(), 2, "the data is kept");
+}
+
+#[test]
+fn c3_a_job_that_never_starts_stalls_and_is_mended_by_a_new_spec() {
+    let mut life = life(1);
+    for _ in 0..600 {
+        life.advance(1);
+        life.pass();
+        if matches!(life.phase(), JobPhase::Deploying | JobPhase::Starting) {
+            fail_all(&mut life, true);
+        }
+    }
+    assert_eq!(life.effects("CreateAgent").len(), 3);
+    assert!(life.message("Stalled").contains("did not start 3 times: member 0: test"), "{}", life.message("Stalled"));
+    life.job.metadata.generation = Some(2);
+    life.run(10);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+}
+
+#[test]
+fn c3_a_job_that_is_preempted_again_and_again_is_not_at_fault() {
+    let mut life = Life::running(1);
+    for round in 0..12 {
+        life.run(5);
+        let id = life.status().slots.iter().find(|slot| slot.release.is_none()).unwrap().id.clone();
+        life.end_slot(&id, End::Preempted);
+        life.run(5);
+        assert_eq!(life.phase(), JobPhase::Running, "round {round}");
+    }
+    assert_eq!(life.status().kills.preempted, 12);
+}
+
+#[test]
+fn a_hold_that_never_takes_its_lease_is_a_bad_node() {
+    let mut life = life(1);
+    life.prompt = false;
+    life.settle();
+    life.start_slot("101");
+    life.advance(1);
+    life.pass();
+    life.agent(0).lease = crate::driver::agent::LeaseState::Waiting;
+    life.run(299);
+    assert_eq!(life.status().submission, 1);
+    life.run(30);
+    assert_eq!((life.status().submission, life.status().kills.node), (2, 1), "{:?}", life.whys);
+}

@@ -1,0 +1,230 @@
+//! Suspension and deletion, in every phase.
+
+use rstest::rstest;
+
+use super::life::*;
+use crate::{
+    api::{JobPhase, snapshot::SnapshotReason},
+    driver::{
+        Fact,
+        agent::VmState,
+        site::{End, NoticeKind},
+    },
+};
+
+/// A job in a phase, held there by its surroundings.
+fn in_phase(phase: JobPhase) -> Life {
+    let mut life = match phase {
+        JobPhase::Pending => {
+            let mut life = life(2);
+            life.seen.site = None;
+            life.settle();
+            life
+        }
+        JobPhase::ImagePreparing => {
+            let mut life = life(2);
+            life.seen.image = Fact::Known(crate::controller::job::plan::ImageSeen::Importing(String::new()));
+            life.settle();
+            life
+        }
+        JobPhase::Queued => {
+            let mut life = life(2);
+            life.prompt = false;
+            life.settle();
+            life
+        }
+        JobPhase::Deploying | JobPhase::Starting => {
+            let mut life = life(2);
+            while life.effects("CreateAgent").is_empty() {
+                life.advance(1);
+                life.pass();
+            }
+            life.agent(1).vm = VmState::Fetching { done: 0, total: 9 };
+            if phase == JobPhase::Starting {
+                life.settle();
+            }
+            life
+        }
+        JobPhase::Restoring => {
+            let mut life = Life::running(2);
+            life.run(700);
+            life.end_slot("101", End::Preempted);
+            while life.effects("CreateAgent").len() < 4 {
+                life.advance(1);
+                life.pass();
+            }
+            life.agent(1).vm = VmState::Fetching { done: 0, total: 9 };
+            life.settle();
+            life
+        }
+        JobPhase::Running => Life::running(2),
+        JobPhase::Snapshotting => {
+            let mut life = Life::running(2);
+            life.run(5);
+            life.add_snapshot("mine", SnapshotReason::User);
+            life.advance(1);
+            life.pass();
+            life
+        }
+        JobPhase::Evacuating => {
+            let mut life = Life::running(2);
+            life.run(5);
+            life.stores = false;
+            life.notice("101", NoticeKind::Preemption);
+            life.settle();
+            life.stores = true;
+            life
+        }
+        JobPhase::Completing => {
+            let mut life = Life::running(2);
+            life.run(5);
+            life.finish(0);
+            life.agent(0).guest.outputs_kept = false;
+            life.settle();
+            life
+        }
+        JobPhase::Succeeded | JobPhase::Failed => {
+            let mut life = Life::running(2);
+            life.run(5);
+            life.job.spec.backoff_limit = 0;
+            life.finish(i32::from(phase == JobPhase::Failed));
+            life.run(5);
+            life
+        }
+        JobPhase::Suspended => {
+            let mut life = Life::running(2);
+            life.run(5);
+            life.job.spec.suspend = true;
+            life.run(30);
+            life
+        }
+        JobPhase::Terminating => {
+            let mut life = Life::running(2);
+            life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+            life.pass();
+            life
+        }
+    };
+    assert_eq!(life.phase(), phase, "{:?}", life.whys);
+    life.done.clear();
+    life
+}
+
+#[rstest]
+fn deletion_leaves_nothing(
+    #[values(
+        JobPhase::Pending,
+        JobPhase::ImagePreparing,
+        JobPhase::Queued,
+        JobPhase::Deploying,
+        JobPhase::Starting,
+        JobPhase::Restoring,
+        JobPhase::Running,
+        JobPhase::Snapshotting,
+        JobPhase::Evacuating,
+        JobPhase::Completing,
+        JobPhase::Succeeded,
+        JobPhase::Failed,
+        JobPhase::Suspended,
+        JobPhase::Terminating
+    )]
+    phase: JobPhase,
+) {
+    let mut life = in_phase(phase);
+    life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+    life.run(60);
+    assert!(life.gone, "{:?}", &life.whys[life.whys.len() - 5..]);
+    assert!(life.slots().iter().all(|slot| matches!(slot.phase, crate::driver::site::SlotPhase::Ended(_))));
+    assert!(life.seen.pods.is_empty() && life.seen.snapshots.is_empty());
+    assert!(life.content().generations.is_empty());
+}
+
+#[test]
+fn deletion_keeps_what_is_retained() {
+    let mut life = Life::running(1);
+    life.run(700);
+    life.seen.snapshots[0].retain = true;
+    life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+    life.run(30);
+    assert!(life.gone);
+    assert_eq!((life.seen.snapshots.len(), life.content().generations.len()), (1, 1));
+}
+
+#[test]
+fn deletion_waits_for_a_site_that_does_not_answer() {
+    let mut life = Life::running(1);
+    life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+    let slots = std::mem::replace(&mut life.seen.slots, Fact::Unknown { since: life.now });
+    for _ in 0..100 {
+        life.advance(1);
+        let plan = life.plan();
+        life.write_only(&plan);
+        assert!(!plan.effects.iter().any(|effect| effect.name() == "RemoveFinalizer"));
+    }
+    life.seen.slots = slots;
+    life.run(60);
+    assert!(life.gone);
+}
+
+#[test]
+fn a_request_in_doubt_is_found_before_the_object_goes() {
+    let mut life = life(1);
+    life.pass();
+    let plan = life.plan();
+    life.write_only(&plan);
+    life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+    life.run(5);
+    assert!(!life.gone);
+    let id = life.add_slot(1);
+    life.start_slot(&id);
+    life.run(30);
+    assert!(life.gone);
+    assert_eq!(life.effects("ReleaseSlot").len(), 1);
+}
+
+#[rstest]
+fn suspension_holds_nothing_and_the_job_goes_on(
+    #[values(
+        JobPhase::Pending,
+        JobPhase::ImagePreparing,
+        JobPhase::Queued,
+        JobPhase::Deploying,
+        JobPhase::Starting,
+        JobPhase::Restoring,
+        JobPhase::Running,
+        JobPhase::Snapshotting,
+        JobPhase::Evacuating
+    )]
+    phase: JobPhase,
+) {
+    let mut life = in_phase(phase);
+    life.job.spec.suspend = true;
+    life.run(60);
+    assert_eq!(life.phase(), JobPhase::Suspended, "{:?}", &life.whys[life.whys.len() - 5..]);
+    assert!(life.status().slots.is_empty() && life.seen.pods.is_empty());
+    let good = super::life::life(2);
+    (life.seen.site, life.seen.image) = (good.seen.site, good.seen.image);
+    life.job.spec.suspend = false;
+    life.job.metadata.generation = Some(3);
+    life.prompt = true;
+    life.run(20);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", &life.whys[life.whys.len() - 9..]);
+    assert!(life.status().suspended_seconds >= 1);
+    if phase == JobPhase::Running {
+        assert_eq!(life.status().origin.unwrap().generation, Some(1), "captured before it was suspended");
+    }
+}
+
+#[test]
+fn a_job_deleted_at_the_site_goes_on_when_suspend_is_set_and_unset() {
+    let mut life = Life::running(1);
+    life.run(5);
+    life.end_slot("101", End::Deleted("alice".into()));
+    life.run(100);
+    assert_eq!(life.phase(), JobPhase::Suspended);
+    life.job.spec.suspend = true;
+    life.run(5);
+    life.job.spec.suspend = false;
+    life.run(10);
+    assert_eq!(life.phase(), JobPhase::Running);
+}

@@ -1,0 +1,443 @@
+//! A job and its facts. [`Life::pass`] decides, writes the status, and lets every effect work.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::{
+    api::{
+        BestEffortJob, FINALIZER, JobPhase, SnapshotStatus,
+        job_status::{BestEffortJobStatus, ResolvedImage},
+        snapshot::{SnapshotPhase, SnapshotReason},
+    },
+    controller::job::{
+        decide::{decide, sent_key},
+        plan::{
+            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, Plan, PodSeen, Reply,
+            Seen, Setup, SiteSeen, SnapshotSeen,
+        },
+    },
+    driver::{
+        Fact,
+        agent::{
+            AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, PartState, VmState, fake::member_part,
+        },
+        repository::{GenerationSummary, JobContent},
+        site::{Capabilities, End, Notice, NoticeKind, SlotFacts, SlotPhase},
+    },
+    names::NodeName,
+};
+
+pub(super) const START: i64 = 1_800_000_000;
+pub(super) const UID: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
+
+pub(super) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// A job with its world.
+#[derive(Clone)]
+pub(super) struct Life {
+    pub(super) job: BestEffortJob,
+    pub(super) seen: Seen,
+    pub(super) now: Timestamp,
+    /// Whether slots run as soon as they are asked for.
+    pub(super) prompt: bool,
+    /// Whether captured generations become complete at once.
+    pub(super) stores: bool,
+    pub(super) writes: u32,
+    pub(super) done: Vec<Effect>,
+    pub(super) whys: Vec<&'static str>,
+    pub(super) gone: bool,
+    next_slot: u32,
+}
+
+pub(super) fn life(members: u32) -> Life {
+    let text = format!(
+        "apiVersion: vmdeploy.io/v1alpha1\nkind: BestEffortJob\nmetadata: {{name: pi, namespace: team, uid: {UID}, generation: 1}}\n\
+         spec:\n  members: {members}\n  image: {{name: debian-12}}\n  run: {{command: [/bin/true]}}\n  \
+         slots: {{site: rennes, walltime: 2h}}\n  snapshots: {{period: 10m, grace: 60s}}\n"
+    );
+    let mut job: BestEffortJob = crate::yaml::read(&text).unwrap();
+    job.metadata.creation_timestamp = Some(Time(at(START)));
+    let image = ResolvedImage {
+        namespace: "team".into(),
+        name: "debian-12".into(),
+        disk: format!("sha256:{}", "0".repeat(64)),
+        virtual_size: 1 << 30,
+        kernel: None,
+        initrd: None,
+        params: None,
+    };
+    let nodes = (1..=8).map(|n| (NodeName(format!("node-{n}")), std::net::IpAddr::from([192, 0, 2, n])));
+    let seen = Seen {
+        leader: Leadership { epoch: 1, since: at(START) },
+        setup: Setup { port_first: 17700, port_count: 64, sites: ["rennes".to_owned()].into() },
+        site: Some(SiteSeen {
+            capabilities: Capabilities { notice: true, per_member: false },
+            isolation: Duration::from_secs(120),
+            agent_wait: Duration::from_secs(300),
+            max_memory: Some(4 << 30),
+        }),
+        account: Fact::Known(Ok(())),
+        image: Fact::Known(ImageSeen::Ready(image)),
+        missing_inputs: Fact::Absent,
+        slots: Fact::Known(Vec::new()),
+        looked_up: Some(at(START)),
+        reads_good_since: Some(at(START - 100)),
+        reply: None,
+        pods: BTreeMap::new(),
+        agents: BTreeMap::new(),
+        nodes: nodes.collect(),
+        barrier: None,
+        content: Fact::Known(JobContent::default()),
+        snapshots: Vec::new(),
+        sent: BTreeMap::new(),
+    };
+    Life {
+        job,
+        seen,
+        now: at(START),
+        prompt: true,
+        stores: true,
+        writes: 0,
+        done: Vec::new(),
+        whys: Vec::new(),
+        gone: false,
+        next_slot: 101,
+    }
+}
+
+impl Life {
+    pub(super) fn status(&self) -> BestEffortJobStatus {
+        self.job.status.clone().unwrap_or_default()
+    }
+
+    pub(super) fn phase(&self) -> JobPhase {
+        self.status().phase
+    }
+
+    pub(super) fn message(&self, kind: &str) -> String {
+        let status = self.status();
+        let found = status.conditions.iter().find(|condition| condition.type_ == kind);
+        found.map(|c| format!("{} {}: {}", c.status, c.reason, c.message)).unwrap_or_default()
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        decide(&self.job, &self.seen, self.now)
+    }
+
+    /// Writes the status of a plan, and lets nothing else of it happen: a crash.
+    pub(super) fn write_only(&mut self, plan: &Plan) {
+        if self.job.status.as_ref() != Some(&plan.status) && plan.status != BestEffortJobStatus::default() {
+            self.writes += 1;
+            self.job.status = Some(plan.status.clone());
+        }
+        // whoever is in the status is listened to, whether it exists or not
+        for agent in plan.status.members.iter().filter_map(|member| member.agent.as_ref()) {
+            let nobody = AgentSeen { state: None, heard: None, listening: self.now };
+            self.seen.agents.entry(agent.pod.clone()).or_insert(nobody);
+        }
+    }
+
+    /// One pass, in which everything works.
+    pub(super) fn pass(&mut self) -> Plan {
+        let plan = self.plan();
+        self.whys.push(plan.why);
+        self.write_only(&plan);
+        self.perform(&plan);
+        plan
+    }
+
+    /// Lets the effects of a plan work.
+    pub(super) fn perform(&mut self, plan: &Plan) {
+        for effect in &plan.effects {
+            self.seen.sent.insert(sent_key(effect), self.now);
+            self.work(effect);
+            self.done.push(effect.clone());
+        }
+    }
+
+    /// Passes until one has nothing to do.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..40 {
+            let writes = self.writes;
+            let plan = self.pass();
+            if self.gone || (plan.effects.is_empty() && self.writes == writes) {
+                return;
+            }
+        }
+        panic!("it never comes to rest: {:?}", &self.whys[self.whys.len() - 10..]);
+    }
+
+    /// Lets time go by in steps of a second, with a pass after each.
+    pub(super) fn run(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            if self.gone {
+                return;
+            }
+            self.advance(1);
+            self.settle();
+        }
+    }
+
+    /// Lets time go by without a pass: living agents go on speaking, and guests running.
+    pub(super) fn advance(&mut self, seconds: i64) {
+        self.now = self.now + SignedDuration::from_secs(seconds);
+        self.seen.looked_up = self.seen.looked_up.map(|_| self.now);
+        for (pod, agent) in &mut self.seen.agents {
+            let ended = self.seen.pods.get(pod).is_none_or(|pod| pod.ended.is_some());
+            if let Some(state) = agent.state.as_mut().filter(|_| !ended && agent.heard.is_some()) {
+                agent.heard = Some(self.now);
+                if state.vm == VmState::Running {
+                    state.ran += seconds as f64;
+                }
+            }
+        }
+    }
+
+    pub(super) fn slots(&mut self) -> &mut Vec<SlotFacts> {
+        match &mut self.seen.slots {
+            Fact::Known(slots) => slots,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn slot(&mut self, id: &str) -> &mut SlotFacts {
+        self.slots().iter_mut().find(|slot| slot.id.0 == id).unwrap()
+    }
+
+    pub(super) fn content(&mut self) -> &mut JobContent {
+        match &mut self.seen.content {
+            Fact::Known(content) => content,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A slot of a submission, as the site shows it.
+    pub(super) fn add_slot(&mut self, submission: u32) -> String {
+        let id = self.next_slot.to_string();
+        self.next_slot += 1;
+        let name = crate::names::slot_name(&UID.into(), submission);
+        let phase = SlotPhase::Waiting { message: "in the queue".into(), expected: None };
+        let slot =
+            SlotFacts { id: id.clone().into(), name, phase, nodes: Vec::new(), since: None, until: None, notice: None };
+        self.slots().push(slot);
+        id
+    }
+
+    pub(super) fn start_slot(&mut self, id: &str) {
+        let members = self.job.spec.members;
+        let now = self.now;
+        let slot = self.slot(id);
+        slot.phase = SlotPhase::Running;
+        slot.nodes = (1..=members).map(|n| NodeName(format!("node-{n}"))).collect();
+        slot.since = Some(now);
+        slot.until = Some(now + SignedDuration::from_hours(2));
+    }
+
+    /// The slot is over and everything in it is dead.
+    pub(super) fn end_slot(&mut self, id: &str, end: End) {
+        self.slot(id).phase = SlotPhase::Ended(end);
+        let status = self.status();
+        for member in status.members {
+            if let Some(agent) = member.agent.filter(|agent| agent.slot == id) {
+                self.end_pod(&agent.pod);
+            }
+        }
+    }
+
+    pub(super) fn end_pod(&mut self, pod: &str) {
+        if let Some(pod) = self.seen.pods.get_mut(pod) {
+            pod.ended = Some("Completed, exit code 0".into());
+        }
+    }
+
+    pub(super) fn notice(&mut self, id: &str, kind: NoticeKind) {
+        let now = self.now;
+        self.slot(id).notice = Some(Notice { kind, at: now });
+    }
+
+    pub(super) fn agent(&mut self, member: u32) -> &mut AgentState {
+        let pod = self.status().members[member as usize].agent.clone().unwrap().pod;
+        self.seen.agents.get_mut(&pod).unwrap().state.as_mut().unwrap()
+    }
+
+    /// The member is heard no more, and nothing of it is known to have ended.
+    pub(super) fn silence(&mut self, member: u32) {
+        let pod = self.status().members[member as usize].agent.clone().unwrap().pod;
+        self.seen.agents.get_mut(&pod).unwrap().heard = None;
+        self.seen.agents.get_mut(&pod).unwrap().listening = self.now;
+    }
+
+    pub(super) fn effects(&self, name: &str) -> Vec<&Effect> {
+        self.done.iter().filter(|effect| effect.name() == name).collect()
+    }
+
+    fn capture(&mut self, capture: &CaptureJob) {
+        let (now, stores) = (self.now, self.stores);
+        for agent in &capture.agents {
+            let Some(state) = self.seen.agents.get_mut(&agent.pod).and_then(|agent| agent.state.as_mut()) else {
+                continue;
+            };
+            let mut record = member_part(agent.member);
+            record.ran = state.ran;
+            state.capture = Some(CapturePart {
+                generation: capture.generation,
+                nonce: capture.nonce.clone(),
+                state: PartState::Captured,
+                stopped_at: Some(now),
+                pause_ms: Some(30),
+                bytes: 1 << 20,
+                record: Some(record),
+            });
+            state.vm = if capture.resume { VmState::Running } else { VmState::Stopped };
+        }
+        self.seen.barrier = Some(BarrierSeen { job: capture.clone(), since: now, state: BarrierState::Cut });
+        if stores {
+            self.store(capture.generation, capture.incarnation);
+        }
+    }
+
+    /// The repository has a generation.
+    pub(super) fn store(&mut self, generation: u32, incarnation: u32) {
+        let (now, members) = (self.now, self.job.spec.members);
+        let content = self.content();
+        content.highest = content.highest.max(generation);
+        content.generations.push(GenerationSummary {
+            generation,
+            incarnation,
+            parent: None,
+            taken_at: now,
+            stored: 1000,
+            members,
+        });
+    }
+
+    /// What an effect brings about.
+    fn work(&mut self, effect: &Effect) {
+        match effect {
+            Effect::AddFinalizer => self.job.metadata.finalizers = Some(vec![FINALIZER.into()]),
+            Effect::RemoveFinalizer | Effect::DeleteJob => self.gone = true,
+            Effect::SubmitSlots { submission, .. } => {
+                let id = self.add_slot(*submission);
+                self.seen.reply = Some(Reply { submission: *submission, outcome: Ok(id.clone().into()) });
+                if self.prompt {
+                    self.start_slot(&id);
+                }
+            }
+            Effect::ReleaseSlot { id } => {
+                if !matches!(self.slot(&id.0).phase, SlotPhase::Ended(_)) {
+                    self.end_slot(&id.0, End::Deleted("alice".into()));
+                }
+            }
+            Effect::FenceRepository { incarnation } => {
+                let content = self.content();
+                content.fence = content.fence.max(*incarnation);
+            }
+            Effect::CreateAgent(placement) => {
+                let pod = PodSeen {
+                    node: placement.node.0.clone(),
+                    incarnation: placement.incarnation,
+                    ..PodSeen::default()
+                };
+                self.seen.pods.insert(placement.pod.clone(), pod);
+                let state = AgentState {
+                    protocol: PROTOCOL,
+                    job: UID.into(),
+                    member: placement.member,
+                    incarnation: placement.incarnation,
+                    lease: LeaseState::Held,
+                    vm: VmState::Loaded,
+                    guest: GuestState::default(),
+                    notice: None,
+                    capture: None,
+                    upload: None,
+                    ran: 0.0,
+                    machine: None,
+                    leaving: None,
+                };
+                let agent = AgentSeen { state: Some(state), heard: Some(self.now), listening: self.now };
+                self.seen.agents.insert(placement.pod.clone(), agent);
+            }
+            Effect::DeleteAgent { pod } => {
+                self.seen.pods.remove(pod);
+            }
+            Effect::Go { agents } => {
+                for agent in agents {
+                    self.seen.agents.get_mut(&agent.pod).unwrap().state.as_mut().unwrap().vm = VmState::Running;
+                }
+            }
+            Effect::Capture(capture) => self.capture(capture),
+            Effect::AbandonCapture(_) => {}
+            Effect::Leave { agents, code } => {
+                for agent in agents {
+                    let heard = self.seen.agents.get_mut(&agent.pod).unwrap();
+                    if heard.heard.is_none() {
+                        continue;
+                    }
+                    let state = heard.state.as_mut().unwrap();
+                    state.leaving = Some(*code);
+                    state.vm = VmState::Gone { reason: "left".into(), cannot_load: false };
+                    self.end_pod(&agent.pod);
+                }
+                let slots: Vec<String> = self.status().slots.iter().map(|slot| slot.id.clone()).collect();
+                let end = match code {
+                    LeaveCode::Done => End::Done,
+                    LeaveCode::Saved => End::SavedAtPreemption,
+                    LeaveCode::KeepSlot => return,
+                };
+                let all_left = self.seen.pods.values().all(|pod| pod.ended.is_some());
+                for id in slots.into_iter().filter(|_| all_left) {
+                    if self.slot(&id).phase == SlotPhase::Running {
+                        self.slot(&id).phase = SlotPhase::Ended(end.clone());
+                    }
+                }
+            }
+            Effect::CreateSnapshot { name, reason } => self.add_snapshot(name, *reason),
+            Effect::WriteSnapshot { name, status } => {
+                let complete: Vec<u32> = self.content().generations.iter().map(|summary| summary.generation).collect();
+                let snapshot = self.seen.snapshots.iter_mut().find(|snapshot| snapshot.name == *name).unwrap();
+                snapshot.status = SnapshotStatus::clone(status);
+                if snapshot.status.generation.is_some_and(|generation| complete.contains(&generation)) {
+                    snapshot.status.phase = SnapshotPhase::Stored;
+                }
+            }
+            Effect::DeleteSnapshot { name, .. } => {
+                let generation = self.seen.snapshots.iter().find(|s| s.name == *name).unwrap().status.generation;
+                self.seen.snapshots.retain(|snapshot| snapshot.name != *name);
+                self.content().generations.retain(|summary| Some(summary.generation) != generation);
+            }
+            Effect::RemoveContent => self.seen.content = Fact::Known(JobContent::default()),
+        }
+    }
+
+    pub(super) fn add_snapshot(&mut self, name: &str, reason: SnapshotReason) {
+        self.seen.snapshots.push(SnapshotSeen {
+            name: name.into(),
+            uid: format!("uid of {name}"),
+            reason,
+            retain: false,
+            deleting: false,
+            status: SnapshotStatus::default(),
+        });
+    }
+
+    /// All commands have ended.
+    pub(super) fn finish(&mut self, code: i32) {
+        for member in 0..self.job.spec.members {
+            let guest = &mut self.agent(member).guest;
+            guest.exit_code = Some(code);
+            guest.outputs_kept = true;
+        }
+    }
+
+    /// A job that runs, some seconds after its start.
+    pub(super) fn running(members: u32) -> Self {
+        let mut life = life(members);
+        life.run(5);
+        assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+        life
+    }
+}

@@ -1,0 +1,263 @@
+//! The client and the hold against a real OAR: `OAR_API_URL` of a test bed, and its settings in the
+//! environment. Not run without.
+
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::OarRest;
+use crate::{
+    clock::Clock,
+    config::SiteConfig,
+    driver::site::{
+        Credentials, End, NoticeKind, Site, SiteError, SlotFacts, SlotPhase,
+        contract::{self, World, request},
+    },
+    names::SlotId,
+};
+
+struct Live {
+    site: OarRest,
+}
+
+#[async_trait]
+impl World for Live {
+    fn site(&self) -> &dyn Site {
+        &self.site
+    }
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+    fn user(&self) -> String {
+        "alice".into()
+    }
+    async fn pass(&self) {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// The site as `user`; none where there is no test bed.
+fn live(user: &str) -> Option<Live> {
+    let Ok(url) = std::env::var("OAR_API_URL") else {
+        println!("not run: OAR_API_URL is not set");
+        return None;
+    };
+    crate::tls::install_provider();
+    // the test bed's nodes share all folders but a few
+    let config = format!("kind: oar2\nurl: {url}\nuids: {{}}\nleaseRoot: /tmp/leases\nagentWait: 60s\n");
+    let config: SiteConfig = serde_yaml::from_str(&config).unwrap();
+    let site = OarRest::new(&config, Credentials::Header { user: user.into() }, Clock::system()).unwrap();
+    Some(Live { site })
+}
+
+/// A tag that makes names differ from run to run.
+fn tag() -> String {
+    format!("{:07}", Timestamp::now().as_second() % 10_000_000)
+}
+
+fn oarbox(arguments: &[&str]) -> String {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/testbed/oar/oarbox");
+    let output = Command::new(program).args(arguments).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Runs a shell command on a node, as root.
+fn on(facts: &SlotFacts, node: usize, command: &str) -> String {
+    let number = facts.nodes[node].0.strip_prefix("node-").unwrap().to_owned();
+    oarbox(&["node", &number, "sh", "-c", command])
+}
+
+fn lease(facts: &SlotFacts) -> String {
+    format!("/tmp/leases/{}-{}", facts.name.split('-').nth(1).unwrap(), facts.id)
+}
+
+/// Plays the agent's part at the start.
+fn agent_comes(facts: &SlotFacts, node: usize) {
+    let lease = lease(facts);
+    on(
+        facts,
+        node,
+        &format!("mkdir -p {lease} && echo nonce{node} > {lease}/nonce && chmod 700 {lease} && chown alice {lease}"),
+    );
+}
+
+fn held(facts: &SlotFacts, node: usize) -> bool {
+    let lock = format!("{}/lock", lease(facts));
+    on(facts, node, &format!("if [ -s {lock} ] && ! flock -sn {lock} true; then echo held; fi")) == "held"
+}
+
+fn seen(facts: &SlotFacts, node: usize, file: &str) -> String {
+    on(facts, node, &format!("cat {}/{file} 2>/dev/null", lease(facts)))
+}
+
+fn within(seconds: u64, mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    condition()
+}
+
+/// A slot whose leases are held on all its nodes.
+async fn leased(world: &Live, job: &str, nodes: u32, grace: u64) -> SlotFacts {
+    let id = world.site.submit(&request(job, nodes, grace)).await.unwrap();
+    let facts = contract::until(world, &id, |p| *p == SlotPhase::Running).await;
+    for node in 0..nodes as usize {
+        agent_comes(&facts, node);
+    }
+    for node in 0..nodes as usize {
+        assert!(within(20, || held(&facts, node)), "no lease on {}", facts.nodes[node]);
+        assert!(seen(&facts, node, "lock").starts_with(&format!("{id} nonce{node} ")));
+    }
+    facts
+}
+
+async fn end(world: &Live, id: &SlotId) -> End {
+    match contract::until(world, id, |p| matches!(p, SlotPhase::Ended(_))).await.phase {
+        SlotPhase::Ended(end) => end,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_keeps_the_contract() {
+    let Some(world) = live("alice") else { return };
+    contract::holds(&world, &tag()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_are_checked() {
+    let Some(world) = live("nobody-of-ours") else { return };
+    let refused = world.site.submit(&request("d0000000", 1, 0)).await;
+    assert!(matches!(refused, Err(SiteError::Credentials(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn released_by_its_agents_the_slot_says_so() {
+    let Some(world) = live("alice") else { return };
+    for (word, wanted) in [("done", End::Done), ("saved", End::Released)] {
+        let facts = leased(&world, &format!("e{}", tag()), 2, 30).await;
+        for node in 0..2 {
+            on(&facts, node, &format!("echo {word} > {}/release", lease(&facts)));
+        }
+        assert_eq!(end(&world, &facts.id).await, wanted);
+        assert!(!held(&facts, 0) && !held(&facts, 1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preempted_slot_saves_itself_at_the_notice() {
+    let Some(world) = live("alice") else { return };
+    let facts = leased(&world, &format!("f{}", tag()), 4, 60).await;
+    let rival = submit_rival(4, "true");
+    for node in 0..4 {
+        assert!(within(15, || !seen(&facts, node, "notice").is_empty()), "no notice on {}", facts.nodes[node]);
+    }
+    let noticed = contract::until(&world, &facts.id, |p| *p == SlotPhase::Running).await.notice.unwrap();
+    assert_eq!(noticed.kind, NoticeKind::Preemption);
+    assert!(held(&facts, 0));
+    for node in 0..4 {
+        on(&facts, node, &format!("echo saved > {}/release", lease(&facts)));
+    }
+    assert_eq!(end(&world, &facts.id).await, End::SavedAtPreemption);
+    wait_for_rival(&rival);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a1_every_lock_is_free_before_the_next_users_job_starts() {
+    let Some(world) = live("alice") else { return };
+    let facts = leased(&world, &format!("0{}", tag()), 4, 0).await;
+    for node in 0..4 {
+        let watch = format!("rm -f /tmp/started; flock -s {}/lock sh -c 'date +%s%N > /tmp/dropped'", lease(&facts));
+        on(&facts, node, &format!("({watch}) > /dev/null 2>&1 &"));
+    }
+    let rival = submit_rival(4, "date +%s%N > /tmp/started");
+    assert_eq!(end(&world, &facts.id).await, End::Preempted);
+    wait_for_rival(&rival);
+    for node in 0..4 {
+        let times = on(&facts, node, "cat /tmp/dropped /tmp/started");
+        let times: Vec<u64> = times.lines().map(|l| l.parse().unwrap()).collect();
+        assert!(times[0] < times[1], "{times:?}");
+        println!("free {} ms before the next job's first process", (times[1] - times[0]) / 1_000_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a10_a_request_sent_while_the_server_is_down_is_found_by_name() {
+    let Some(world) = live("alice") else { return };
+    let request = request(&format!("2{}", tag()), 1, 0);
+    assert!(world.site.look_up(&request.name, None).await.unwrap().is_empty());
+    oarbox(&["server-stop"]);
+    let lost = world.site.submit(&request).await;
+    let found = world.site.look_up(&request.name, None).await;
+    let id = found.as_ref().ok().and_then(|f| f.keys().next().cloned());
+    let refused = match &id {
+        Some(id) => world.site.release(id).await,
+        None => Ok(()),
+    };
+    oarbox(&["server-start"]);
+    assert!(matches!(lost, Err(SiteError::Unreachable(_))), "{lost:?}");
+    assert_eq!(found.unwrap().len(), 1);
+    // a deletion is only noted while the server is down, and has to be repeated
+    assert!(matches!(refused, Err(SiteError::Unreachable(_))), "{refused:?}");
+    world.site.release(&id.clone().unwrap()).await.unwrap();
+    assert_eq!(end(&world, &id.unwrap()).await, End::Deleted("alice".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_down_is_an_outage() {
+    let Some(world) = live("alice") else { return };
+    let request = request(&format!("3{}", tag()), 1, 0);
+    world.site.user().await.unwrap();
+    oarbox(&["db-stop"]);
+    let read = world.site.look_up(&request.name, None).await;
+    let lost = world.site.submit(&request).await;
+    oarbox(&["db-start"]);
+    assert!(matches!(read, Err(SiteError::Unreachable(_))), "{read:?}");
+    assert!(matches!(lost, Err(SiteError::Unreachable(_))), "{lost:?}");
+    // the request was accepted all the same, after the client had given up
+    let mut found = Default::default();
+    for _ in 0..60 {
+        world.pass().await;
+        found = world.site.look_up(&request.name, None).await.unwrap_or_default();
+        if !found.is_empty() {
+            break;
+        }
+    }
+    println!("found after the outage: {found:?}");
+    for id in found.keys() {
+        world.site.release(id).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c4_a_slot_to_which_no_agent_comes_ends() {
+    let Some(world) = live("alice") else { return };
+    let id = world.site.submit(&request(&format!("1{}", tag()), 1, 0)).await.unwrap();
+    contract::until(&world, &id, |p| *p == SlotPhase::Running).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(end(&world, &id).await, End::HoldFailed(Some(super::hold::NO_AGENT)));
+}
+
+/// Submits somebody else's job; it runs `command` on each of its nodes.
+fn submit_rival(nodes: u32, command: &str) -> String {
+    let script = format!("for n in $(sort -u $OAR_NODEFILE); do oarsh $n '{command}'; done");
+    let put = "printf '%s\\n' \"$1\" > /home/bob/rival && chmod 755 /home/bob/rival && chown bob /home/bob/rival";
+    oarbox(&["exec", "sh", "-c", put, "sh", &format!("#!/bin/sh\n{script}")]);
+    let resources = format!("nodes={nodes},walltime=0:1:0");
+    let said = oarbox(&["user", "bob", "oarsub", "-l", &resources, "/home/bob/rival"]);
+    said.lines().find_map(|l| l.strip_prefix("OAR_JOB_ID=")).unwrap().to_owned()
+}
+
+fn wait_for_rival(id: &str) {
+    let state = || oarbox(&["sql", &format!("SELECT state FROM jobs WHERE job_id={id}")]);
+    assert!(within(90, || state() == "Terminated"), "the other user's job is {}", state());
+}

@@ -1,0 +1,167 @@
+//! Turns what the watches bring into metrics: jobs by phase, and the growth of what statuses count.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use kube::runtime::reflector::Store;
+
+use crate::{
+    api::{
+        BestEffortJob, JobPhase, Snapshot,
+        job_status::{Kills, Work},
+    },
+    driver::cluster::count::RequestCounts,
+    metrics::{Call, Metrics},
+};
+
+/// Time between two counts of jobs and requests.
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
+
+/// What was counted so far.
+pub(super) struct Figures {
+    metrics: Metrics,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    jobs: HashMap<String, (Kills, Work)>,
+    snapshots: HashMap<String, Measured>,
+    requests: std::collections::BTreeMap<String, u64>,
+}
+
+/// Which figures of a snapshot are counted already.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Measured {
+    pause: bool,
+    bytes: bool,
+}
+
+impl Figures {
+    /// Nothing counted yet. What a status says at the first sight is where counting begins.
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { metrics, seen: Mutex::default() }
+    }
+
+    /// A job has changed.
+    pub(super) fn job(&self, job: &BestEffortJob) {
+        let Some(uid) = job.metadata.uid.clone() else { return };
+        let now = job.status.as_ref().map(|status| (status.kills, status.work)).unwrap_or_default();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.jobs.insert(uid, now).unwrap_or(now);
+        let ((old, old_work), (new, new_work)) = (before, now);
+        for (cause, old, new) in [
+            ("preempted", old.preempted, new.preempted),
+            ("walltime", old.walltime, new.walltime),
+            ("node", old.node, new.node),
+            ("cancelled", old.cancelled, new.cancelled),
+            ("failed", old.failed, new.failed),
+        ] {
+            self.metrics.kills.get_or_create(&cause.into()).inc_by(u64::from(new.saturating_sub(old)));
+        }
+        for (kind, old, new) in [
+            ("useful", old_work.useful, new_work.useful),
+            ("lost", old_work.lost, new_work.lost),
+            ("saved", old_work.saved, new_work.saved),
+            ("overhead", old_work.overhead, new_work.overhead),
+        ] {
+            self.metrics.work.get_or_create(&kind.into()).inc_by(new.saturating_sub(old));
+        }
+    }
+
+    /// A snapshot has changed.
+    pub(super) fn snapshot(&self, snapshot: &Snapshot) {
+        let (Some(uid), Some(status)) = (snapshot.metadata.uid.clone(), &snapshot.status) else { return };
+        let now = Measured { pause: status.pause_ms.is_some(), bytes: status.bytes.is_some() };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let first_sight = !seen.snapshots.contains_key(&uid) && snapshot.metadata.generation.is_some() && now.bytes;
+        let before = seen.snapshots.insert(uid, now).unwrap_or_default();
+        if first_sight {
+            // complete before this process began
+            return;
+        }
+        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+        if now.pause && !before.pause {
+            status.pause_ms.into_iter().for_each(|ms| self.metrics.capture_pause.observe(seconds(ms)));
+            status.skew_ms.into_iter().for_each(|ms| self.metrics.capture_skew.observe(seconds(ms)));
+        }
+        if let Some(bytes) = status.bytes.filter(|_| !before.bytes) {
+            for (kind, n) in [("logical", bytes.logical), ("unique", bytes.unique), ("stored", bytes.stored)] {
+                self.metrics.bytes.get_or_create(&kind.into()).inc_by(n);
+            }
+        }
+    }
+
+    /// Counts what has no event of its own.
+    pub(super) fn count(&self, jobs: &Store<BestEffortJob>, requests: &RequestCounts) {
+        let mut by_phase: HashMap<JobPhase, i64> = HashMap::new();
+        let mut alive = std::collections::HashSet::new();
+        for job in jobs.state() {
+            *by_phase.entry(job.status.as_ref().map(|status| status.phase).unwrap_or_default()).or_default() += 1;
+            alive.extend(job.metadata.uid.clone());
+        }
+        self.metrics.jobs.clear();
+        for (phase, n) in by_phase {
+            self.metrics.jobs.get_or_create(&format!("{phase:?}").as_str().into()).set(n);
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.jobs.retain(|uid, _| alive.contains(uid));
+        for (verb, total) in requests.by_verb() {
+            let before = seen.requests.insert(verb.clone(), total).unwrap_or_default();
+            let call = Call { system: "kubernetes".into(), verb };
+            self.metrics.api_calls.get_or_create(&call).inc_by(total.saturating_sub(before));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{
+        BestEffortJobStatus, SnapshotStatus,
+        snapshot::{SnapshotBytes, SnapshotSpec},
+    };
+
+    fn job(preempted: u32, lost: u64) -> BestEffortJob {
+        let spec = serde_json::from_value(serde_json::json!({
+            "run": {"command": ["true"]}, "slots": {"site": "rennes", "walltime": "2h"}}));
+        let mut job = BestEffortJob::new("pi", spec.unwrap());
+        job.metadata.uid = Some("u".into());
+        let (kills, work) = (Kills { preempted, ..Kills::default() }, Work { lost, ..Work::default() });
+        job.status = Some(BestEffortJobStatus { kills, work, ..BestEffortJobStatus::default() });
+        job
+    }
+
+    #[test]
+    fn what_happened_before_this_process_is_not_counted_again() {
+        let metrics = Metrics::new();
+        let figures = Figures::new(metrics.clone());
+        figures.job(&job(3, 100));
+        figures.job(&job(3, 100));
+        figures.job(&job(4, 130));
+        assert_eq!(metrics.kills.get_or_create(&"preempted".into()).get(), 1);
+        assert_eq!(metrics.work.get_or_create(&"lost".into()).get(), 30);
+    }
+
+    #[test]
+    fn a_snapshot_is_measured_once() {
+        let metrics = Metrics::new();
+        let figures = Figures::new(metrics.clone());
+        let spec = SnapshotSpec { job: "pi".into(), reason: Default::default(), retain: false };
+        let mut snapshot = Snapshot::new("pi-1", spec);
+        snapshot.metadata.uid = Some("s".into());
+        snapshot.status = Some(SnapshotStatus { pause_ms: Some(20), ..SnapshotStatus::default() });
+        figures.snapshot(&snapshot);
+        let bytes = SnapshotBytes { logical: 9, unique: 5, stored: 5 };
+        snapshot.status.as_mut().unwrap().bytes = Some(bytes);
+        figures.snapshot(&snapshot);
+        figures.snapshot(&snapshot);
+        let text = metrics.encode();
+        for line in ["vmdeploy_capture_pause_seconds_count 1", "vmdeploy_generation_bytes_total{kind=\"unique\"} 5"] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing from\n{text}");
+        }
+    }
+}

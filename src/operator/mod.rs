@@ -1,0 +1,273 @@
+//! `vmdeploy operator`: puts the controllers together and runs them while this process leads.
+//!
+//! Decides nothing by itself. It comes up in this order: health page, CRDs served, leadership,
+//! authority and credentials of the parts, caches, controllers; each step waits for the one before
+//! and says so on the health page, and none of them crashes the process for something that is only
+//! late.
+
+mod caches;
+mod credentials;
+mod figures;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use kube::{Client, client::ClientBuilder, runtime::controller::Action};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    credentials::{LIFETIME, RENEWAL, Vault},
+    figures::Figures,
+};
+use crate::{
+    api::{BestEffortJob, Snapshot, VmImage},
+    clock::Clock,
+    config::Config,
+    controller::{
+        Runner,
+        agents::AgentHub,
+        image, job, served, snapshot,
+        wake::{Waker, wakes},
+    },
+    driver::{
+        agent::http::AgentsHttp,
+        cluster::{count::RequestCounts, importers::KubeImporters, kube::KubeCluster},
+        repository::http::HttpRepository,
+        site::directory::SiteDirectory,
+    },
+    health::{self, Readiness},
+    leadership::Candidate,
+    metrics::Metrics,
+    names::{Identity, JobUid},
+    tls::Authority,
+};
+
+/// Arguments of `vmdeploy operator`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// File with the configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// Plain address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    health: SocketAddr,
+}
+
+/// Name of the Lease.
+const LEASE: &str = "vmdeploy-operator";
+/// Passes of one controller at the same time.
+const CONCURRENCY: u16 = 8;
+/// Changes of one object within this time lead to one pass.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Time between two looks at the credentials of the parts.
+const SUPPLY: Duration = Duration::from_secs(600);
+/// Time between two tries of what must work before anything else does.
+const RETRY: Duration = Duration::from_secs(3);
+/// Longest time in which passes that have begun may end.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// Checks of the health page.
+const LEADER: &str = "leader";
+const CREDENTIALS: &str = "credentials";
+const CACHES: &str = "caches";
+
+/// What every part of the process shares.
+struct Process {
+    config: Arc<Config>,
+    client: Client,
+    clock: Clock,
+    metrics: Metrics,
+    requests: RequestCounts,
+    readiness: Readiness,
+}
+
+/// Runs the operator until `stop` is cancelled.
+pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    let text =
+        std::fs::read_to_string(&args.config).with_context(|| format!("failed to read {}", args.config.display()))?;
+    let config: Config =
+        crate::yaml::read(&text).with_context(|| format!("failed to understand {}", args.config.display()))?;
+    let (metrics, readiness) = (Metrics::new(), Readiness::expecting([served::CHECK, LEADER, CREDENTIALS, CACHES]));
+    // the page is there until everything else has ended
+    let health = health::serve(args.health, readiness.clone(), metrics.clone(), CancellationToken::new());
+    let health = tokio::spawn(health);
+
+    let requests = RequestCounts::default();
+    let client = ClientBuilder::try_from(kube::Config::infer().await?)?.with_layer(&requests).build();
+    let process = Process { config: Arc::new(config), client, clock: Clock::system(), metrics, requests, readiness };
+    tokio::select! {
+        result = process.run(stop.clone()) => result?,
+        served = health => served?.with_context(|| format!("failed to serve {}", args.health))?,
+    }
+    Ok(())
+}
+
+impl Process {
+    async fn run(&self, stop: CancellationToken) -> anyhow::Result<()> {
+        if !served::wait(&self.client, &["BestEffortJob", "VmImage", "Snapshot"], &self.readiness, &stop).await {
+            return Ok(());
+        }
+        let candidate = Candidate::new(self.client.clone(), &self.config.namespace, LEASE);
+        self.readiness.not_ready(LEADER, "another process leads");
+        candidate.lead(stop, |epoch, stop| self.lead(epoch, stop)).await?;
+        Ok(())
+    }
+
+    /// The work of the leader.
+    async fn lead(&self, epoch: u64, stop: CancellationToken) -> anyhow::Result<()> {
+        self.readiness.ready(LEADER);
+        self.metrics.leader.set(1);
+        let vault = Vault::new(self.client.clone(), &self.config.namespace);
+        let Some(authority) = self.authority(&vault, &stop).await else { return Ok(()) };
+        self.readiness.ready(CREDENTIALS);
+
+        let tasks = TaskTracker::new();
+        let (waker, job_wakes) = wakes::<BestEffortJob>();
+        let figures = Arc::new(Figures::new(self.metrics.clone()));
+        let namespace = &self.config.namespace;
+        let Some(view) = caches::start(&self.client, namespace, &waker, &figures, &tasks, &stop).await else {
+            return Ok(());
+        };
+        self.readiness.ready(CACHES);
+        let (jobs, view) = (view.jobs.clone(), Arc::new(view));
+
+        let own = authority.issue(&Identity::Operator, self.clock.now(), LIFETIME)?;
+        let repository = Arc::new(HttpRepository::new(&own, &self.config.repository)?);
+        let agents = Arc::new(AgentsHttp::new(own));
+        let cluster = Arc::new(KubeCluster::new(self.client.clone(), namespace.as_str(), None));
+        let wake: Arc<dyn Fn(&JobUid) + Send + Sync> = {
+            let waker = waker.clone();
+            Arc::new(move |job| waker.uid(job))
+        };
+        let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
+        let job_context = job::Context {
+            config: self.config.clone(),
+            clock: self.clock.clone(),
+            leadership: job::plan::Leadership { epoch, since: self.clock.now() },
+            cluster: cluster.clone(),
+            view: view.clone(),
+            sites: Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone())),
+            agents,
+            hearing: hub.clone(),
+            repository: repository.clone(),
+            authority: authority.clone(),
+            memory: job::memory::Memory::default(),
+            wake,
+        };
+        tasks.spawn(listen(hub, waker, stop.clone()));
+        tasks.spawn(self.runner(&stop).run(job_wakes, |c| c, Arc::new(job_context), job_pass));
+        let images = image::Context {
+            config: self.config.clone(),
+            clock: self.clock.clone(),
+            importers: Arc::new(KubeImporters(self.client.clone())),
+            cluster: cluster.clone(),
+            repository: repository.clone(),
+            authority: authority.clone(),
+        };
+        tasks.spawn(self.runner(&stop).run(wakes::<VmImage>().1, |c| c, Arc::new(images), image::reconcile));
+        let snapshots = snapshot::Context {
+            clock: self.clock.clone(),
+            cluster: cluster.clone(),
+            view: view.clone(),
+            repository: repository.clone(),
+        };
+        tasks.spawn(self.runner(&stop).run(wakes::<Snapshot>().1, |c| c, Arc::new(snapshots), snapshot::reconcile));
+        tasks.close();
+        tracing::info!(epoch, "the controllers run");
+
+        let result = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            result = self.upkeep(&vault, &authority) => result,
+            never = count(&figures, &jobs, &self.requests) => match never {},
+        };
+        stop.cancel();
+        if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+            tracing::warn!("passes did not end in time");
+        }
+        result
+    }
+
+    fn runner(&self, stop: &CancellationToken) -> Runner {
+        Runner {
+            client: self.client.clone(),
+            metrics: self.metrics.clone(),
+            stop: stop.clone(),
+            concurrency: CONCURRENCY,
+            debounce: DEBOUNCE,
+        }
+    }
+
+    /// The authority, once everything the parts need exists. None if told to stop before.
+    async fn authority(&self, vault: &Vault, stop: &CancellationToken) -> Option<Arc<Authority>> {
+        loop {
+            let tried = async {
+                let authority = vault.authority(self.clock.now()).await?;
+                vault.supply(&authority, self.clock.now()).await?;
+                anyhow::Ok(authority)
+            };
+            match tried.await {
+                Ok(authority) => return Some(Arc::new(authority)),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "failed to supply the credentials");
+                    self.readiness.not_ready(CREDENTIALS, format!("{error:#}"));
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// Keeps the credentials of the parts fresh; ends when the operator's own are due, so that the
+    /// process begins again with new ones.
+    async fn upkeep(&self, vault: &Vault, authority: &Authority) -> anyhow::Result<()> {
+        let due = self.clock.now() + RENEWAL;
+        while self.clock.now() < due {
+            tokio::time::sleep(SUPPLY).await;
+            if let Err(error) = vault.supply(authority, self.clock.now()).await {
+                tracing::warn!(error = format!("{error:#}"), "failed to renew the credentials");
+            }
+        }
+        tracing::info!("the operator's own certificate is due: beginning again");
+        Ok(())
+    }
+}
+
+/// One pass of a job, as the runner wants it.
+async fn job_pass(object: Arc<BestEffortJob>, context: Arc<job::Context>) -> Result<Action, job::Error> {
+    let wake = job::reconcile(&object, &context).await?;
+    Ok(wake.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Lets what agents say lead to passes.
+async fn listen(hub: Arc<AgentHub>, waker: Waker, stop: CancellationToken) {
+    let mut news = hub.subscribe();
+    let wake = async {
+        loop {
+            match news.recv().await {
+                Ok(job) => waker.uid(&job),
+                // those that were missed are visited at their next wake-up
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = hub.run() => {}
+        () = wake => {}
+    }
+}
+
+async fn count(
+    figures: &Figures,
+    jobs: &kube::runtime::reflector::Store<BestEffortJob>,
+    requests: &RequestCounts,
+) -> std::convert::Infallible {
+    loop {
+        figures.count(jobs, requests);
+        tokio::time::sleep(figures::INTERVAL).await;
+    }
+}
