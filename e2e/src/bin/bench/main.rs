@@ -1,0 +1,32 @@
+//! The benchmarks: each prints metric, value and goal.
+
+mod operator;
+mod report;
+
+use clap::{Parser, ValueEnum};
+
+/// Measures one thing.
+#[derive(Parser)]
+struct Arguments {
+    /// What is measured.
+    name: Name,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    /// The operator with 1,000 idle jobs.
+    Operator,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    vmdeploy::tls::install_provider();
+    let arguments = Arguments::parse();
+    let results = match arguments.name {
+        Name::Operator => operator::measure().await?,
+    };
+    report::print(&results, arguments.json)
+}

@@ -1,0 +1,37 @@
+//! How results are shown.
+
+use std::io::Write as _;
+
+use serde::Serialize;
+
+/// One figure.
+#[derive(Serialize)]
+pub(crate) struct Figure {
+    /// What.
+    pub(crate) metric: &'static str,
+    /// How much.
+    pub(crate) value: f64,
+    /// Of what.
+    pub(crate) unit: &'static str,
+    /// How much it may be; absent: only printed.
+    pub(crate) goal: Option<f64>,
+    /// Number of samples.
+    pub(crate) n: u32,
+}
+
+/// Prints the figures.
+pub(crate) fn print(figures: &[Figure], json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if !json {
+        writeln!(out, "{:<24} {:>10} {:<10} {:>8}", "metric", "value", "unit", "goal")?;
+    }
+    for figure in figures {
+        if json {
+            writeln!(out, "{}", serde_json::to_string(figure)?)?;
+        } else {
+            let goal = figure.goal.map_or_else(|| "-".to_owned(), |goal| format!("<= {goal}"));
+            writeln!(out, "{:<24} {:>10.2} {:<10} {:>8}", figure.metric, figure.value, figure.unit, goal)?;
+        }
+    }
+    Ok(())
+}
