@@ -165,4 +165,5 @@ mod sim;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod transfer;
 pub mod yaml;

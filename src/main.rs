@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use vmdeploy::{
     commands, image, operator, repository, shutdown,
     telemetry::{self, LogFormat},
+    transfer,
 };
 
 /// Runs long jobs on capacity that can be taken away.
@@ -31,6 +32,8 @@ enum Command {
     Importer(image::command::Args),
     /// Reconciles jobs, images and snapshots.
     Operator(operator::Args),
+    /// Moves captured generations to the repository.
+    Kget(transfer::Args),
     /// Keeps images and generations on a directory.
     Repository(repository::Args),
 }
@@ -44,6 +47,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Crds(args) => commands::crds::run(&args),
         Command::Importer(args) => until_told(|stop| image::command::run(args, stop)),
         Command::Operator(args) => until_told(|stop| operator::run(args, stop)),
+        Command::Kget(args) => until_told(|stop| transfer::run(args, stop)),
         Command::Repository(args) => until_told(|stop| repository::run(args, stop)),
     }?;
     Ok(ExitCode::SUCCESS)

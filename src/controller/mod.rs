@@ -11,6 +11,7 @@ pub mod image;
 pub mod job;
 pub mod served;
 pub mod snapshot;
+pub mod transfer;
 pub mod wake;
 
 use std::{

@@ -11,10 +11,12 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::{
     api::core::v1::{Node, Pod, Secret},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
 };
 
-use super::{Cluster, ClusterError, ClusterView, EventRecord, Kind, kube::owned_part, view::is_of};
+use super::{
+    Cluster, ClusterError, ClusterView, EventRecord, Kind, kube::owned_part, transfers::TransferBoard, view::is_of,
+};
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, Snapshot, SnapshotStatus, VmImage,
@@ -466,5 +468,23 @@ mod tests {
         cluster.remove_finalizer(Kind::Job, &held.metadata).await.unwrap();
         assert!(cluster.job("x", "pi").is_none());
         cluster.remove_finalizer(Kind::Job, &held.metadata).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl TransferBoard for FakeCluster {
+    fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        self.all_snapshots().into_iter().map(Arc::new).collect()
+    }
+
+    fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
+        ClusterView::job(self, namespace, name)
+    }
+
+    async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, _: &Condition) -> Result<(), ClusterError> {
+        drop(self.write("report")?);
+        let (namespace, name) = (snapshot.namespace.as_deref(), snapshot.name.as_deref());
+        self.set_transfer(namespace.unwrap_or_default(), name.unwrap_or_default(), transfer.clone());
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ pub mod count;
 pub mod fake;
 pub mod importers;
 pub mod kube;
+pub mod transfers;
 pub mod view;
 
 use std::{sync::Arc, time::Duration};

@@ -1,0 +1,131 @@
+//! Does what was decided: effects first, because an evacuation must not wait for the API server
+//! (safety B17) and every effect may be repeated; then the reports. Decides nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Context,
+    decide::{Case, Effect, Ordered, Plan},
+    status,
+};
+use crate::{
+    api::Snapshot,
+    driver::{
+        agent::{AgentAddress, AgentError, UploadOrder},
+        repository::{KeptPart, RepositoryError},
+    },
+    names::{Generation, JobUid},
+    store::{manifest::Manifest, ticket::Ticket},
+};
+
+/// How long a ticket lasts: as long as the largest upload may take to begin its last file.
+const TICKET: jiff::SignedDuration = jiff::SignedDuration::from_hours(12);
+/// Rest after a publication that failed.
+const PUBLISH_AGAIN: Duration = Duration::from_secs(2);
+/// Longest time to wait for an agent to accept an order.
+const ORDER: Duration = Duration::from_secs(3);
+
+/// Carries a plan out.
+pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Context>) {
+    for effect in &plan.effects {
+        match effect {
+            Effect::Upload { snapshot: _, agent, generation } => upload(context, agent, *generation).await,
+            Effect::Keep { job, generation, part } => keep(context, cases, job, *generation, part).await,
+            Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
+        }
+    }
+    for (uid, transfer) in &plan.reports {
+        let Some((snapshot, _)) = cases.iter().find(|(_, case)| case.uid == *uid) else { continue };
+        let now = context.clock.now();
+        let Some(stored) = status::stored(snapshot, transfer, now) else { continue };
+        match context.board.report(&snapshot.metadata, transfer, &stored).await {
+            Ok(()) => {
+                context.memory().written.insert(uid.clone(), (now, transfer.clone()));
+            }
+            Err(error) => tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to report a transfer"),
+        }
+    }
+}
+
+async fn upload(context: &Context, address: &AgentAddress, generation: Generation) {
+    let AgentAddress { job, member, incarnation, endpoint } = address;
+    let Some(agent) = context.memory().agents.get(address).map(|known| known.agent.clone()) else { return };
+    let now = context.clock.now();
+    let expires = now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX);
+    let ticket = Ticket { job: job.clone(), generation, member: *member, incarnation: *incarnation, expires };
+    let ticket = context.key.sign(&ticket);
+    let order = UploadOrder { generation, incarnation: *incarnation, ticket };
+    tracing::info!(%job, generation, member, %endpoint, "orders an upload");
+    let answer = tokio::time::timeout(ORDER, agent.upload(&order)).await;
+    let answer = answer.unwrap_or_else(|_| Err(AgentError::Unreachable("no answer in time".into())));
+    let mut memory = context.memory();
+    if let Some(known) = memory.agents.get_mut(address) {
+        // what it said before the order says nothing of it
+        known.asked = jiff::Timestamp::UNIX_EPOCH;
+    }
+    let first = Ordered { times: 0, last: now, refused: None };
+    let ordered = memory.ordered.entry((address.clone(), generation)).or_insert(first);
+    ordered.last = now;
+    match answer {
+        Ok(()) => {
+            ordered.times += 1;
+            ordered.refused = None;
+        }
+        // whether it ever answers again is seen when it is asked for its state
+        Err(AgentError::Unreachable(why)) => ordered.refused = Some(why),
+        Err(error @ (AgentError::Refused(_) | AgentError::Failed(_))) => {
+            tracing::warn!(%job, generation, member, %error, "an agent does not send");
+            ordered.times += 1;
+            ordered.refused = Some(error.to_string());
+        }
+    }
+}
+
+async fn keep(
+    context: &Context,
+    cases: &[(Arc<Snapshot>, Case)],
+    job: &JobUid,
+    generation: Generation,
+    part: &KeptPart,
+) {
+    let of_this = cases.iter().map(|(_, case)| case).find(|case| case.job == *job && case.generation == generation);
+    let Some(case) = of_this else { return };
+    tracing::info!(%job, generation, member = part.part.index, "a part has arrived");
+    match context.ledger.keep_part(job, generation, part).await {
+        Ok(()) => {
+            context.memory().kept.remove(&case.uid);
+        }
+        Err(error) => note_failure(context, &case.uid, job, generation, &error),
+    }
+}
+
+/// Publishing reads everything back: it goes on beside the passes that follow.
+fn publish(context: &Arc<Context>, snapshot: &str, manifest: &Manifest) {
+    if !context.memory().publishing.insert(snapshot.into()) {
+        return;
+    }
+    let (context, snapshot, manifest) = (context.clone(), snapshot.to_owned(), manifest.clone());
+    tokio::spawn(async move {
+        let (job, generation) = (&manifest.job, manifest.generation);
+        match context.repository.publish(&manifest).await {
+            Ok(summary) => tracing::info!(%job, generation, stored = summary.stored, "published"),
+            Err(error) => {
+                note_failure(&context, &snapshot, job, generation, &error);
+                tokio::time::sleep(PUBLISH_AGAIN).await;
+            }
+        }
+        context.memory().publishing.remove(&snapshot);
+        context.changed.notify_one();
+    });
+}
+
+fn note_failure(context: &Context, snapshot: &str, job: &JobUid, generation: Generation, error: &RepositoryError) {
+    tracing::warn!(%job, generation, %error, "the repository did not do it");
+    match error {
+        // tried again at the next pass
+        RepositoryError::Unreachable(_) | RepositoryError::Full(_) => {}
+        RepositoryError::Refused(_) | RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => {
+            context.memory().refused.insert(snapshot.into(), error.to_string());
+        }
+    }
+}

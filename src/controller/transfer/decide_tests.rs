@@ -1,0 +1,278 @@
+use rstest::rstest;
+
+use super::*;
+use crate::{
+    driver::agent::fake::member_part,
+    driver::agent::{CapturePart, GuestState, PROTOCOL, VmState},
+    store::manifest::tests::{manifest, part as stored_part},
+};
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+fn before(seconds: i64) -> Timestamp {
+    now() - SignedDuration::from_secs(seconds)
+}
+
+fn state(member: MemberIndex, bytes: u64) -> AgentState {
+    AgentState {
+        protocol: PROTOCOL,
+        job: "j1".into(),
+        member,
+        incarnation: 1,
+        lease: LeaseState::Held,
+        vm: VmState::Running,
+        guest: GuestState::default(),
+        notice: None,
+        capture: Some(CapturePart {
+            generation: 7,
+            nonce: "n1".into(),
+            state: PartState::Captured,
+            stopped_at: None,
+            pause_ms: None,
+            bytes,
+            record: Some(member_part(member)),
+        }),
+        upload: None,
+        ran: 1.0,
+        machine: None,
+        leaving: None,
+    }
+}
+
+fn agent(member: MemberIndex, bytes: u64) -> AgentSeen {
+    let port = 17_700 + u16::try_from(member).unwrap();
+    AgentSeen {
+        address: Some(AgentAddress {
+            endpoint: ([127, 0, 0, 1], port).into(),
+            job: "j1".into(),
+            member,
+            incarnation: 1,
+        }),
+        member,
+        state: Some(state(member, bytes)),
+        silent: None,
+        record: Some(("n1".into(), member_part(member))),
+        ordered: None,
+    }
+}
+
+/// Two members with 200 and 100 bytes, nothing sent yet.
+fn case() -> Case {
+    Case {
+        uid: "s1".into(),
+        job: "j1".into(),
+        job_name: "pi".into(),
+        namespace: "alice".into(),
+        generation: 7,
+        incarnation: 1,
+        parent: None,
+        reason: SnapshotReason::Periodic,
+        taken_at: before(10),
+        shown: Transfer::default(),
+        written: None,
+        image: Fact::Known(manifest(7).image),
+        kept: Fact::Known(vec![]),
+        published: Fact::Absent,
+        publishing: false,
+        refused: None,
+        agents: vec![agent(0, 200), agent(1, 100)],
+    }
+}
+
+fn kept(member: MemberIndex) -> KeptPart {
+    KeptPart { incarnation: 1, nonce: "n1".into(), part: stored_part(member) }
+}
+
+fn sending(generation: Generation) -> UploadState {
+    UploadState { generation, sent: 40, total: 100, ..UploadState::default() }
+}
+
+fn done(member: MemberIndex) -> UploadState {
+    UploadState { generation: 7, sent: 100, total: 100, files: stored_part(member).files, done: true, error: None }
+}
+
+fn set(agent: &mut AgentSeen, upload: UploadState) {
+    agent.state.as_mut().unwrap().upload = Some(upload);
+}
+
+fn uploads(plan: &Plan) -> Vec<(String, MemberIndex)> {
+    let upload = |effect: &Effect| match effect {
+        Effect::Upload { snapshot, agent, .. } => Some((snapshot.clone(), agent.member)),
+        Effect::Keep { .. } | Effect::Publish { .. } => None,
+    };
+    plan.effects.iter().filter_map(upload).collect()
+}
+
+fn report(plan: &Plan) -> Transfer {
+    plan.reports[0].1.clone()
+}
+
+#[test]
+fn nothing_to_move_asks_for_nothing() {
+    assert_eq!(decide(&[], now()), Plan::default());
+}
+
+#[test]
+fn the_smallest_member_sends_first_and_alone() {
+    let plan = decide(&[case()], now());
+    assert_eq!(uploads(&plan), [("s1".into(), 1)]);
+    assert_eq!((report(&plan).state, report(&plan).total), (TransferState::Sending, 300));
+    assert_eq!(plan.wake, Some(MOVING));
+}
+
+#[test]
+fn nobody_else_sends_meanwhile() {
+    let mut case = case();
+    set(&mut case.agents[1], sending(7));
+    let plan = decide(&[case], now());
+    assert_eq!(uploads(&plan), []);
+    assert_eq!((report(&plan).sent, report(&plan).total), (40, 300));
+}
+
+#[test]
+fn b15_a_member_is_safe_by_the_repositorys_listing_only() {
+    let mut case = case();
+    set(&mut case.agents[1], done(1));
+    let plan = decide(std::slice::from_ref(&case), now());
+    assert_eq!(report(&plan).safe, [] as [u32; 0]);
+    let Effect::Keep { part, .. } = &plan.effects[0] else { panic!("{plan:?}") };
+    assert_eq!((part.part.index, &part.nonce, part.part.files.len()), (1, &"n1".to_owned(), 2));
+    assert_eq!(uploads(&plan), [("s1".into(), 0)], "the next one does not wait for the books");
+    case.kept = Fact::Known(vec![kept(1)]);
+    assert_eq!(report(&decide(&[case], now())).safe, [1]);
+}
+
+#[test]
+fn a_new_process_sends_again_only_what_is_not_safe() {
+    let mut case = case();
+    case.kept = Fact::Known(vec![kept(1)]);
+    // the agent of the safe member is gone, and nobody minds
+    case.agents[1].state = None;
+    case.agents[1].silent = Some((before(60), 60));
+    let plan = decide(&[case], now());
+    assert_eq!(uploads(&plan), [("s1".into(), 0)]);
+}
+
+#[test]
+fn a_generation_is_published_once_all_is_safe() {
+    let mut case = case();
+    case.kept = Fact::Known(vec![kept(1), kept(0)]);
+    let plan = decide(std::slice::from_ref(&case), now());
+    let [Effect::Publish { manifest, .. }] = plan.effects.as_slice() else { panic!("{plan:?}") };
+    assert_eq!(manifest.check(), Ok(()));
+    assert_eq!((manifest.members.len(), manifest.nonce.as_str(), manifest.generation), (2, "n1", 7));
+    case.publishing = true;
+    assert_eq!(decide(std::slice::from_ref(&case), now()).effects, []);
+    case.publishing = false;
+    case.published = Fact::Known(());
+    let plan = decide(&[case], now());
+    assert_eq!((report(&plan).state, report(&plan).safe), (TransferState::Published, vec![0, 1]));
+    assert_eq!(plan.effects, []);
+}
+
+#[test]
+fn b2_parts_of_different_cuts_are_no_generation() {
+    let mut case = case();
+    case.kept = Fact::Known(vec![kept(0), KeptPart { nonce: "n2".into(), ..kept(1) }]);
+    let plan = decide(&[case], now());
+    assert_eq!((report(&plan).state, plan.effects.len()), (TransferState::Failed, 0));
+}
+
+#[test]
+fn b1_parts_of_another_incarnation_do_not_count() {
+    let mut case = case();
+    case.kept = Fact::Known(vec![kept(0), KeptPart { incarnation: 2, ..kept(1) }]);
+    let plan = decide(&[case], now());
+    assert_eq!(uploads(&plan), [("s1".into(), 1)]);
+}
+
+#[test]
+fn evacuations_go_first_and_do_not_wait_for_periodic_ones() {
+    let evacuation = Case { uid: "s2".into(), reason: SnapshotReason::Notice, taken_at: before(1), ..case() };
+    let mut periodic = case();
+    let plan = decide(&[periodic.clone(), evacuation.clone()], now());
+    assert_eq!(uploads(&plan), [("s2".into(), 1)]);
+    set(&mut periodic.agents[1], sending(7));
+    let plan = decide(&[periodic, evacuation.clone()], now());
+    assert_eq!(uploads(&plan), [("s2".into(), 1)]);
+    let mut first = evacuation.clone();
+    set(&mut first.agents[1], sending(7));
+    let plan = decide(&[first, Case { uid: "s3".into(), ..evacuation }], now());
+    assert_eq!(uploads(&plan), [], "evacuations share the link one by one");
+}
+
+#[test]
+fn an_agent_that_still_sends_an_older_generation_is_waited_for() {
+    let mut case = Case { reason: SnapshotReason::Notice, ..case() };
+    set(&mut case.agents[1], sending(6));
+    let plan = decide(&[case], now());
+    assert_eq!(uploads(&plan), [("s1".into(), 0)]);
+    assert!(report(&plan).message.unwrap().contains("generation 6"));
+}
+
+#[rstest]
+#[case::lease_lost(|c: &mut Case| c.agents[0].state.as_mut().unwrap().lease = LeaseState::Lost, "slot was taken")]
+#[case::silent(|c: &mut Case| c.agents[0].silent = Some((before(20), 9)), "does not answer")]
+#[case::no_address(|c: &mut Case| c.agents[0].address = None, "where its agent is")]
+#[case::another_capture(|c: &mut Case| c.agents[0].record = None, "no longer has generation 7")]
+#[case::refused_too_often(|c: &mut Case| c.agents[0].ordered =
+    Some(Ordered { times: ORDERS, last: before(9), refused: Some("too late".into()) }), "too late")]
+#[case::fenced(|c: &mut Case| c.refused = Some("incarnation 1 is older".into()), "older")]
+#[case::job_gone(|c: &mut Case| c.image = Fact::Absent, "job is gone")]
+#[case::abandoned(|c: &mut Case| c.agents[0].state.as_mut().unwrap().capture.as_mut().unwrap().state =
+    PartState::Abandoned { reason: "heard nothing".into() }, "heard nothing")]
+fn what_cannot_be_completed_is_said_to_have_failed(#[case] spoil: fn(&mut Case), #[case] why: &str) {
+    let mut case = case();
+    spoil(&mut case);
+    let plan = decide(&[case], now());
+    assert_eq!(report(&plan).state, TransferState::Failed);
+    assert!(report(&plan).message.unwrap().contains(why), "{plan:?}");
+    assert_eq!(plan.effects, []);
+}
+
+#[rstest]
+#[case::just_silent(|c: &mut Case| c.agents[0].silent = Some((before(3), 3)))]
+#[case::b13_this_process_stood_still(|c: &mut Case| c.agents[0].silent = Some((before(600), 2)))]
+#[case::never_answered(|c: &mut Case| c.agents[0].state = None)]
+#[case::still_writing(|c: &mut Case| c.agents[0].state.as_mut().unwrap().capture.as_mut().unwrap().state =
+    PartState::Writing)]
+#[case::repository_silent(|c: &mut Case| c.kept = Fact::Unknown { since: before(5) })]
+#[case::image_not_known(|c: &mut Case| c.image = Fact::Unknown { since: before(5) })]
+fn unknown_is_not_lost(#[case] spoil: fn(&mut Case)) {
+    let mut case = case();
+    spoil(&mut case);
+    let plan = decide(&[case], now());
+    assert_ne!(report(&plan).state, TransferState::Failed);
+}
+
+#[test]
+fn a_failed_upload_is_ordered_again_after_a_while() {
+    let mut case = case();
+    case.kept = Fact::Known(vec![kept(1)]);
+    let error = Some("failed to reach the repository".to_owned());
+    set(&mut case.agents[0], UploadState { error, ..sending(7) });
+    case.agents[0].ordered = Some(Ordered { times: 1, last: now(), refused: None });
+    let plan = decide(std::slice::from_ref(&case), now());
+    assert_eq!(uploads(&plan), []);
+    assert!(report(&plan).message.unwrap().contains("repository"));
+    case.agents[0].ordered.as_mut().unwrap().last = before(2);
+    assert_eq!(uploads(&decide(&[case], now())), [("s1".into(), 0)]);
+}
+
+#[test]
+fn progress_is_reported_once_a_second_and_news_at_once() {
+    let mut case = case();
+    set(&mut case.agents[1], sending(7));
+    let shown = report(&decide(std::slice::from_ref(&case), now()));
+    case.written = Some((now(), Transfer { sent: 10, ..shown.clone() }));
+    assert_eq!(decide(std::slice::from_ref(&case), now()).reports, []);
+    case.written = Some((before(2), Transfer { sent: 10, ..shown.clone() }));
+    assert_eq!(decide(std::slice::from_ref(&case), now()).reports.len(), 1);
+    case.written = Some((now(), Transfer { state: TransferState::Pending, ..shown.clone() }));
+    assert_eq!(decide(std::slice::from_ref(&case), now()).reports.len(), 1);
+    case.written = None;
+    case.shown = shown;
+    assert_eq!(decide(&[case], now()).reports, [], "what is shown already is not written again");
+}

@@ -1,0 +1,65 @@
+//! What one process remembers between two passes: what agents said and how often they were asked.
+//! All of it can be lost: the repository's listing and the agents tell a new process the rest.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::decide::Ordered;
+use crate::{
+    api::snapshot::Transfer,
+    driver::{
+        agent::{AgentAddress, AgentState, NodeAgent},
+        repository::KeptPart,
+    },
+    names::Generation,
+    store::manifest::MemberPart,
+};
+
+/// What is remembered.
+#[derive(Default)]
+pub struct Memory {
+    /// Agents by address.
+    pub agents: HashMap<AgentAddress, Known>,
+    /// Parts of agents, by address and generation, with the barrier's nonce.
+    pub records: HashMap<(AgentAddress, Generation), (String, MemberPart)>,
+    /// Uploads ordered.
+    pub ordered: HashMap<(AgentAddress, Generation), Ordered>,
+    /// The repository's listings, by snapshot; forgotten when something was added.
+    pub kept: HashMap<String, Vec<KeptPart>>,
+    /// Publications under way, by snapshot.
+    pub publishing: HashSet<String>,
+    /// Refused publications, by snapshot.
+    pub refused: HashMap<String, String>,
+    /// What was reported, by snapshot.
+    pub written: HashMap<String, (Timestamp, Transfer)>,
+}
+
+/// An agent that was asked.
+#[derive(Clone)]
+pub struct Known {
+    /// Its client, with the connection it holds.
+    pub agent: Arc<dyn NodeAgent>,
+    /// When it was last asked.
+    pub asked: Timestamp,
+    /// What it last said.
+    pub state: Option<AgentState>,
+    /// Since when it is silent, and how often it was asked since.
+    pub silent: Option<(Timestamp, u32)>,
+}
+
+impl Memory {
+    /// Forgets what belongs to none of these snapshots and agents.
+    pub fn retain(&mut self, snapshots: &HashSet<String>, agents: &HashSet<AgentAddress>) {
+        self.agents.retain(|address, _| agents.contains(address));
+        self.records.retain(|(address, _), _| agents.contains(address));
+        self.ordered.retain(|(address, _), _| agents.contains(address));
+        self.kept.retain(|uid, _| snapshots.contains(uid));
+        self.publishing.retain(|uid| snapshots.contains(uid));
+        self.refused.retain(|uid, _| snapshots.contains(uid));
+        self.written.retain(|uid, _| snapshots.contains(uid));
+    }
+}

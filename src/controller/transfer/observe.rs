@@ -1,0 +1,215 @@
+//! Reads what a decision needs: the board, the agents, the repository. Writes nothing but what this
+//! process remembers of the answers.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Context,
+    decide::{AgentSeen, Case},
+    memory::Known,
+};
+use crate::{
+    api::{
+        Snapshot,
+        snapshot::{SnapshotPhase, SnapshotStatus, TransferState},
+    },
+    driver::{
+        Fact,
+        agent::{AgentAddress, NodeAgent, PartState},
+        repository::RepositoryError,
+    },
+    names::{Generation, JobUid},
+};
+
+/// Longest time to wait for an agent's word.
+const ANSWER: Duration = Duration::from_secs(2);
+/// An agent that sends nothing for us is asked this often.
+const IDLE: SignedDuration = SignedDuration::from_millis(900);
+
+/// The snapshots whose bytes must still move, with all that is known of them.
+pub async fn observe(context: &Context) -> Vec<(Arc<Snapshot>, Case)> {
+    let open: Vec<Arc<Snapshot>> = context.board.snapshots().into_iter().filter(|s| is_open(s)).collect();
+    let agents: Vec<(AgentAddress, Generation)> = open.iter().flat_map(|s| addresses(s)).flatten().collect();
+    let uids: HashSet<String> = open.iter().map(|s| uid(s)).collect();
+    context.memory().retain(&uids, &agents.iter().map(|(address, _)| address.clone()).collect());
+    futures::future::join_all(agents.iter().map(|(address, generation)| ask(context, address, *generation))).await;
+    let mut cases = Vec::new();
+    for snapshot in open {
+        let Some(status) = &snapshot.status else { continue };
+        if let Some(case) = case(context, &snapshot, status).await {
+            cases.push((snapshot, case));
+        }
+    }
+    cases
+}
+
+fn uid(snapshot: &Snapshot) -> String {
+    snapshot.metadata.uid.clone().unwrap_or_default()
+}
+
+/// Captured, and its transfer neither complete nor given up.
+fn is_open(snapshot: &Snapshot) -> bool {
+    let Some(status) = &snapshot.status else { return false };
+    let state = status.transfer.as_ref().map(|transfer| transfer.state).unwrap_or_default();
+    status.phase == SnapshotPhase::Captured
+        && snapshot.metadata.deletion_timestamp.is_none()
+        && status.generation.is_some()
+        && !matches!(state, TransferState::Published | TransferState::Failed)
+}
+
+/// The agents of a snapshot, in the order of its members; none where the address is unusable.
+fn addresses(snapshot: &Snapshot) -> Vec<Option<(AgentAddress, Generation)>> {
+    let Some(status) = &snapshot.status else { return Vec::new() };
+    let address = |member: &crate::api::snapshot::SnapshotMember| {
+        Some((
+            AgentAddress {
+                endpoint: member.endpoint.parse().ok()?,
+                job: JobUid(status.job_uid.clone()),
+                member: member.index,
+                incarnation: status.incarnation,
+            },
+            status.generation?,
+        ))
+    };
+    status.members.iter().map(address).collect()
+}
+
+/// Asks an agent, if it is time to.
+async fn ask(context: &Context, address: &AgentAddress, generation: Generation) {
+    let now = context.clock.now();
+    let known = context.memory().agents.get(address).cloned();
+    let agent = match known {
+        Some(known) if !is_due(&known, now) => return,
+        Some(known) => known.agent,
+        None => context.agents.agent(address),
+    };
+    let answer = tokio::time::timeout(ANSWER, agent.state()).await;
+    note(context, address, generation, agent, answer.ok().and_then(Result::ok));
+}
+
+fn is_due(known: &Known, now: Timestamp) -> bool {
+    let upload = known.state.as_ref().and_then(|state| state.upload.as_ref());
+    let sends = upload.is_some_and(|upload| !upload.done && upload.error.is_none());
+    sends || known.state.is_none() || now.duration_since(known.asked) >= IDLE
+}
+
+fn note(
+    context: &Context,
+    address: &AgentAddress,
+    generation: Generation,
+    agent: Arc<dyn NodeAgent>,
+    answer: Option<crate::driver::agent::AgentState>,
+) {
+    let now = context.clock.now();
+    let mut memory = context.memory();
+    let part = answer.as_ref().and_then(|state| state.capture.as_ref());
+    if let Some(part) = part.filter(|part| part.generation == generation && part.state == PartState::Captured)
+        && let Some(record) = &part.record
+    {
+        memory.records.insert((address.clone(), generation), (part.nonce.clone(), record.clone()));
+    }
+    let known = memory.agents.entry(address.clone()).or_insert(Known { agent, asked: now, state: None, silent: None });
+    known.asked = now;
+    match answer {
+        Some(state) => {
+            known.state = Some(state);
+            known.silent = None;
+        }
+        None => {
+            let (since, polls) = known.silent.unwrap_or((now, 0));
+            known.silent = Some((since, polls.saturating_add(1)));
+        }
+    }
+}
+
+async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -> Option<Case> {
+    let uid = uid(snapshot);
+    let generation = status.generation?;
+    let job = JobUid(status.job_uid.clone());
+    let namespace = snapshot.metadata.namespace.clone().unwrap_or_default();
+    let kept = kept(context, &uid, &job, generation).await;
+    let complete = kept.known().is_some_and(|kept| !kept.is_empty() && kept.len() >= status.members.len());
+    let publishing = context.memory().publishing.contains(&uid);
+    let published = if complete && !publishing {
+        match context.repository.content(&job).await {
+            Ok(content) => {
+                let found = content.generations.iter().find(|g| g.generation == generation);
+                found.map_or(Fact::Absent, |_| Fact::Known(()))
+            }
+            Err(error) => unknown(context, snapshot, &error),
+        }
+    } else {
+        Fact::Absent
+    };
+    let found = context.board.job_of(&namespace, &snapshot.spec.job);
+    let image = match found.filter(|found| found.metadata.uid.as_deref() == Some(&job.0)) {
+        None => Fact::Absent,
+        Some(found) => match found.status.as_ref().and_then(|status| status.image.clone()) {
+            Some(image) => Fact::Known(image),
+            None => Fact::Unknown { since: context.clock.now() },
+        },
+    };
+    let created = snapshot.metadata.creation_timestamp.as_ref();
+    let taken_at = status.taken_at.as_ref().or(created).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let memory = context.memory();
+    let agents = status.members.iter().zip(addresses(snapshot)).map(|(member, address)| {
+        let address = address.map(|(address, _)| address);
+        let known = address.as_ref().and_then(|address| memory.agents.get(address));
+        let place = address.clone().map(|address| (address, generation));
+        AgentSeen {
+            member: member.index,
+            state: known.and_then(|known| known.state.clone()),
+            silent: known.and_then(|known| known.silent),
+            record: place.as_ref().and_then(|place| memory.records.get(place).cloned()),
+            ordered: place.as_ref().and_then(|place| memory.ordered.get(place).cloned()),
+            address,
+        }
+    });
+    Some(Case {
+        job,
+        job_name: snapshot.spec.job.clone(),
+        namespace,
+        generation,
+        incarnation: status.incarnation,
+        parent: status.parent,
+        reason: snapshot.spec.reason,
+        taken_at,
+        shown: status.transfer.clone().unwrap_or_default(),
+        written: memory.written.get(&uid).cloned(),
+        image,
+        kept,
+        published,
+        publishing,
+        refused: memory.refused.get(&uid).cloned(),
+        agents: agents.collect(),
+        uid,
+    })
+}
+
+async fn kept(
+    context: &Context,
+    uid: &str,
+    job: &JobUid,
+    generation: Generation,
+) -> Fact<Vec<crate::driver::repository::KeptPart>> {
+    if let Some(kept) = context.memory().kept.get(uid) {
+        return Fact::Known(kept.clone());
+    }
+    match context.ledger.kept_parts(job, generation).await {
+        Ok(kept) => {
+            context.memory().kept.insert(uid.into(), kept.clone());
+            Fact::Known(kept)
+        }
+        Err(error) => {
+            tracing::warn!(%job, generation, %error, "failed to read what the repository has");
+            Fact::Unknown { since: context.clock.now() }
+        }
+    }
+}
+
+fn unknown<T>(context: &Context, snapshot: &Snapshot, error: &RepositoryError) -> Fact<T> {
+    tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to read the repository");
+    Fact::Unknown { since: context.clock.now() }
+}

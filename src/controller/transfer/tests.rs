@@ -1,0 +1,252 @@
+//! The whole controller over doubles, in simulated time.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use kube::core::ObjectMeta;
+
+use super::*;
+use crate::{
+    api::{
+        BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotSpec, SnapshotStatus,
+        snapshot::{SnapshotMember, SnapshotPhase, SnapshotReason, Transfer, TransferState},
+    },
+    driver::{
+        agent::{
+            Authority, CaptureOrder, NodeAgent,
+            fake::{Call, FakeAgent, FakeAgents, Fault},
+        },
+        cluster::{Cluster, fake::FakeCluster},
+        repository::fake::{FakeRepository, Trouble},
+    },
+    names::{Generation, JobUid},
+    store::manifest::tests::manifest,
+};
+
+struct World {
+    clock: Clock,
+    cluster: FakeCluster,
+    agents: FakeAgents,
+    repository: FakeRepository,
+    context: Arc<Context>,
+    job: JobUid,
+}
+
+fn start() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+impl World {
+    /// A job with two running members.
+    async fn new() -> Self {
+        let clock = Clock::manual(start());
+        let cluster = FakeCluster::new(clock.clone());
+        let job: BestEffortJob = crate::yaml::read(
+            "apiVersion: vmdeploy.io/v1alpha1\nkind: BestEffortJob\nmetadata: {name: pi, namespace: alice}\n\
+             spec: {members: 2, run: {command: [pi]}, slots: {site: rennes, walltime: 2h}}\n",
+        )
+        .unwrap();
+        cluster.put_job(job);
+        let job = TransferBoard::job_of(&cluster, "alice", "pi").unwrap();
+        let status = BestEffortJobStatus { image: Some(manifest(1).image), ..BestEffortJobStatus::default() };
+        cluster.patch_job_status(&job.metadata, &status).await.unwrap();
+        let job = JobUid(job.metadata.uid.clone().unwrap());
+        let (agents, repository) = (FakeAgents::default(), FakeRepository::trusting());
+        let context = Self::kget(&clock, &cluster, &agents, &repository);
+        let world = Self { clock, cluster, agents, repository, context, job };
+        for member in 0..2 {
+            let agent = FakeAgent::loaded(world.job.clone(), member, 1, Duration::from_secs(2), world.clock.clone());
+            let agent = world.agents.add(agent);
+            agent.go(Authority { epoch: 1, incarnation: 1 }).await.unwrap();
+            agent.set_prompt(false);
+        }
+        world
+    }
+
+    fn kget(clock: &Clock, cluster: &FakeCluster, agents: &FakeAgents, repository: &FakeRepository) -> Arc<Context> {
+        let (ledger, repository) = (Arc::new(repository.clone()), Arc::new(repository.clone()));
+        let (board, agents) = (Arc::new(cluster.clone()), Arc::new(agents.clone()));
+        let key = TicketKey::new(b"a secret for the tests only").unwrap();
+        let changed = Arc::new(Notify::new());
+        Arc::new(Context::new(clock.clone(), board, agents, repository, ledger, key, changed))
+    }
+
+    /// A new process that remembers nothing.
+    fn restart(&mut self) {
+        self.context = Self::kget(&self.clock, &self.cluster, &self.agents, &self.repository);
+    }
+
+    fn agent(&self, member: u32) -> Arc<FakeAgent> {
+        self.agents.get(&self.job, member, 1).unwrap()
+    }
+
+    /// Captures a generation of all members, as the operator does.
+    async fn capture(&self, generation: Generation, reason: SnapshotReason) {
+        let order = CaptureOrder {
+            authority: Authority { epoch: 1, incarnation: 1 },
+            generation,
+            nonce: format!("n{generation}"),
+            resume: true,
+        };
+        for member in 0..2 {
+            self.agent(member).prepare(&order).await.unwrap();
+        }
+        for member in 0..2 {
+            self.agent(member).stop(&order).await.unwrap();
+        }
+        for member in 0..2 {
+            self.agent(member).cut(&order).await.unwrap();
+            self.agent(member).captured();
+        }
+        let metadata = ObjectMeta {
+            name: Some(format!("pi-{generation}")),
+            namespace: Some("alice".into()),
+            ..ObjectMeta::default()
+        };
+        let spec = SnapshotSpec { job: "pi".into(), reason, retain: false };
+        self.cluster.create_snapshot(&Snapshot { metadata: metadata.clone(), spec, status: None }).await.unwrap();
+        let member = |index| SnapshotMember {
+            index,
+            endpoint: format!("127.0.0.1:{}", 17_700 + index),
+            ..SnapshotMember::default()
+        };
+        let status = SnapshotStatus {
+            generation: Some(generation),
+            phase: SnapshotPhase::Captured,
+            incarnation: 1,
+            job_uid: self.job.0.clone(),
+            members: vec![member(0), member(1)],
+            ..SnapshotStatus::default()
+        };
+        self.cluster.apply_snapshot_status(&metadata, &status).await.unwrap();
+    }
+
+    /// Passes for so many simulated seconds; running uploads end after each.
+    async fn passes(&self, seconds: u32, uploads_end: bool) {
+        for _ in 0..seconds {
+            pass(&self.context).await;
+            // publications run beside the passes
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            for member in 0..2 {
+                if uploads_end {
+                    self.agent(member).uploaded();
+                }
+            }
+            self.clock.advance(SignedDuration::from_secs(1));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn transfer(&self, generation: Generation) -> Transfer {
+        let all = self.cluster.all_snapshots();
+        let found = all.iter().find(|s| s.metadata.name.as_deref() == Some(&format!("pi-{generation}")));
+        found.unwrap().status.as_ref().unwrap().transfer.clone().unwrap_or_default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_captured_generation_is_published() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    world.passes(8, true).await;
+    let transfer = world.transfer(1);
+    assert_eq!((transfer.state, &transfer.safe), (TransferState::Published, &vec![0, 1]), "{transfer:?}");
+    assert_eq!(world.repository.complete(&world.job), [1].into());
+    let writes = world.cluster.writes();
+    assert_eq!(pass(&world.context).await, None, "nothing is left to look at");
+    assert_eq!(world.cluster.writes(), writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_member_sends_at_a_time() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    for _ in 0..5 {
+        world.passes(1, false).await;
+        let mut sending = 0;
+        for member in 0..2 {
+            let upload = world.agent(member).state().await.unwrap().upload;
+            sending += usize::from(upload.is_some_and(|u| !u.done));
+        }
+        assert_eq!(sending, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kget_that_is_killed_after_any_pass_goes_on() {
+    for killed_after in 0..8 {
+        let mut world = World::new().await;
+        world.capture(1, SnapshotReason::Notice).await;
+        world.passes(killed_after, true).await;
+        let safe = world.transfer(1).safe;
+        world.restart();
+        // agents whose bytes are safe may be gone by now
+        for member in &safe {
+            world.agent(*member).set_reachable(false);
+        }
+        world.passes(8, true).await;
+        assert_eq!(world.transfer(1).state, TransferState::Published, "killed after {killed_after} passes");
+        assert_eq!(world.repository.complete(&world.job), [1].into());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_lost_fails_the_transfer_and_no_other() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    world.passes(8, true).await;
+    world.capture(2, SnapshotReason::Notice).await;
+    world.agent(1).lose_lease();
+    world.passes(40, true).await;
+    assert_eq!(world.transfer(2).state, TransferState::Failed);
+    assert!(world.transfer(2).message.unwrap().contains("member 1"));
+    assert_eq!(world.repository.complete(&world.job), [1].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_that_is_away_or_full_is_waited_for() {
+    for trouble in [Trouble::Unreachable, Trouble::Full] {
+        let world = World::new().await;
+        world.capture(1, SnapshotReason::Periodic).await;
+        world.repository.set_trouble(trouble);
+        world.passes(30, true).await;
+        assert_ne!(world.transfer(1).state, TransferState::Failed, "{trouble:?}");
+        assert_eq!(world.repository.complete(&world.job), [].into());
+        world.repository.set_trouble(Trouble::None);
+        world.passes(10, true).await;
+        assert_eq!(world.transfer(1).state, TransferState::Published, "{trouble:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn b1_a_generation_that_was_overtaken_is_not_published() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    world.passes(2, true).await;
+    crate::driver::repository::Repository::fence(&world.repository, &world.job, 2).await.unwrap();
+    world.passes(10, true).await;
+    assert_eq!(world.transfer(1).state, TransferState::Failed, "{:?}", world.transfer(1));
+    assert_eq!(world.repository.complete(&world.job), [].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_whose_answer_is_lost_or_refused_is_given_again() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    use crate::driver::agent::AgentError;
+    world.agent(0).fail(Call::Upload, Fault::After(AgentError::Unreachable("cut".into())));
+    world.agent(1).fail(Call::Upload, Fault::Before(AgentError::Refused("busy".into())));
+    world.passes(12, true).await;
+    assert_eq!(world.transfer(1).state, TransferState::Published);
+}
+
+#[tokio::test(start_paused = true)]
+async fn b17_an_evacuation_does_not_wait_for_the_api_server() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Notice).await;
+    world.cluster.set_down(true);
+    world.passes(8, true).await;
+    assert_eq!(world.repository.complete(&world.job), [1].into());
+}

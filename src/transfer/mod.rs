@@ -1,0 +1,104 @@
+//! `vmdeploy kget`: the process that moves captured generations from the nodes to the repository.
+//!
+//! Only puts the parts together and runs them while this process leads; what is decided is in
+//! `controller::transfer`.
+
+mod watch;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use kube::Client;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock::Clock,
+    controller::{
+        served,
+        transfer::{self, Context},
+    },
+    driver::{agent::http::AgentsHttp, cluster::transfers::KubeBoard, repository::http::HttpRepository},
+    health::{self, Readiness},
+    leadership::Candidate,
+    metrics::Metrics,
+    store::ticket::TicketKey,
+    tls::Credentials,
+};
+
+/// Moves captured generations to the repository.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// `host:port` of the repository.
+    #[arg(long)]
+    repository: String,
+    /// Directory with ca.crt, tls.crt and tls.key.
+    #[arg(long)]
+    tls: PathBuf,
+    /// File with the secret that tickets are signed with.
+    #[arg(long)]
+    ticket_key: PathBuf,
+    /// Namespace of the Lease by which one of several processes leads.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "vmdeploy")]
+    namespace: String,
+    /// Plain address of /healthz, /readyz and /metrics.
+    #[arg(long)]
+    health: Option<SocketAddr>,
+}
+
+/// Name of the Lease.
+const LEASE: &str = "vmdeploy-kget";
+/// Checks of the health page.
+const LEADER: &str = "leader";
+const CACHES: &str = "caches";
+
+/// Runs until `stop` is cancelled.
+pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    let metrics = Metrics::new();
+    let readiness = Readiness::expecting([served::CHECK, LEADER, CACHES]);
+    let page = args.health.map(|address| health::serve(address, readiness.clone(), metrics.clone(), stop.clone()));
+    let page = async {
+        match page {
+            Some(page) => page.await.context("failed to serve the health page"),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = work(&args, &readiness, &metrics, stop.clone()) => result,
+        result = page => result,
+    }
+}
+
+async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: CancellationToken) -> anyhow::Result<()> {
+    let credentials = Credentials::read(&args.tls)?;
+    let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
+    let key = TicketKey::new(&secret)?;
+    let client = Client::try_default().await?;
+    if !served::wait(&client, &["BestEffortJob", "Snapshot"], readiness, &stop).await {
+        return Ok(());
+    }
+    readiness.not_ready(LEADER, "another process leads");
+    let candidate = Candidate::new(client.clone(), &args.namespace, LEASE);
+    let lead = |epoch, stop: CancellationToken| async move {
+        readiness.ready(LEADER);
+        metrics.leader.set(1);
+        tracing::info!(epoch, "moves snapshots");
+        let repository = Arc::new(HttpRepository::new(&credentials, &args.repository)?);
+        let (changed, tasks) = (Arc::new(Notify::new()), TaskTracker::new());
+        let snapshots = watch::store(&client, changed.clone(), &tasks, &stop);
+        let jobs = watch::store(&client, changed.clone(), &tasks, &stop);
+        let board = KubeBoard { client, snapshots, jobs };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = watch::filled(&board) => readiness.ready(CACHES),
+        }
+        let agents = Arc::new(AgentsHttp::new(credentials));
+        let board = Arc::new(board);
+        let ledger = repository.clone();
+        let context = Context::new(Clock::system(), board, agents, repository, ledger, key, changed);
+        transfer::run(Arc::new(context), stop).await;
+        tasks.close();
+        Ok(())
+    };
+    Ok(candidate.lead(stop, lead).await?)
+}
