@@ -81,12 +81,20 @@
 //!
 //! <!-- states: begin -->
 //! ```text
-//! Pending -> ImagePreparing -> Queued -> Deploying -> Starting | Restoring -> Running
-//! Running -> Snapshotting -> Running
-//! Running -> Evacuating -> Queued                       preempted, walltime nearly over
-//! any phase with slots -> Queued                        killed, node lost: on from the last generation
-//! Running -> Completing -> Succeeded | Failed
-//! any phase -> Suspended, Terminating                   suspend and deletion are inputs of the same machine
+//! Pending        -> ImagePreparing Queued Deploying Evacuating Suspended Failed Terminating
+//! ImagePreparing -> Pending Queued Deploying Evacuating Suspended Failed Terminating
+//! Queued         -> Pending ImagePreparing Deploying Evacuating Suspended Failed Terminating
+//! Deploying      -> Queued Starting Restoring Running Evacuating Suspended Failed Terminating
+//! Starting       -> Queued Deploying Running Evacuating Suspended Failed Terminating
+//! Restoring      -> Queued Deploying Running Evacuating Suspended Failed Terminating
+//! Running        -> Snapshotting Queued Deploying Evacuating Completing Suspended Succeeded Failed
+//!                   Terminating
+//! Snapshotting   -> Running Queued Deploying Evacuating Completing Suspended Succeeded Failed Terminating
+//! Evacuating     -> Queued Deploying Completing Suspended Succeeded Failed Terminating
+//! Completing     -> Queued Deploying Evacuating Suspended Succeeded Failed Terminating
+//! Suspended      -> Pending ImagePreparing Queued Deploying Failed Terminating
+//! Succeeded      -> Terminating
+//! Failed         -> Terminating
 //! ```
 //! <!-- states: end -->
 //!

@@ -3,7 +3,7 @@
 //! Nothing is decided here. If the status cannot be written nothing else is done, but for what may
 //! not wait for the API server ([`Effect::needs_status`], safety B17).
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -17,7 +17,7 @@ use super::{
     pods,
 };
 use crate::{
-    api::{BestEffortJob, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
+    api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
     driver::{
         agent::{AgentAddress, AgentError, Authority, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
@@ -39,7 +39,7 @@ const CERTIFICATE_SLACK: Duration = Duration::from_secs(3600);
 pub async fn act(plan: &Plan, job: &BestEffortJob, ctx: &Context) -> Result<Option<Duration>, Error> {
     let uid = uid(job);
     let mut job = job.clone();
-    if job.status.as_ref() != Some(&plan.status) && plan.status != Default::default() {
+    if job.status.as_ref() != Some(&plan.status) && plan.status != BestEffortJobStatus::default() {
         match ctx.cluster.patch_job_status(&job.metadata, &plan.status).await {
             Ok(version) => {
                 job.metadata.resource_version = Some(version);
@@ -205,7 +205,7 @@ async fn create_agent(
     // a restored guest has its inputs already; one that boots needs them
     let inputs = match inputs {
         Ok(inputs) => inputs,
-        Err(_) if placement.restore.is_some() => Default::default(),
+        Err(_) if placement.restore.is_some() => BTreeMap::new(),
         Err(missing) => return Err(Error::Vanished(format!("inputs not found: {}", missing.join(", ")))),
     };
     let told = pods::config(job, placement, &ctx.config, site, owner, inputs)

@@ -12,6 +12,7 @@ pub mod observe;
 pub mod plan;
 pub mod pods;
 mod sites;
+pub mod states;
 pub mod status;
 
 pub use error::Error;

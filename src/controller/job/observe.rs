@@ -315,7 +315,7 @@ fn pod_seen(pod: &Pod) -> Option<(String, PodSeen)> {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.unwrap_or_default();
     let states: Vec<_> = containers.iter().filter_map(|container| container.state.as_ref()).collect();
-    let ended = states.iter().filter_map(|state| state.terminated.as_ref()).next().map(|end| {
+    let ended = states.iter().find_map(|state| state.terminated.as_ref()).map(|end| {
         let reason = end.reason.as_deref().unwrap_or("ended");
         let message = end.message.as_deref().map(|text| format!(": {}", text.trim())).unwrap_or_default();
         format!("{reason}, exit code {}{message}", end.exit_code)
@@ -326,7 +326,7 @@ fn pod_seen(pod: &Pod) -> Option<(String, PodSeen)> {
     let waiting = states.iter().filter_map(|state| state.waiting.as_ref()).find_map(|waiting| {
         let reason = waiting.reason.clone()?;
         let usual = matches!(reason.as_str(), "ContainerCreating" | "PodInitializing");
-        (!usual).then(|| reason)
+        (!usual).then_some(reason)
     });
     let incarnation = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_INCARNATION)?.parse().ok());
     let seen = PodSeen {

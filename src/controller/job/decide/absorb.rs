@@ -208,10 +208,11 @@ impl Draft<'_> {
             } else {
                 patience
             };
-            if age >= wait {
-                ask.push(slot.id.clone())
+            let left = wait.saturating_sub(age);
+            if left.is_zero() {
+                ask.push(slot.id.clone());
             } else {
-                later = Some(later.map_or(wait - age, |old: Duration| old.min(wait - age)))
+                later = Some(later.map_or(left, |old: Duration| old.min(left)));
             }
         }
         self.status.slots.retain(|slot| !drop.contains(&slot.id));

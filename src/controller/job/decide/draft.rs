@@ -60,7 +60,7 @@ impl<'a> Draft<'a> {
     pub(super) fn repeat(&mut self, effect: Effect, every: Duration) {
         let key = sent_key(&effect);
         match self.seen.sent.get(&key) {
-            Some(last) if since(*last, self.now) < every => self.wake(every - since(*last, self.now)),
+            Some(last) if since(*last, self.now) < every => self.wake(every.saturating_sub(since(*last, self.now))),
             _ => {
                 self.effects.push(effect);
                 self.wake(every);

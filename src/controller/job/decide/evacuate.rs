@@ -49,12 +49,13 @@ impl Draft<'_> {
         let Some(slot) = self.slot() else { return SnapshotReason::Suspend };
         let announced = self.facts(&slot.id).and_then(|facts| facts.notice).map(|notice| notice.kind);
         let near = slot.until.as_ref().is_some_and(|until| since(self.now, until.0) <= Duration::from_secs(60));
-        match (slot.notice.is_some(), announced) {
-            (true, Some(NoticeKind::Walltime)) => SnapshotReason::Walltime,
-            (true, Some(NoticeKind::Preemption | NoticeKind::Person) | None) => SnapshotReason::Notice,
-            (false, _) if self.job.spec.suspend && !near => SnapshotReason::Suspend,
-            (false, _) => SnapshotReason::Walltime,
+        if slot.notice.is_some() {
+            return match announced {
+                Some(NoticeKind::Walltime) => SnapshotReason::Walltime,
+                Some(NoticeKind::Preemption | NoticeKind::Person) | None => SnapshotReason::Notice,
+            };
         }
+        if self.job.spec.suspend && !near { SnapshotReason::Suspend } else { SnapshotReason::Walltime }
     }
 
     /// When the slot will be taken; none if nobody takes it.

@@ -91,13 +91,14 @@ impl Draft<'_> {
         }
         // the site killed what ran in the slot, but it did not reach a node that is cut off: there
         // the holder ends with its beat. An end by the site's own failure proves nothing.
-        let slot_over = match self.facts(&agent.slot).map(|facts| &facts.phase) {
-            Some(SlotPhase::Ended(End::Infrastructure(_))) => false,
-            Some(SlotPhase::Ended(_)) => true,
-            Some(SlotPhase::Waiting { .. } | SlotPhase::Running | SlotPhase::Ending | SlotPhase::Unknown(_)) | None => {
-                false
-            }
-        };
+        let slot_over = self.facts(&agent.slot).is_some_and(|facts| match &facts.phase {
+            SlotPhase::Ended(End::Infrastructure(_))
+            | SlotPhase::Waiting { .. }
+            | SlotPhase::Running
+            | SlotPhase::Ending
+            | SlotPhase::Unknown(_) => false,
+            SlotPhase::Ended(_) => true,
+        });
         (slot_over && self.silence(member) >= LEASE_OUTLIVED) || self.isolated(member)
     }
 

@@ -132,6 +132,9 @@ impl Life {
     pub(super) fn write_only(&mut self, plan: &Plan) {
         if self.job.status.as_ref() != Some(&plan.status) && plan.status != BestEffortJobStatus::default() {
             self.writes += 1;
+            let (from, to) = (self.phase(), plan.status.phase);
+            let allowed = from == to || crate::controller::job::states::next(from).contains(&to);
+            assert!(allowed, "{from:?} -> {to:?}: {}", plan.why);
             self.job.status = Some(plan.status.clone());
         }
         // whoever is in the status is listened to, whether it exists or not
@@ -184,7 +187,7 @@ impl Life {
 
     /// Lets time go by without a pass: living agents go on speaking, and guests running.
     pub(super) fn advance(&mut self, seconds: i64) {
-        self.now = self.now + SignedDuration::from_secs(seconds);
+        self.now += SignedDuration::from_secs(seconds);
         self.seen.looked_up = self.seen.looked_up.map(|_| self.now);
         for (pod, agent) in &mut self.seen.agents {
             let ended = self.seen.pods.get(pod).is_none_or(|pod| pod.ended.is_some());

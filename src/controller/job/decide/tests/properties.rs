@@ -108,8 +108,8 @@ impl Story {
                     self.captures.push(capture.generation);
                 }
                 Effect::CreateAgent(placement) => {
-                    let old = before.members.iter().filter_map(|m| m.agent.as_ref()).map(|agent| &agent.pod);
-                    for pod in old.filter(|pod| **pod != placement.pod) {
+                    let old = before.members.iter().filter_map(|m| m.agent.as_ref());
+                    for pod in old.filter(|agent| agent.incarnation < placement.incarnation).map(|agent| &agent.pod) {
                         let Some(agent) = self.life.seen.agents.get(pod) else { continue };
                         let alive = agent.state.as_ref().is_some_and(|state| !matches!(state.vm, VmState::Gone { .. }))
                             && agent.heard == Some(self.life.now);
@@ -180,10 +180,10 @@ impl Story {
         match event {
             Event::Time(seconds) => self.life.advance(i64::from(seconds)),
             Event::End(end) => {
-                if let Some(id) = self.in_use() {
-                    if !matches!(self.life.slot(&id).phase, SlotPhase::Ended(_)) {
-                        self.life.end_slot(&id, end);
-                    }
+                if let Some(id) = self.in_use()
+                    && !matches!(self.life.slot(&id).phase, SlotPhase::Ended(_))
+                {
+                    self.life.end_slot(&id, end);
                 }
             }
             Event::Notice(kind) => {
