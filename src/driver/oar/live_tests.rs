@@ -2,6 +2,7 @@
 //! environment. Not run without.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -224,7 +225,7 @@ async fn a_database_that_is_down_is_an_outage() {
     assert!(matches!(read, Err(SiteError::Unreachable(_))), "{read:?}");
     assert!(matches!(lost, Err(SiteError::Unreachable(_))), "{lost:?}");
     // the request was accepted all the same, after the client had given up
-    let mut found = Default::default();
+    let mut found = BTreeMap::default();
     for _ in 0..60 {
         world.pass().await;
         found = world.site.look_up(&request.name, None).await.unwrap_or_default();
