@@ -75,6 +75,7 @@ impl Fence {
         });
     }
 
+    #[expect(clippy::unused_self, reason = "reads as a sentence")]
     fn wait_for(&self, what: &str, so: impl Fn() -> bool) -> Duration {
         let begun = Instant::now();
         while !so() {
@@ -152,7 +153,7 @@ fn a6_a_lost_lock_kills_qemu_at_once_and_removes_its_files() {
     fence.holder.store(false, Ordering::SeqCst);
     fence.wait_for("the lock to drop", || {
         let lock = std::fs::File::open(fence.lease().join("lock"));
-        lock.is_err() || rustix::fs::flock(&lock.unwrap(), FlockOperation::NonBlockingLockShared).is_ok()
+        lock.is_err() || rustix::fs::flock(lock.unwrap(), FlockOperation::NonBlockingLockShared).is_ok()
     });
     let fence_s = fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
     eprintln!("fence_s: {:.3} (lock dropped to no process, QEMU: {qemu})", fence_s.as_secs_f64());

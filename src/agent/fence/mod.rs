@@ -122,13 +122,12 @@ impl Ender {
         }
         let until = Instant::now() + HOLDER_LIMIT;
         while Instant::now() < until {
-            match self.lease.lock() {
-                // a late holder must find the release
-                Ok(None) => return,
-                Ok(Some(lock)) if matches!(lock.held(), Ok(true)) => std::thread::sleep(PACE),
-                Ok(Some(_)) => return self.lease.remove(),
-                Err(_) => return,
+            // without a lock the directory stays: a late holder must find the release
+            let Ok(Some(lock)) = self.lease.lock() else { return };
+            if !matches!(lock.held(), Ok(true)) {
+                return self.lease.remove();
             }
+            std::thread::sleep(PACE);
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 
 use super::Supervisor;
@@ -62,7 +61,7 @@ impl Supervisor {
         }
     }
 
-    fn problem(&self, problem: String) {
+    fn problem(&self, problem: &str) {
         tracing::warn!(problem, "the guest has a problem");
         self.view.change(|facts| facts.guest.problem = Some(problem.chars().take(500).collect()));
     }
@@ -70,10 +69,10 @@ impl Supervisor {
     /// After a restore: randomness of its own, then the right time.
     async fn put_right(&self) {
         if let Err(error) = with_channel!(self, channel => after_restore::reseed(channel)) {
-            self.problem(error.to_string());
+            self.problem(&error.to_string());
         }
         if let Err(error) = with_channel!(self, channel => after_restore::set_clock(channel, &self.view.clock)) {
-            self.problem(error.to_string());
+            self.problem(&error.to_string());
         }
     }
 
@@ -84,11 +83,11 @@ impl Supervisor {
             match with_channel!(self, channel => command::start(channel, run)) {
                 Ok(Started::Now | Started::Before) => break,
                 Ok(Started::Lost) => {
-                    self.problem("the guest has booted again: the command is gone".into());
+                    self.problem("the guest has booted again: the command is gone");
                     return Some(LOST);
                 }
                 Err(error @ GuestError::Program { .. }) => {
-                    self.problem(error.to_string());
+                    self.problem(&error.to_string());
                     return Some(NOT_STARTED);
                 }
                 // whether it was started is not known: asking again does no harm
@@ -118,7 +117,7 @@ impl Supervisor {
             let path = self.paths.vm.join("fetched");
             match self.fetch_file(&wanted.path, &path).await {
                 Ok(()) => self.keep(&wanted.path, &path).await,
-                Err(error) => self.problem(format!("{} is not kept: {error}", wanted.path)),
+                Err(error) => self.problem(&format!("{} is not kept: {error}", wanted.path)),
             }
         }
     }
@@ -151,7 +150,7 @@ impl Supervisor {
         loop {
             let body = match tokio::fs::File::open(path).await {
                 Ok(file) => stream(file),
-                Err(error) => return self.problem(format!("{name} is not kept: {error}")),
+                Err(error) => return self.problem(&format!("{name} is not kept: {error}")),
             };
             match self.store.put_output(&self.config.job, self.config.member, name, body).await {
                 Ok(()) => return,
@@ -159,7 +158,7 @@ impl Supervisor {
                     tracing::warn!(%error, name, "an output waits for the repository");
                     tokio::time::sleep(AGAIN).await;
                 }
-                Err(error) => return self.problem(format!("{name} is not kept: {error}")),
+                Err(error) => return self.problem(&format!("{name} is not kept: {error}")),
             }
         }
     }
@@ -168,5 +167,5 @@ impl Supervisor {
 fn stream(file: tokio::fs::File) -> ByteStream {
     use futures::StreamExt as _;
     let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10);
-    pieces.map(|piece| piece.map(Bytes::from)).boxed()
+    pieces.boxed()
 }

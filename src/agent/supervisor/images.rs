@@ -69,8 +69,7 @@ async fn is(path: &Path, digest: &str) -> std::io::Result<bool> {
                 count => hasher.update(&piece[..count]),
             }
         }
-        let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(digest == format!("sha256:{hex}"))
+        Ok(digest == format!("sha256:{:x}", hasher.finalize()))
     };
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }

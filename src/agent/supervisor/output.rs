@@ -152,7 +152,7 @@ mod tests {
         let mut lines = Lines::new("test");
         assert_eq!(lines.take(b"half a "), None);
         assert_eq!(lines.take(b"line\nsecond\x1b[31m\nrest").unwrap(), "second[31m");
-        assert_eq!(lines.take(&[b'x'; 100_000]), None);
+        assert_eq!(lines.take(&vec![b'x'; 100_000]), None);
         assert!(lines.open.len() <= LINE);
         assert_eq!(lines.take(b"\n").unwrap().len(), LINE);
     }

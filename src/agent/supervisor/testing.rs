@@ -87,9 +87,9 @@ impl FileStore {
 
     /// Adds an image; its digest.
     pub(crate) fn add_image(&self, content: &[u8]) -> String {
-        let hex: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-        std::fs::write(self.0.join(format!("sha256:{hex}")), content).unwrap();
-        format!("sha256:{hex}")
+        let digest = format!("sha256:{:x}", Sha256::digest(content));
+        std::fs::write(self.0.join(&digest), content).unwrap();
+        digest
     }
 
     pub(crate) fn publish(&self, manifest: &Manifest) {

@@ -389,10 +389,12 @@ impl NodeAgent for FakeAgent {
     }
 }
 
+type Key = (JobUid, MemberIndex, Incarnation);
+
 /// All agents of a simulated world; those that are not in it do not answer.
 #[derive(Clone, Default)]
 pub struct FakeAgents {
-    all: Arc<Mutex<BTreeMap<(JobUid, MemberIndex, Incarnation), Arc<FakeAgent>>>>,
+    all: Arc<Mutex<BTreeMap<Key, Arc<FakeAgent>>>>,
 }
 
 impl FakeAgents {
@@ -416,19 +418,17 @@ impl FakeAgents {
 
 impl Agents for FakeAgents {
     fn agent(&self, address: &AgentAddress) -> Arc<dyn NodeAgent> {
-        match self.get(&address.job, address.member, address.incarnation) {
-            Some(agent) => agent,
-            None => {
-                let nobody = FakeAgent::loaded(
-                    address.job.clone(),
-                    address.member,
-                    address.incarnation,
-                    Duration::ZERO,
-                    Clock::system(),
-                );
-                nobody.set_reachable(false);
-                Arc::new(nobody)
-            }
+        if let Some(agent) = self.get(&address.job, address.member, address.incarnation) {
+            return agent;
         }
+        let nobody = FakeAgent::loaded(
+            address.job.clone(),
+            address.member,
+            address.incarnation,
+            Duration::ZERO,
+            Clock::system(),
+        );
+        nobody.set_reachable(false);
+        Arc::new(nobody)
     }
 }

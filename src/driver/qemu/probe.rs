@@ -79,15 +79,14 @@ pub async fn accelerator(wanted: Accelerator, kernel: Option<&Path>, cache: &Pat
         (Accelerator::Probe, Some(kernel)) => {
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
             let kept: PathBuf = cache.join(format!("kvm-{}", boot.trim()));
-            let answer = match std::fs::read_to_string(&kept) {
-                Ok(answer) => answer == "yes",
-                Err(_) => {
-                    let answer = std::fs::File::open("/dev/kvm").is_ok() && boots(kernel).await;
-                    if let Err(error) = std::fs::write(&kept, if answer { "yes" } else { "no" }) {
-                        tracing::warn!(%error, "failed to keep the answer of the KVM probe");
-                    }
-                    answer
+            let answer = if let Ok(answer) = std::fs::read_to_string(&kept) {
+                answer == "yes"
+            } else {
+                let answer = std::fs::File::open("/dev/kvm").is_ok() && boots(kernel).await;
+                if let Err(error) = std::fs::write(&kept, if answer { "yes" } else { "no" }) {
+                    tracing::warn!(%error, "failed to keep the answer of the KVM probe");
                 }
+                answer
             };
             if answer { Accelerator::Kvm } else { Accelerator::Tcg }
         }
