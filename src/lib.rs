@@ -74,6 +74,7 @@
 //! | `repository` | the server around the store |
 //! | `sim` | the world in simulated time, for tests |
 //! | `store` | manifests, layout, retention, admission, tickets |
+//! | `subresources` | `vmdeploy logs` and `get`, behind the cluster's API server |
 //! | `tls` | the authority, certificates, mutual TLS |
 //! | `transfer` | kget: who sends what to the repository |
 //!
@@ -171,6 +172,7 @@ pub mod shutdown;
 #[cfg(test)]
 mod sim;
 pub mod store;
+pub mod subresources;
 pub mod telemetry;
 pub mod tls;
 pub mod transfer;

@@ -28,8 +28,14 @@ enum Command {
     Agent(commands::agent::Args),
     /// Writes the CustomResourceDefinitions.
     Crds(commands::crds::Args),
+    /// Says why a job is where it is.
+    Explain(commands::explain::Args),
+    /// Fetches a file that a job has kept.
+    Get(commands::get::Args),
     /// Imports one image; started by the operator.
     Importer(image::command::Args),
+    /// Prints what a job has printed.
+    Logs(commands::logs::Args),
     /// Reconciles jobs, images and snapshots.
     Operator(operator::Args),
     /// Moves captured generations to the repository.
@@ -45,7 +51,10 @@ fn main() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Agent(args) => return commands::agent::run(&args),
         Command::Crds(args) => commands::crds::run(&args),
+        Command::Explain(args) => until_told(|_| commands::explain::run(args)),
+        Command::Get(args) => until_told(|_| commands::get::run(args)),
         Command::Importer(args) => until_told(|stop| image::command::run(args, stop)),
+        Command::Logs(args) => until_told(|_| commands::logs::run(args)),
         Command::Operator(args) => until_told(|stop| operator::run(args, stop)),
         Command::Kget(args) => until_told(|stop| transfer::run(args, stop)),
         Command::Repository(args) => until_told(|stop| repository::run(args, stop)),

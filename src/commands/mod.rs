@@ -2,3 +2,7 @@
 
 pub mod agent;
 pub mod crds;
+pub mod explain;
+pub mod get;
+pub mod logs;
+pub mod member;

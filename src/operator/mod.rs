@@ -40,6 +40,7 @@ use crate::{
     leadership::Candidate,
     metrics::Metrics,
     names::{Identity, JobUid},
+    subresources::{self, source::Source},
     tls::Authority,
 };
 
@@ -52,6 +53,10 @@ pub struct Args {
     /// Plain address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:8080")]
     health: SocketAddr,
+    /// Address of the API of logs and outputs, which the cluster's API server must know; not served
+    /// if absent.
+    #[arg(long)]
+    subresources: Option<SocketAddr>,
 }
 
 /// Name of the Lease.
@@ -64,6 +69,8 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const SUPPLY: Duration = Duration::from_secs(600);
 /// Time between two tries of what must work before anything else does.
 const RETRY: Duration = Duration::from_secs(3);
+/// Time between two tries to serve logs and outputs.
+const UNSERVED: Duration = Duration::from_secs(30);
 /// Longest time in which passes that have begun may end.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
@@ -80,6 +87,7 @@ struct Process {
     metrics: Metrics,
     requests: RequestCounts,
     readiness: Readiness,
+    subresources: Option<SocketAddr>,
 }
 
 /// Runs the operator until `stop` is cancelled.
@@ -95,7 +103,15 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
 
     let requests = RequestCounts::default();
     let client = ClientBuilder::try_from(kube::Config::infer().await?)?.with_layer(&requests).build();
-    let process = Process { config: Arc::new(config), client, clock: Clock::system(), metrics, requests, readiness };
+    let process = Process {
+        config: Arc::new(config),
+        client,
+        clock: Clock::system(),
+        metrics,
+        requests,
+        readiness,
+        subresources: args.subresources,
+    };
     tokio::select! {
         result = process.run(stop.clone()) => result?,
         served = health => served?.with_context(|| format!("failed to serve {}", args.health))?,
@@ -148,7 +164,7 @@ impl Process {
             cluster: cluster.clone(),
             view: view.clone(),
             sites: Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone())),
-            agents,
+            agents: agents.clone(),
             hearing: hub.clone(),
             repository: repository.clone(),
             authority: authority.clone(),
@@ -173,6 +189,8 @@ impl Process {
             repository: repository.clone(),
         };
         tasks.spawn(self.runner(&stop).run(wakes::<Snapshot>().1, |c| c, Arc::new(snapshots), snapshot::reconcile));
+        let source = Arc::new(Source { view, repository: repository.clone(), store: repository, agents });
+        tasks.spawn(self.show(source, authority.clone(), stop.clone()));
         tasks.close();
         tracing::info!(epoch, "the controllers run");
 
@@ -186,6 +204,30 @@ impl Process {
             tracing::warn!("passes did not end in time");
         }
         result
+    }
+
+    /// Serves logs and outputs. Failing is no reason to stop jobs: it is tried again.
+    fn show(
+        &self,
+        source: Arc<Source>,
+        authority: Arc<Authority>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
+        let (client, namespace, address) = (self.client.clone(), self.config.namespace.clone(), self.subresources);
+        async move {
+            let Some(address) = address else { return };
+            while !stop.is_cancelled() {
+                let serving =
+                    subresources::serve(address, client.clone(), &namespace, &authority, source.clone(), stop.clone());
+                if let Err(error) = serving.await {
+                    tracing::warn!(error = format!("{error:#}"), "failed to serve logs and outputs");
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(UNSERVED) => {}
+                    }
+                }
+            }
+        }
     }
 
     fn runner(&self, stop: &CancellationToken) -> Runner {

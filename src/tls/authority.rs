@@ -49,9 +49,14 @@ impl Authority {
         now: jiff::Timestamp,
         lifetime: Duration,
     ) -> Result<Credentials, TlsError> {
+        self.issue_name(&identity.to_string(), now, lifetime)
+    }
+
+    /// Issues a certificate for a DNS name: for those who know us by no identity of ours.
+    pub fn issue_name(&self, name: &str, now: jiff::Timestamp, lifetime: Duration) -> Result<Credentials, TlsError> {
         let issuer = Issuer::from_ca_cert_pem(&self.certificate, KeyPair::from_pem(&self.key)?)?;
         let key = KeyPair::generate()?;
-        let mut params = params(vec![identity.to_string()], now, lifetime)?;
+        let mut params = params(vec![name.to_owned()], now, lifetime)?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];

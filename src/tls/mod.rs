@@ -10,7 +10,7 @@ mod serve;
 
 pub use authority::Authority;
 pub use renewal::renewed;
-pub use serve::{Peer, forbidden, serve};
+pub use serve::{Peer, forbidden, serve, serve_whom};
 
 use std::{fmt, net::SocketAddr, path::Path, sync::Arc};
 

@@ -4,6 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request, http::StatusCode, response::IntoResponse};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,23 @@ pub async fn serve(
     router: Router,
     stop: CancellationToken,
 ) -> Result<(), TlsError> {
+    serve_whom(listener, credentials, router, stop, |certificate| identity(certificate).map(Peer)).await
+}
+
+/// The same for peers that `identify` knows by their certificate; each request carries what it says.
+pub async fn serve_whom<P, I>(
+    listener: TcpListener,
+    credentials: &Credentials,
+    router: Router,
+    stop: CancellationToken,
+    identify: I,
+) -> Result<(), TlsError>
+where
+    P: Clone + Send + Sync + 'static,
+    I: Fn(&CertificateDer<'_>) -> Option<P> + Send + Sync + 'static,
+{
     let acceptor = TlsAcceptor::from(Arc::new(credentials.server_config()?));
+    let identify = Arc::new(identify);
     loop {
         let stream = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -40,17 +57,22 @@ pub async fn serve(
                 }
             },
         };
-        let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+        let (acceptor, router, stop, identify) = (acceptor.clone(), router.clone(), stop.clone(), identify.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = connection(stream, acceptor, router) => {}
+                () = connection(stream, acceptor, router, &*identify) => {}
             }
         });
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
+async fn connection<P: Clone + Send + Sync + 'static>(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    identify: &(dyn Fn(&CertificateDer<'_>) -> Option<P> + Send + Sync),
+) {
     // without it the small messages of a barrier wait for acknowledgements
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
@@ -58,11 +80,12 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
         Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
         Err(_) => return,
     };
-    let Some(peer) = identity(stream.get_ref().1.peer_certificates()) else {
-        return tracing::warn!("refused a certificate that names no part of vmdeploy");
+    let first = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let Some(peer) = first.and_then(identify) else {
+        return tracing::warn!("refused a certificate that names nobody who may ask");
     };
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer.clone()));
+        request.extensions_mut().insert(peer.clone());
         let router = router.clone();
         async move {
             use tower_service::Service;
@@ -87,9 +110,8 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
     }
 }
 
-fn identity(chain: Option<&[rustls_pki_types::CertificateDer<'static>]>) -> Option<Identity> {
-    let first = chain?.first()?;
-    let certificate = webpki::EndEntityCert::try_from(first).ok()?;
+fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
     certificate.valid_dns_names().find_map(|name| name.parse().ok())
 }
 

@@ -1,15 +1,18 @@
 //! The orders an agent obeys, as the protocol has them.
 
-use std::{sync::Arc, time::Duration};
+use std::{io::SeekFrom, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::BoxStream};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_stream::wrappers::WatchStream;
+use tokio_util::io::ReaderStream;
 
 use super::Supervisor;
 use crate::driver::{
     agent::{AgentError, AgentState, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder, VmState},
     qemu::capture,
+    repository::ByteStream,
 };
 
 /// Between two lines of an event stream if nothing changes.
@@ -76,6 +79,15 @@ impl NodeAgent for Orders {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.0.start_upload(order).await
+    }
+
+    async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
+        let refused = |error: std::io::Error| AgentError::Refused(format!("failed to read the output: {error}"));
+        let mut file = tokio::fs::File::open(self.0.paths.output()).await.map_err(refused)?;
+        // what comes later is asked for again: a reply ends
+        let length = file.metadata().await.map_err(refused)?.len();
+        file.seek(SeekFrom::Start(from)).await.map_err(refused)?;
+        Ok(ReaderStream::new(file.take(length.saturating_sub(from))).boxed())
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

@@ -5,14 +5,14 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     body::{Body, Bytes},
-    extract::{Request, State},
+    extract::{Query, Request, State},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use futures::StreamExt as _;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{Supervisor, orders::Orders};
 use crate::{
@@ -40,6 +40,7 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
             "/v1/leave",
             post(|s, o| order(s, o, |a, o: LeaveOrder| async move { a.leave(o.authority, o.code).await })),
         )
+        .route("/v1/output", get(output))
         .layer(middleware::from_fn(operator_only));
     Router::new()
         .route("/v1/state", get(state))
@@ -88,6 +89,20 @@ fn refusal(error: &AgentError) -> Response {
         AgentError::Failed(why) | AgentError::Unreachable(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
     };
     (status, Json(Refusal { message: message.clone() })).into_response()
+}
+
+/// From which byte on.
+#[derive(Deserialize)]
+struct From {
+    #[serde(default)]
+    from: u64,
+}
+
+async fn output(State(supervisor): State<Arc<Supervisor>>, Query(From { from }): Query<From>) -> Response {
+    match Orders(supervisor).output(from).await {
+        Ok(bytes) => Body::from_stream(bytes).into_response(),
+        Err(error) => refusal(&error),
+    }
 }
 
 async fn state(State(supervisor): State<Arc<Supervisor>>) -> Response {

@@ -12,6 +12,7 @@ use tokio_util::{
 
 use super::{AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder};
 use crate::{
+    driver::repository::ByteStream,
     names::Identity,
     tls::{Credentials, base_url},
 };
@@ -149,6 +150,13 @@ impl NodeAgent for AgentHttp {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.order("upload", order, QUESTION).await
+    }
+
+    async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
+        let request = self.client()?.get(format!("{}/v1/output?from={from}", self.base)).send();
+        let reply = tokio::time::timeout(QUESTION, request).await;
+        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
+        Ok(check(reply).await?.bytes_stream().map_err(std::io::Error::other).boxed())
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

@@ -17,7 +17,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{DriverError, Retry};
+use super::{DriverError, Retry, repository::ByteStream};
 use crate::{
     api::{
         Reason,
@@ -410,6 +410,11 @@ pub trait NodeAgent: Send + Sync {
 
     /// Sends a captured generation to the repository; progress is in the state.
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError>;
+
+    /// What the command has printed so far, from a byte on. An agent that has nothing to show refuses.
+    async fn output(&self, _from: u64) -> Result<ByteStream, AgentError> {
+        Err(AgentError::Refused("it has no output to show".into()))
+    }
 
     /// Kills the VM, removes its files, gives the slot up as `code` says, and ends the agent.
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError>;
