@@ -25,7 +25,7 @@ use crate::{
     clock::Clock,
     config::Config,
     controller::{
-        Runner,
+        Runner, accounts,
         agents::AgentHub,
         image, job, served, snapshot,
         wake::{Waker, wakes},
@@ -189,6 +189,8 @@ impl Process {
             repository: repository.clone(),
         };
         tasks.spawn(self.runner(&stop).run(wakes::<Snapshot>().1, |c| c, Arc::new(snapshots), snapshot::reconcile));
+        let known = jobs.clone();
+        tasks.spawn(accounts::keep(move || known.state(), view.clone(), cluster, stop.clone()));
         let source = Arc::new(Source { view, repository: repository.clone(), store: repository, agents });
         tasks.spawn(self.show(source, authority.clone(), stop.clone()));
         tasks.close();
