@@ -3,12 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tokio_util::sync::CancellationToken;
-use vmdeploy::{
-    commands, image, operator, repository, shutdown,
-    telemetry::{self, LogFormat},
-    transfer,
-};
+use vmdeploy::{commands, image, operator, repository, shutdown, telemetry, transfer};
 
 /// Runs long jobs on capacity that can be taken away.
 #[derive(Parser)]
@@ -16,7 +11,7 @@ use vmdeploy::{
 struct Cli {
     /// How log lines look.
     #[arg(long, global = true, env = "VMDEPLOY_LOG_FORMAT", default_value = "text")]
-    log_format: LogFormat,
+    log_format: telemetry::LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -51,18 +46,13 @@ fn main() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Agent(args) => return commands::agent::run(&args),
         Command::Crds(args) => commands::crds::run(&args),
-        Command::Explain(args) => until_told(|_| commands::explain::run(args)),
-        Command::Get(args) => until_told(|_| commands::get::run(args)),
-        Command::Importer(args) => until_told(|stop| image::command::run(args, stop)),
-        Command::Logs(args) => until_told(|_| commands::logs::run(args)),
-        Command::Operator(args) => until_told(|stop| operator::run(args, stop)),
-        Command::Kget(args) => until_told(|stop| transfer::run(args, stop)),
-        Command::Repository(args) => until_told(|stop| repository::run(args, stop)),
+        Command::Explain(args) => shutdown::by_hand(commands::explain::run(args)),
+        Command::Get(args) => shutdown::by_hand(commands::get::run(args)),
+        Command::Importer(args) => shutdown::until_told(|stop| image::command::run(args, stop)),
+        Command::Logs(args) => shutdown::by_hand(commands::logs::run(args)),
+        Command::Operator(args) => shutdown::until_told(|stop| operator::run(args, stop)),
+        Command::Kget(args) => shutdown::until_told(|stop| transfer::run(args, stop)),
+        Command::Repository(args) => shutdown::until_told(|stop| repository::run(args, stop)),
     }?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs what goes on until a signal ends it.
-fn until_told<W: Future<Output = anyhow::Result<()>>>(work: impl FnOnce(CancellationToken) -> W) -> anyhow::Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(async { work(shutdown::on_signal()?).await })
 }

@@ -1,4 +1,4 @@
-//! The one signal that ends a process: SIGTERM or SIGINT cancels a token that everything listens to.
+//! How a process runs and ends: SIGTERM or SIGINT cancels a token that everything listens to.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,4 +16,17 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
         token.cancel();
     });
     Ok(stop)
+}
+
+/// Runs what goes on until a signal ends it.
+pub fn until_told<W>(work: impl FnOnce(CancellationToken) -> W) -> anyhow::Result<()>
+where
+    W: Future<Output = anyhow::Result<()>>,
+{
+    tokio::runtime::Runtime::new()?.block_on(async { work(on_signal()?).await })
+}
+
+/// Runs what a person waits for and may interrupt at any time.
+pub fn by_hand(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(work)
 }
