@@ -252,3 +252,7 @@ async fn order<F>(
     });
     join_all(orders).await;
 }
+
+#[cfg(test)]
+#[path = "act_tests.rs"]
+mod tests;

@@ -177,3 +177,7 @@ async fn keep_down(capture: &CaptureJob, uid: &JobUid, ctx: &Context) {
         sleep(LOOK).await;
     }
 }
+
+#[cfg(test)]
+#[path = "barrier_tests.rs"]
+mod tests;

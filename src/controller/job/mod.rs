@@ -14,6 +14,8 @@ pub mod pods;
 mod sites;
 pub mod states;
 pub mod status;
+#[cfg(test)]
+mod testing;
 
 pub use error::Error;
 

@@ -206,3 +206,7 @@ fn resources(job: &BestEffortJob, config: &Config) -> ResourceRequirements {
     ]);
     ResourceRequirements { limits: Some(amounts.clone()), requests: Some(amounts), ..ResourceRequirements::default() }
 }
+
+#[cfg(test)]
+#[path = "pods_tests.rs"]
+mod tests;

@@ -1,0 +1,85 @@
+//! Acting: what is done, and what is not, when parts of the outside fail.
+
+use super::*;
+use crate::{
+    api::JobPhase,
+    controller::job::{decide::decide, observe::observe, plan::BarrierState, testing::Stage},
+};
+
+fn plan(stage: &Stage, effects: Vec<Effect>) -> Plan {
+    let mut status = stage.job().status.unwrap_or_default();
+    status.phase = JobPhase::Queued;
+    status.submission += 1;
+    Plan { status, effects, notes: Vec::new(), wake: None, why: "test" }
+}
+
+fn submit_one() -> Effect {
+    let request = SlotRequest {
+        name: "vmdeploy-x-1".into(),
+        nodes: 1,
+        walltime: Duration::from_secs(60),
+        grace: Duration::ZERO,
+        lease_prefix: "x-".into(),
+        queue: None,
+        project: None,
+        property: None,
+    };
+    Effect::SubmitSlots { submission: 1, request }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_done_if_the_status_was_changed_by_somebody_else() {
+    let stage = Stage::new();
+    stage.cluster.conflict(1);
+    let result = act(&plan(&stage, vec![submit_one()]), &stage.job(), &stage.ctx).await;
+    assert!(matches!(result, Err(Error::Cluster(ClusterError::Conflict(_)))));
+    assert_eq!(stage.site.calls().submit, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_from_an_old_object_does_nothing() {
+    let stage = Stage::new();
+    let old = stage.job();
+    let plan = plan(&stage, vec![submit_one()]);
+    act(&plan, &old, &stage.ctx).await.unwrap();
+    assert!(act(&plan, &old, &stage.ctx).await.is_err());
+    assert_eq!(stage.site.calls().submit, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn b17_without_the_api_server_only_a_reserved_capture_is_made() {
+    let stage = Stage::new();
+    let (_, capture) = stage.running(false).await;
+    stage.cluster.set_down(true);
+    let effects = vec![submit_one(), Effect::Capture(capture)];
+    assert!(act(&plan(&stage, effects), &stage.job(), &stage.ctx).await.is_err());
+    assert_eq!(stage.site.calls().submit, 0);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.ctx.memory.get(&stage.uid).barrier.unwrap().state, BarrierState::Cut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_a_request_is_a_fact_of_the_next_pass() {
+    let stage = Stage::new();
+    act(&plan(&stage, vec![submit_one()]), &stage.job(), &stage.ctx).await.unwrap();
+    let seen = observe(&stage.job(), &stage.ctx).await.unwrap();
+    let reply = seen.reply.unwrap();
+    assert_eq!(reply.submission, 1);
+    assert!(reply.outcome.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_with_nothing_to_do_writes_nothing() {
+    let stage = Stage::new();
+    for _ in 0..3 {
+        crate::controller::job::reconcile(&stage.job(), &stage.ctx).await.unwrap();
+    }
+    assert_eq!(stage.job().status.unwrap().phase, JobPhase::Pending, "its image does not exist");
+    let before = stage.cluster.writes();
+    for _ in 0..3 {
+        let seen = observe(&stage.job(), &stage.ctx).await.unwrap();
+        let plan = decide(&stage.job(), &seen, stage.ctx.clock.now());
+        assert_eq!(act(&plan, &stage.job(), &stage.ctx).await.unwrap(), plan.wake);
+    }
+    assert_eq!(stage.cluster.writes(), before);
+}

@@ -1,0 +1,66 @@
+//! The pod and the Secret of an agent.
+
+use super::*;
+use crate::{controller::job::identity, names::agent_pod_name};
+
+fn parts() -> (BestEffortJob, AgentPlacement, Config) {
+    let mut job = crate::controller::job::testing::Stage::new().job();
+    let uid = uid(&job);
+    let status = job.status.get_or_insert_default();
+    status.members = identity::members(&uid, 2);
+    status.image = Some(crate::api::job_status::ResolvedImage {
+        namespace: "team".into(),
+        name: "debian-12".into(),
+        disk: format!("sha256:{}", "0".repeat(64)),
+        virtual_size: 1 << 30,
+        kernel: None,
+        initrd: None,
+        params: None,
+    });
+    let placement = AgentPlacement {
+        member: 1,
+        incarnation: 3,
+        slot: "41".into(),
+        node: "node-2".into(),
+        pod: agent_pod_name(&uid, 1, 3),
+        endpoint: "192.0.2.2:17703".parse().unwrap(),
+        restore: Some(7),
+        not_after: jiff::Timestamp::from_second(1_800_000_300).unwrap(),
+    };
+    let config = (*crate::controller::job::testing::Stage::new().ctx.config).clone();
+    (job, placement, config)
+}
+
+#[test]
+fn a8_a_pod_stays_on_its_node_whatever_taints_it() {
+    let (job, placement, config) = parts();
+    let pod = pod(&job, &placement, &config);
+    let spec = pod.spec.as_ref().unwrap();
+    assert_eq!(spec.node_name.as_deref(), Some("node-2"));
+    assert_eq!(spec.restart_policy.as_deref(), Some("Never"));
+    let toleration = &spec.tolerations.as_ref().unwrap()[0];
+    assert_eq!((toleration.key.as_ref(), toleration.toleration_seconds), (None, None));
+    let resources = spec.containers[0].resources.as_ref().unwrap();
+    assert_eq!(resources.requests, resources.limits, "guaranteed");
+    insta::assert_yaml_snapshot!(pod);
+}
+
+#[test]
+fn an_agent_is_told_what_it_needs() {
+    let (job, placement, config) = parts();
+    let site = &config.sites["rennes"];
+    let told = super::config(&job, &placement, &config, site, 1000, BTreeMap::new()).unwrap();
+    assert_eq!((told.member, told.members, told.incarnation, told.restore), (1, 2, 3, Some(7)));
+    assert_eq!(told.lease.directory, format!("{}-41", uid(&job).short()));
+    assert_eq!(told.hostname, "pi-1");
+    assert!(told.run.is_some());
+    let mut first = job.clone();
+    first.spec.run.on = RunOn::First;
+    assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new()).unwrap().run.is_none());
+    let credentials = Credentials { ca: "ca".into(), certificate: "crt".into(), key: "key".into() };
+    let secret = secret(&job, &placement, &config, &told, &credentials);
+    let data = secret.data.unwrap();
+    let read: AgentConfig = serde_json::from_slice(&data["config.json"].0).unwrap();
+    assert_eq!(read, told);
+    assert_eq!(secret.metadata.name.as_deref(), Some(placement.pod.as_str()));
+}
