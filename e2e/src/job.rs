@@ -33,7 +33,7 @@ pub struct Counting {
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { members: 1, ticks: 400, grace: 60, period: 10, walltime: 60 }
+        Self { members: 1, ticks: 250, grace: 60, period: 10, walltime: 60 }
     }
 }
 

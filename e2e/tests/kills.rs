@@ -31,10 +31,15 @@ async fn survives(name: &str, counting: Counting) -> Result<()> {
     let found = rival.found(Duration::from_secs(120)).await?;
     ensure!(found.qemu.iter().all(|(_, count)| *count == 0), "a VM lived beside the next user's job: {found:?}");
 
+    let again = job.wait("other slots", LIFE, |job| {
+        let status = job.status.as_ref()?;
+        (status.attempt == 2 && status.phase == JobPhase::Running).then(|| slot_ids(job))
+    });
+    ensure!(again.await? != slot_ids(&before), "the same slot");
     let end = job.wait_phase(JobPhase::Succeeded, LIFE).await?;
     let status = end.status.clone().unwrap_or_default();
     ensure!(status.kills.preempted == 1, "{:?}", status.kills);
-    ensure!(status.attempt == 2 && slot_ids(&before) != slot_ids(&end), "the same slot: {:?}", slot_ids(&end));
+    ensure!(status.attempt == 2, "attempt {}", status.attempt);
     let origin = status.origin.and_then(|origin| origin.generation).unwrap_or(0);
     ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
     for member in 0..members {

@@ -40,6 +40,7 @@ struct Args {
 #[derive(Default)]
 struct Seen {
     first_slot: Option<String>,
+    last_slot: Option<String>,
     stored_before: Option<u32>,
     rival: Option<String>,
     found: Option<Found>,
@@ -81,6 +82,7 @@ async fn watch(bed: &TestBed, job: &Job, args: &Args) -> Result<Seen> {
             println!("{:6.1} s   {now} tick {tick}", begin.elapsed().as_secs_f32());
             (line, shown) = (now, Instant::now());
         }
+        seen.last_slot = slot_ids(&object).pop().or(seen.last_slot);
         match status.phase {
             JobPhase::Succeeded => {
                 seen.ended = Some(object);
@@ -117,7 +119,7 @@ async fn tell(job: &Job, seen: &Seen, total: u64) -> Result<()> {
     let ended = seen.ended.as_ref().context("no end")?;
     let status = ended.status.clone().unwrap_or_default();
     let first = seen.first_slot.clone().context("no first slot")?;
-    let last = slot_ids(ended).pop().context("no last slot")?;
+    let last = seen.last_slot.clone().context("no last slot")?;
     let (killed, resumed) = (OarJob::read(&first).await?, OarJob::read(&last).await?);
     let at = |second: Option<i64>| -> Result<String> {
         let time = jiff::Timestamp::from_second(second.context("OAR has no such event")?)?;
