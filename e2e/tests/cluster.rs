@@ -1,0 +1,255 @@
+//! The Kubernetes writes of the controllers on a real API server: preconditions, finalizers, and who
+//! owns which field. The double in memory is held to the same contract.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::TestBed;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Container, Namespace, Pod, PodSpec, Secret, ServiceAccount},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    client::ClientBuilder,
+};
+use serde_json::{Value, json};
+use vmdeploy::{
+    api::{
+        BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, Reason, Snapshot, SnapshotSpec,
+        SnapshotStatus, VERSION, conditions,
+        conditions::Truth,
+        crds,
+        snapshot::{SnapshotPhase, SnapshotReason, TransferState},
+    },
+    clock::Clock,
+    driver::cluster::{
+        Cluster, ClusterError, ClusterView, Kind, count::RequestCounts, fake::FakeCluster, kube::KubeCluster,
+    },
+};
+
+/// A namespace of the real API server, with our kinds served.
+struct Place {
+    client: Client,
+    counts: RequestCounts,
+    namespace: String,
+}
+
+impl Place {
+    async fn new(name: &str) -> Result<Option<Self>> {
+        if TestBed::find().await?.is_none() {
+            return Ok(None);
+        }
+        let counts = RequestCounts::default();
+        let config = kube::Config::infer().await?;
+        let client = ClientBuilder::try_from(config)?.with_layer(&counts).build();
+        let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+        for crd in crds::all() {
+            let name = crd["metadata"]["name"].as_str().context("a definition without name")?;
+            definitions.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&crd)).await?;
+            let served = kube::runtime::conditions::is_crd_established();
+            let wait = kube::runtime::wait::await_condition(definitions.clone(), name, served);
+            tokio::time::timeout(Duration::from_secs(20), wait).await??;
+        }
+        let namespace = format!("e2e-{name}-{}", std::process::id());
+        let object = Namespace {
+            metadata: ObjectMeta { name: Some(namespace.clone()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        };
+        Api::all(client.clone()).create(&PostParams::default(), &object).await?;
+        Ok(Some(Self { client, counts, namespace }))
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn cluster(&self) -> KubeCluster {
+        KubeCluster::new(self.client.clone(), &self.namespace, None)
+    }
+
+    async fn remove(self) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client);
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+fn job(namespace: &str) -> Result<BestEffortJob> {
+    let spec = json!({"run": {"command": ["true"]}, "slots": {"site": "rennes", "walltime": "1h"}});
+    let mut job = BestEffortJob::new("pi", serde_json::from_value(spec)?);
+    job.metadata.namespace = Some(namespace.into());
+    Ok(job)
+}
+
+/// What controllers rely on, whoever keeps the objects. `read` gets the job, if there is one.
+async fn contract(cluster: &dyn Cluster, read: &dyn AsyncRead) -> Result<()> {
+    let job = read.job().await?.context("no job")?;
+    let now = Time(Timestamp::from_second(1_800_000_000)?);
+    let status = BestEffortJobStatus { attempt: 1, started: Some(now), ..BestEffortJobStatus::default() };
+    let version = cluster.patch_job_status(&job.metadata, &status).await?;
+    let late = cluster.patch_job_status(&job.metadata, &BestEffortJobStatus::default()).await;
+    ensure!(matches!(late, Err(ClusterError::Conflict(_))), "a status decided from an old version: {late:?}");
+    let job = read.job().await?.context("no job")?;
+    ensure!(job.resource_version() == Some(version) && job.status.as_ref() == Some(&status), "{job:?}");
+    let shorter = BestEffortJobStatus { attempt: 2, ..BestEffortJobStatus::default() };
+    cluster.patch_job_status(&job.metadata, &shorter).await?;
+    let changed = read.job().await?.context("no job")?;
+    ensure!(changed.status == Some(shorter), "what is left out is gone: {changed:?}");
+
+    cluster.add_finalizer(Kind::Job, &changed.metadata).await?;
+    let held = read.job().await?.context("no job")?;
+    ensure!(held.finalizers() == [FINALIZER], "{held:?}");
+    cluster.add_finalizer(Kind::Job, &held.metadata).await?;
+    let other = ObjectMeta { uid: Some("00000000-0000-0000-0000-000000000000".into()), ..held.metadata.clone() };
+    ensure!(cluster.delete(Kind::Job, &other).await.is_err(), "another object of this name was deleted");
+    cluster.delete(Kind::Job, &held.metadata).await?;
+    let leaving = read.job().await?.context("the finalizer does not hold it")?;
+    ensure!(leaving.metadata.deletion_timestamp.is_some());
+    cluster.remove_finalizer(Kind::Job, &leaving.metadata).await?;
+    ensure!(read.job().await?.is_none(), "it is held by nobody");
+    cluster.remove_finalizer(Kind::Job, &leaving.metadata).await?;
+    cluster.delete(Kind::Job, &leaving.metadata).await?;
+    Ok(())
+}
+
+#[async_trait::async_trait]
+trait AsyncRead {
+    async fn job(&self) -> Result<Option<BestEffortJob>>;
+}
+
+#[async_trait::async_trait]
+impl AsyncRead for Api<BestEffortJob> {
+    async fn job(&self) -> Result<Option<BestEffortJob>> {
+        Ok(self.get_opt("pi").await?)
+    }
+}
+
+#[async_trait::async_trait]
+impl AsyncRead for FakeCluster {
+    async fn job(&self) -> Result<Option<BestEffortJob>> {
+        Ok(ClusterView::job(self, "team", "pi").map(|job| (*job).clone()))
+    }
+}
+
+#[tokio::test]
+async fn the_double_keeps_the_contract() -> Result<()> {
+    let fake = FakeCluster::new(Clock::manual(Timestamp::from_second(1_800_000_000)?));
+    fake.put_job(job("team")?);
+    contract(&fake, &fake).await
+}
+
+#[tokio::test]
+async fn the_api_server_keeps_the_contract() -> Result<()> {
+    let Some(place) = Place::new("contract").await? else { return Ok(()) };
+    place.api().create(&PostParams::default(), &job(&place.namespace)?).await?;
+    contract(&place.cluster(), &place.api::<BestEffortJob>()).await?;
+    let counted = place.counts.by_verb();
+    ensure!(counted.get("patch").is_some_and(|n| *n >= 6) && counted.contains_key("delete"), "{counted:?}");
+    place.remove().await
+}
+
+fn kget_says(state: TransferState) -> Value {
+    json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "Snapshot",
+        "metadata": {"name": "pi-1"},
+        "status": {
+            "transfer": {"state": state, "sent": 1, "total": 2},
+            "conditions": [{
+                "type": "Stored", "status": "False", "reason": "Transferring", "message": "",
+                "lastTransitionTime": "2027-01-15T08:00:00Z",
+            }],
+        },
+    })
+}
+
+/// Operator and kget write the same status, each its own part, never by force (B14).
+#[tokio::test]
+async fn b14_each_owns_its_part_of_a_snapshot() -> Result<()> {
+    let Some(place) = Place::new("owners").await? else { return Ok(()) };
+    let (cluster, api) = (place.cluster(), place.api::<Snapshot>());
+    let spec = SnapshotSpec { job: "pi".into(), reason: SnapshotReason::Periodic, retain: false };
+    let mut snapshot = Snapshot::new("pi-1", spec);
+    snapshot.metadata.namespace = Some(place.namespace.clone());
+    cluster.create_snapshot(&snapshot).await?;
+    cluster.create_snapshot(&snapshot).await?;
+    let meta = api.get("pi-1").await?.metadata;
+
+    let mut status = SnapshotStatus { generation: Some(1), phase: SnapshotPhase::Captured, ..SnapshotStatus::default() };
+    let now = Timestamp::from_second(1_800_000_000)?;
+    conditions::set(&mut status.conditions, ConditionType::Ready, Truth::Unknown, Reason::Transferring, "", 1, now);
+    cluster.apply_snapshot_status(&meta, &status).await?;
+    let kget = PatchParams::apply("vmdeploy-kget");
+    api.patch_status("pi-1", &kget, &Patch::Apply(kget_says(TransferState::Sending))).await?;
+
+    // the operator's next write leaves kget's alone, though it had not seen it
+    status.phase = SnapshotPhase::Stored;
+    status.conditions.clear();
+    cluster.apply_snapshot_status(&meta, &status).await?;
+    let seen = api.get("pi-1").await?.status.context("no status")?;
+    ensure!(seen.phase == SnapshotPhase::Stored && seen.generation == Some(1), "{seen:?}");
+    ensure!(seen.transfer.as_ref().is_some_and(|t| t.state == TransferState::Sending), "{seen:?}");
+    let left: Vec<&str> = seen.conditions.iter().map(|c| c.type_.as_str()).collect();
+    ensure!(left == ["Stored"], "the operator's own is gone, kget's is not: {left:?}");
+
+    // and kget cannot write what is the operator's
+    let mut greedy = kget_says(TransferState::Published);
+    greedy["status"]["phase"] = json!("Failed");
+    let refused = api.patch_status("pi-1", &kget, &Patch::Apply(greedy)).await;
+    ensure!(matches!(&refused, Err(kube::Error::Api(error)) if error.code == 409), "{refused:?}");
+    ensure!(api.get("pi-1").await?.status.context("no status")?.phase == SnapshotPhase::Stored);
+    place.remove().await
+}
+
+/// An agent's Secret goes with its pod, also when it is a later pod of the same name.
+#[tokio::test]
+async fn an_agent_is_made_and_removed_as_often_as_it_is_asked() -> Result<()> {
+    let Some(place) = Place::new("agents").await? else { return Ok(()) };
+    let accounts = place.api::<ServiceAccount>();
+    for _ in 0..100 {
+        if accounts.get_opt("default").await?.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let named = ObjectMeta {
+        name: Some("agent-x-0-1".into()),
+        namespace: Some(place.namespace.clone()),
+        ..ObjectMeta::default()
+    };
+    let container =
+        Container { name: "agent".into(), image: Some("vmdeploy/none".into()), ..Container::default() };
+    let pod = Pod {
+        metadata: named.clone(),
+        spec: Some(PodSpec {
+            containers: vec![container],
+            node_name: Some("no-such-node".into()),
+            automount_service_account_token: Some(false),
+            ..PodSpec::default()
+        }),
+        ..Pod::default()
+    };
+    let secret = Secret { metadata: named, ..Secret::default() };
+    let (cluster, pods, secrets) = (place.cluster(), place.api::<Pod>(), place.api::<Secret>());
+    for _ in 0..2 {
+        cluster.create_agent(&pod, &secret).await?;
+        cluster.create_agent(&pod, &secret).await?;
+        let made = pods.get("agent-x-0-1").await?;
+        let owners = secrets.get("agent-x-0-1").await?.metadata.owner_references.unwrap_or_default();
+        ensure!(owners.len() == 1 && Some(&owners[0].uid) == made.metadata.uid.as_ref(), "{owners:?}");
+        // the pod alone goes: what is left of it is not taken for the next one's
+        pods.delete("agent-x-0-1", &DeleteParams::default().grace_period(0)).await?;
+    }
+    cluster.create_agent(&pod, &secret).await?;
+    cluster.delete_agent("agent-x-0-1", Duration::ZERO).await?;
+    cluster.delete_agent("agent-x-0-1", Duration::ZERO).await?;
+    ensure!(pods.get_opt("agent-x-0-1").await?.is_none() && secrets.get_opt("agent-x-0-1").await?.is_none());
+    place.remove().await
+}
