@@ -182,7 +182,8 @@ async fn b14_each_owns_its_part_of_a_snapshot() -> Result<()> {
     cluster.create_snapshot(&snapshot).await?;
     let meta = api.get("pi-1").await?.metadata;
 
-    let mut status = SnapshotStatus { generation: Some(1), phase: SnapshotPhase::Captured, ..SnapshotStatus::default() };
+    let mut status =
+        SnapshotStatus { generation: Some(1), phase: SnapshotPhase::Captured, ..SnapshotStatus::default() };
     let now = Timestamp::from_second(1_800_000_000)?;
     conditions::set(&mut status.conditions, ConditionType::Ready, Truth::Unknown, Reason::Transferring, "", 1, now);
     cluster.apply_snapshot_status(&meta, &status).await?;
@@ -224,8 +225,7 @@ async fn an_agent_is_made_and_removed_as_often_as_it_is_asked() -> Result<()> {
         namespace: Some(place.namespace.clone()),
         ..ObjectMeta::default()
     };
-    let container =
-        Container { name: "agent".into(), image: Some("vmdeploy/none".into()), ..Container::default() };
+    let container = Container { name: "agent".into(), image: Some("vmdeploy/none".into()), ..Container::default() };
     let pod = Pod {
         metadata: named.clone(),
         spec: Some(PodSpec {
