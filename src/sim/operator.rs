@@ -108,7 +108,7 @@ impl Sites for OneSite {
         self.0.watch(job, ids, doubt);
         let facts = self.0.facts(job);
         let reads_good_since = self.0.reads_good_since();
-        Some(SlotsSeen { slots: facts.slots, looked_up: facts.looked_up, reads_good_since })
+        Some(SlotsSeen { slots: facts.slots, looked_up: facts.looked_up, reads_good_since, error: facts.error })
     }
     fn nudge(&self, job: &JobUid) {
         self.0.nudge(job);

@@ -33,7 +33,7 @@ use crate::{
         agent::{AgentAddress, AgentState, Agents},
         cluster::{Cluster, ClusterView},
         repository::Repository,
-        site::{Credentials, Site, SlotFacts},
+        site::{Credentials, Site, SiteError, SlotFacts},
     },
     names::{JobUid, SlotId},
     tls::Authority,
@@ -84,6 +84,8 @@ pub struct SlotsSeen {
     pub looked_up: Option<Timestamp>,
     /// Since when every read was answered.
     pub reads_good_since: Option<Timestamp>,
+    /// What the last round of reads failed with, if it failed.
+    pub error: Option<SiteError>,
 }
 
 /// The accounts at all configured sites: one poller each, made and started when first asked for.

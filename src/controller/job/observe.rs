@@ -10,7 +10,7 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 use super::{
-    Context, Error, account,
+    Context, Error, SlotsSeen, account,
     plan::{AgentSeen, ImageSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let uid = uid(job);
     let status = job.status.clone().unwrap_or_default();
     let account = credentials(job, &status, ctx).await?;
-    let (slots, looked_up, reads_good_since) = slots(job, &status, ctx, &account);
+    let SlotsSeen { slots, looked_up, reads_good_since, error } = slots(job, &status, ctx, &account);
     let agents = agents(&uid, &status, ctx);
     let content = content(&uid, &status, &slots, ctx).await;
     let remembered = ctx.memory.get(&uid);
@@ -60,6 +60,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         slots,
         looked_up,
         reads_good_since,
+        site_error: error,
         reply: remembered.reply,
         pods: ctx.view.agents(&uid).iter().filter_map(|pod| pod_seen(pod)).collect(),
         agents,
@@ -111,8 +112,13 @@ fn slots(
     status: &BestEffortJobStatus,
     ctx: &Context,
     account: &Fact<Result<Credentials, String>>,
-) -> (Fact<Vec<crate::driver::site::SlotFacts>>, Option<jiff::Timestamp>, Option<jiff::Timestamp>) {
-    let unknown = (Fact::Unknown { since: ctx.leadership.since }, None, None);
+) -> SlotsSeen {
+    let unknown = SlotsSeen {
+        slots: Fact::Unknown { since: ctx.leadership.since },
+        looked_up: None,
+        reads_good_since: None,
+        error: None,
+    };
     let Some(Ok(credentials)) = account.known() else { return unknown };
     // a job that ended and holds nothing needs nobody to poll for it
     let idle = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended | JobPhase::Pending)
@@ -124,10 +130,7 @@ fn slots(
     }
     let ids: Vec<SlotId> = status.slots.iter().map(|slot| SlotId(slot.id.clone())).collect();
     let doubt = status.pending_submission.as_ref().map(|pending| pending.since.0);
-    match ctx.sites.slots(&job.spec.slots.site, credentials, &uid(job), &ids, doubt) {
-        Some(seen) => (seen.slots, seen.looked_up, seen.reads_good_since),
-        None => unknown,
-    }
+    ctx.sites.slots(&job.spec.slots.site, credentials, &uid(job), &ids, doubt).unwrap_or(unknown)
 }
 
 fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, String>>) -> Option<SiteSeen> {

@@ -229,6 +229,9 @@ pub struct Seen {
     pub looked_up: Option<Timestamp>,
     /// Since when every read of the site was answered.
     pub reads_good_since: Option<Timestamp>,
+    /// What the last round of reads of the site failed with, if it failed.
+    #[serde(serialize_with = "site_error")]
+    pub site_error: Option<SiteError>,
     /// What the site answered to a request for slots that this process sent.
     pub reply: Option<Reply>,
     /// The agent pods of the job, by name.
@@ -306,6 +309,10 @@ fn reply<S: serde::Serializer>(outcome: &Result<SlotId, SiteError>, serializer: 
         Ok(id) => serializer.collect_str(id),
         Err(error) => serializer.collect_str(error),
     }
+}
+
+fn site_error<S: serde::Serializer>(error: &Option<SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
+    error.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 /// An agent's pod.

@@ -24,7 +24,7 @@ impl Sites for SiteDirectory {
         doubt: Option<Timestamp>,
     ) -> Option<SlotsSeen> {
         let (facts, reads_good_since) = Self::slots(self, site, credentials, job, ids, doubt)?;
-        Some(SlotsSeen { slots: facts.slots, looked_up: facts.looked_up, reads_good_since })
+        Some(SlotsSeen { slots: facts.slots, looked_up: facts.looked_up, reads_good_since, error: facts.error })
     }
 
     fn nudge(&self, job: &JobUid) {

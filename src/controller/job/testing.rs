@@ -33,7 +33,12 @@ impl Sites for OneAccount {
     }
     fn slots(&self, _: &str, _: &Credentials, _: &JobUid, _: &[SlotId], _: Option<Timestamp>) -> Option<SlotsSeen> {
         let now = Timestamp::UNIX_EPOCH;
-        Some(SlotsSeen { slots: Fact::Known(Vec::new()), looked_up: Some(now), reads_good_since: Some(now) })
+        Some(SlotsSeen {
+            slots: Fact::Known(Vec::new()),
+            looked_up: Some(now),
+            reads_good_since: Some(now),
+            error: None,
+        })
     }
     fn nudge(&self, _: &JobUid) {}
     fn forget(&self, _: &JobUid) {}

@@ -13,7 +13,7 @@ use crate::{
         job_status::{PendingSubmission, ReleaseReason, SlotState},
     },
     controller::job::plan::Effect,
-    driver::site::SlotRequest,
+    driver::{DriverError, Retry, site::SlotRequest},
     names::slot_name,
 };
 
@@ -54,6 +54,11 @@ impl Draft<'_> {
         if self.seen.slots.known().is_none() || self.seen.looked_up.is_none() {
             // what may already be there under our name is not known yet
             self.because("the site was not searched yet");
+            if let Some(error) = self.seen.site_error.as_ref().filter(|error| error.retry() == Retry::Denied) {
+                self.because("the site refuses to be read");
+                self.back_off(error.reason(), error.to_string());
+                return;
+            }
             self.wake(Duration::from_secs(2));
             return;
         }

@@ -117,3 +117,27 @@ fn a_corrected_request_replaces_one_that_waits() {
     assert_eq!((status.submission, status.slots.len()), (2, 1), "{:?}", life.whys);
     assert_eq!(status.slots[0].id, "102");
 }
+
+#[test]
+fn a_refused_account_is_said_and_tried_again_by_itself() {
+    let mut life = life(1);
+    let good = life.seen.clone();
+    life.seen.slots = Fact::Unknown { since: life.now };
+    life.seen.looked_up = None;
+    life.seen.reads_good_since = None;
+    life.seen.site_error = Some(SiteError::Credentials("wrong password".into()));
+    life.settle();
+    let message = life.message("Ready");
+    assert!(message.contains("CredentialsRefused") && message.contains("wrong password"), "{message}");
+    life.run(300);
+    assert_eq!(life.effects("SubmitSlots").len(), 0);
+    assert!(life.writes < 12, "a storm: {} writes", life.writes);
+    // the Secret was corrected: no new spec is needed
+    life.seen.slots = good.slots;
+    life.seen.looked_up = Some(life.now);
+    life.seen.reads_good_since = good.reads_good_since;
+    life.seen.site_error = None;
+    life.run(700);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    assert!(!life.message("Ready").contains("CredentialsRefused"));
+}

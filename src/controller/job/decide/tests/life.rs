@@ -86,6 +86,7 @@ pub(super) fn life(members: u32) -> Life {
         slots: Fact::Known(Vec::new()),
         looked_up: Some(at(START)),
         reads_good_since: Some(at(START - 100)),
+        site_error: None,
         reply: None,
         pods: BTreeMap::new(),
         agents: BTreeMap::new(),
