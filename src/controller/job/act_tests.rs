@@ -83,3 +83,24 @@ async fn a_pass_with_nothing_to_do_writes_nothing() {
     }
     assert_eq!(stage.cluster.writes(), before);
 }
+
+#[tokio::test(start_paused = true)]
+async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
+    let stage = Stage::new();
+    let mut job = stage.job();
+    job.spec.slots.credentials = Some(crate::api::job::SecretReference { name: "gone".into() });
+    let missing = observe(&job, &stage.ctx).await.unwrap();
+    assert!(matches!(missing.account.known(), Some(Err(text)) if text.contains("gone")));
+    let account = Credentials::Basic { username: "alice".into(), password: "x".into() };
+    let old = jiff::Timestamp::UNIX_EPOCH;
+    stage.ctx.memory.update(&stage.uid, |memory| memory.account = Some((account.clone(), old)));
+    let status = job.status.get_or_insert_default();
+    status.pending_submission = Some(crate::api::job_status::PendingSubmission {
+        number: 1,
+        since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(old),
+        doubtful: true,
+        request: String::new(),
+    });
+    let held = observe(&job, &stage.ctx).await.unwrap();
+    assert_eq!(held.account.known(), Some(&Ok(())));
+}

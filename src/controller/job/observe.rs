@@ -87,15 +87,22 @@ async fn credentials(
         Some(reference) => {
             let (uid, now) = (uid(job), ctx.clock.now());
             let waits = status.phase == JobPhase::Pending || status.retry.is_some();
-            if let Some((cached, read)) = ctx.memory.get(&uid).account
-                && (!waits || now.duration_since(read) < ACCOUNT_AGE)
+            let cached = ctx.memory.get(&uid).account;
+            if let Some((cached, read)) = &cached
+                && (!waits || now.duration_since(*read) < ACCOUNT_AGE)
             {
-                return Ok(Fact::Known(Ok(cached)));
+                return Ok(Fact::Known(Ok(cached.clone())));
             }
             let read = ctx.view.secret(namespace(job), &reference.name).await?;
             let read = match read {
                 Some(secret) => account::from_secret(&reference.name, &secret),
                 None => Err(format!("there is no Secret {} in this namespace", reference.name)),
+            };
+            // slots are given back with the account they were asked for with, also if its Secret is gone
+            let held = !status.slots.is_empty() || status.pending_submission.is_some();
+            let read = match (read, cached) {
+                (Err(_), Some((cached, _))) if held => Ok(cached),
+                (read, _) => read,
             };
             if let Ok(credentials) = &read {
                 ctx.memory.update(&uid, |memory| memory.account = Some((credentials.clone(), now)));

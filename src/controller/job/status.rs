@@ -22,7 +22,7 @@ const UNREACHABLE_AFTER: Duration = Duration::from_secs(15);
 /// Sets all conditions but `Failed` and `SnapshotFailed`, which are set where they come about.
 pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now: Timestamp) {
     let generation = job.metadata.generation.unwrap_or_default();
-    let mut list = std::mem::take(&mut status.conditions);
+    let mut list = status.conditions.clone();
     let mut say = |kind, (truth, reason, message): (Truth, Reason, String)| {
         conditions::set(&mut list, kind, truth, reason, message, generation, now);
     };
@@ -62,7 +62,7 @@ fn ready(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     if let Some(failed) = conditions::get(&status.conditions, ConditionType::Failed)
         && status.phase == JobPhase::Failed
     {
-        return (Truth::False, Reason::BackoffLimitExceeded, failed.message.clone());
+        return (Truth::False, cause(failed), failed.message.clone());
     }
     if let Some(retry) = &status.retry {
         return (Truth::False, retry.reason, retry.message.clone());
@@ -220,7 +220,12 @@ fn stalled(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
         return Some((Reason::CancelledExternally, "a person deleted the slots at the site".into()));
     }
     let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
-    (status.phase == JobPhase::Failed).then(|| (Reason::BackoffLimitExceeded, failed.message.clone()))
+    (status.phase == JobPhase::Failed).then(|| (cause(failed), failed.message.clone()))
+}
+
+/// The reason a condition was set with.
+fn cause(condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition) -> Reason {
+    serde_json::from_value(condition.reason.clone().into()).unwrap_or(Reason::BackoffLimitExceeded)
 }
 
 /// Whether a failure, though tried again, is one that a person has to mend.

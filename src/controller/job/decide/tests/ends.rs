@@ -153,7 +153,9 @@ fn the_deadline_fails_a_job_suspensions_aside() {
     assert_eq!(life.phase(), JobPhase::Running);
     life.run(40);
     assert_eq!(life.phase(), JobPhase::Failed);
-    assert!(life.message("Failed").contains("DeadlineExceeded"));
+    for kind in ["Failed", "Stalled", "Ready"] {
+        assert!(life.message(kind).contains("DeadlineExceeded"), "{kind}");
+    }
     assert!(life.status().slots.is_empty());
 }
 
