@@ -9,7 +9,7 @@ use sha2::Digest;
 use tokio::io::AsyncWriteExt;
 
 use super::durable::{Root, Staged, disk_error};
-use crate::driver::repository::RepositoryError;
+use crate::{driver::repository::RepositoryError, store::layout::image_name};
 
 /// A sender that is silent this long has gone.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -37,10 +37,10 @@ impl Hash {
         }
     }
 
-    fn hex(self) -> String {
+    fn name(self) -> String {
         match self {
             Self::Blake3(hasher) => hasher.finalize().to_hex().to_string(),
-            Self::Sha256(hasher) => hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            Self::Sha256(hasher) => image_name(&hasher.finalize()),
             Self::None => String::new(),
         }
     }
@@ -53,7 +53,7 @@ pub(super) struct Received {
     pub(super) staged: Staged,
     /// Its length.
     pub(super) length: u64,
-    /// Its hash.
+    /// Its hash: hexadecimal, for an image its name.
     pub(super) digest: String,
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn receive(root: &Root, body: Body, limit: u64, mut hash: Hash)
     }
     .await;
     match result {
-        Ok(true) => Ok(Received { staged, length, digest: hash.hex() }),
+        Ok(true) => Ok(Received { staged, length, digest: hash.name() }),
         Ok(false) => {
             drain(stream);
             Err(RepositoryError::Refused(format!("more than {limit} bytes")))

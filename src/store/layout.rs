@@ -13,7 +13,7 @@
 //! jobs/<uid>/outputs/m<member>.<base64url of the path>
 //! ```
 
-use std::path::PathBuf;
+use std::{fmt::Write as _, path::PathBuf};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -76,6 +76,16 @@ pub fn image(digest: &str) -> Result<PathBuf, BadName> {
         Some(hex) if is_digest(hex) => Ok(PathBuf::from(IMAGES).join(hex)),
         _ => Err(BadName("an image is named sha256: and 64 hexadecimal digits".into())),
     }
+}
+
+/// The name of an image by the bytes of its SHA-256.
+pub fn image_name(sha256: &[u8]) -> String {
+    let mut name = String::from("sha256:");
+    for byte in sha256 {
+        // writing to a String cannot fail
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
 }
 
 /// A file of a generation that is not its manifest.
@@ -185,6 +195,7 @@ mod tests {
         let name = output_name(1, "/data/out.txt").unwrap();
         assert_eq!(parse_output_name(&name), Some((1, "/data/out.txt".into())));
         assert_eq!(PartName::parse(MANIFEST), None);
+        assert_eq!(image_name(&[0x0f, 0xa5]), "sha256:0fa5");
     }
 
     proptest! {

@@ -112,15 +112,12 @@ fn note(
     }
     let known = memory.agents.entry(address.clone()).or_insert(Known { agent, asked: now, state: None, silent: None });
     known.asked = now;
-    match answer {
-        Some(state) => {
-            known.state = Some(state);
-            known.silent = None;
-        }
-        None => {
-            let (since, polls) = known.silent.unwrap_or((now, 0));
-            known.silent = Some((since, polls.saturating_add(1)));
-        }
+    if let Some(state) = answer {
+        known.state = Some(state);
+        known.silent = None;
+    } else {
+        let (since, polls) = known.silent.unwrap_or((now, 0));
+        known.silent = Some((since, polls.saturating_add(1)));
     }
 }
 

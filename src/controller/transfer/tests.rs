@@ -13,7 +13,7 @@ use crate::{
     },
     driver::{
         agent::{
-            Authority, CaptureOrder, NodeAgent,
+            AgentError, Authority, CaptureOrder, NodeAgent,
             fake::{Call, FakeAgent, FakeAgents, Fault},
         },
         cluster::{Cluster, fake::FakeCluster},
@@ -235,7 +235,6 @@ async fn b1_a_generation_that_was_overtaken_is_not_published() {
 async fn an_order_whose_answer_is_lost_or_refused_is_given_again() {
     let world = World::new().await;
     world.capture(1, SnapshotReason::Periodic).await;
-    use crate::driver::agent::AgentError;
     world.agent(0).fail(Call::Upload, Fault::After(AgentError::Unreachable("cut".into())));
     world.agent(1).fail(Call::Upload, Fault::Before(AgentError::Refused("busy".into())));
     world.passes(12, true).await;

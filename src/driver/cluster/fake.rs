@@ -428,6 +428,24 @@ impl ClusterView for FakeCluster {
     }
 }
 
+#[async_trait]
+impl TransferBoard for FakeCluster {
+    fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        self.all_snapshots().into_iter().map(Arc::new).collect()
+    }
+
+    fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
+        ClusterView::job(self, namespace, name)
+    }
+
+    async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, _: &Condition) -> Result<(), ClusterError> {
+        drop(self.write("report")?);
+        let (namespace, name) = (snapshot.namespace.as_deref(), snapshot.name.as_deref());
+        self.set_transfer(namespace.unwrap_or_default(), name.unwrap_or_default(), transfer.clone());
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
@@ -468,23 +486,5 @@ mod tests {
         cluster.remove_finalizer(Kind::Job, &held.metadata).await.unwrap();
         assert!(cluster.job("x", "pi").is_none());
         cluster.remove_finalizer(Kind::Job, &held.metadata).await.unwrap();
-    }
-}
-
-#[async_trait]
-impl TransferBoard for FakeCluster {
-    fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        self.all_snapshots().into_iter().map(Arc::new).collect()
-    }
-
-    fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
-        ClusterView::job(self, namespace, name)
-    }
-
-    async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, _: &Condition) -> Result<(), ClusterError> {
-        drop(self.write("report")?);
-        let (namespace, name) = (snapshot.namespace.as_deref(), snapshot.name.as_deref());
-        self.set_transfer(namespace.unwrap_or_default(), name.unwrap_or_default(), transfer.clone());
-        Ok(())
     }
 }

@@ -329,8 +329,7 @@ async fn outputs_are_kept_and_listed(bench: &Bench) {
 
 async fn images_are_their_digests(bench: &Bench) {
     let path = bench.file("image", b"an image");
-    let hex: String = Sha256::digest(b"an image").iter().map(|b| format!("{b:02x}")).collect();
-    let digest = format!("sha256:{hex}");
+    let digest = crate::store::layout::image_name(&Sha256::digest(b"an image"));
     let other = format!("sha256:{}", "a".repeat(64));
     assert_eq!(bench.operator.image(&digest).await, Ok(None));
     assert!(matches!(bench.importer.put_image(&other, &path).await, Err(RepositoryError::Damaged(_))));

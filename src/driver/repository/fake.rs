@@ -62,7 +62,7 @@ struct Job {
 #[derive(Clone, Debug)]
 struct File {
     incarnation: Incarnation,
-    file: PartFile,
+    said: PartFile,
     content: Bytes,
 }
 
@@ -104,8 +104,8 @@ impl FakeRepository {
         let job = inner.job(job)?;
         job.record = job.record.with_part(generation, incarnation).map_err(RepositoryError::Refused)?;
         let files = job.files.entry((generation, member)).or_default();
-        files.retain(|f| f.file != file);
-        files.push(File { incarnation, file, content });
+        files.retain(|f| f.said != file);
+        files.push(File { incarnation, said: file, content });
         Ok(())
     }
 
@@ -154,7 +154,7 @@ impl Inner {
 
 impl Job {
     fn check(&self, generation: Generation, member: MemberIndex, file: &PartFile) -> Result<(), RepositoryError> {
-        let found = self.files.get(&(generation, member)).and_then(|all| all.iter().find(|f| f.file == *file));
+        let found = self.files.get(&(generation, member)).and_then(|all| all.iter().find(|f| f.said == *file));
         let what = || format!("{} of member {member} in generation {generation}", file.kind);
         let found = found.ok_or_else(|| RepositoryError::NotFound(what()))?;
         if !found.content.is_empty() && blake3::hash(&found.content).to_hex().as_str() != file.digest {
@@ -336,7 +336,7 @@ impl ByteStore for FakeRepository {
             let job = inner.jobs.get(job).filter(|j| j.manifests.contains_key(&generation)).ok_or_else(absent)?;
             job.check(generation, member, file)?;
             let files = job.files.get(&(generation, member)).ok_or_else(absent)?;
-            files.iter().find(|f| f.file == *file).ok_or_else(absent)?.content.clone()
+            files.iter().find(|f| f.said == *file).ok_or_else(absent)?.content.clone()
         };
         write(to, &content).await?;
         progress(content.len() as u64);
@@ -368,9 +368,9 @@ impl ByteStore for FakeRepository {
     async fn put_image(&self, digest: &str, file: &Path) -> Result<(), RepositoryError> {
         layout::image(digest).map_err(refused)?;
         let content = read(file).await?;
-        let hex: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
-        if digest != format!("sha256:{hex}") {
-            return Err(RepositoryError::Damaged(format!("the file is sha256:{hex}")));
+        let found = layout::image_name(&Sha256::digest(&content));
+        if digest != found {
+            return Err(RepositoryError::Damaged(format!("the file is {found}")));
         }
         let mut inner = self.working()?;
         inner.has_room()?;

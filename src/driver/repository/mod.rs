@@ -182,6 +182,7 @@ pub trait ByteStore: Send + Sync {
 
     /// Sends a file of a generation; compresses it on the way, compares digests at the end.
     /// `progress` is told the number of bytes read so far.
+    #[expect(clippy::too_many_arguments, reason = "each is a different thing, and none has a default")]
     async fn put_part(
         &self,
         ticket: &str,

@@ -28,7 +28,10 @@ use super::{
 };
 use crate::{
     names::{Generation, JobUid, MemberIndex},
-    store::manifest::{FileKind, Manifest, PartFile},
+    store::{
+        layout,
+        manifest::{FileKind, Manifest, PartFile},
+    },
 };
 
 /// Bytes handed on at a time.
@@ -373,9 +376,9 @@ impl ByteStore for HttpRepository {
                 fresh.file.write_all(&block).map_err(|e| local(&path, &e))?;
                 counter.fetch_add(block.len() as u64, Ordering::Relaxed);
             }
-            let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            if wanted != format!("sha256:{hex}") {
-                return Err(RepositoryError::Damaged(format!("the image came as sha256:{hex}")));
+            let found = layout::image_name(&hasher.finalize());
+            if wanted != found {
+                return Err(RepositoryError::Damaged(format!("the image came as {found}")));
             }
             fresh.finish().map_err(|e| local(&path, &e))
         });

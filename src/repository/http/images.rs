@@ -36,8 +36,8 @@ pub(super) async fn receive_image(
     };
     let hash = Hash::Sha256(sha2::Digest::new());
     let received = receive(&service.store.root, body, service.limits.image, hash).await?;
-    if digest != format!("sha256:{}", received.digest) {
-        return Err(RepositoryError::Damaged(format!("the image is sha256:{}", received.digest)).into());
+    if digest != received.digest {
+        return Err(RepositoryError::Damaged(format!("the image is {}", received.digest)).into());
     }
     let place = move |store: &crate::repository::store::Store| {
         store.root.place(&received.staged, &path).map_err(|e| disk_error(&e))
@@ -51,6 +51,6 @@ pub(super) async fn send(
     Path(digest): Path<String>,
 ) -> Reply<Response> {
     let path = layout::image(&digest)?;
-    let file = service.run(&peer, Action::ReadImage, move |store| open(store, path, &digest)).await?;
+    let file = service.run(&peer, Action::ReadImage, move |store| open(store, &path, &digest)).await?;
     Ok(send_file(file).await?)
 }

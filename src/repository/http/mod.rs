@@ -6,7 +6,7 @@ mod generations;
 mod images;
 mod outputs;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -143,8 +143,8 @@ async fn send_file(file: std::fs::File) -> Result<Response, RepositoryError> {
 }
 
 /// Opens a file below the root, if it is there.
-fn open(store: &Store, below: PathBuf, what: &str) -> Result<std::fs::File, RepositoryError> {
-    std::fs::File::open(store.root.at(&below)).map_err(|error| match error.kind() {
+fn open(store: &Store, below: &Path, what: &str) -> Result<std::fs::File, RepositoryError> {
+    std::fs::File::open(store.root.at(below)).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => RepositoryError::NotFound(what.into()),
         _ => super::durable::disk_error(&error),
     })

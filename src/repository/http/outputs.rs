@@ -64,7 +64,7 @@ pub(super) async fn send(
     Query(OutputQuery { path }): Query<OutputQuery>,
 ) -> Reply<Response> {
     let below = layout::outputs(&job)?.join(layout::output_name(member, &path)?);
-    let file = service.run(&peer, Action::ReadOutput, move |store| open(store, below, &path)).await?;
+    let file = service.run(&peer, Action::ReadOutput, move |store| open(store, &below, &path)).await?;
     Ok(send_file(file).await?)
 }
 
