@@ -136,7 +136,7 @@ async fn tell(job: &Job, seen: &Seen, total: u64) -> Result<()> {
         at(Some(killed.start_time))?
     );
     println!(
-        "  bob's job {} wanted its node: notice at {}, kill at {}.",
+        "  bob's job {} wanted its node: notice: {}; kill: {}.",
         seen.rival.as_deref().unwrap_or("?"),
         killed.first("CHECKPOINT").map_or(Ok("none".into()), |second| at(Some(second)))?,
         killed
