@@ -1,5 +1,6 @@
 //! Collects the logs of a job's agent pods while they come and go.
 
+use std::fmt::Write as _;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -60,9 +61,9 @@ impl Collector {
         self.read(|all| {
             let mut text = String::new();
             for ((member, incarnation), lines) in all {
-                text += &format!("--- member {member}, incarnation {incarnation}\n");
+                let _ = writeln!(text, "--- member {member}, incarnation {incarnation}");
                 for line in lines.iter().rev().take(count).rev() {
-                    text += line;
+                    text.push_str(line);
                     text.push('\n');
                 }
             }

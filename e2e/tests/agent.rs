@@ -1,6 +1,8 @@
 //! The agent's own processes: fence, supervisor and QEMU on one side, the repository on the other,
 //! and a shell that holds the lease as the hold would. Skipped where QEMU or the guest is missing.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail as tests do")]
+
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},

@@ -141,7 +141,7 @@ impl Starter<'_> {
                 };
                 match event {
                     Some(Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object))) => {
-                        changed(&object)
+                        changed(&object);
                     }
                     Some(Ok(Event::Init | Event::InitDone)) => {}
                     Some(Err(error)) => tracing::warn!(%error, kind = %K::kind(&()), "failed to watch"),
@@ -154,12 +154,12 @@ impl Starter<'_> {
 }
 
 /// The events of objects that can be read.
-fn readable<K: Resource<DynamicType = ()>>(
+fn readable<K>(
     events: impl Stream<Item = watcher::Result<Event<DeserializeGuard<K>>>> + Send + 'static,
     lean: impl Fn(&mut K) + Send + 'static,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static
 where
-    K: Send + 'static,
+    K: Resource<DynamicType = ()> + Send + 'static,
 {
     events.filter_map(move |event| {
         let object = |guarded: DeserializeGuard<K>| match guarded.0 {

@@ -64,7 +64,7 @@ impl Vault {
     /// Makes and renews what the parts need; says when to call again.
     pub(super) async fn supply(&self, authority: &Authority, now: Timestamp) -> anyhow::Result<()> {
         if self.secrets.get_opt(TICKET_KEY).await?.is_none() {
-            let key: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+            let key: String = blake3::Hash::from_bytes(rand::random()).to_hex().to_string();
             self.create(TICKET_KEY, &[("key", key.as_str())], None).await?;
         }
         for (name, identity) in PARTS {

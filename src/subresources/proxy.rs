@@ -35,7 +35,7 @@ impl FrontProxy {
             return true;
         }
         let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
-        common_name(certificate.subject()).is_some_and(|name| self.names.iter().any(|allowed| *allowed == name))
+        common_name(certificate.subject()).is_some_and(|name| self.names.contains(&name))
     }
 }
 

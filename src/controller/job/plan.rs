@@ -311,6 +311,7 @@ fn reply<S: serde::Serializer>(outcome: &Result<SlotId, SiteError>, serializer: 
     }
 }
 
+#[expect(clippy::ref_option, reason = "what serde calls it with")]
 fn site_error<S: serde::Serializer>(error: &Option<SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
     error.as_ref().map(ToString::to_string).serialize(serializer)
 }

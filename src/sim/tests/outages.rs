@@ -169,7 +169,7 @@ async fn conflicts_and_a_silent_apiserver_are_waited_out() {
     assert_eq!(world.status().incarnation, 1);
     world.cluster.set_down(true);
     world.pass(120).await;
-    assert!(world.bodies.iter().all(|body| body.runs()), "{}", world.story());
+    assert!(world.bodies.iter().all(crate::sim::nodes::Body::runs), "{}", world.story());
     world.cluster.set_down(false);
     let world = ends_well(world).await;
     assert_eq!(world.status().incarnation, 1, "{}", world.story());
