@@ -12,7 +12,7 @@ use crate::{
     driver::agent::{AgentConfig, LeaseState, PartState, VmState, fake::FakeAgent},
     driver::{
         repository::Repository,
-        site::{SlotFacts, SlotPhase},
+        site::{End, SlotFacts, SlotPhase},
     },
     names::NodeName,
 };
@@ -187,12 +187,6 @@ impl World {
         let now = self.clock.now();
         let since = |time: Timestamp| Duration::try_from(now.duration_since(time)).unwrap_or_default();
         let health = self.health_of(&body.node);
-        if let Health::Cut(start) = health
-            && since(start.max(body.born)) >= body.config.isolation
-        {
-            body.die(137);
-            return;
-        }
         if matches!(health, Health::Up | Health::Deaf) {
             let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(&body.uid));
             if pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()) {
@@ -201,6 +195,21 @@ impl World {
             }
         }
         let slot = slots.iter().find(|slot| slot.id == body.config.slot);
+        if let Health::Cut(start) = health {
+            // the beat comes from the slot's first node; there only T_iso helps, unless the site says
+            // that it has reached the hold
+            let first = slot.is_some_and(|slot| slot.nodes.first().is_some_and(|node| node.0 == body.node));
+            let killed = slot.is_some_and(|slot| match &slot.phase {
+                SlotPhase::Ended(End::Infrastructure(_)) => false,
+                SlotPhase::Ended(_) => true,
+                _ => false,
+            });
+            let limit = if first { body.config.isolation } else { body.config.lease.beat_limit };
+            if killed || since(start.max(body.born)) >= limit {
+                body.die(137);
+                return;
+            }
+        }
         let held = slot.is_some_and(|slot| {
             let ours = slot.nodes.iter().any(|node| node.0 == body.node);
             ours && slot.since.is_some() && matches!(slot.phase, SlotPhase::Running | SlotPhase::Ending)

@@ -161,6 +161,25 @@ async fn a1_silence_alone_proves_no_death() {
     ends_well(world).await;
 }
 
+/// The same, and the site does not answer either: nobody can say whether the VMs live (A1).
+#[tokio::test(start_paused = true)]
+async fn a1_silence_of_agents_and_site_starts_nothing() {
+    let mut world = running().await;
+    let nodes: Vec<String> = world.bodies.iter().map(|body| body.node.clone()).collect();
+    for node in &nodes {
+        world.set_health(node, Health::Deaf);
+    }
+    world.site.set_outage(Outage::All);
+    world.pass(150).await;
+    assert_eq!(world.site.slots().len(), 1, "{}", world.story());
+    world.site.set_outage(Outage::None);
+    world.pass(200).await;
+    for node in &nodes {
+        world.set_health(node, Health::Up);
+    }
+    ends_well(world).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn conflicts_and_a_silent_apiserver_are_waited_out() {
     let mut world = running().await;
