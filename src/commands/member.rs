@@ -4,7 +4,7 @@ use std::{pin::pin, str::FromStr};
 
 use futures::AsyncReadExt as _;
 use hyper::Request;
-use kube::Client;
+use kube::{Client, Config};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::names::MemberIndex;
@@ -33,14 +33,18 @@ impl FromStr for Member {
 
 /// The cluster and the namespace that a person means: the given one, or that of their kubeconfig.
 pub(super) async fn cluster(namespace: Option<&str>) -> anyhow::Result<(Client, String)> {
-    let client = Client::try_default().await?;
+    // a person is told at once what does not answer, and decides about another try
+    let mut config = Config::infer().await?;
+    config.default_retry = false;
+    let client = Client::try_from(config)?;
     let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
     Ok((client, namespace))
 }
 
 /// Sends what an address of the cluster answers to `to`, as it comes.
 pub(super) async fn copy(client: &Client, path: String, to: &mut (impl AsyncWrite + Unpin)) -> anyhow::Result<()> {
-    let mut body = pin!(client.request_stream(Request::get(path).body(Vec::new())?).await?);
+    let answered = client.request_stream(Request::get(path).body(Vec::new())?).await;
+    let mut body = pin!(answered.map_err(in_words)?);
     let mut piece = vec![0; 64 << 10];
     loop {
         let count = body.read(&mut piece).await?;
@@ -50,6 +54,14 @@ pub(super) async fn copy(client: &Client, path: String, to: &mut (impl AsyncWrit
         to.write_all(&piece[..count]).await?;
         // a person watches
         to.flush().await?;
+    }
+}
+
+/// The cluster's own words, without their wrapping.
+pub(super) fn in_words(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => anyhow::Error::msg(status.message),
+        other => other.into(),
     }
 }
 

@@ -102,7 +102,10 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let health = tokio::spawn(health);
 
     let requests = RequestCounts::default();
-    let client = ClientBuilder::try_from(kube::Config::infer().await?)?.with_layer(&requests).build();
+    // passes that fail are tried again by the runner, which knows what else there is to do
+    let mut cluster = kube::Config::infer().await?;
+    cluster.default_retry = false;
+    let client = ClientBuilder::try_from(cluster)?.with_layer(&requests).build();
     let process = Process {
         config: Arc::new(config),
         client,

@@ -141,14 +141,15 @@ async fn output(
 fn refusal(error: &SourceError) -> Response {
     let status = match error {
         SourceError::NotFound(_) => StatusCode::NOT_FOUND,
-        SourceError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        // not 503: clients of Kubernetes would silently try again for minutes
+        SourceError::Unavailable(_) => StatusCode::BAD_GATEWAY,
     };
     failure(status, &error.to_string())
 }
 
 /// A failure as clients of Kubernetes read it.
 fn failure(status: StatusCode, message: &str) -> Response {
-    let reason = if status == StatusCode::NOT_FOUND { "NotFound" } else { "ServiceUnavailable" };
+    let reason = if status == StatusCode::NOT_FOUND { "NotFound" } else { "InternalError" };
     let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
         "reason": reason, "code": status.as_u16()});
     (status, Json(body)).into_response()
