@@ -80,20 +80,37 @@ async fn read(
     view: Option<Arc<View>>,
 ) {
     let mut piece = vec![0; 64 << 10];
+    // a drain that found something goes on until it finds nothing
+    let mut waiting: Option<oneshot::Sender<()>> = None;
     loop {
         let full = length.load(Ordering::Acquire) >= MOST;
-        let count = tokio::select! {
+        let drained = waiting.as_ref().map(|_| pending(&stream, &mut piece, full));
+        let count = match drained {
+            Some(Some(0)) => return,
+            Some(Some(count)) => count,
+            Some(None) => {
+                waiting.take().map(|done| done.send(()));
+                continue;
+            }
+            None => tokio::select! {
             biased;
             read = stream.read(&mut piece), if !full => match read {
                 Ok(0) | Err(_) => return,
                 Ok(count) => count,
             },
-            // reached only when there is nothing to read
-            Some(done) = requests.recv() => {
-                let _ = done.send(());
-                continue;
-            }
+            Some(done) = requests.recv() => match pending(&stream, &mut piece, full) {
+                Some(0) => return,
+                Some(count) => {
+                    waiting = Some(done);
+                    count
+                }
+                None => {
+                    let _ = done.send(());
+                    continue;
+                }
+            },
             else => return,
+            },
         };
         if let Err(error) = append(&mut file, &piece[..count]).await {
             // nothing more can be kept: the guest's command will wait, and people see why
@@ -105,6 +122,22 @@ async fn read(
         length.fetch_add(count as u64, Ordering::AcqRel);
         if let (Some(last), Some(view)) = (lines.take(&piece[..count]), &view) {
             view.change(|facts| facts.guest.last_line = Some(last));
+        }
+    }
+}
+
+/// Reads what the kernel has for us at this moment: the runtime may not have heard of it yet, and a
+/// cut that missed it would lose it for good. None: nothing; 0: the end.
+fn pending(stream: &UnixStream, piece: &mut [u8], full: bool) -> Option<usize> {
+    if full {
+        return None;
+    }
+    loop {
+        match rustix::io::read(stream, &mut *piece) {
+            Ok(count) => return Some(count),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return None,
+            Err(_) => return Some(0),
         }
     }
 }
