@@ -118,7 +118,7 @@ pub struct BestEffortJobSpec {
 }
 
 /// How a length of time is written: Go's notation without a sign.
-const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$";
+const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$";
 
 fn one() -> u32 {
     1
