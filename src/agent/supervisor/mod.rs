@@ -141,13 +141,19 @@ impl Supervisor {
                 ticking.tick().await;
             }
         };
-        // any answer but silence shows that somebody is there (safety A1)
+        // any answer but silence shows that somebody is there; a refusal, that a newer incarnation has
+        // taken this one's place while nobody could tell it so (safety A1)
         let questions = async move {
             loop {
                 let generation = asking.config.restore.unwrap_or_default();
                 let answer = asking.store.get_manifest(&asking.config.job, generation).await;
-                if !matches!(answer, Err(RepositoryError::Unreachable(_))) {
-                    asking.contact.heard(Duration::ZERO);
+                match answer {
+                    Err(RepositoryError::Unreachable(_)) => {}
+                    Err(RepositoryError::Refused(why)) => {
+                        tracing::error!(why, "this incarnation is over");
+                        asking.stop.cancel();
+                    }
+                    Ok(_) | Err(_) => asking.contact.heard(Duration::ZERO),
                 }
                 tokio::time::sleep(asking.silence_limit()).await;
             }

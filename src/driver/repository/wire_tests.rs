@@ -44,6 +44,18 @@ async fn d1_an_agent_of_another_job_sees_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a1_an_agent_learns_that_its_incarnation_is_over() {
+    let bench = Bench::real().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    bench.kget.publish(&made).await.unwrap();
+    let agent = |incarnation| bench.client(&Identity::Agent { job: job(), member: 0, incarnation });
+    assert_eq!(agent(1).manifest(&job(), 1).await, Ok(made.clone()));
+    bench.operator.fence(&job(), 2).await.unwrap();
+    assert!(is_refused(&agent(1).manifest(&job(), 1).await));
+    assert_eq!(agent(2).manifest(&job(), 1).await, Ok(made));
+}
+
+#[tokio::test]
 async fn d1_everybody_does_only_what_is_theirs() {
     let bench = Bench::real().await;
     let made = bench.sent(1, 1).await.unwrap();

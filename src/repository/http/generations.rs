@@ -9,8 +9,8 @@ use axum::{
 use super::{Failure, Reply, Service};
 use crate::{
     driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError, wire::FenceOrder},
-    names::{Generation, JobUid},
-    repository::access::Action,
+    names::{Generation, Identity, JobUid},
+    repository::{access::Action, store::Store},
     store::manifest::Manifest,
     tls::Peer,
 };
@@ -48,7 +48,18 @@ pub(super) async fn manifest(
 ) -> Reply<Json<Manifest>> {
     let wanted = job.clone();
     let action = Action::Restore(&wanted);
-    Ok(Json(service.run(&peer, action, move |store| store.manifest(&job, generation)).await?))
+    // an agent asks now and then: so it learns that a newer incarnation has taken its place
+    let incarnation = match peer.0 {
+        Identity::Agent { incarnation, .. } => Some(incarnation),
+        Identity::Operator | Identity::Kget | Identity::Repository | Identity::Importer => None,
+    };
+    let read = move |store: &Store| {
+        if let Some(incarnation) = incarnation {
+            store.check_writable(&job, incarnation)?;
+        }
+        store.manifest(&job, generation)
+    };
+    Ok(Json(service.run(&peer, action, read).await?))
 }
 
 pub(super) async fn publish(
