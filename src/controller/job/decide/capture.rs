@@ -239,7 +239,8 @@ impl Draft<'_> {
             self.effect(Effect::AbandonCapture(order));
         }
         let seen = self.seen.snapshots.iter().find(|snapshot| snapshot.name == capture.snapshot);
-        if let Some(snapshot) = seen {
+        // one that was captured may be complete by now: the snapshot controller asks the repository
+        if let Some(snapshot) = seen.filter(|snapshot| snapshot.status.phase != SnapshotPhase::Captured) {
             let status = SnapshotStatus {
                 generation: Some(capture.generation),
                 phase: SnapshotPhase::Failed,
