@@ -131,6 +131,22 @@ impl Job {
         self.wait(&format!("tick {number}"), limit, |_| reached().then_some(())).await
     }
 
+    /// What a member's command has printed, as `vmdeploy logs` shows it: cut back at every restore.
+    pub async fn logs(&self, member: u32) -> Result<String> {
+        let namespace = self.api.namespace().context("no namespace")?;
+        let path = vmdeploy::subresources::paths::logs(namespace, &self.name, member, false);
+        let client = self.api.clone().into_client();
+        Ok(client.request_text(http::Request::get(path).body(Vec::new())?).await?)
+    }
+
+    /// Replaces the spec, as `kubectl apply` of a corrected object does.
+    pub async fn correct(&self, change: impl FnOnce(&mut vmdeploy::api::BestEffortJobSpec)) -> Result<()> {
+        let mut job = self.get().await?;
+        change(&mut job.spec);
+        self.api.replace(&self.name, &PostParams::default(), &job).await?;
+        Ok(())
+    }
+
     /// Deletes the object and waits until it is gone.
     pub async fn delete(&self, limit: Duration) -> Result<()> {
         self.api.delete(&self.name, &DeleteParams::default()).await?;

@@ -44,3 +44,22 @@ impl OarJob {
         self.events.iter().filter(|event| event.kind == kind).map(|event| event.date).min()
     }
 }
+
+/// Names of the unfinished jobs at OAR that belong to a BestEffortJob.
+pub async fn unfinished(uid: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Page {
+        items: Vec<Item>,
+    }
+    #[derive(Deserialize)]
+    struct Item {
+        name: Option<String>,
+        state: String,
+    }
+    let base = env::var("OAR_API_URL").context("OAR_API_URL is not set: use testbed env")?;
+    let request = reqwest::Client::new().get(format!("{base}/jobs.json")).header("X-REMOTE-IDENT", "vmdeploy");
+    let page: Page = request.send().await?.error_for_status()?.json().await?;
+    let prefix = vmdeploy::names::slot_name_prefix(&uid.into());
+    let ours = page.items.into_iter().filter(|item| !matches!(item.state.as_str(), "Terminated" | "Error"));
+    Ok(ours.filter_map(|item| item.name).filter(|name| name.starts_with(&prefix)).collect())
+}
