@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kube::runtime::reflector::Store;
@@ -13,7 +13,10 @@ use crate::{
         BestEffortJob, JobPhase, Snapshot,
         job_status::{Kills, Work},
     },
-    driver::cluster::count::RequestCounts,
+    driver::{
+        cluster::count::RequestCounts,
+        site::{directory::SiteDirectory, poller::Reads},
+    },
     metrics::{Call, Metrics},
 };
 
@@ -29,6 +32,8 @@ pub(super) struct Figures {
 #[derive(Default)]
 struct Seen {
     jobs: HashMap<String, (Kills, Work)>,
+    restoring: HashMap<String, Instant>,
+    reads: HashMap<String, Reads>,
     snapshots: HashMap<String, Measured>,
     requests: std::collections::BTreeMap<String, u64>,
 }
@@ -51,6 +56,7 @@ impl Figures {
         let Some(uid) = job.metadata.uid.clone() else { return };
         let now = job.status.as_ref().map(|status| (status.kills, status.work)).unwrap_or_default();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.restored(&mut seen.restoring, &uid, job);
         let before = seen.jobs.insert(uid, now).unwrap_or(now);
         let ((old, old_work), (new, new_work)) = (before, now);
         for (cause, old, new) in [
@@ -69,6 +75,19 @@ impl Figures {
             ("overhead", old_work.overhead, new_work.overhead),
         ] {
             self.metrics.work.get_or_create(&kind.into()).inc_by(new.saturating_sub(old));
+        }
+    }
+
+    /// Measures the time from slots that run to guests that go on from a generation.
+    fn restored(&self, restoring: &mut HashMap<String, Instant>, uid: &str, job: &BestEffortJob) {
+        let Some(status) = &job.status else { return };
+        if matches!(status.phase, JobPhase::Deploying | JobPhase::Restoring) {
+            restoring.entry(uid.to_owned()).or_insert_with(Instant::now);
+        } else if let Some(begun) = restoring.remove(uid) {
+            let restored = status.origin.as_ref().is_some_and(|origin| origin.generation.is_some());
+            if status.phase == JobPhase::Running && restored {
+                self.metrics.restore.observe(begun.elapsed().as_secs_f64());
+            }
         }
     }
 
@@ -96,7 +115,7 @@ impl Figures {
     }
 
     /// Counts what has no event of its own.
-    pub(super) fn count(&self, jobs: &Store<BestEffortJob>, requests: &RequestCounts) {
+    pub(super) fn count(&self, jobs: &Store<BestEffortJob>, requests: &RequestCounts, sites: &SiteDirectory) {
         let mut by_phase: HashMap<JobPhase, i64> = HashMap::new();
         let mut alive = std::collections::HashSet::new();
         for job in jobs.state() {
@@ -109,6 +128,14 @@ impl Figures {
         }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.jobs.retain(|uid, _| alive.contains(uid));
+        seen.restoring.retain(|uid, _| alive.contains(uid));
+        for (site, reads) in sites.reads() {
+            let before = seen.reads.insert(site.clone(), reads).unwrap_or_default();
+            let failed = reads.failed.saturating_sub(before.failed);
+            self.metrics.unknown_facts.get_or_create(&site.as_str().into()).inc_by(failed);
+            let call = Call { system: site, verb: "read".into() };
+            self.metrics.api_calls.get_or_create(&call).inc_by(reads.calls.saturating_sub(before.calls));
+        }
         for (verb, total) in requests.by_verb() {
             let before = seen.requests.insert(verb.clone(), total).unwrap_or_default();
             let call = Call { system: "kubernetes".into(), verb };
@@ -122,6 +149,7 @@ mod tests {
     use super::*;
     use crate::api::{
         BestEffortJobStatus, SnapshotStatus,
+        job_status::Origin,
         snapshot::{SnapshotBytes, SnapshotSpec},
     };
 
@@ -144,6 +172,28 @@ mod tests {
         figures.job(&job(4, 130));
         assert_eq!(metrics.kills.get_or_create(&"preempted".into()).get(), 1);
         assert_eq!(metrics.work.get_or_create(&"lost".into()).get(), 30);
+    }
+
+    #[test]
+    fn only_a_restore_is_measured_as_one() {
+        let metrics = Metrics::new();
+        let figures = Figures::new(metrics.clone());
+        for (phase, generation) in [
+            ("Deploying", None),
+            ("Running", None),
+            ("Queued", None),
+            ("Deploying", None),
+            ("Restoring", Some(3)),
+            ("Running", Some(3)),
+            ("Running", Some(3)),
+        ] {
+            let mut job = job(0, 0);
+            let status = job.status.as_mut().unwrap();
+            status.phase = serde_json::from_value(phase.into()).unwrap();
+            status.origin = Some(Origin { generation, ..Origin::default() });
+            figures.job(&job);
+        }
+        assert!(metrics.encode().lines().any(|line| line == "vmdeploy_restore_seconds_count 1"));
     }
 
     #[test]

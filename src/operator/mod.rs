@@ -160,13 +160,14 @@ impl Process {
             Arc::new(move |job| waker.uid(job))
         };
         let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
+        let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
         let job_context = job::Context {
             config: self.config.clone(),
             clock: self.clock.clone(),
             leadership: job::plan::Leadership { epoch, since: self.clock.now() },
             cluster: cluster.clone(),
             view: view.clone(),
-            sites: Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone())),
+            sites: sites.clone(),
             agents: agents.clone(),
             hearing: hub.clone(),
             repository: repository.clone(),
@@ -202,7 +203,7 @@ impl Process {
         let result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             result = self.upkeep(&vault, &authority) => result,
-            never = count(&figures, &jobs, &self.requests) => match never {},
+            never = count(&figures, &jobs, &self.requests, &sites) => match never {},
         };
         stop.cancel();
         if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
@@ -312,9 +313,10 @@ async fn count(
     figures: &Figures,
     jobs: &kube::runtime::reflector::Store<BestEffortJob>,
     requests: &RequestCounts,
+    sites: &SiteDirectory,
 ) -> std::convert::Infallible {
     loop {
-        figures.count(jobs, requests);
+        figures.count(jobs, requests, sites);
         tokio::time::sleep(figures::INTERVAL).await;
     }
 }

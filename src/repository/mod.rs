@@ -84,6 +84,7 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
     let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
     let key = TicketKey::new(&secret)?;
     let credentials = Credentials::read(&args.tls)?;
+    tokio::spawn(tls::stop_when_renewed(args.tls.clone(), credentials.clone(), stop.clone()));
     let (root, now) = (args.root.clone(), clock.now());
     let store = tokio::task::spawn_blocking(move || Store::open(&root, Box::new(AllSteps), now)).await??;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;

@@ -9,7 +9,7 @@ mod renewal;
 mod serve;
 
 pub use authority::Authority;
-pub use renewal::renewed;
+pub use renewal::stop_when_renewed;
 pub use serve::{Peer, forbidden, serve, serve_whom};
 
 use std::{fmt, net::SocketAddr, path::Path, sync::Arc};

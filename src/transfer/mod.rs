@@ -23,7 +23,7 @@ use crate::{
     leadership::Candidate,
     metrics::Metrics,
     store::ticket::TicketKey,
-    tls::Credentials,
+    tls::{self, Credentials},
 };
 
 /// Moves captured generations to the repository.
@@ -56,7 +56,9 @@ const CACHES: &str = "caches";
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let readiness = Readiness::expecting([served::CHECK, LEADER, CACHES]);
-    let page = args.health.map(|address| health::serve(address, readiness.clone(), metrics.clone(), stop.clone()));
+    // the page is there until the leadership has been given up
+    let always = CancellationToken::new();
+    let page = args.health.map(|address| health::serve(address, readiness.clone(), metrics.clone(), always));
     let page = async {
         match page {
             Some(page) => page.await.context("failed to serve the health page"),
@@ -71,6 +73,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
 
 async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: CancellationToken) -> anyhow::Result<()> {
     let credentials = Credentials::read(&args.tls)?;
+    tokio::spawn(tls::stop_when_renewed(args.tls.clone(), credentials.clone(), stop.clone()));
     let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
     let key = TicketKey::new(&secret)?;
     let client = Client::try_default().await?;
