@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::TestBed;
+use e2e::{TestBed, testbed::until};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Container, Namespace, Pod, PodSpec, Secret, ServiceAccount},
@@ -240,10 +240,15 @@ async fn an_agent_is_made_and_removed_as_often_as_it_is_asked() -> Result<()> {
     let (cluster, pods, secrets) = (place.cluster(), place.api::<Pod>(), place.api::<Secret>());
     for _ in 0..2 {
         cluster.create_agent(&pod, &secret).await?;
-        cluster.create_agent(&pod, &secret).await?;
-        let made = pods.get("agent-x-0-1").await?;
-        let owners = secrets.get("agent-x-0-1").await?.metadata.owner_references.unwrap_or_default();
-        ensure!(owners.len() == 1 && Some(&owners[0].uid) == made.metadata.uid.as_ref(), "{owners:?}");
+        // the garbage collector may still be taking the Secret of the pod before: asked again, it is made again
+        until("a Secret that is the pod's", Duration::from_secs(20), async || {
+            cluster.create_agent(&pod, &secret).await?;
+            let Some(made) = pods.get_opt("agent-x-0-1").await? else { return Ok(None) };
+            let Some(kept) = secrets.get_opt("agent-x-0-1").await? else { return Ok(None) };
+            let owners = kept.metadata.owner_references.unwrap_or_default();
+            Ok((owners.len() == 1 && Some(&owners[0].uid) == made.metadata.uid.as_ref()).then_some(()))
+        })
+        .await?;
         // the pod alone goes: what is left of it is not taken for the next one's
         pods.delete("agent-x-0-1", &DeleteParams::default().grace_period(0)).await?;
     }
