@@ -11,12 +11,15 @@ use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams},
 };
-use serde::Deserialize;
+use rejected::{Case, good, merge};
 use serde_json::{Value, json};
 use vmdeploy::{
     api::{BestEffortJob, GROUP, Snapshot, VERSION, VmImage, crds},
     yaml,
 };
+
+#[path = "../../src/api/rejected.rs"]
+mod rejected;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -103,47 +106,6 @@ async fn samples_are_accepted_by_the_api_server() -> Result<()> {
     place.remove().await
 }
 
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    kind: String,
-    patch: Value,
-    old: Option<Value>,
-    status: Option<Value>,
-    says: String,
-}
-
-fn good(kind: &str) -> Value {
-    let spec = match kind {
-        "BestEffortJob" => json!({
-            "image": {"name": "debian"},
-            "run": {"command": ["true"]},
-            "slots": {"site": "rennes", "walltime": "1h"},
-        }),
-        "VmImage" => json!({"source": {"http": {
-            "url": "https://example.org/disk.qcow2",
-            "digest": format!("sha256:{}", "0".repeat(64)),
-        }}}),
-        _ => json!({"job": "pi"}),
-    };
-    json!({"apiVersion": "vmdeploy.io/v1alpha1", "kind": kind, "metadata": {"name": "pi"}, "spec": spec})
-}
-
-fn merge(into: &mut Value, patch: &Value) {
-    match (into, patch) {
-        (Value::Object(into), Value::Object(patch)) => {
-            for (key, value) in patch {
-                if value.is_null() {
-                    into.remove(key);
-                } else {
-                    merge(into.entry(key).or_insert(Value::Null), value);
-                }
-            }
-        }
-        (into, patch) => *into = patch.clone(),
-    }
-}
-
 /// What the API server says about the object of a case.
 async fn said(place: &Place, case: &Case) -> Result<String> {
     let api = place.api(&case.kind);
@@ -164,7 +126,7 @@ async fn said(place: &Place, case: &Case) -> Result<String> {
         api.create(&dry(), &serde_json::from_value(object)?).await
     };
     match result {
-        Ok(_) => bail!("{}: accepted", case.name),
+        Ok(_) => bail!("{}: accepted; it should be refused by {}", case.name, case.by.as_deref().unwrap_or("a rule")),
         Err(error) => Ok(error.to_string()),
     }
 }

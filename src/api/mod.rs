@@ -13,6 +13,8 @@ pub mod job;
 pub mod job_status;
 pub mod quantity;
 #[cfg(test)]
+mod rejected;
+#[cfg(test)]
 mod rules;
 pub mod snapshot;
 

@@ -1,53 +1,13 @@
 //! The rules of the three kinds, tried without a cluster on the cases of `rejected.yaml`; the
 //! end-to-end tests try the same cases on a real API server.
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{BestEffortJob, Snapshot, VmImage};
+use super::{
+    BestEffortJob, Snapshot, VmImage,
+    rejected::{Case, good, merge},
+};
 use crate::yaml;
-
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    kind: String,
-    by: Option<String>,
-    patch: Value,
-    old: Option<Value>,
-    status: Option<Value>,
-    says: String,
-}
-
-fn good(kind: &str) -> Value {
-    let spec = match kind {
-        "BestEffortJob" => json!({
-            "image": {"name": "debian"},
-            "run": {"command": ["true"]},
-            "slots": {"site": "rennes", "walltime": "1h"},
-        }),
-        "VmImage" => json!({"source": {"http": {
-            "url": "https://example.org/disk.qcow2",
-            "digest": format!("sha256:{}", "0".repeat(64)),
-        }}}),
-        _ => json!({"job": "pi"}),
-    };
-    json!({"apiVersion": "vmdeploy.io/v1alpha1", "kind": kind, "metadata": {"name": "pi"}, "spec": spec})
-}
-
-fn merge(into: &mut Value, patch: &Value) {
-    match (into, patch) {
-        (Value::Object(into), Value::Object(patch)) => {
-            for (key, value) in patch {
-                if value.is_null() {
-                    into.remove(key);
-                } else {
-                    merge(into.entry(key).or_insert(Value::Null), value);
-                }
-            }
-        }
-        (into, patch) => *into = patch.clone(),
-    }
-}
 
 fn patched(kind: &str, patch: &Value, status: Option<&Value>) -> Value {
     let mut object = good(kind);
