@@ -12,6 +12,10 @@ pub(super) fn configured(site: &SiteConfig, namespace: &str) -> Option<Credentia
     Some(Credentials::Header { user: user.clone() })
 }
 
+/// What a person is told where the operator may not read what a job names.
+pub(super) const MAY_NOT_READ: &str = "the operator may not read it: bind ClusterRole vmdeploy-credentials-reader to \
+     its service account in this namespace (the chart's jobNamespaces does)";
+
 /// The account in a Secret, or what is wrong with it.
 pub(super) fn from_secret(name: &str, secret: &Secret) -> Result<Credentials, String> {
     let read = |key: &str| {

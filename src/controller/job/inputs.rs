@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, Error};
-use crate::api::BestEffortJob;
+use super::{Context, Error, account};
+use crate::{api::BestEffortJob, driver::cluster::ClusterError};
 
 /// Path in the guest and content of each input; or the names of those that do not exist.
 pub(super) async fn resolve(
@@ -17,12 +17,13 @@ pub(super) async fn resolve(
         let (content, what) = if let Some(text) = &input.text {
             (Some(text.clone()), String::new())
         } else if let Some(key) = &input.config_map {
-            let found = ctx.view.config_value(namespace, &key.name, &key.key).await?;
-            (found, format!("key {} of ConfigMap {}", key.key, key.name))
+            let what = format!("key {} of ConfigMap {}", key.key, key.name);
+            readable(ctx.view.config_value(namespace, &key.name, &key.key).await, what)?
         } else if let Some(key) = &input.secret {
-            let secret = ctx.view.secret(namespace, &key.name).await?;
+            let what = format!("key {} of Secret {}", key.key, key.name);
+            let (secret, what) = readable(ctx.view.secret(namespace, &key.name).await, what)?;
             let bytes = secret.and_then(|secret| secret.data?.remove(&key.key));
-            (bytes.and_then(|bytes| String::from_utf8(bytes.0).ok()), format!("key {} of Secret {}", key.key, key.name))
+            (bytes.and_then(|bytes| String::from_utf8(bytes.0).ok()), what)
         } else {
             (None, format!("a source for {}", input.path))
         };
@@ -34,4 +35,28 @@ pub(super) async fn resolve(
         }
     }
     Ok(if missing.is_empty() { Ok(files) } else { Err(missing) })
+}
+
+/// What was read, and how it is called if it is missing; what may not be read is missing, and says why.
+fn readable<T>(read: Result<Option<T>, ClusterError>, what: String) -> Result<(Option<T>, String), ClusterError> {
+    match read {
+        Err(ClusterError::Forbidden(_)) => Ok((None, format!("{what} ({})", account::MAY_NOT_READ))),
+        read => Ok((read?, what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_read_is_missing_and_says_why() {
+        let (found, what) = readable::<u8>(Err(ClusterError::Forbidden("no".into())), "key a".into()).unwrap();
+        assert!(
+            found.is_none() && what.starts_with("key a (") && what.contains("vmdeploy-credentials-reader"),
+            "{what}"
+        );
+        assert_eq!(readable(Ok(Some(1)), "key a".into()), Ok((Some(1), "key a".into())));
+        assert!(readable::<u8>(Err(ClusterError::Unreachable("x".into())), "key a".into()).is_err());
+    }
 }

@@ -21,6 +21,7 @@ use crate::{
     driver::{
         Fact,
         agent::AgentAddress,
+        cluster::ClusterError,
         repository::JobContent,
         site::{Credentials, SlotPhase},
     },
@@ -93,10 +94,11 @@ async fn credentials(
             {
                 return Ok(Fact::Known(Ok(cached.clone())));
             }
-            let read = ctx.view.secret(namespace(job), &reference.name).await?;
-            let read = match read {
-                Some(secret) => account::from_secret(&reference.name, &secret),
-                None => Err(format!("there is no Secret {} in this namespace", reference.name)),
+            let read = match ctx.view.secret(namespace(job), &reference.name).await {
+                Ok(Some(secret)) => account::from_secret(&reference.name, &secret),
+                Ok(None) => Err(format!("there is no Secret {} in this namespace", reference.name)),
+                Err(ClusterError::Forbidden(_)) => Err(format!("Secret {}: {}", reference.name, account::MAY_NOT_READ)),
+                Err(error) => return Err(error.into()),
             };
             // slots are given back with the account they were asked for with, also if its Secret is gone
             let held = !status.slots.is_empty() || status.pending_submission.is_some();

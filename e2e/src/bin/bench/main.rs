@@ -1,5 +1,6 @@
 //! The benchmarks: each prints metric, value and goal.
 
+mod kill;
 mod operator;
 mod report;
 
@@ -17,6 +18,8 @@ struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Name {
+    /// A kill, from its announcement to the next tick, and the fence.
+    Kill,
     /// The operator with 1,000 idle jobs.
     Operator,
 }
@@ -26,6 +29,7 @@ async fn main() -> anyhow::Result<()> {
     vmdeploy::tls::install_provider();
     let arguments = Arguments::parse();
     let results = match arguments.name {
+        Name::Kill => kill::measure().await?,
         Name::Operator => operator::measure().await?,
     };
     report::print(&results, arguments.json)

@@ -1,0 +1,166 @@
+//! Lives of a job of two VMs on the test bed, each killed once with notice: how soon the kill is noticed, how
+//! soon the job counts again, how long a snapshot stops it, how often its status is written; then lives that
+//! end with a lost lease, for the time until no VM is left.
+//!
+//! OAR's dates are whole seconds: what is measured from them is up to a second too long, never too short.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{
+    TestBed,
+    job::{Counting, Job, nodes, slot_ids},
+    rival::Rival,
+    site::OarJob,
+    testbed::until,
+};
+use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use kube::{
+    Api, ResourceExt as _,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use vmdeploy::api::{BestEffortJob, BestEffortJobStatus, JobPhase};
+
+use crate::report::Figure;
+
+/// Lives, and lost leases.
+const SAMPLES: u32 = 3;
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Kills the lease's holder on a node, then prints the nanoseconds until no VM is left there.
+const LOSE_LEASE: &str = r#"for p in /proc/[0-9]*; do
+  case $(readlink "$p/fd/9") in */leases/*/lock) holders="$holders ${p#/proc/}" ;; esac
+done
+[ -n "$holders" ] && pgrep qemu-system > /dev/null || exit 1
+begin=$(date +%s%N); kill -KILL $holders
+while pgrep qemu-system > /dev/null; do :; done
+echo $(($(date +%s%N) - begin))"#;
+
+#[derive(Default)]
+struct Samples {
+    noticed: Vec<f64>,
+    counting: Vec<f64>,
+    pauses: Vec<f64>,
+    writes: Vec<f64>,
+    fence: Vec<f64>,
+}
+
+/// Measures on the test bed of the environment.
+pub(crate) async fn measure() -> Result<Vec<Figure>> {
+    let bed = TestBed::find().await?.context("no test bed: eval \"$(e2e/testbed/testbed env)\" first")?;
+    let mut samples = Samples::default();
+    for _ in 0..SAMPLES {
+        life(&bed, &mut samples).await?;
+        samples.fence.push(lost_lease(&bed).await?);
+    }
+    let median = |metric, of: &[f64], unit, goal| figure(metric, of, 0.5, unit, goal);
+    Ok(vec![
+        median("kill_noticed_s", &samples.noticed, "s", Some(3.0))?,
+        median("fence_s", &samples.fence, "s", Some(0.2))?,
+        median("slot_to_counting_s", &samples.counting, "s", Some(10.0))?,
+        median("barrier_pause_ms", &samples.pauses, "ms", None)?,
+        figure("barrier_pause_ms_p95", &samples.pauses, 0.95, "ms", None)?,
+        median("status_writes_per_life", &samples.writes, "writes", Some(16.0))?,
+    ])
+}
+
+/// The sample below which a part of all lies.
+fn figure(metric: &'static str, of: &[f64], part: f64, unit: &'static str, goal: Option<f64>) -> Result<Figure> {
+    let mut sorted = of.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
+    let value = *sorted.get(at).with_context(|| format!("no sample of {metric}"))?;
+    Ok(Figure { metric, value, unit, goal, n: u32::try_from(of.len())? })
+}
+
+/// Submitted, one snapshot, killed once with notice, succeeded.
+async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
+    let counting = Counting { members: 2, period: 20, ..Counting::default() };
+    let namespace = bed.namespace("bench-kill").await?;
+    let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
+    let watched = tokio::spawn(statuses(bed.clone(), namespace));
+    job.wait_stored(0, LIMIT).await?;
+    pauses(&job, samples).await?;
+    let before = job.get().await?;
+    let rival = Rival::submit(bed, &nodes(&before), Duration::from_secs(1))?;
+    job.wait("other slots", LIMIT, |job| {
+        let status = job.status.as_ref()?;
+        (status.attempt == 2 && slot_ids(job) != slot_ids(&before) && !nodes(job).is_empty()).then_some(())
+    })
+    .await?;
+    let again = job.get().await?;
+    until("the first tick after the restore", LIMIT, async || {
+        Ok((job.output.ticks(0).iter().filter(|run| !run.is_empty()).count() >= 2).then_some(()))
+    })
+    .await?;
+    let counts = Timestamp::now();
+    job.wait_phase(JobPhase::Succeeded, LIMIT).await?;
+    pauses(&job, samples).await?;
+    ensure!(rival.state()? != "Error", "the rival failed");
+
+    let seen = watched.await??;
+    let evacuating = seen.iter().find(|(_, status)| status.phase == JobPhase::Evacuating);
+    let noticed = evacuating.context("never seen evacuating")?.0;
+    let old = OarJob::read(slot_ids(&before).first().context("no slot")?).await?;
+    let announced = old.first("CHECKPOINT").context("OAR announced nothing")?;
+    samples.noticed.push(after(noticed, announced));
+    let new = OarJob::read(slot_ids(&again).first().context("no slot")?).await?;
+    samples.counting.push(after(counts, new.start_time));
+    samples.writes.push(seen.len() as f64);
+    job.delete(LIMIT).await
+}
+
+/// Seconds between a date of OAR's and a moment.
+fn after(moment: Timestamp, date: i64) -> f64 {
+    (moment.as_millisecond() - date * 1000).max(0) as f64 / 1000.0
+}
+
+/// All values the job's status has until it has succeeded, with the time each was seen.
+async fn statuses(bed: TestBed, namespace: String) -> Result<Vec<(Timestamp, BestEffortJobStatus)>> {
+    let api: Api<BestEffortJob> = Api::namespaced(bed.client, &namespace);
+    let mut events = watcher(api, watcher::Config::default()).applied_objects().boxed();
+    let mut seen: Vec<(Timestamp, BestEffortJobStatus)> = Vec::new();
+    while let Some(job) = events.try_next().await? {
+        let Some(status) = job.status else { continue };
+        if seen.last().is_none_or(|(_, last)| *last != status) {
+            let ended = status.phase == JobPhase::Succeeded;
+            seen.push((Timestamp::now(), status));
+            if ended {
+                break;
+            }
+        }
+    }
+    Ok(seen)
+}
+
+/// The pauses of the job's present snapshots; those of an evacuation do not end and are left out.
+async fn pauses(job: &Job, samples: &mut Samples) -> Result<()> {
+    let of_name: BTreeMap<String, u64> = job
+        .snapshots()
+        .await?
+        .into_iter()
+        .filter_map(|snapshot| Some((snapshot.name_any(), snapshot.status?.pause_ms?)))
+        .collect();
+    samples.pauses.extend(of_name.into_values().map(|ms| ms as f64));
+    Ok(())
+}
+
+/// Seconds from the end of the lease's holder to no VM on its node.
+async fn lost_lease(bed: &TestBed) -> Result<f64> {
+    let namespace = bed.namespace("bench-fence").await?;
+    let counting = Counting { ticks: 5000, ..Counting::default() };
+    let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
+    job.wait_tick(5, 1, LIMIT).await?;
+    let held = nodes(&job.get().await?);
+    let number = held.first().and_then(|node| node.strip_prefix("node-")).context("no node")?.to_owned();
+    let begun = Instant::now();
+    let printed = bed.run(&["node", &number, "sh", "-c", LOSE_LEASE])?;
+    let seconds = printed.trim().parse::<u64>().with_context(|| format!("the node said {printed:?}"))? as f64 / 1e9;
+    ensure!(seconds <= begun.elapsed().as_secs_f64(), "{seconds} s is longer than the whole command took");
+    job.delete(LIMIT).await?;
+    Ok(seconds)
+}
