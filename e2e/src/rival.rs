@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::testbed::{TestBed, until};
+use crate::testbed::{TestBed, VM_PROCESS, until};
 
 /// The user who submits it.
 const USER: &str = "bob";
@@ -35,7 +35,7 @@ impl<'a> Rival<'a> {
         let resources = format!("nodes={},walltime=0:10:0", nodes.len());
         let file = format!("rival-{:x}", jiff::Timestamp::now().as_millisecond());
         let script = format!(
-            "for h in $(sort -u $OAR_NODEFILE); do echo $h $(date +%s) $(oarsh $h \"pgrep -c qemu-system\"); done > {file}.new; \
+            "for h in $(sort -u $OAR_NODEFILE); do echo $h $(date +%s) $(oarsh $h \"pgrep -c {VM_PROCESS}\"); done > {file}.new; \
              mv {file}.new {file}; sleep {}",
             keep.as_secs()
         );

@@ -19,6 +19,9 @@ pub const SYSTEM: &str = "vmdeploy-system";
 /// Name of the image that [`TestBed::namespace`] makes.
 pub const IMAGE: &str = "debian";
 
+/// What the process of a VM is called; `pgrep` goes by this name, not by the program's.
+pub const VM_PROCESS: &str = "qemu-vmdeploy";
+
 /// The running test bed.
 #[derive(Clone)]
 pub struct TestBed {
@@ -72,7 +75,7 @@ impl TestBed {
     /// Processes of QEMU on a node.
     pub fn qemu_on(&self, node: &str) -> Result<u32> {
         let number = node.strip_prefix("node-").context("not a node of the test bed")?;
-        let text = self.run(&["node", number, "sh", "-c", "pgrep -c qemu-system || true"])?;
+        let text = self.run(&["node", number, "sh", "-c", &format!("pgrep -c {VM_PROCESS} || true")])?;
         text.trim().parse().with_context(|| format!("pgrep said {text:?}"))
     }
 

@@ -27,6 +27,9 @@ async fn running(bed: &TestBed, name: &str, counting: &Counting) -> Result<Job> 
     job.wait_tick(5, counting.members, BOOT).await?;
     let next = job.get().await?.status.map_or(0, |status| status.snapshots.next_generation);
     job.wait_stored(next.saturating_sub(1), BOOT).await?;
+    for node in nodes(&job.get().await?) {
+        ensure!(bed.qemu_on(&node)? == 1, "the VM on {node} is not seen: nothing would show that it is gone");
+    }
     Ok(job)
 }
 

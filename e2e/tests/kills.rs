@@ -30,6 +30,9 @@ async fn survives(name: &str, counting: Counting) -> Result<()> {
     let reached = job.output.last_tick(0).unwrap_or(0);
     job.wait_tick(reached + 10, members, BOOT).await?;
     let before = job.get().await?;
+    for node in nodes(&before) {
+        ensure!(bed.qemu_on(&node)? == 1, "the VM on {node} is not seen: nothing would show that it is gone");
+    }
     let rival = Rival::submit(&bed, &nodes(&before), Duration::from_secs(3))?;
     let found = rival.found(Duration::from_secs(120)).await?;
     ensure!(found.qemu.iter().all(|(_, count)| *count == 0), "a VM lived beside the next user's job: {found:?}");

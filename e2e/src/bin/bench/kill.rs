@@ -28,16 +28,16 @@ use vmdeploy::api::{BestEffortJob, BestEffortJobStatus, JobPhase};
 use crate::report::Figure;
 
 /// Lives, and lost leases.
-const SAMPLES: u32 = 3;
+const SAMPLES: u32 = 2;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Kills the lease's holder on a node, then prints the nanoseconds until no VM is left there.
 const LOSE_LEASE: &str = r#"for p in /proc/[0-9]*; do
   case $(readlink "$p/fd/9") in */leases/*/lock) holders="$holders ${p#/proc/}" ;; esac
 done
-[ -n "$holders" ] && pgrep qemu-system > /dev/null || exit 1
+[ -n "$holders" ] && pgrep qemu-vmdeploy > /dev/null || exit 1
 begin=$(date +%s%N); kill -KILL $holders
-while pgrep qemu-system > /dev/null; do :; done
+while pgrep qemu-vmdeploy > /dev/null; do :; done
 echo $(($(date +%s%N) - begin))"#;
 
 #[derive(Default)]
