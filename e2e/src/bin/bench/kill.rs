@@ -114,9 +114,9 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     job.delete(LIMIT).await
 }
 
-/// Seconds between a date of OAR's and a moment.
+/// Seconds from a date of OAR's, which may lie a second or two ahead, to a moment.
 fn after(moment: Timestamp, date: i64) -> f64 {
-    (moment.as_millisecond() - date * 1000).max(0) as f64 / 1000.0
+    (moment.as_millisecond() - date * 1000) as f64 / 1000.0
 }
 
 /// All values the job's status has until it has succeeded, with the time each was seen.
