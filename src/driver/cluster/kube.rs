@@ -63,12 +63,13 @@ impl KubeCluster {
             Err(ClusterError::Conflict(_)) => {}
             other => return other.map(drop),
         }
-        let old = api.get(&secret.name_any()).await.map_err(|e| refused(&e))?;
-        if old.owner_references().iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
-            return Ok(());
+        // gone meanwhile, when the collector took it with an earlier pod of the same name
+        if let Some(old) = api.get_opt(&secret.name_any()).await.map_err(|e| refused(&e))? {
+            if old.owner_references().iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
+                return Ok(());
+            }
+            gone_is_fine(delete(&api, &old.metadata, DeleteParams::default()).await)?;
         }
-        // left behind by an earlier pod of the same name
-        gone_is_fine(delete(&api, &old.metadata, DeleteParams::default()).await)?;
         api.create(&PostParams::default(), secret).await.map(drop).map_err(|e| refused(&e))
     }
 }
