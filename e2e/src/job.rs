@@ -97,20 +97,22 @@ impl Job {
         limit: Duration,
         wanted: impl Fn(&BestEffortJob) -> Option<T>,
     ) -> Result<T> {
-        let mut phase = None;
         let answer = until(what, limit, async || {
             let job = self.get().await?;
             let answer = wanted(&job);
             if answer.is_none() && job.status.as_ref().is_some_and(|s| s.phase == JobPhase::Failed) {
-                bail!("the job has failed: {}", describe(&job));
+                bail!("the job has failed, waiting for: {what}");
             }
             Ok(answer)
         });
-        let answer = answer.await;
-        if answer.is_err() {
-            phase = self.get().await.ok().map(|job| describe(&job));
+        match answer.await {
+            Ok(answer) => Ok(answer),
+            // the reason comes first: reports are cut after some lines
+            Err(error) => {
+                let now = self.get().await.ok().map(|job| describe(&job));
+                bail!("{error:#}; {}\n{}", now.unwrap_or_default(), self.output.tail(15))
+            }
         }
-        answer.with_context(|| format!("{}\n{}", phase.unwrap_or_default(), self.output.tail(15)))
     }
 
     /// Waits for a phase.
