@@ -109,7 +109,8 @@
 //!    agent pod per member is made on the slot's nodes. An agent starts nothing before it has seen its
 //!    lease held.
 //! 4. **Loaded, then go.** Every agent boots or restores its guest and stands still; only when all are
-//!    loaded do they run.
+//!    loaded do they run. Where an old member was only silent, its VM may have lived on with the
+//!    repository's answers up to the fence: they run once its isolation time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
 //!    on. The memory is then written behind the running guest. kget sends the parts to the repository,
 //!    which reads them back and publishes the manifest: now the generation is complete.

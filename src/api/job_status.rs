@@ -244,6 +244,10 @@ pub struct AgentStatus {
     pub incarnation: u32,
     /// Id of the slot it is on.
     pub slot: String,
+    /// The member is taken for dead only because nobody heard of it for so long. Nothing tells that its
+    /// VM has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
 }
 
 /// The image as it was when the job was accepted.
@@ -292,6 +296,13 @@ pub struct Origin {
     /// Member-seconds computed when this incarnation's state was captured.
     #[serde(skip_serializing_if = "is_zero64")]
     pub work: u64,
+    /// A member of an earlier incarnation was taken for dead only because of its silence. No guest of this
+    /// one runs before that one's VM must have ended by itself, having learnt of the fence or heard nobody.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
+    /// When the repository was first seen to refuse that member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<Time>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]

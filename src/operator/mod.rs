@@ -153,7 +153,7 @@ impl Process {
 
         let own = authority.issue(&Identity::Operator, self.clock.now(), LIFETIME)?;
         let repository = Arc::new(HttpRepository::new(&own, &self.config.repository)?);
-        let agents = Arc::new(AgentsHttp::new(own));
+        let agents = Arc::new(AgentsHttp::new(own, Some(epoch)));
         let cluster = Arc::new(KubeCluster::new(self.client.clone(), namespace.as_str(), None));
         let wake: Arc<dyn Fn(&JobUid) + Send + Sync> = {
             let waker = waker.clone();

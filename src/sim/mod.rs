@@ -71,6 +71,9 @@ enum Health {
     Cut(Timestamp),
     /// It runs, and only the operator and its agents do not reach each other.
     Deaf,
+    /// It runs, and reaches nobody but the repository, which does not answer any more once it would
+    /// have to refuse: the longest that a VM may live unheard.
+    Stray,
     /// It does not run.
     Down,
 }

@@ -26,6 +26,8 @@ pub(super) struct Body {
     pub(super) config: AgentConfig,
     pub(super) agent: Arc<FakeAgent>,
     born: Timestamp,
+    /// The last answer of the repository.
+    contact: Timestamp,
     armed: Option<Timestamp>,
     writing: Option<Timestamp>,
     uploading: Option<(u32, Timestamp)>,
@@ -91,7 +93,7 @@ impl World {
         for body in self.bodies.iter_mut().filter(|body| body.node == node && body.alive()) {
             match health {
                 Health::Up => body.agent.set_reachable(true),
-                Health::Cut(_) | Health::Deaf => body.agent.set_reachable(false),
+                Health::Cut(_) | Health::Deaf | Health::Stray => body.agent.set_reachable(false),
                 Health::Down => body.die(137),
             }
         }
@@ -160,6 +162,7 @@ impl World {
             self.bodies.push(Body {
                 agent: self.agents.add(agent),
                 born: self.clock.now(),
+                contact: self.clock.now(),
                 armed: None,
                 writing: None,
                 uploading: None,
@@ -209,6 +212,19 @@ impl World {
                 body.die(137);
                 return;
             }
+        }
+        let content = self.repository.content(&body.config.job).now_or_never().and_then(Result::ok);
+        if content.is_some_and(|content| content.fence <= body.config.incarnation) {
+            body.contact = now;
+        }
+        if health == Health::Stray {
+            if since(body.contact) > body.config.isolation {
+                body.die(137);
+            } else {
+                self.compute(body);
+                body.agent.tick();
+            }
+            return;
         }
         let held = slot.is_some_and(|slot| {
             let ours = slot.nodes.iter().any(|node| node.0 == body.node);

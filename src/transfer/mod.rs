@@ -95,7 +95,7 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
             () = stop.cancelled() => return Ok(()),
             () = watch::filled(&board) => readiness.ready(CACHES),
         }
-        let agents = Arc::new(AgentsHttp::new(credentials));
+        let agents = Arc::new(AgentsHttp::new(credentials, None));
         let board = Arc::new(board);
         let ledger = repository.clone();
         let context = Context::new(Clock::system(), board, agents, repository, ledger, key, changed);

@@ -1,5 +1,5 @@
-//! Who was heard, and when: an agent that hears nobody for too long must kill its VM (safety A1).
-//! Only notes it; the fence does the killing.
+//! When the leading operator or the repository was heard: an agent that hears neither for too long
+//! must kill its VM (safety A1). Only notes it; the fence does the killing.
 
 use std::{
     io::Write as _,

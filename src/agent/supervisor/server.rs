@@ -6,7 +6,7 @@ use axum::{
     Extension, Json, Router,
     body::{Body, Bytes},
     extract::{Query, Request, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -18,7 +18,7 @@ use super::{Supervisor, orders::Orders};
 use crate::{
     driver::agent::{
         AgentError, CaptureOrder, NodeAgent as _, UploadOrder,
-        http::{GoOrder, LeaveOrder, Refusal, StayDownOrder},
+        http::{EPOCH, GoOrder, LeaveOrder, Refusal, StayDownOrder},
     },
     names::Identity,
     tls::{Peer, forbidden},
@@ -51,18 +51,34 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
         .with_state(supervisor)
 }
 
-/// Refuses everybody but operator and kget; takes note that one of them was heard (safety A1).
+/// Refuses everybody but operator and kget. Only the operator that leads is a contact: an agent that
+/// lives on because of anybody else may be taken for dead by the one who decides that (safety A1).
 async fn known_only(
     State(supervisor): State<Arc<Supervisor>>,
     Extension(Peer(peer)): Extension<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
-    if !matches!(peer, Identity::Operator | Identity::Kget) {
-        return forbidden("only the operator and kget speak with agents");
+    match peer {
+        Identity::Operator => heard(&supervisor, epoch(request.headers()), Duration::ZERO),
+        Identity::Kget => {}
+        Identity::Repository | Identity::Importer | Identity::Agent { .. } => {
+            return forbidden("only the operator and kget speak with agents");
+        }
     }
-    supervisor.contact.heard(Duration::ZERO);
     next.run(request).await
+}
+
+/// The epoch of an operator's request.
+fn epoch(headers: &HeaderMap) -> Option<u64> {
+    headers.get(EPOCH)?.to_str().ok()?.parse().ok()
+}
+
+/// An operator was heard, so long ago.
+fn heard(supervisor: &Supervisor, epoch: Option<u64>, ago: Duration) {
+    if epoch.is_some_and(|epoch| supervisor.view.quietly(|facts| facts.barrier.leads(epoch))) {
+        supervisor.contact.heard(ago);
+    }
 }
 
 async fn operator_only(Extension(Peer(peer)): Extension<Peer>, request: Request, next: Next) -> Response {
@@ -109,7 +125,12 @@ async fn state(State(supervisor): State<Arc<Supervisor>>) -> Response {
     Json(supervisor.view.render()).into_response()
 }
 
-async fn events(State(supervisor): State<Arc<Supervisor>>) -> Response {
+async fn events(
+    State(supervisor): State<Arc<Supervisor>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    let epoch = epoch(&headers).filter(|_| peer == Identity::Operator);
     let states = match Orders(supervisor.clone()).watch().await {
         Ok(states) => states,
         Err(error) => return refusal(&error),
@@ -118,7 +139,7 @@ async fn events(State(supervisor): State<Arc<Supervisor>>) -> Response {
     // goes on proves that it was there that long ago
     let lag = supervisor.silence_limit();
     let lines = states.map(move |state| {
-        supervisor.contact.heard(lag);
+        heard(&supervisor, epoch, lag);
         let mut line = serde_json::to_vec(&state).unwrap_or_default();
         line.push(b'\n');
         Ok::<_, Infallible>(Bytes::from(line))

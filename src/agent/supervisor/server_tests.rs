@@ -1,5 +1,7 @@
 //! The agent's HTTP side and its client, over real mutual TLS; there is no VM behind it.
 
+use std::{io::Read as _, os::unix::net::UnixStream};
+
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +25,8 @@ struct Served {
     supervisor: Arc<Supervisor>,
     certificates: Certificates,
     address: AgentAddress,
+    /// What the fence is told.
+    fence: UnixStream,
     _root: tempfile::TempDir,
 }
 
@@ -39,15 +43,24 @@ impl Served {
         let address = AgentAddress { endpoint, job: config.job.clone(), member: 0, incarnation: 1 };
         let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
         let store = Arc::new(FileStore::new(&root.path().join("store")));
-        let supervisor = Supervisor::new(config, paths, store, Clock::system(), None);
+        let (fence, theirs) = UnixStream::pair().unwrap();
+        fence.set_nonblocking(true).unwrap();
+        let supervisor = Supervisor::new(config, paths, store, Clock::system(), Some(theirs));
         let router = router(supervisor.clone());
         tokio::spawn(async move { tls::serve(listener, &own, router, CancellationToken::new()).await });
-        Self { supervisor, certificates, address, _root: root }
+        Self { supervisor, certificates, address, fence, _root: root }
     }
 
     fn client(&self, who: &Identity) -> AgentHttp {
         let credentials = self.certificates.issue(who, jiff::Timestamp::now(), HOUR).unwrap();
         AgentHttp::new(&credentials, &self.address)
+    }
+
+    /// Whether the fence was told of a contact since it was asked last; the next one is told.
+    async fn contact(&self) -> bool {
+        let told = (&self.fence).read(&mut [0; 1024]).is_ok();
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        told
     }
 }
 
@@ -74,6 +87,28 @@ async fn only_the_operator_gives_orders() {
     let upload = UploadOrder { generation: 3, incarnation: 1, ticket: "t".into() };
     refused(&kget.upload(&upload).await, "not captured");
     refused(&served.client(&Identity::Operator).go(authority(1, 1)).await, "not loaded");
+}
+
+#[tokio::test]
+async fn a1_only_the_operator_that_leads_is_a_contact() {
+    let served = Served::new().await;
+    let operator = |epoch| served.client(&Identity::Operator).of_leader(epoch);
+    served.client(&Identity::Kget).state().await.unwrap();
+    served.client(&Identity::Kget).of_leader(9).state().await.unwrap();
+    let mut polled = served.client(&Identity::Kget).of_leader(9).watch().await.unwrap();
+    polled.next().await.unwrap();
+    served.client(&Identity::Operator).state().await.unwrap();
+    assert!(!served.contact().await, "neither kget nor an operator of no epoch");
+    let mut old = operator(4).watch().await.unwrap();
+    old.next().await.unwrap();
+    assert!(served.contact().await);
+    operator(5).state().await.unwrap();
+    assert!(served.contact().await);
+    operator(4).state().await.unwrap();
+    for _ in 0..3 {
+        old.next().await.unwrap();
+    }
+    assert!(!served.contact().await, "an operator that led before");
 }
 
 #[tokio::test]

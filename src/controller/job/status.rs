@@ -177,8 +177,8 @@ fn running(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
         JobPhase::Running | JobPhase::Snapshotting => {
             (Truth::True, Reason::JobRunning, format!("{} members", status.members.len()))
         }
-        JobPhase::Starting => (Truth::False, Reason::GuestsStarting, String::new()),
-        JobPhase::Restoring => (Truth::False, Reason::GuestsRestoring, String::new()),
+        JobPhase::Starting => (Truth::False, Reason::GuestsStarting, held_back(status)),
+        JobPhase::Restoring => (Truth::False, Reason::GuestsRestoring, held_back(status)),
         JobPhase::Succeeded => (Truth::False, Reason::Succeeded, String::new()),
         JobPhase::Suspended => (Truth::False, Reason::Suspended, String::new()),
         JobPhase::Pending
@@ -190,6 +190,12 @@ fn running(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
         | JobPhase::Failed
         | JobPhase::Terminating => (Truth::False, Reason::NotYet, String::new()),
     }
+}
+
+/// Why loaded guests may stand still for a while.
+fn held_back(status: &BestEffortJobStatus) -> String {
+    let silent = status.origin.as_ref().is_some_and(|origin| origin.silent);
+    if silent { "a lost member that cannot be asked is given its time to end".into() } else { String::new() }
 }
 
 fn snapshotted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {

@@ -81,11 +81,16 @@ impl Barrier {
         if authority.incarnation != self.incarnation {
             return refused(format!("incarnation {} is not {}", authority.incarnation, self.incarnation));
         }
-        if authority.epoch < self.epoch {
+        if !self.leads(authority.epoch) {
             return refused(format!("epoch {} is older than {}", authority.epoch, self.epoch));
         }
-        self.epoch = authority.epoch;
         Ok(())
+    }
+
+    /// Whether nobody of a later epoch was heard than the one who speaks now.
+    pub fn leads(&mut self, epoch: u64) -> bool {
+        self.epoch = self.epoch.max(epoch);
+        self.epoch == epoch
     }
 
     fn same(&mut self, order: &CaptureOrder) -> Result<&mut CapturePart, AgentError> {

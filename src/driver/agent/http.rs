@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use tokio_util::{
     codec::{FramedRead, LinesCodec},
@@ -52,6 +53,9 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// Header with the epoch of the operator that asks: only the present leader is a contact.
+pub const EPOCH: &str = "vmdeploy-epoch";
+
 /// Longest line of an event stream.
 const MAX_LINE: usize = 1 << 20;
 /// An event stream is silent for a second at most; this much silence means that it is broken.
@@ -65,6 +69,7 @@ const ORDER: Duration = Duration::from_secs(40);
 pub struct AgentHttp {
     client: Result<reqwest::Client, String>,
     base: String,
+    epoch: Option<u64>,
 }
 
 fn unreachable(error: impl std::error::Error) -> AgentError {
@@ -79,15 +84,23 @@ impl AgentHttp {
         let peer =
             Identity::Agent { job: address.job.clone(), member: address.member, incarnation: address.incarnation };
         let client = credentials.http_client(&peer, &address.endpoint.to_string()).map_err(|e| e.to_string());
-        Self { client, base: base_url(&peer) }
+        Self { client, base: base_url(&peer), epoch: None }
     }
 
-    fn client(&self) -> Result<&reqwest::Client, AgentError> {
-        self.client.as_ref().map_err(|error| AgentError::Failed(error.clone()))
+    /// The same, for an operator that leads with this epoch.
+    #[must_use]
+    pub fn of_leader(self, epoch: u64) -> Self {
+        Self { epoch: Some(epoch), ..self }
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, AgentError> {
+        let client = self.client.as_ref().map_err(|error| AgentError::Failed(error.clone()))?;
+        let request = client.request(method, format!("{}/v1/{path}", self.base));
+        Ok(self.epoch.iter().fold(request, |request, epoch| request.header(EPOCH, *epoch)))
     }
 
     async fn order(&self, path: &str, body: &(impl Serialize + Sync), limit: Duration) -> Result<(), AgentError> {
-        let request = self.client()?.post(format!("{}/v1/{path}", self.base)).json(body).timeout(limit);
+        let request = self.request(Method::POST, path)?.json(body).timeout(limit);
         check(request.send().await.map_err(unreachable)?).await.map(|_| ())
     }
 }
@@ -106,13 +119,13 @@ async fn check(reply: reqwest::Response) -> Result<reqwest::Response, AgentError
 #[async_trait]
 impl NodeAgent for AgentHttp {
     async fn state(&self) -> Result<AgentState, AgentError> {
-        let request = self.client()?.get(format!("{}/v1/state", self.base)).timeout(QUESTION);
+        let request = self.request(Method::GET, "state")?.timeout(QUESTION);
         let reply = check(request.send().await.map_err(unreachable)?).await?;
         reply.json().await.map_err(unreachable)
     }
 
     async fn watch(&self) -> Result<BoxStream<'static, AgentState>, AgentError> {
-        let request = self.client()?.get(format!("{}/v1/events", self.base)).send();
+        let request = self.request(Method::GET, "events")?.send();
         let reply = tokio::time::timeout(QUESTION, request).await;
         let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
         let body = check(reply).await?.bytes_stream().map_err(std::io::Error::other);
@@ -153,7 +166,7 @@ impl NodeAgent for AgentHttp {
     }
 
     async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
-        let request = self.client()?.get(format!("{}/v1/output?from={from}", self.base)).send();
+        let request = self.request(Method::GET, &format!("output?from={from}"))?.send();
         let reply = tokio::time::timeout(QUESTION, request).await;
         let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
         Ok(check(reply).await?.bytes_stream().map_err(std::io::Error::other).boxed())
@@ -167,17 +180,19 @@ impl NodeAgent for AgentHttp {
 /// Makes clients that speak for whoever the credentials are of.
 pub struct AgentsHttp {
     credentials: Credentials,
+    epoch: Option<u64>,
 }
 
 impl AgentsHttp {
-    /// With these credentials.
-    pub fn new(credentials: Credentials) -> Self {
-        Self { credentials }
+    /// With these credentials; with an epoch, for an operator that leads.
+    pub fn new(credentials: Credentials, epoch: Option<u64>) -> Self {
+        Self { credentials, epoch }
     }
 }
 
 impl Agents for AgentsHttp {
     fn agent(&self, address: &AgentAddress) -> Arc<dyn NodeAgent> {
-        Arc::new(AgentHttp::new(&self.credentials, address))
+        let client = AgentHttp::new(&self.credentials, address);
+        Arc::new(AgentHttp { epoch: self.epoch, ..client })
     }
 }

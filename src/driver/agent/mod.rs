@@ -70,7 +70,7 @@ pub struct AgentConfig {
     pub listen: SocketAddr,
     /// The lease.
     pub lease: LeaseConfig,
-    /// Silence of everybody (operator, kget, repository) after which it kills its VM (`T_iso`).
+    /// Silence of the leading operator and of the repository after which it kills its VM (`T_iso`).
     pub isolation: Duration,
     /// After this time it refuses to start anything (safety A8).
     pub not_after: Timestamp,

@@ -24,6 +24,9 @@ use crate::{
     store::manifest::{FileKind, Manifest, MemberPart, PartFile},
 };
 
+/// A question that moves no files is answered within this time, or not at all.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
 /// A complete generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

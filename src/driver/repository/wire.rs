@@ -15,7 +15,7 @@ pub const TICKET: &str = "x-vmdeploy-ticket";
 /// Largest error that is read.
 pub const MAX_ERROR: usize = 16 << 10;
 /// Limit of a request that moves no files.
-pub const SHORT: Duration = Duration::from_secs(20);
+pub const SHORT: Duration = super::ANSWER_WITHIN;
 /// Limit of a publication, which reads all files back.
 pub const LONG: Duration = Duration::from_secs(1800);
 

@@ -7,7 +7,10 @@ use rstest::rstest;
 use super::super::{Health, World, job};
 use crate::{
     api::{JobPhase, Reason},
-    driver::{repository::fake::Trouble, site::fake::Outage},
+    driver::{
+        repository::fake::Trouble,
+        site::{End, fake::Outage},
+    },
     names::SlotId,
 };
 
@@ -144,6 +147,30 @@ async fn a1_a_vm_on_a_node_that_is_cut_off_is_waited_for() {
     world.until_phase(1000, JobPhase::Succeeded).await;
     world.set_health(&node, Health::Up);
     world.until(200, "nothing is left", |world| world.leftovers().is_empty()).await;
+}
+
+/// Neither the operator nor the site reaches the nodes, whose agents hear the repository up to the
+/// fence: their clock begins there, long after the operator's has run out (A1).
+#[tokio::test(start_paused = true)]
+async fn a1_the_clocks_of_agent_and_operator_side_by_side() {
+    let mut world = running().await;
+    let nodes: Vec<String> = world.bodies.iter().map(|body| body.node.clone()).collect();
+    for node in &nodes {
+        world.set_health(node, Health::Stray);
+        world.site.set_node(&node.as_str().into(), false);
+    }
+    world.site.kill(&SlotId(world.open_slots()[0].clone()), End::Infrastructure("EXTERMINATE_JOB".into()));
+    let lives = |world: &World| world.bodies.iter().any(|body| body.alive() && nodes.contains(&body.node));
+    world.until(200, "the next are made", |world| world.status().incarnation == 2).await;
+    assert!(lives(&world), "the operator's clock runs out first: {}", world.story());
+    world.until(200, "all have loaded", |world| world.phase() == Some(JobPhase::Restoring)).await;
+    world.until(200, "the old ones have ended by themselves", |world| !lives(world)).await;
+    assert_eq!(world.phase(), Some(JobPhase::Restoring), "the agents' clock runs out second: {}", world.story());
+    world.until_phase(60, JobPhase::Running).await;
+    for node in &nodes {
+        world.set_health(node, Health::Up);
+    }
+    ends_well(world).await;
 }
 
 /// Only the operator does not reach the agents, which live on as long as their slot does (A1).

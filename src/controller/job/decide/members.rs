@@ -1,7 +1,9 @@
 //! How the members are: who is alive, who has loaded, who is confirmed dead.
 //!
 //! Nothing new starts before every old member is confirmed dead (safety A1). The absence of a pod
-//! proves nothing, and neither does silence that this leader did not hear itself (A11, B13).
+//! proves nothing, and neither does silence that this leader did not hear itself (A11, B13). A member
+//! that was only silent may have been in contact with the repository all the time: its death is
+//! unproven, and its time begins anew when the repository refuses it.
 
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use crate::{
     controller::job::plan::{AgentRef, AgentSeen, Effect, PodSeen, Seen},
     driver::{
         agent::{AgentState, LeaseState, LeaveCode, VmState},
+        repository::ANSWER_WITHIN,
         site::{End, SlotPhase},
     },
 };
@@ -77,10 +80,21 @@ impl Draft<'_> {
         self.silence(member) >= self.isolation() + MARGIN
     }
 
+    /// How long a member that was only silent may live after the repository has begun to refuse it: an
+    /// answer from just before may be on its way, and is a contact when it comes.
+    pub(super) fn afterlife(&self) -> Duration {
+        self.isolation() + ANSWER_WITHIN + MARGIN
+    }
+
     /// Whether a member is confirmed dead (safety A1).
     pub(super) fn dead(&self, member: &MemberStatus) -> bool {
+        member.phase == MemberPhase::Dead || self.proven(member) || self.isolated(member)
+    }
+
+    /// Whether something else than silence tells that a member is dead.
+    fn proven(&self, member: &MemberStatus) -> bool {
         let Some(agent) = &member.agent else { return true };
-        if member.phase == MemberPhase::Dead {
+        if member.phase == MemberPhase::Dead && !agent.unproven {
             return true;
         }
         if state(self.seen, member).is_some_and(|state| matches!(state.vm, VmState::Gone { .. })) {
@@ -99,18 +113,19 @@ impl Draft<'_> {
             | SlotPhase::Unknown(_) => false,
             SlotPhase::Ended(_) => true,
         });
-        (slot_over && self.silence(member) >= LEASE_OUTLIVED) || self.isolated(member)
+        slot_over && self.silence(member) >= LEASE_OUTLIVED
     }
 
-    /// Writes down who is confirmed dead. Returns whether all are.
+    /// Writes down who is confirmed dead, and of whom only silence tells it. Returns whether all are.
     pub(super) fn bury(&mut self) -> bool {
-        let dead: Vec<bool> = self.status.members.iter().map(|member| self.dead(member)).collect();
-        for (member, dead) in self.status.members.iter_mut().zip(&dead) {
-            if *dead && member.agent.is_some() {
+        let found: Vec<_> = self.status.members.iter().map(|m| (self.dead(m), self.proven(m))).collect();
+        for (member, (dead, proven)) in self.status.members.iter_mut().zip(&found) {
+            if let Some(agent) = member.agent.as_mut().filter(|_| *dead) {
                 member.phase = MemberPhase::Dead;
+                agent.unproven = !proven;
             }
         }
-        let waiting = dead.iter().any(|dead| !dead);
+        let waiting = found.iter().any(|(dead, _)| !dead);
         if waiting {
             self.wake(Duration::from_secs(1));
         }

@@ -2,11 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::draft::{Draft, after, since};
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{AgentStatus, MemberPhase, Origin, ReleaseReason, SlotStatus},
+        job_status::{AgentStatus, MemberPhase, MemberStatus, Origin, ReleaseReason, SlotStatus},
     },
     controller::job::plan::{AgentPlacement, Effect},
     driver::{
@@ -107,6 +109,7 @@ impl Draft<'_> {
                     bad,
                     floor: old.floor,
                     work: self.work_of(generation),
+                    ..Origin::default()
                 });
             }
             match generation {
@@ -151,6 +154,7 @@ impl Draft<'_> {
     fn begin(&mut self, slot: &SlotStatus, addresses: &[std::net::IpAddr], mut origin: Origin, content: &JobContent) {
         let incarnation = self.status.incarnation.max(content.fence) + 1;
         origin.incarnation = incarnation;
+        (origin.silent, origin.fenced) = self.inherited_silence();
         self.void_capture("the members were lost before it was stored");
         self.status.incarnation = incarnation;
         self.status.work.lost += self.status.work.useful.saturating_sub(origin.work);
@@ -159,7 +163,7 @@ impl Draft<'_> {
         self.status.snapshots.last_stored_at = origin
             .generation
             .and_then(|number| content.generations.iter().find(|summary| summary.generation == number))
-            .map(|summary| k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(summary.taken_at));
+            .map(|summary| Time(summary.taken_at));
         self.status.snapshots.next_generation = self.status.snapshots.next_generation.max(content.highest + 1).max(1);
         let message = match origin.generation {
             Some(generation) => format!("incarnation {incarnation} starts from generation {generation}"),
@@ -185,6 +189,7 @@ impl Draft<'_> {
                 endpoint: endpoint.to_string(),
                 incarnation,
                 slot: slot.id.clone(),
+                unproven: false,
             });
             placements.push(AgentPlacement {
                 member: member.index,
@@ -201,6 +206,17 @@ impl Draft<'_> {
             self.effect(Effect::CreateAgent(placement));
         }
         self.because("a new incarnation is placed");
+    }
+
+    /// Whether a member that is being replaced, or one before it whose time is not over yet, was only
+    /// silent; and since when the repository refuses that one, if it is known to.
+    fn inherited_silence(&self) -> (bool, Option<Time>) {
+        let unproven = |member: &MemberStatus| member.agent.as_ref().is_some_and(|agent| agent.unproven);
+        if self.status.members.iter().any(unproven) {
+            return (true, None);
+        }
+        let old = self.status.origin.as_ref().filter(|_| self.silent_until().is_none_or(|end| self.now < end));
+        old.filter(|origin| origin.silent).map_or((false, None), |origin| (true, origin.fenced.clone()))
     }
 
     /// The port of an incarnation's agents: another one for each, so that a port that is taken, or

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::draft::Draft;
+use jiff::Timestamp;
+
+use super::draft::{Draft, after};
 use super::members::{agent_ref, state};
 use super::place::restorable;
 use crate::{
@@ -19,6 +21,7 @@ impl Draft<'_> {
     pub(super) fn start(&mut self, slot: &SlotStatus) {
         self.wake(Duration::from_secs(2));
         self.make_agents_again(slot);
+        self.note_fence();
         let limit = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
         if let Some(message) = self.unarmed(limit) {
             self.back_off(Reason::AgentFailed, message);
@@ -45,7 +48,7 @@ impl Draft<'_> {
             self.because("guests are being loaded");
             return;
         }
-        if !self.still_newest() {
+        if !self.still_newest() || !self.silence_is_over() {
             return;
         }
         let agents: Vec<AgentRef> = self
@@ -81,6 +84,41 @@ impl Draft<'_> {
         self.leave(LeaveCode::KeepSlot);
         self.because("a newer generation was completed meanwhile");
         false
+    }
+
+    /// Takes note of when the repository was first seen to refuse a member that was only silent. It may
+    /// have answered that one until then, and so have kept its VM alive (safety A1).
+    fn note_fence(&mut self) {
+        let (now, incarnation) = (self.time(), self.status.incarnation);
+        let in_force = self.seen.content.known().is_some_and(|content| content.fence >= incarnation);
+        if let Some(origin) = self.status.origin.as_mut().filter(|origin| origin.silent && in_force) {
+            origin.fenced.get_or_insert(now);
+        }
+    }
+
+    /// When a member that was only silent must have ended its VM; none while the repository may still
+    /// answer it. Counts from the present leader's beginning at the earliest: another's clock may have
+    /// been behind.
+    pub(super) fn silent_until(&self) -> Option<Timestamp> {
+        let fenced = self.status.origin.as_ref()?.fenced.as_ref()?.0;
+        Some(after(fenced.max(self.seen.leader.since), self.afterlife()))
+    }
+
+    /// Whether every member before this incarnation must have ended by now (safety A1).
+    fn silence_is_over(&mut self) -> bool {
+        if self.status.origin.as_ref().is_none_or(|origin| !origin.silent) {
+            return true;
+        }
+        match self.silent_until() {
+            Some(end) if self.now >= end => true,
+            end => {
+                if let Some(end) = end {
+                    self.wake_at(end);
+                }
+                self.because("a member that was only silent is given its time to end");
+                false
+            }
+        }
     }
 
     fn running(&mut self) {

@@ -5,7 +5,7 @@ use rstest::rstest;
 use super::life::*;
 use crate::{
     api::{JobPhase, job_status::ReleaseReason},
-    controller::job::plan::{Effect, Reply},
+    controller::job::plan::{Effect, Leadership, Reply},
     driver::{
         Fact,
         site::{End, SiteError, SlotPhase},
@@ -44,6 +44,67 @@ fn seconds_until_replaced(end: Option<End>) -> u32 {
 fn a1_every_old_member_is_confirmed_dead_first(#[case] end: Option<End>, #[case] least: u32) {
     let seconds = seconds_until_replaced(end);
     assert!(seconds >= least && seconds <= least + 5, "{seconds}");
+}
+
+/// Both members fall silent and the slot ends so; afterwards they are replaced.
+fn replaced(end: End) -> Life {
+    let mut life = Life::running(2);
+    life.run(10);
+    life.silence(0);
+    life.silence(1);
+    life.slot("101").phase = SlotPhase::Ended(end);
+    while created(&life) < 4 {
+        life.run(1);
+        assert!(life.now < at(START + 600), "{:?}", life.whys.last());
+    }
+    life
+}
+
+/// Seconds from the fence until the guests of the next incarnation run.
+fn seconds_until_running(life: &mut Life) -> i64 {
+    let fenced = life.now;
+    assert_eq!(life.status().incarnation, 2);
+    while life.effects("Go").len() < 2 {
+        life.run(1);
+        assert!(life.now < at(START + 1200), "{:?}", life.whys.last());
+    }
+    life.now.duration_since(fenced).as_secs()
+}
+
+const AFTERLIFE: std::ops::RangeInclusive<i64> = 145..=150;
+
+#[test]
+fn a1_silent_members_are_given_their_time_after_the_fence() {
+    let silent = || replaced(End::Infrastructure("EXTERMINATE_JOB".into()));
+    let mut life = silent();
+    let mut waiting = life.clone();
+    waiting.run(60);
+    assert_eq!((waiting.phase(), waiting.effects("Go").len()), (JobPhase::Starting, 1));
+    assert!(waiting.message("Running").contains("given its time"), "{}", waiting.message("Running"));
+    assert!(AFTERLIFE.contains(&seconds_until_running(&mut life)));
+    // what the site has killed on its nodes, or a kubelet saw end, needs no time
+    assert!(seconds_until_running(&mut replaced(End::Preempted)) <= 3);
+    // another leader's clock may have been behind: the time counts anew
+    let mut led = silent();
+    led.run(100);
+    led.seen.leader = Leadership { epoch: 2, since: led.now };
+    assert!(AFTERLIFE.contains(&seconds_until_running(&mut led)));
+}
+
+#[test]
+fn a1_the_time_of_a_silent_member_outlives_the_incarnation_after_it() {
+    let mut life = replaced(End::Infrastructure("EXTERMINATE_JOB".into()));
+    life.run(50);
+    let fenced = life.status().origin.unwrap().fenced.unwrap();
+    let pod = life.status().members[0].agent.clone().unwrap().pod;
+    life.end_pod(&pod);
+    life.run(30);
+    assert_eq!(life.status().incarnation, 3, "{:?}", life.whys.last());
+    while life.effects("Go").len() < 2 {
+        life.run(1);
+        assert!(life.now < at(START + 1200), "{:?}", life.whys.last());
+    }
+    assert!(AFTERLIFE.contains(&life.now.duration_since(fenced.0).as_secs()));
 }
 
 #[test]
