@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, PostParams},
@@ -21,19 +22,19 @@ use crate::{
 pub struct Counting {
     /// Virtual machines.
     pub members: u32,
-    /// How far each counts, ten a second at most.
+    /// How far each counts, five a second at most.
     pub ticks: u32,
     /// Notice asked for, in seconds.
     pub grace: u32,
     /// Seconds between snapshots.
     pub period: u32,
-    /// Walltime of a slot, in minutes.
+    /// Walltime of a slot, in seconds.
     pub walltime: u32,
 }
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { members: 1, ticks: 250, grace: 60, period: 10, walltime: 60 }
+        Self { members: 1, ticks: 125, grace: 60, period: 10, walltime: 3600 }
     }
 }
 
@@ -46,7 +47,7 @@ impl Counting {
                 "members": self.members, "image": {"name": IMAGE}, "vm": {"cpus": 1, "memory": "256Mi"},
                 "run": {"command": ["sh", "-c", ticks::COMMAND], "env": {"TICKS": self.ticks.to_string()}},
                 "outputs": [{"path": "/data/result"}],
-                "slots": {"site": "testbed", "walltime": format!("{}m", self.walltime)},
+                "slots": {"site": "testbed", "walltime": format!("{}s", self.walltime)},
                 "snapshots": {"period": format!("{}s", self.period), "grace": format!("{}s", self.grace)},
             }
         }))?)
@@ -133,6 +134,13 @@ impl Job {
         self.wait(&format!("tick {number}"), limit, |_| reached().then_some(())).await
     }
 
+    /// Waits until every member has printed something in so many incarnations.
+    pub async fn wait_runs(&self, runs: usize, members: u32, limit: Duration) -> Result<()> {
+        let counted = |m| self.output.ticks(m).iter().filter(|run| !run.is_empty()).count() >= runs;
+        let what = format!("the first tick of run {runs}");
+        self.wait(&what, limit, |_| (0..members).all(counted).then_some(())).await
+    }
+
     /// What a member's command has printed, as `vmdeploy logs` shows it: cut back at every restore.
     pub async fn logs(&self, member: u32) -> Result<String> {
         let namespace = self.api.namespace().context("no namespace")?;
@@ -149,10 +157,33 @@ impl Job {
         Ok(())
     }
 
+    /// Waits until the Ready condition has this reason, with these words in its message.
+    pub async fn wait_reason(&self, reason: &str, words: &str, limit: Duration) -> Result<()> {
+        self.wait(&format!("{reason} with {words:?}"), limit, |job| {
+            let conditions = &job.status.as_ref()?.conditions;
+            let said = |c: &&Condition| c.type_ == "Ready" && c.reason == reason && c.message.contains(words);
+            conditions.iter().find(said).map(drop)
+        })
+        .await
+    }
+
     /// Deletes the object and waits until it is gone.
     pub async fn delete(&self, limit: Duration) -> Result<()> {
         self.api.delete(&self.name, &DeleteParams::default()).await?;
-        until("the job's end", limit, async || Ok(self.api.get_opt(&self.name).await?.is_none().then_some(()))).await
+        self.wait_gone(limit).await
+    }
+
+    /// Waits until the object is gone.
+    pub async fn wait_gone(&self, limit: Duration) -> Result<()> {
+        let what = format!("the end of job {}", self.name);
+        let gone = until(&what, limit, async || Ok(self.api.get_opt(&self.name).await?.is_none().then_some(()))).await;
+        match gone {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let now = self.get().await.ok().map(|job| describe(&job));
+                bail!("{error:#}; {}", now.unwrap_or_default())
+            }
+        }
     }
 }
 

@@ -5,10 +5,13 @@
 //! outside, as a user and as the site's other users do.
 
 pub mod job;
+pub mod left;
 pub mod output;
 pub mod rival;
 pub mod site;
 pub mod testbed;
 pub mod ticks;
+pub mod turn;
 
 pub use testbed::TestBed;
+pub use turn::Turn;

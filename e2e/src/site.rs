@@ -2,8 +2,10 @@
 
 use std::env;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
+
+use crate::testbed::TestBed;
 
 /// A job at OAR.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,4 +64,41 @@ pub async fn unfinished(uid: &str) -> Result<Vec<String>> {
     let prefix = vmdeploy::names::slot_name_prefix(&uid.into());
     let ours = page.items.into_iter().filter(|item| !matches!(item.state.as_str(), "Terminated" | "Error"));
     Ok(ours.filter_map(|item| item.name).filter(|name| name.starts_with(&prefix)).collect())
+}
+
+/// An OAR job that there ever was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ever {
+    /// Its id.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it ever ran.
+    pub ran: bool,
+}
+
+/// All OAR jobs that belong or have belonged to a BestEffortJob, from OAR's database.
+pub fn jobs_ever(bed: &TestBed, uid: &str) -> Result<Vec<Ever>> {
+    let prefix = vmdeploy::names::slot_name_prefix(&uid.into());
+    let query = format!("SELECT job_id, job_name, start_time FROM jobs WHERE job_name LIKE '{prefix}%' ORDER BY 1");
+    bed.run(&["sql", &query])?.lines().map(ever).collect()
+}
+
+/// A line of `psql -At`.
+fn ever(line: &str) -> Result<Ever> {
+    let words: Vec<&str> = line.split('|').collect();
+    let [id, name, start] = words[..] else { bail!("the database said {line:?}") };
+    Ok(Ever { id: id.parse()?, name: name.into(), ran: start.parse::<i64>()? > 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_database_is_a_job() {
+        assert_eq!(ever("7|vmdeploy-a-1|0").unwrap(), Ever { id: 7, name: "vmdeploy-a-1".into(), ran: false });
+        assert!(ever("8|vmdeploy-a-2|1764115200").unwrap().ran);
+        assert!(ever("no").is_err());
+    }
 }

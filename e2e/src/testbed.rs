@@ -5,18 +5,19 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::{core::v1::Namespace, rbac::v1::RoleBinding};
 use kube::{Api, Client, api::PostParams};
 use serde_json::json;
 use vmdeploy::api::VmImage;
 
 /// Namespace of the operator and the agents.
 pub const SYSTEM: &str = "vmdeploy-system";
-/// Name of the image that [`TestBed::namespace`] makes.
+/// Name of the guest image.
 pub const IMAGE: &str = "debian";
 
 /// What the process of a VM is called; `pgrep` goes by this name, not by the program's.
@@ -28,6 +29,7 @@ pub struct TestBed {
     script: PathBuf,
     guest_url: String,
     guest_image: PathBuf,
+    made: Arc<Mutex<Vec<String>>>,
     /// Client of its API server, as administrator.
     pub client: Client,
 }
@@ -47,8 +49,19 @@ impl TestBed {
             script: script.into(),
             guest_url: variable("GUEST_URL")?,
             guest_image: variable("GUEST_IMAGE")?.into(),
+            made: Arc::default(),
             client: Client::try_default().await.context("no client for the API server")?,
         }))
+    }
+
+    /// The script `testbed`.
+    pub fn script(&self) -> &Path {
+        &self.script
+    }
+
+    /// Where the guest's files are on this machine.
+    pub fn guest_image(&self) -> &Path {
+        &self.guest_image
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -79,11 +92,24 @@ impl TestBed {
         text.trim().parse().with_context(|| format!("pgrep said {text:?}"))
     }
 
-    /// Makes a namespace of its own for a test, with the guest image in it.
+    /// Makes a namespace of its own for a test. The guest image is a standard one: imported once for all of them.
     pub async fn namespace(&self, name: &str) -> Result<String> {
         let name = format!("e2e-{name}-{:x}", jiff::Timestamp::now().as_millisecond() & 0xff_ffff);
-        self.namespace_named(&name).await?;
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        create(&Api::all(self.client.clone()), &namespace).await?;
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+        let mut image = self.image()?;
+        image.spec.standard = true;
+        create(&Api::namespaced(self.client.clone(), SYSTEM), &image).await?;
         Ok(name)
+    }
+
+    /// Deletes what [`TestBed::namespace`] has made, without waiting.
+    pub fn clean(&self) {
+        for name in self.made.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let deleted = self.run(&["kubectl", "delete", "namespace", &name, "--wait=false"]);
+            deleted.map_or_else(|error| eprintln!("namespace {name} is left: {error}"), drop);
+        }
     }
 
     /// Makes sure that a namespace exists and has the guest image.
@@ -91,6 +117,16 @@ impl TestBed {
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
         create(&Api::all(self.client.clone()), &namespace).await?;
         create(&Api::namespaced(self.client.clone(), name), &self.image()?).await
+    }
+
+    /// Lets the operator do in a namespace what one of the chart's roles allows.
+    pub async fn allow(&self, namespace: &str, role: &str) -> Result<()> {
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": role, "namespace": namespace},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "vmdeploy-operator", "namespace": SYSTEM}],
+        }))?;
+        create(&Api::namespaced(self.client.clone(), namespace), &binding).await
     }
 
     /// The test bed's guest as a VmImage.
@@ -138,6 +174,6 @@ pub async fn until<T, F: Future<Output = Result<Option<T>>>>(
             return Ok(answer);
         }
         ensure!(tokio::time::Instant::now() < end, "not within {} s: {what}", limit.as_secs());
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

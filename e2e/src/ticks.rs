@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 /// The command: counts to `$TICKS` and keeps the nonce in a shell variable.
 pub const COMMAND: &str = r#"nonce=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')
 n=0
-while [ $n -lt "$TICKS" ]; do n=$((n + 1)); echo "tick $n $nonce"; sleep 0.1; done
+while [ $n -lt "$TICKS" ]; do n=$((n + 1)); echo "tick $n $nonce"; sleep 0.2; done
 mkdir -p /data && echo "$n $nonce" > /data/result"#;
 
 /// One line of the job's output.

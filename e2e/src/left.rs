@@ -1,0 +1,39 @@
+//! What a job has left behind.
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::{Api, ResourceExt as _, api::ListParams};
+use vmdeploy::{api::LABEL_JOB_UID, names::JobUid};
+
+use crate::{
+    site,
+    testbed::{SYSTEM, TestBed},
+};
+
+/// Nodes on which a job or the repository may leave something.
+const NODES: [&str; 5] = ["1", "2", "3", "4", "5"];
+
+/// Everything of a job with this uid: OAR jobs, pods and their Secrets, and on each node processes, files and network
+/// interfaces; the repository's files are on the service node.
+pub async fn left(bed: &TestBed, uid: &str) -> Result<Vec<String>> {
+    let mut left: Vec<String> =
+        site::unfinished(uid).await?.into_iter().map(|name| format!("OAR job {name}")).collect();
+    let ours = ListParams::default().labels(&format!("{LABEL_JOB_UID}={uid}"));
+    let pods: Api<Pod> = Api::namespaced(bed.client.clone(), SYSTEM);
+    left.extend(pods.list(&ours).await?.iter().map(|pod| format!("pod {}", pod.name_any())));
+    let secrets: Api<Secret> = Api::namespaced(bed.client.clone(), SYSTEM);
+    left.extend(secrets.list(&ours).await?.iter().map(|secret| format!("Secret {}", secret.name_any())));
+    let short = JobUid(uid.into()).short();
+    // the brackets keep the shell that looks from finding itself
+    let (first, rest) = short.split_at_checked(1).context("an empty uid")?;
+    let look = format!(
+        "for f in $(grep -ls '[{first}]{rest}' /proc/[0-9]*/cmdline); do echo process $(tr '\\0' ' ' < $f); done; \
+         find /var/lib/vmdeploy /run /dev/shm -xdev -name '*[{first}]{rest}*' 2> /dev/null; \
+         ip -o link | grep '[{first}]{rest}' || true"
+    );
+    for node in NODES {
+        let text = bed.run(&["node", node, "sh", "-c", &look])?;
+        left.extend(text.lines().map(|line| format!("node-{node}: {}", line.chars().take(160).collect::<String>())));
+    }
+    Ok(left)
+}

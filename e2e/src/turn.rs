@@ -1,0 +1,85 @@
+//! Whose turn it is on the test bed. Cases run at the same time as far as its nodes and this machine go;
+//! each says how many virtual machines it needs, and one that breaks something for all is alone.
+
+use std::{
+    io::Write as _,
+    ops::Deref,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::testbed::TestBed;
+
+/// Virtual machines at a time, of all cases together.
+pub const SEATS: u32 = 3;
+
+static FREE: Semaphore = Semaphore::const_new(SEATS as usize);
+
+/// The test bed, for one case. Says when the case begins and how long it took; not captured, so that a person who
+/// waits sees it.
+pub struct Turn {
+    bed: TestBed,
+    case: String,
+    begun: Instant,
+    _seats: SemaphorePermit<'static>,
+}
+
+impl Turn {
+    /// Waits for the seats of so many virtual machines. Nothing if there is no test bed, as in [`TestBed::find`].
+    pub async fn with(members: u32) -> Result<Option<Self>> {
+        let Some(bed) = TestBed::find().await? else { return Ok(None) };
+        let seats = FREE.acquire_many(members.min(SEATS)).await?;
+        let case = thread::current().name().unwrap_or("?").to_owned();
+        say(&format!("{:12} {case} ...", ""));
+        Ok(Some(Self { bed, case, begun: Instant::now(), _seats: seats }))
+    }
+
+    /// Waits until nobody else is on the test bed.
+    pub async fn alone() -> Result<Option<Self>> {
+        Self::with(SEATS).await
+    }
+}
+
+impl Deref for Turn {
+    type Target = TestBed;
+
+    fn deref(&self) -> &TestBed {
+        &self.bed
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // a job that a failed case has left would be in the way of the next one
+        self.bed.clean();
+        say(&line(self.begun.elapsed(), &self.case));
+    }
+}
+
+/// As the scripts of the test bed show what took how long.
+fn line(took: Duration, case: &str) -> String {
+    format!("{:10.1} s   {case}", took.as_secs_f64())
+}
+
+fn say(line: &str) {
+    // nobody may be there to read it
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Whether the exhaustive matrices are wanted too: `e2e/test --all`.
+pub fn all() -> bool {
+    std::env::var_os("VMDEPLOY_E2E_ALL").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_looks_like_a_step() {
+        assert_eq!(line(Duration::from_millis(12_340), "kills::x"), "      12.3 s   kills::x");
+    }
+}

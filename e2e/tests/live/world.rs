@@ -1,0 +1,102 @@
+//! What the cases have in common.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::{
+    TestBed,
+    job::{Counting, Job, nodes},
+    left::left,
+    rival::Rival,
+    testbed::until,
+    ticks::{Continuity, Tick, continuity, tick},
+};
+use vmdeploy::api::{BestEffortJob, JobPhase};
+
+/// Longest time until a job computes.
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
+/// Longest time for the rest of its life.
+pub(crate) const LIFE: Duration = Duration::from_secs(300);
+/// Longest time until a deleted job is gone.
+pub(crate) const GONE: Duration = Duration::from_secs(90);
+
+/// A running job with a complete generation that was cut after its first ticks, and ticks after that; its VMs are seen
+/// on its nodes. Gives the generation.
+pub(crate) async fn running(bed: &TestBed, name: &str, counting: &Counting) -> Result<(Job, u32)> {
+    let namespace = bed.namespace(name).await?;
+    let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
+    let stored = computed(bed, &job, counting.members).await?;
+    Ok((job, stored))
+}
+
+/// Waits for the same of a job that exists.
+pub(crate) async fn computed(bed: &TestBed, job: &Job, members: u32) -> Result<u32> {
+    job.wait_tick(5, members, BOOT).await?;
+    let next = job.get().await?.status.map_or(0, |status| status.snapshots.next_generation);
+    let stored = job.wait_stored(next.saturating_sub(1), BOOT).await?;
+    let reached = (0..members).filter_map(|member| job.output.last_tick(member)).max().unwrap_or(0);
+    job.wait_tick(reached + 5, members, BOOT).await?;
+    for node in nodes(&job.get().await?) {
+        ensure!(bed.qemu_on(&node)? == 1, "the VM on {node} is not seen: nothing would show that it is gone");
+    }
+    Ok(stored)
+}
+
+/// A rival takes these nodes; its first process must find no VM.
+pub(crate) async fn taken(bed: &TestBed, held: &[String]) -> Result<()> {
+    ensure!(!held.is_empty(), "the job holds no node");
+    let rival = Rival::submit(bed, held, Duration::from_secs(1))?;
+    let found = rival.found(LIFE).await?;
+    ensure!(found.qemu.len() == held.len(), "the rival looked at {found:?} instead of {held:?}");
+    ensure!(found.qemu.iter().all(|(_, count)| *count == 0), "a VM lived beside the next user's job: {found:?}");
+    Ok(())
+}
+
+/// Waits for the end, and looks at what was kept: every tick once and one nonce, whatever came between. Nothing is left
+/// afterwards.
+pub(crate) async fn ends_right(bed: &TestBed, job: &Job, counting: &Counting) -> Result<BestEffortJob> {
+    let end = job.wait_phase(JobPhase::Succeeded, LIFE).await?;
+    for member in 0..counting.members {
+        let kept: Vec<Tick> = job.logs(member).await?.lines().filter_map(tick).collect();
+        let seen = continuity(&[kept]).with_context(|| format!("what member {member} kept"))?;
+        ensure!(seen.last == u64::from(counting.ticks), "member {member} ended at tick {}", seen.last);
+    }
+    gone(bed, job).await?;
+    Ok(end)
+}
+
+/// What a member's agents printed while the job lived, complete and coherent.
+pub(crate) fn printed(job: &Job, member: u32, counting: &Counting) -> Result<Continuity> {
+    let seen = continuity(&job.output.ticks(member)).with_context(|| format!("what member {member} printed"))?;
+    ensure!(seen.last == u64::from(counting.ticks), "member {member} ended at tick {}", seen.last);
+    Ok(seen)
+}
+
+/// Deletes a job; nothing is left of it.
+pub(crate) async fn gone(bed: &TestBed, job: &Job) -> Result<()> {
+    job.delete(GONE).await?;
+    nothing_left(bed, job).await
+}
+
+/// Waits until nothing is left of a job whose object is gone.
+pub(crate) async fn nothing_left(bed: &TestBed, job: &Job) -> Result<()> {
+    ensure!(job.snapshots().await?.is_empty(), "a Snapshot is left");
+    let mut last = Vec::new();
+    // OAR and the kubelets take their time to remove what has ended
+    for _ in 0..30 {
+        last = left(bed, &job.uid).await?;
+        if last.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    bail!("left behind: {last:#?}")
+}
+
+/// Waits until nothing of a job is unfinished at OAR.
+pub(crate) async fn given_back(job: &Job) -> Result<()> {
+    until("OAR to end the job's slots", Duration::from_secs(30), async || {
+        Ok(e2e::site::unfinished(&job.uid).await?.is_empty().then_some(()))
+    })
+    .await
+}
