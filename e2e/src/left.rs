@@ -14,7 +14,7 @@ use crate::{
 const NODES: [&str; 5] = ["1", "2", "3", "4", "5"];
 
 /// Everything of a job with this uid: OAR jobs, pods and their Secrets, and on each node processes, files and network
-/// interfaces; the repository's files are on the service node.
+/// interfaces. The repository keeps a record of which incarnations it may never take again, but no content.
 pub async fn left(bed: &TestBed, uid: &str) -> Result<Vec<String>> {
     let mut left: Vec<String> =
         site::unfinished(uid).await?.into_iter().map(|name| format!("OAR job {name}")).collect();
@@ -28,8 +28,9 @@ pub async fn left(bed: &TestBed, uid: &str) -> Result<Vec<String>> {
     let (first, rest) = short.split_at_checked(1).context("an empty uid")?;
     let look = format!(
         "for f in $(grep -ls '[{first}]{rest}' /proc/[0-9]*/cmdline); do echo process $(tr '\\0' ' ' < $f); done; \
-         find /var/lib/vmdeploy /run /dev/shm -xdev -name '*[{first}]{rest}*' 2> /dev/null; \
-         ip -o link | grep '[{first}]{rest}' || true"
+         find /var/lib/vmdeploy /run /dev/shm -xdev -name '*[{first}]{rest}*' ! -path '*/repository/jobs/*' 2> /dev/null; \
+         find /var/lib/vmdeploy/repository -path '*[{first}]{rest}*' -type f ! -name record.json 2> /dev/null; \
+         ip -o link 2> /dev/null | grep '[{first}]{rest}' || true"
     );
     for node in NODES {
         let text = bed.run(&["node", node, "sh", "-c", &look])?;

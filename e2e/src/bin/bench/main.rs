@@ -4,6 +4,7 @@ mod kill;
 mod operator;
 mod report;
 
+use anyhow::ensure;
 use clap::{Parser, ValueEnum};
 
 /// Measures one thing.
@@ -28,9 +29,11 @@ enum Name {
 async fn main() -> anyhow::Result<()> {
     vmdeploy::tls::install_provider();
     let arguments = Arguments::parse();
-    let results = match arguments.name {
+    let measured = match arguments.name {
         Name::Kill => kill::measure().await?,
-        Name::Operator => operator::measure().await?,
+        Name::Operator => report::Measured { figures: operator::measure().await?, failed: Vec::new() },
     };
-    report::print(&results, arguments.json)
+    report::print(&measured.figures, arguments.json)?;
+    ensure!(measured.failed.is_empty(), "failed samples:\n{}", measured.failed.join("\n"));
+    Ok(())
 }

@@ -110,6 +110,7 @@ async fn in_namespace(client: Client, namespace: &str) -> Result<Vec<Figure>> {
             unit: "MiB",
             goal: Some(40.0),
             n: 1,
+            note: None,
         },
         // one request in a hundred passes is the jitter of the leadership's period
         Figure {
@@ -118,6 +119,7 @@ async fn in_namespace(client: Client, namespace: &str) -> Result<Vec<Figure>> {
             unit: "requests",
             goal: Some(0.0),
             n: TOUCHED,
+            note: None,
         },
     ])
 }
