@@ -54,11 +54,6 @@ impl TestBed {
         }))
     }
 
-    /// The script `testbed`.
-    pub fn script(&self) -> &Path {
-        &self.script
-    }
-
     /// Where the guest's files are on this machine.
     pub fn guest_image(&self) -> &Path {
         &self.guest_image

@@ -136,6 +136,6 @@ async fn a_refused_account_is_said_in_seconds_and_mended_in_its_secret() -> Resu
     ensure!(first > before, "no request was refused");
     ensure!(second - first <= 10, "{} requests in {} s", second - first, SECONDS.as_secs());
     secrets.patch("oar-alice", &PatchParams::default(), &Patch::Merge(password("alice-secret"))).await?;
-    job.wait_phase(JobPhase::Succeeded, BOOT * 2).await?;
+    job.wait_phase(JobPhase::Succeeded, BOOT).await?;
     job.delete(GONE).await
 }

@@ -1,7 +1,7 @@
 //! The operator dies by SIGKILL at its effects: the slot it had asked for is used, nothing is done twice, nothing is
 //! left behind. Every effect at every moment is tried in simulated time; here it is a real process on real parts.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
@@ -14,60 +14,63 @@ use e2e::{
 
 use crate::world::{computed, ends_right, taken};
 
-/// The effects of a life with a notice in it, in their order.
-const EFFECTS: [&str; 10] = [
+/// The effects of a life with a notice in it, up to its deletion.
+static EFFECTS: [&str; 14] = [
     "AddFinalizer",
     "SubmitSlots",
     "FenceRepository",
     "CreateAgent",
     "Go",
-    "CreateSnapshot",
     "Capture",
+    "CreateSnapshot",
     "WriteSnapshot",
     "Leave",
+    "ReleaseSlot",
     "DeleteAgent",
+    "DeleteSnapshot",
+    "RemoveContent",
+    "RemoveFinalizer",
 ];
+const OF_OPERATOR: &str = "app.kubernetes.io/component=operator";
 
-/// Waits on the service node until the operator says that it is about to do this, and kills it at once. Its pod goes
-/// too, since kubelet would let a container wait that has died twice.
-fn kill_at(script: &Path, effect: &str) -> Result<bool> {
+/// Waits on the service node until the operator says that it is about to do this, and kills it at once.
+fn kill_at(bed: &TestBed, effect: &str) -> Result<()> {
     let watch = format!(
         "f=$(ls -t /var/log/pods/{SYSTEM}_vmdeploy-operator-*/*/*.log | head -n 1); \
          tail -n 0 -F \"$f\" | grep -q -m 1 '\"effect\":\"{effect}\"' && pkill -KILL -f '[v]mdeploy operator'"
     );
-    let status = Command::new(script).args(["node", "5", "timeout", "60", "sh", "-c", &watch]).status()?;
-    match status.code() {
-        Some(0) => Ok(true),
-        Some(124) => Ok(false),
-        _ => bail!("failed to watch for {effect}: {status}"),
-    }
-}
-
-fn replace_pod(bed: &TestBed) -> Result<()> {
-    let of_operator = "app.kubernetes.io/component=operator";
-    bed.run(&["kubectl", "-n", SYSTEM, "delete", "pod", "-l", of_operator, "--force", "--grace-period=0"])?;
+    bed.run(&["node", "5", "timeout", "120", "sh", "-c", &watch]).with_context(|| format!("never at {effect}"))?;
     Ok(())
 }
 
+/// Another pod for the one that was killed: kubelet would let a container wait that has died twice.
+fn replace_pod(bed: &TestBed) -> Result<()> {
+    bed.run(&["kubectl", "-n", SYSTEM, "delete", "pod", "-l", OF_OPERATOR, "--force", "--grace-period=0"])?;
+    let ready = ["kubectl", "-n", SYSTEM, "wait", "--for=condition=Ready", "pod", "-l", OF_OPERATOR, "--timeout=60s"];
+    for _ in 0..50 {
+        // there is none for a moment
+        if bed.run(&ready).is_ok() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    bail!("no other operator")
+}
+
 /// A life with a notice in it, whose operator is killed at each of these effects once.
-async fn life(bed: &TestBed, effects: &[&'static str]) -> Result<()> {
-    let counting = Counting { ticks: 200, ..Counting::default() };
+async fn life(bed: &TestBed, effects: &'static [&'static str]) -> Result<()> {
+    let counting = Counting { ticks: 150, ..Counting::default() };
     let namespace = bed.namespace("killer").await?;
-    let script = bed.script().to_owned();
-    let wanted = effects.to_vec();
     let (begun, watching) = tokio::sync::oneshot::channel();
     let killer = tokio::task::spawn_blocking({
         let bed = bed.clone();
-        move || -> Result<Vec<&'static str>> {
+        move || -> Result<()> {
             let _ = begun.send(());
-            let mut killed = Vec::new();
-            for effect in wanted {
-                if kill_at(&script, effect)? {
-                    killed.push(effect);
-                    replace_pod(&bed)?;
-                }
+            for effect in effects {
+                kill_at(&bed, effect)?;
+                replace_pod(&bed)?;
             }
-            Ok(killed)
+            Ok(())
         }
     });
     watching.await?;
@@ -76,8 +79,7 @@ async fn life(bed: &TestBed, effects: &[&'static str]) -> Result<()> {
     computed(bed, &job, 1).await?;
     taken(bed, &nodes(&job.get().await?)).await?;
     let end = ends_right(bed, &job, &counting).await?;
-    let killed = killer.await??;
-    ensure!(killed == effects, "killed only at {killed:?}");
+    killer.await??;
     let status = end.status.context("no status")?;
     ensure!(status.kills.failed == 0 && status.kills.node == 0, "{:?}", status.kills);
     ensure!(status.incarnation <= status.attempt, "{} incarnations in {} attempts", status.incarnation, status.attempt);
@@ -100,8 +102,8 @@ async fn an_operator_killed_at_any_effect_uses_each_slot_once() -> Result<()> {
         return Ok(());
     }
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
-    for effect in EFFECTS {
-        life(&bed, &[effect]).await.with_context(|| format!("killed at {effect}"))?;
+    for effect in EFFECTS.chunks(1) {
+        life(&bed, effect).await.with_context(|| format!("killed at {effect:?}"))?;
     }
     Ok(())
 }

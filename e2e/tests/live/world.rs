@@ -14,11 +14,11 @@ use e2e::{
 use vmdeploy::api::{BestEffortJob, JobPhase};
 
 /// Longest time until a job computes.
-pub(crate) const BOOT: Duration = Duration::from_secs(120);
+pub(crate) const BOOT: Duration = Duration::from_secs(240);
 /// Longest time for the rest of its life.
-pub(crate) const LIFE: Duration = Duration::from_secs(300);
+pub(crate) const LIFE: Duration = Duration::from_secs(420);
 /// Longest time until a deleted job is gone.
-pub(crate) const GONE: Duration = Duration::from_secs(90);
+pub(crate) const GONE: Duration = Duration::from_secs(120);
 
 /// A running job with a complete generation that was cut after its first ticks, and ticks after that; its VMs are seen
 /// on its nodes. Gives the generation.
