@@ -17,22 +17,19 @@ pub mod wake;
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fmt,
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use futures::StreamExt;
+use futures::{FutureExt as _, StreamExt};
 use kube::{
-    Client, Resource, ResourceExt,
-    api::Api,
-    core::DeserializeGuard,
+    Resource, ResourceExt,
     runtime::{
-        Controller,
-        controller::{Action, Config, Error as RunError},
-        reflector::ObjectRef,
-        watcher,
+        controller::{Action, Config, Error as RunError, applier},
+        reflector::{ObjectRef, Store},
     },
 };
 use serde::de::DeserializeOwned;
@@ -49,14 +46,9 @@ use crate::{
 pub trait Object: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static {}
 impl<K: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static> Object for K {}
 
-/// A kind as it is watched: an object that cannot be read does not stop the others.
-pub type Guarded<K> = DeserializeGuard<K>;
-
 /// How a controller runs.
 #[derive(Clone)]
 pub struct Runner {
-    /// The cluster.
-    pub client: Client,
     /// Where reconciles are counted.
     pub metrics: Metrics,
     /// Ends the controller; passes that have begun are finished first.
@@ -68,12 +60,13 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Runs a controller of kind `K` until it is told to stop. `reconcile` is one pass; `owned` adds
-    /// watches of objects that the passes make.
+    /// Runs a controller of kind `K` until it is told to stop. `reconcile` is one pass. The objects
+    /// are those of the store that everybody reads, so that each is in memory once; who fills it also
+    /// wakes what has changed.
     pub async fn run<K, C, E, F>(
         self,
         wakes: Wakes<K>,
-        owned: impl FnOnce(Controller<Guarded<K>>) -> Controller<Guarded<K>>,
+        objects: Store<K>,
         context: Arc<C>,
         reconcile: impl Fn(Arc<K>, Arc<C>) -> F + Send + Sync + 'static,
     ) where
@@ -83,27 +76,17 @@ impl Runner {
         F: Future<Output = Result<Action, E>> + Send + 'static,
     {
         let kind = K::kind(&()).into_owned();
-        let Self { client, metrics, stop, concurrency, debounce } = self;
-        let objects: Api<Guarded<K>> = Api::all(client);
+        let Self { metrics, stop, concurrency, debounce } = self;
         let (woken, index) = wakes.into_stream();
+        let woken = woken.map(Ok::<_, Infallible>).take_until(async move { stop.cancelled().await });
         let failures = Arc::new(Failures::<K>::default());
         let pass = {
             let (failures, index, metrics, kind) = (failures.clone(), index.clone(), metrics.clone(), kind.clone());
-            move |object: Arc<Guarded<K>>, context: Arc<C>| {
-                let work = match &object.0 {
-                    Ok(object) => {
-                        index.known(object);
-                        Some(reconcile(Arc::new(object.clone()), context))
-                    }
-                    Err(error) => {
-                        // only a schema other than ours lets such an object in
-                        tracing::warn!(kind, name = object.name_any(), %error, "failed to read an object");
-                        None
-                    }
-                };
+            move |object: Arc<K>, context: Arc<C>| {
+                index.known(&object);
+                let work = reconcile(object.clone(), context);
                 let (failures, metrics, kind) = (failures.clone(), metrics.clone(), kind.clone());
                 async move {
-                    let Some(work) = work else { return Ok(Action::await_change()) };
                     let begun = Instant::now();
                     let result = work.await;
                     metrics.reconcile.get_or_create(&kind.as_str().into()).observe(begun.elapsed().as_secs_f64());
@@ -116,11 +99,12 @@ impl Runner {
                     }
                     result
                 }
+                .boxed()
             }
         };
         let policy = {
             let failures = failures.clone();
-            move |object: Arc<Guarded<K>>, error: &E, _: Arc<C>| {
+            move |object: Arc<K>, error: &E, _: Arc<C>| {
                 let failed = failures.count(ObjectRef::from_obj(&*object));
                 let wait = after_error(&error.retry(), failed);
                 let (namespace, name) = (object.namespace(), object.name_any());
@@ -129,12 +113,7 @@ impl Runner {
             }
         };
         let settings = Config::default().concurrency(concurrency).debounce(debounce);
-        let controller = Controller::new(objects, watcher::Config::default())
-            .with_config(settings)
-            .reconcile_on(woken)
-            .graceful_shutdown_on(async move { stop.cancelled().await });
-        owned(controller)
-            .run(pass, policy, context)
+        applier(pass, policy, context, objects, woken, settings)
             .for_each(|result| {
                 match result {
                     Ok(_) | Err(RunError::ReconcilerFailed(..)) => {}
@@ -143,10 +122,8 @@ impl Runner {
                         index.forget(&gone);
                         failures.forget(&gone);
                     }
-                    // the watch is tried again with a back-off of its own
-                    Err(error @ (RunError::QueueError(_) | RunError::RunnerError(_))) => {
-                        tracing::warn!(%error, "failed to watch");
-                    }
+                    Err(RunError::QueueError(never)) => match never {},
+                    Err(error @ RunError::RunnerError(_)) => tracing::warn!(%error, "failed to run passes"),
                 }
                 std::future::ready(())
             })
@@ -165,7 +142,7 @@ fn after_error(retry: &Retry, failures: u32) -> Duration {
 }
 
 /// Failures in a row of each object.
-struct Failures<K: Resource<DynamicType = ()>>(Mutex<HashMap<ObjectRef<Guarded<K>>, u32>>);
+struct Failures<K: Resource<DynamicType = ()>>(Mutex<HashMap<ObjectRef<K>, u32>>);
 
 impl<K: Resource<DynamicType = ()>> Default for Failures<K> {
     fn default() -> Self {
@@ -175,16 +152,16 @@ impl<K: Resource<DynamicType = ()>> Default for Failures<K> {
 
 impl<K: Resource<DynamicType = ()>> Failures<K>
 where
-    ObjectRef<Guarded<K>>: Hash + Eq,
+    ObjectRef<K>: Hash + Eq,
 {
-    fn count(&self, object: ObjectRef<Guarded<K>>) -> u32 {
+    fn count(&self, object: ObjectRef<K>) -> u32 {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry(object).or_default();
         *count = count.saturating_add(1);
         *count
     }
 
-    fn forget(&self, object: &ObjectRef<Guarded<K>>) {
+    fn forget(&self, object: &ObjectRef<K>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
     }
 }

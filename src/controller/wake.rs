@@ -14,7 +14,7 @@ use kube::{Resource, runtime::reflector::ObjectRef};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Guarded, Object};
+use super::Object;
 use crate::names::JobUid;
 
 /// Makes the ends of a channel of wake-ups for kind `K`.
@@ -53,7 +53,7 @@ pub struct Wakes<K: Object> {
 
 impl<K: Object> Wakes<K> {
     /// The woken objects, and the index that finds them by uid.
-    pub(super) fn into_stream(self) -> (impl Stream<Item = ObjectRef<Guarded<K>>> + Send + 'static, Arc<Index<K>>) {
+    pub(super) fn into_stream(self) -> (impl Stream<Item = ObjectRef<K>> + Send + 'static, Arc<Index<K>>) {
         let index = self.index.clone();
         let woken = UnboundedReceiverStream::new(self.receiver).filter_map(move |wake| {
             std::future::ready(match wake {
@@ -66,7 +66,7 @@ impl<K: Object> Wakes<K> {
 }
 
 /// Names of the objects by uid, as far as there was a pass of them.
-pub(super) struct Index<K: Resource<DynamicType = ()>>(Mutex<HashMap<String, ObjectRef<Guarded<K>>>>);
+pub(super) struct Index<K: Resource<DynamicType = ()>>(Mutex<HashMap<String, ObjectRef<K>>>);
 
 impl<K: Resource<DynamicType = ()>> Default for Index<K> {
     fn default() -> Self {
@@ -86,11 +86,11 @@ impl<K: Object> Index<K> {
     }
 
     /// Drops an object that is gone.
-    pub(super) fn forget(&self, gone: &ObjectRef<Guarded<K>>) {
+    pub(super) fn forget(&self, gone: &ObjectRef<K>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, known| known != gone);
     }
 
-    fn find(&self, uid: &str) -> Option<ObjectRef<Guarded<K>>> {
+    fn find(&self, uid: &str) -> Option<ObjectRef<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 }

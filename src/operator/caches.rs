@@ -26,27 +26,45 @@ use crate::{
     names::JobUid,
 };
 
+/// Who is woken when an object changes: the object's own controller.
+pub(super) struct Wakers {
+    pub(super) jobs: Waker,
+    pub(super) images: Waker,
+    pub(super) snapshots: Waker,
+}
+
 /// Starts all watches; returns once each has been filled. None if told to stop before.
 pub(super) async fn start(
     client: &Client,
     namespace: &str,
-    jobs_waker: &Waker,
+    wakers: Wakers,
     figures: &Arc<Figures>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Option<KubeView> {
     let starter = Starter { tasks, stop };
-    let everywhere = watcher::Config::default;
+    // small pages: what a list takes while it is read is never given back altogether
+    let everywhere = || watcher::Config::default().page_size(100);
+    let Wakers { jobs: jobs_waker, images: images_waker, snapshots: snapshots_waker } = wakers;
     let agents_only = everywhere().labels(&format!("{LABEL_COMPONENT}=agent"));
 
-    let seen = figures.clone();
-    let jobs = starter.watch(all::<BestEffortJob>(client), everywhere(), |_| {}, move |job| seen.job(job));
+    let (waker, seen) = (jobs_waker.clone(), figures.clone());
+    let jobs = starter.watch(
+        all::<BestEffortJob>(client),
+        everywhere(),
+        |_| {},
+        move |job| {
+            seen.job(job);
+            wake(&waker, job);
+        },
+    );
     let (waker, known) = (jobs_waker.clone(), jobs.clone());
     let images = starter.watch(
         all::<VmImage>(client),
         everywhere(),
         |_| {},
         move |image| {
+            wake(&images_waker, image);
             users_of(&known, image).for_each(|job| waker.uid(&job));
         },
     );
@@ -57,10 +75,11 @@ pub(super) async fn start(
         |_| {},
         move |snapshot| {
             seen.snapshot(snapshot);
+            wake(&snapshots_waker, snapshot);
             waker.name(snapshot.metadata.namespace.as_deref().unwrap_or_default(), &snapshot.spec.job);
         },
     );
-    let waker = jobs_waker.clone();
+    let waker = jobs_waker;
     let pods: Api<DeserializeGuard<Pod>> = Api::namespaced(client.clone(), namespace);
     let agents = starter.watch(
         pods,
@@ -92,6 +111,12 @@ pub(super) async fn start(
         () = filled => Some(view),
         () = stop.cancelled() => None,
     }
+}
+
+/// Wakes the controller of an object that has changed or is gone.
+fn wake(waker: &Waker, object: &impl Resource) {
+    let meta = object.meta();
+    waker.name(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
 }
 
 fn all<K>(client: &Client) -> Api<DeserializeGuard<K>>
@@ -133,6 +158,7 @@ impl Starter<'_> {
         let stop = self.stop.clone();
         let events = readable(watcher(api, config).default_backoff(), lean);
         let mut events = reflector::reflector(writer, events).boxed();
+        let filled = reader.clone();
         self.tasks.spawn(async move {
             loop {
                 let event = tokio::select! {
@@ -140,10 +166,10 @@ impl Starter<'_> {
                     event = events.next() => event,
                 };
                 match event {
-                    Some(Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object))) => {
-                        changed(&object);
-                    }
-                    Some(Ok(Event::Init | Event::InitDone)) => {}
+                    Some(Ok(Event::Apply(object) | Event::Delete(object))) => changed(&object),
+                    // what a list brings is in the store only when the list is complete
+                    Some(Ok(Event::Init | Event::InitApply(_))) => {}
+                    Some(Ok(Event::InitDone)) => filled.state().iter().for_each(|object| changed(object)),
                     Some(Err(error)) => tracing::warn!(%error, kind = %K::kind(&()), "failed to watch"),
                     None => return,
                 }

@@ -143,9 +143,12 @@ impl Process {
 
         let tasks = TaskTracker::new();
         let (waker, job_wakes) = wakes::<BestEffortJob>();
+        let (image_waker, image_wakes) = wakes::<VmImage>();
+        let (snapshot_waker, snapshot_wakes) = wakes::<Snapshot>();
+        let wakers = caches::Wakers { jobs: waker.clone(), images: image_waker, snapshots: snapshot_waker };
         let figures = Arc::new(Figures::new(self.metrics.clone()));
         let namespace = &self.config.namespace;
-        let Some(view) = caches::start(&self.client, namespace, &waker, &figures, &tasks, &stop).await else {
+        let Some(view) = caches::start(&self.client, namespace, wakers, &figures, &tasks, &stop).await else {
             return Ok(());
         };
         self.readiness.ready(CACHES);
@@ -176,7 +179,7 @@ impl Process {
             wake,
         };
         tasks.spawn(listen(hub, waker, stop.clone()));
-        tasks.spawn(self.runner(&stop).run(job_wakes, |c| c, Arc::new(job_context), job_pass));
+        tasks.spawn(self.runner(&stop).run(job_wakes, jobs.clone(), Arc::new(job_context), job_pass));
         let images = image::Context {
             config: self.config.clone(),
             clock: self.clock.clone(),
@@ -185,14 +188,19 @@ impl Process {
             repository: repository.clone(),
             authority: authority.clone(),
         };
-        tasks.spawn(self.runner(&stop).run(wakes::<VmImage>().1, |c| c, Arc::new(images), image::reconcile));
+        tasks.spawn(self.runner(&stop).run(image_wakes, view.images.clone(), Arc::new(images), image::reconcile));
         let snapshots = snapshot::Context {
             clock: self.clock.clone(),
             cluster: cluster.clone(),
             view: view.clone(),
             repository: repository.clone(),
         };
-        tasks.spawn(self.runner(&stop).run(wakes::<Snapshot>().1, |c| c, Arc::new(snapshots), snapshot::reconcile));
+        tasks.spawn(self.runner(&stop).run(
+            snapshot_wakes,
+            view.snapshots.clone(),
+            Arc::new(snapshots),
+            snapshot::reconcile,
+        ));
         let known = jobs.clone();
         tasks.spawn(accounts::keep(move || known.state(), view.clone(), cluster, stop.clone()));
         let source = Arc::new(Source { view, repository: repository.clone(), store: repository, agents });
@@ -237,13 +245,7 @@ impl Process {
     }
 
     fn runner(&self, stop: &CancellationToken) -> Runner {
-        Runner {
-            client: self.client.clone(),
-            metrics: self.metrics.clone(),
-            stop: stop.clone(),
-            concurrency: CONCURRENCY,
-            debounce: DEBOUNCE,
-        }
+        Runner { metrics: self.metrics.clone(), stop: stop.clone(), concurrency: CONCURRENCY, debounce: DEBOUNCE }
     }
 
     /// The authority, once everything the parts need exists. None if told to stop before.
