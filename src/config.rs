@@ -121,6 +121,13 @@ pub struct AgentsConfig {
     /// What guests may reach by their first network card.
     #[serde(default)]
     pub guest_network: GuestNetwork,
+    /// As much of its disk a node uses for images beyond those in use.
+    #[serde(default = "image_cache")]
+    pub image_cache: crate::api::quantity::Bytes,
+}
+
+fn image_cache() -> crate::api::quantity::Bytes {
+    crate::api::quantity::Bytes(50 << 30)
 }
 
 fn lease_root() -> String {

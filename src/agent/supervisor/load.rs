@@ -49,9 +49,10 @@ impl From<RepositoryError> for LoadError {
     fn from(error: RepositoryError) -> Self {
         match error {
             RepositoryError::Full(_) | RepositoryError::Unreachable(_) => Self::Node(error.to_string()),
-            RepositoryError::NotFound(_) | RepositoryError::Damaged(_) | RepositoryError::Refused(_) => {
-                Self::Unusable(error.to_string())
-            }
+            RepositoryError::NotFound(_)
+            | RepositoryError::Damaged(_)
+            | RepositoryError::Refused(_)
+            | RepositoryError::TooLarge(_) => Self::Unusable(error.to_string()),
         }
     }
 }
@@ -76,6 +77,8 @@ pub(super) struct Fetched {
     disk: PathBuf,
     kernel: Option<Kernel>,
     part: Option<MemberPart>,
+    /// Keeps the node from removing these files.
+    held: Vec<images::Cached>,
 }
 
 impl Supervisor {
@@ -117,20 +120,26 @@ impl Supervisor {
                 before.fetch_add(file.size, Ordering::Relaxed);
             }
         }
-        let cache = &self.paths.cache;
-        let disk = images::image(self.store.as_ref(), cache, &image.disk, &progress).await?;
+        let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
+        let mut held = Vec::new();
+        let mut place = |cached: images::Cached| {
+            let path = cached.path.clone();
+            held.push(cached);
+            path
+        };
+        let disk = place(images::image(self.store.as_ref(), cache, &image.disk, &progress).await?);
         let kernel = match &image.kernel {
             None => None,
             Some(kernel) => {
-                let kernel = images::image(self.store.as_ref(), cache, kernel, &progress).await?;
+                let kernel = place(images::image(self.store.as_ref(), cache, kernel, &progress).await?);
                 let initrd = match &image.initrd {
                     None => None,
-                    Some(initrd) => Some(images::image(self.store.as_ref(), cache, initrd, &progress).await?),
+                    Some(initrd) => Some(place(images::image(self.store.as_ref(), cache, initrd, &progress).await?)),
                 };
                 Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
             }
         };
-        Ok(Fetched { disk, kernel, part })
+        Ok(Fetched { disk, kernel, part, held })
     }
 
     /// Makes the VM of what was fetched, once the lease is held (safety A4).
@@ -198,6 +207,7 @@ impl Supervisor {
             qmp,
             version: probe::version().await?,
             base: fetched.disk,
+            _held: fetched.held,
             base_format: format,
             disk_size,
             memory: machine.memory,

@@ -73,6 +73,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         max_pause: Duration::from_secs(2),
         accelerator: Accelerator::Tcg,
         guest_network: GuestNetwork::Isolated,
+        image_cache: 1 << 40,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::output::Output;
+use super::{images::Cached, output::Output};
 use crate::{
     driver::{
         guest::channel::Channel,
@@ -80,6 +80,8 @@ pub(super) struct Vm {
     pub(super) qmp: Arc<Qmp>,
     pub(super) version: Version,
     pub(super) base: PathBuf,
+    /// The images it uses: the node keeps them.
+    pub(super) _held: Vec<Cached>,
     pub(super) base_format: Format,
     pub(super) disk_size: u64,
     pub(super) memory: u64,

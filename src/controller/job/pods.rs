@@ -79,6 +79,7 @@ pub fn config(
         max_pause: spec.snapshots.max_pause.into(),
         accelerator: config.agents.accelerator,
         guest_network: config.agents.guest_network,
+        image_cache: config.agents.image_cache.0,
         job_name: name,
     })
 }
