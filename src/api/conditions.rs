@@ -128,6 +128,8 @@ pub enum Reason {
     SiteUnreachable,
     /// The repository does not answer.
     RepositoryUnreachable,
+    /// The repository has no room.
+    RepositoryFull,
     /// Agent pods cannot be made or do not start.
     AgentFailed,
     /// Waiting after a failure before trying again.

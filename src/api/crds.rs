@@ -3,9 +3,13 @@
 //! Pure: it turns the types of this module into YAML and touches no file.
 
 use kube::CustomResourceExt;
+use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::{BestEffortJob, Snapshot, VmImage};
+use super::{
+    BestEffortJob, BestEffortJobSpec, BestEffortJobStatus, Snapshot, SnapshotSpec, SnapshotStatus, VmImage,
+    VmImageSpec, VmImageStatus,
+};
 use crate::yaml::{self, YamlError};
 
 /// The first lines of every generated file.
@@ -16,9 +20,11 @@ const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
 
 /// The three definitions.
 pub fn all() -> [Value; 3] {
+    let values = documented_values();
     [BestEffortJob::crd(), VmImage::crd(), Snapshot::crd()].map(|crd| {
         let mut value = json!(crd);
         known_formats(&mut value);
+        explain_values(&mut value["spec"]["versions"], &values);
         value["metadata"]["annotations"] = json!({KEEP.0: KEEP.1});
         value
     })
@@ -53,6 +59,48 @@ fn known_formats(schema: &mut Value) {
     }
 }
 
+/// The values of each type that is one of a few words, with what is said of them.
+fn documented_values() -> Vec<Vec<(String, String)>> {
+    fn definitions<T: JsonSchema>() -> Vec<Value> {
+        let schema = SchemaGenerator::default().into_root_schema_for::<T>().to_value();
+        schema["$defs"].as_object().into_iter().flat_map(|all| all.values().cloned()).collect()
+    }
+    let all = [
+        definitions::<BestEffortJobSpec>(),
+        definitions::<BestEffortJobStatus>(),
+        definitions::<VmImageSpec>(),
+        definitions::<VmImageStatus>(),
+        definitions::<SnapshotSpec>(),
+        definitions::<SnapshotStatus>(),
+    ];
+    let value = |choice: &Value| {
+        let text = choice["description"].as_str()?.replace('\n', " ");
+        Some((choice["const"].as_str()?.to_owned(), text))
+    };
+    let values = |definition: &Value| definition["oneOf"].as_array()?.iter().map(value).collect::<Option<Vec<_>>>();
+    all.iter().flatten().filter_map(values).collect()
+}
+
+/// Says in a field's description what each of its values means: a CustomResourceDefinition has no
+/// other place for it.
+fn explain_values(schema: &mut Value, documented: &[Vec<(String, String)>]) {
+    match schema {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(|inner| explain_values(inner, documented));
+            let Some(Value::Array(words)) = fields.get("enum") else { return };
+            let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+            let found = documented.iter().find(|values| values.iter().map(|(word, _)| word.as_str()).eq(words.clone()));
+            if let (Some(values), Some(Value::String(description))) = (found, fields.get("description")) {
+                let texts = values.iter().map(|(word, text)| format!("\n- {word}: {text}"));
+                let text = texts.fold(format!("{description}\n"), |all, text| all + &text);
+                fields.insert("description".into(), json!(text));
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|inner| explain_values(inner, documented)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
@@ -80,6 +128,33 @@ mod tests {
             let text = fs::read_to_string(chart).unwrap();
             assert!(text == file_text(&crd).unwrap() && !text.contains("{{"));
         }
+    }
+
+    #[test]
+    fn every_value_is_explained() {
+        fn look(path: &str, schema: &Value, missing: &mut Vec<String>, seen: &mut usize) {
+            match schema {
+                Value::Object(fields) => {
+                    let text = fields.get("description").and_then(Value::as_str).unwrap_or_default();
+                    for word in fields.get("enum").and_then(Value::as_array).into_iter().flatten() {
+                        *seen += 1;
+                        let Some(word) = word.as_str() else { continue };
+                        if !text.contains(&format!("\n- {word}: ")) {
+                            missing.push(format!("{path}: {word}"));
+                        }
+                    }
+                    fields.iter().for_each(|(name, inner)| look(&format!("{path}.{name}"), inner, missing, seen));
+                }
+                Value::Array(items) => items.iter().for_each(|inner| look(path, inner, missing, seen)),
+                _ => {}
+            }
+        }
+        let (mut missing, mut seen) = (Vec::new(), 0);
+        for crd in all() {
+            look(crd["spec"]["names"]["kind"].as_str().unwrap(), &crd["spec"]["versions"], &mut missing, &mut seen);
+        }
+        assert_eq!(missing, Vec::<String>::new());
+        assert!(seen > 40, "only {seen} values");
     }
 
     #[test]

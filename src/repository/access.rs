@@ -79,7 +79,7 @@ mod tests {
     }
 
     fn ticket() -> Ticket {
-        Ticket { job: job(), generation: 7, member: 1, incarnation: 2, expires: jiff::Timestamp::MAX }
+        Ticket { job: job(), generation: 7, member: 1, incarnation: 2, expires: jiff::Timestamp::MAX, most: None }
     }
 
     #[rstest]

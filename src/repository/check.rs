@@ -91,7 +91,7 @@ fn verify_generation(root: &Path, manifest: &Manifest, report: &mut Report) {
             let name = PartName::of_file(manifest.incarnation, part.index, file).to_string();
             report.files += 1;
             match super::store::check_file(&root.join(&directory).join(name), file) {
-                Ok(()) => report.bytes += file.stored,
+                Ok(_) => report.bytes += file.stored,
                 Err(error) => report.problems.push(error.to_string()),
             }
         }

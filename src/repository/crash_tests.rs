@@ -2,8 +2,9 @@
 //! and the same orders given again lead to the same end.
 
 use std::{
-    io,
-    path::Path,
+    fs::File,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -16,9 +17,12 @@ use super::{
     store::Store,
 };
 use crate::{
-    driver::repository::{KeptPart, RepositoryError},
+    driver::repository::{GenerationSummary, KeptPart, RepositoryError},
     names::{Generation, Incarnation},
-    store::manifest::{FileKind, Manifest, PartFile, tests::manifest},
+    store::{
+        layout::PartName,
+        manifest::{FileKind, Manifest, PartFile, tests::manifest},
+    },
 };
 
 /// Takes so many steps, then none.
@@ -252,4 +256,67 @@ fn c2_a_full_disk_is_said_and_leaves_nothing_half_written() {
     for scratch in ["staging", "trash"] {
         assert_eq!(std::fs::read_dir(root.join(scratch)).unwrap().count(), 0);
     }
+}
+
+/// Puts a pipe in the place of a generation's first file: reading it back lasts until its other end,
+/// which is returned once the reading has begun, is closed.
+fn publish_slowly(opened: &Arc<Store>, root: &Path, made: &Manifest) -> (Publishing, File, PathBuf) {
+    let directory = root.join(format!("jobs/{}/generations/{}", made.job, made.generation));
+    let name = PartName::of_file(made.incarnation, 0, &made.members[0].files[0]).to_string();
+    let path = directory.join(name);
+    std::fs::remove_file(&path).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let (store, manifest) = (opened.clone(), made.clone());
+    let publishing = std::thread::spawn(move || store.publish(&manifest));
+    let end = File::options().write(true).open(&path).unwrap();
+    (publishing, end, path)
+}
+
+type Publishing = std::thread::JoinHandle<Result<GenerationSummary, RepositoryError>>;
+
+fn sent(root: &Path, generation: Generation) -> (Arc<Store>, Manifest, Vec<u8>) {
+    let opened = Arc::new(open(root, AllSteps).unwrap());
+    let (made, contents) = full(generation, 1);
+    for (at, content) in contents.iter().enumerate() {
+        let part = &made.members[at / 2];
+        opened.admit_part(&made.job, generation, 1).unwrap();
+        let staged = staged(&opened.root, content);
+        opened.keep_file(&made.job, generation, 1, part.index, &part.files[at % 2], &staged).unwrap();
+    }
+    (opened, made, contents[0].clone())
+}
+
+#[test]
+fn b1_a_fence_during_a_long_publish_answers_at_once_and_the_publish_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let (opened, made, content) = sent(&root, 5);
+    let (publishing, mut end, _) = publish_slowly(&opened, &root, &made);
+    let (done, fenced) = std::sync::mpsc::channel();
+    let (store, job) = (opened.clone(), made.job.clone());
+    std::thread::spawn(move || done.send(store.fence(&job, 2)));
+    let fenced = fenced.recv_timeout(std::time::Duration::from_secs(10));
+    // whatever came of it, the reader must end
+    end.write_all(&content).unwrap();
+    drop(end);
+    let published = publishing.join().unwrap();
+    assert_eq!(fenced, Ok(Ok(())), "the fence waited for the publication");
+    assert!(matches!(published, Err(RepositoryError::Refused(_))), "{published:?}");
+    assert_eq!(readable(&opened), [] as [Generation; 0]);
+}
+
+#[test]
+fn b10_what_was_exchanged_after_it_was_read_is_not_published() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let (opened, made, content) = sent(&root, 5);
+    let (publishing, mut end, path) = publish_slowly(&opened, &root, &made);
+    std::fs::write(root.join("other"), b"other").unwrap();
+    std::fs::rename(root.join("other"), &path).unwrap();
+    end.write_all(&content).unwrap();
+    drop(end);
+    let published = publishing.join().unwrap();
+    assert!(matches!(published, Err(RepositoryError::Unreachable(_))), "{published:?}");
+    assert_eq!(readable(&opened), [] as [Generation; 0]);
 }

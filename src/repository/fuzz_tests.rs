@@ -15,8 +15,10 @@ use proptest::{
 use tower_service::Service as _;
 
 use super::{
+    arrivals::Arrivals,
     durable::AllSteps,
-    http::{Limits, Service, router},
+    http::{Service, router},
+    room::Limits,
     store::Store,
 };
 use crate::{
@@ -120,8 +122,9 @@ fn tree(path: &Path) -> BTreeSet<String> {
 
 fn service(root: &Path, key: &TicketKey) -> Router {
     let store = Store::open(root, Box::new(AllSteps), jiff::Timestamp::now()).unwrap();
-    let limits = Limits { part: 200, image: 200, output: 200 };
-    router(Service { store: Arc::new(store), key: key.clone(), limits, clock: Clock::system() })
+    let limits = Limits { part: 200, image: 200, output: 200, outputs: 900, output_files: 9, free: 0 };
+    let (arrivals, clock) = (Arrivals::default(), Clock::system());
+    router(Service { store: Arc::new(store), key: key.clone(), limits, arrivals, clock })
 }
 
 #[tokio::test]
@@ -132,7 +135,14 @@ async fn d3_rubbish_requests_stay_inside_the_root() {
     let key = TicketKey::new(b"a secret for the tests only").unwrap();
     let router = service(&root, &key);
     let job = manifest(7).job;
-    let ticket = Ticket { job: job.clone(), generation: 7, member: 1, incarnation: 9, expires: jiff::Timestamp::MAX };
+    let ticket = Ticket {
+        job: job.clone(),
+        generation: 7,
+        member: 1,
+        incarnation: 9,
+        expires: jiff::Timestamp::MAX,
+        most: None,
+    };
     let ticket = key.sign(&ticket);
     let peers =
         [Identity::Operator, Identity::Kget, Identity::Importer, Identity::Agent { job, member: 1, incarnation: 9 }];

@@ -6,10 +6,12 @@
 //! the job (`store::admission`).
 
 mod access;
+pub mod arrivals;
 pub mod check;
 pub mod durable;
 pub mod http;
 mod receive;
+pub mod room;
 pub mod store;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -18,11 +20,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    durable::AllSteps,
-    http::{Limits, Service},
-    store::Store,
-};
+use self::{arrivals::Arrivals, durable::AllSteps, http::Service, room::Limits, store::Store};
 use crate::{
     clock::Clock,
     health::{self, Readiness},
@@ -59,7 +57,7 @@ pub struct Serve {
     /// Plain address of /healthz, /readyz and /metrics.
     #[arg(long)]
     health: Option<SocketAddr>,
-    /// Largest file of a generation, in bytes as stored.
+    /// Largest part of a generation that one member may send, in bytes as stored.
     #[arg(long, default_value_t = 1 << 40)]
     max_part: u64,
     /// Largest image, in bytes.
@@ -68,6 +66,15 @@ pub struct Serve {
     /// Largest file of a job's result, in bytes.
     #[arg(long, default_value_t = 16 << 30)]
     max_output: u64,
+    /// All files of one job's result, in bytes.
+    #[arg(long, default_value_t = 64 << 30)]
+    max_outputs: u64,
+    /// Most files of one job's result.
+    #[arg(long, default_value_t = 4096)]
+    max_output_files: usize,
+    /// Bytes of the disk that stay free: with less, nothing new is accepted.
+    #[arg(long, default_value_t = 256 << 20)]
+    min_free: u64,
 }
 
 /// Runs the server until it is told to stop, or one of the checks.
@@ -88,8 +95,16 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
     let (root, now) = (args.root.clone(), clock.now());
     let store = tokio::task::spawn_blocking(move || Store::open(&root, Box::new(AllSteps), now)).await??;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
-    let limits = Limits { part: args.max_part, image: args.max_image, output: args.max_output };
-    let router = http::router(Service { store: Arc::new(store), key, limits, clock });
+    let limits = Limits {
+        part: args.max_part,
+        image: args.max_image,
+        output: args.max_output,
+        outputs: args.max_outputs,
+        output_files: args.max_output_files,
+        free: args.min_free,
+    };
+    let arrivals = Arrivals::default();
+    let router = http::router(Service { store: Arc::new(store), key, limits, arrivals, clock });
     tracing::info!(listen = %args.listen, root = %args.root.display(), "serving the repository");
     let served = tls::serve(listener, &credentials, router, stop.clone());
     match args.health {

@@ -1,18 +1,23 @@
 //! Takes a request's body into a staged file: hashed and counted on the way, bounded in size and in
 //! silence, synced at the end. Never gives it a final name.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use axum::body::Body;
 use futures::StreamExt;
 use sha2::Digest;
 use tokio::io::AsyncWriteExt;
 
-use super::durable::{Root, Staged, disk_error};
+use super::{
+    arrivals::Arrival,
+    durable::{Root, Staged, disk_error},
+};
 use crate::{driver::repository::RepositoryError, store::layout::image_name};
 
 /// A sender that is silent this long has gone.
 const SILENCE: Duration = Duration::from_secs(60);
+/// After so many bytes it is looked again whether the disk has room.
+const LOOK: u64 = 64 << 20;
 /// How long the rest of a refused body is read, so that the sender gets to see the refusal.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -57,44 +62,69 @@ pub(super) struct Received {
     pub(super) digest: String,
 }
 
-/// Reads a body of at most `limit` bytes to its end.
-pub(super) async fn receive(root: &Root, body: Body, limit: u64, mut hash: Hash) -> Result<Received, RepositoryError> {
+/// How much is taken in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Most bytes of the body.
+    pub(super) most: u64,
+    /// Bytes that stay free on the disk.
+    pub(super) free: u64,
+}
+
+/// Reads a body to its end, unless it is sent again meanwhile.
+pub(super) async fn receive(
+    root: &Root,
+    body: Body,
+    bounds: Bounds,
+    mut hash: Hash,
+    arrival: &Arrival,
+) -> Result<Received, RepositoryError> {
     let staged = root.staged();
     let mut stream = body.into_data_stream();
     let mut length = 0;
-    let result = async {
+    let mut looked = 0;
+    let taking = async {
+        root.check_free(bounds.free)?;
         let mut options = tokio::fs::OpenOptions::new();
-        let mut file = options.create_new(true).write(true).mode(0o600).open(staged.path()).await?;
+        let opened = options.create_new(true).write(true).mode(0o600).open(staged.path()).await;
+        let mut file = opened.map_err(|e| disk_error(&e))?;
         loop {
             let chunk = match tokio::time::timeout(SILENCE, stream.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(error))) => return Err(io::Error::other(format!("the sender broke off: {error}"))),
+                Ok(Some(Err(error))) => return Err(gone(&format!("broke off: {error}"))),
                 Ok(None) => break,
-                Err(_) => return Err(io::Error::other("the sender is silent")),
+                Err(_) => return Err(gone("is silent")),
             };
             length += chunk.len() as u64;
-            if length > limit {
-                return Ok(false);
+            if length > bounds.most {
+                return Err(RepositoryError::TooLarge(format!("more than {} bytes", bounds.most)));
+            }
+            if length - looked >= LOOK {
+                root.check_free(bounds.free)?;
+                looked = length;
             }
             hash.update(&chunk);
-            file.write_all(&chunk).await?;
+            file.write_all(&chunk).await.map_err(|e| disk_error(&e))?;
         }
-        file.flush().await?;
-        file.sync_all().await?;
-        Ok(true)
-    }
-    .await;
+        file.flush().await.map_err(|e| disk_error(&e))?;
+        file.sync_all().await.map_err(|e| disk_error(&e))
+    };
+    let result = tokio::select! {
+        biased;
+        () = arrival.overtaken.cancelled() => Err(RepositoryError::Refused("it was sent again meanwhile".into())),
+        result = taking => result,
+    };
     match result {
-        Ok(true) => Ok(Received { staged, length, digest: hash.name() }),
-        Ok(false) => {
-            drain(stream);
-            Err(RepositoryError::Refused(format!("more than {limit} bytes")))
-        }
+        Ok(()) => Ok(Received { staged, length, digest: hash.name() }),
         Err(error) => {
             drain(stream);
-            Err(disk_error(&error))
+            Err(error)
         }
     }
+}
+
+fn gone(what: &str) -> RepositoryError {
+    RepositoryError::Unreachable(format!("the sender {what}"))
 }
 
 /// Reads on for a while what nobody wants: closing at once would reset the connection before the

@@ -7,13 +7,18 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, Read},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::durable::{Root, Staged, Steps, disk_error};
+use super::{
+    durable::{Root, Staged, Steps, disk_error},
+    receive::Received,
+    room::Limits,
+};
 use crate::{
     driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError},
     names::{Generation, Incarnation, JobUid, MemberIndex},
@@ -34,7 +39,8 @@ pub struct Store {
     locks: Mutex<HashMap<JobUid, Arc<Mutex<()>>>>,
 }
 
-type Outcome<T> = Result<T, RepositoryError>;
+/// What the store answers.
+pub(super) type Outcome<T> = Result<T, RepositoryError>;
 
 impl From<BadName> for RepositoryError {
     fn from(error: BadName) -> Self {
@@ -190,7 +196,7 @@ impl Store {
     ) -> Outcome<()> {
         let lock = self.lock(job);
         let _held = guard(&lock);
-        self.record(job)?.writable(incarnation).map_err(refused)?;
+        self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
         if let Some(manifest) = self.published(job, generation)? {
             return match manifest.file(member, file.kind, &file.digest) {
                 Some(_) => Ok(()),
@@ -198,9 +204,25 @@ impl Store {
             };
         }
         let directory = layout::generation(job, generation)?;
-        let name = PartName::of_file(incarnation, member, file).to_string();
+        let own = PartName::of_file(incarnation, member, file);
+        let present = self.root.list(&directory).map_err(|e| disk_error(&e))?;
+        let noted = PartName::Record { incarnation, member }.to_string();
+        if present.contains(&noted) {
+            return if present.contains(&own.to_string()) {
+                Ok(())
+            } else {
+                Err(RepositoryError::Refused("the member's part was noted without it".into()))
+            };
+        }
         self.root.directory(&directory).map_err(|e| disk_error(&e))?;
-        self.root.place(staged, &directory.join(name)).map_err(|e| disk_error(&e))
+        self.root.place(staged, &directory.join(own.to_string())).map_err(|e| disk_error(&e))?;
+        // one file of a kind: what was sent before cannot be meant any more
+        for name in present {
+            if PartName::parse(&name).is_some_and(|earlier| earlier != own && earlier.is_same_kind(&own)) {
+                self.root.discard(&directory.join(name)).map_err(|e| disk_error(&e))?;
+            }
+        }
+        Ok(())
     }
 
     fn file_path(
@@ -238,7 +260,7 @@ impl Store {
         kept.part.check().map_err(refused)?;
         let lock = self.lock(job);
         let _held = guard(&lock);
-        self.record(job)?.writable(kept.incarnation).map_err(refused)?;
+        self.record(job)?.with_part(generation, kept.incarnation).map_err(refused)?;
         for file in &kept.part.files {
             let path = self.root.at(&Self::file_path(job, generation, kept.incarnation, kept.part.index, file)?);
             match std::fs::metadata(&path) {
@@ -275,21 +297,31 @@ impl Store {
     }
 
     /// Reads back all a manifest names, then publishes it. Never replaces one.
+    ///
+    /// The reading may take minutes and happens outside the job's lock, which a fence must get at
+    /// once; under the lock it is checked that the files are still those that were read.
     pub fn publish(&self, manifest: &Manifest) -> Outcome<GenerationSummary> {
         manifest.check().map_err(refused)?;
         let job = &manifest.job;
         let lock = self.lock(job);
-        let _held = guard(&lock);
-        let old = self.record(job)?;
-        match old.publish(manifest, self.published(job, manifest.generation)?.as_ref()) {
-            Publish::Already => return Ok(manifest.into()),
-            Publish::Refuse(why) => return Err(RepositoryError::Refused(why)),
-            Publish::Write => {}
+        {
+            let _held = guard(&lock);
+            if self.check_publish(manifest)?.is_none() {
+                return Ok(manifest.into());
+            }
         }
-        for part in &manifest.members {
-            for file in &part.files {
-                let path = Self::file_path(job, manifest.generation, manifest.incarnation, part.index, file)?;
-                check_file(&self.root.at(&path), file)?;
+        let read = self.read_back(manifest);
+        let _held = guard(&lock);
+        let Some(old) = self.check_publish(manifest)? else { return Ok(manifest.into()) };
+        // a fence may have taken away what was being read: its refusal says more
+        for (identity, path) in &read? {
+            match std::fs::metadata(path) {
+                Ok(found) if FileIdentity::of(&found) == *identity => {}
+                Ok(_) => return Err(RepositoryError::Unreachable(format!("{} has just arrived", path.display()))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(RepositoryError::NotFound(path.display().to_string()));
+                }
+                Err(error) => return Err(disk_error(&error)),
             }
         }
         let new = old.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
@@ -300,12 +332,49 @@ impl Store {
         Ok(manifest.into())
     }
 
+    fn read_back(&self, manifest: &Manifest) -> Outcome<Vec<(FileIdentity, PathBuf)>> {
+        let mut read = Vec::new();
+        for part in &manifest.members {
+            for file in &part.files {
+                let path = Self::file_path(&manifest.job, manifest.generation, manifest.incarnation, part.index, file)?;
+                let path = self.root.at(&path);
+                read.push((check_file(&path, file)?, path));
+            }
+        }
+        Ok(read)
+    }
+
+    /// The job's record if the manifest may be written; nothing if it is there already.
+    fn check_publish(&self, manifest: &Manifest) -> Outcome<Option<JobRecord>> {
+        let record = self.record(&manifest.job)?;
+        match record.publish(manifest, self.published(&manifest.job, manifest.generation)?.as_ref()) {
+            Publish::Already => Ok(None),
+            Publish::Refuse(why) => Err(RepositoryError::Refused(why)),
+            Publish::Write => Ok(Some(record)),
+        }
+    }
+
     /// Removes a generation, published or not: in one step it has no manifest any more.
     pub fn retire(&self, job: &JobUid, generation: Generation) -> Outcome<()> {
         let directory = layout::generation(job, generation)?;
         let lock = self.lock(job);
         let _held = guard(&lock);
         self.root.discard(&directory).map_err(|e| disk_error(&e))
+    }
+
+    /// Removes the parts of a generation that will never be complete, and takes no more of them.
+    pub fn give_up(&self, job: &JobUid, generation: Generation) -> Outcome<()> {
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        let old = self.record(job)?;
+        if old.removed.is_some() {
+            return Ok(());
+        }
+        if self.published(job, generation)?.is_some() {
+            return Err(RepositoryError::Refused(format!("generation {generation} is complete")));
+        }
+        self.keep_record(job, &old, &old.without(generation))?;
+        self.root.discard(&layout::generation(job, generation)?).map_err(|e| disk_error(&e))
     }
 
     /// Removes all of a job; what still arrives for it is refused.
@@ -329,35 +398,57 @@ impl Store {
     }
 
     /// Gives a received output its name; replaces an earlier one of the same path.
-    pub fn keep_output(
+    pub(super) fn keep_output(
         &self,
         job: &JobUid,
         incarnation: Incarnation,
         member: MemberIndex,
         path: &str,
-        staged: &Staged,
+        received: &Received,
+        limits: &Limits,
     ) -> Outcome<()> {
         let name = layout::output_name(member, path)?;
         let directory = layout::outputs(job)?;
         let lock = self.lock(job);
         let _held = guard(&lock);
         self.check_writable(job, incarnation)?;
+        // others may have arrived since it was admitted
+        if received.length > self.room_for_output(job, member, path, limits)? {
+            return Err(RepositoryError::TooLarge("the job's results are too large together".into()));
+        }
         self.root.directory(&directory).map_err(|e| disk_error(&e))?;
-        self.root.place(staged, &directory.join(name)).map_err(|e| disk_error(&e))
+        self.root.place(&received.staged, &directory.join(name)).map_err(|e| disk_error(&e))
+    }
+}
+
+/// Which file it was, and that nothing was written to it since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(found: &std::fs::Metadata) -> Self {
+        let changed = (found.mtime(), found.mtime_nsec());
+        Self { device: found.dev(), inode: found.ino(), length: found.len(), changed }
     }
 }
 
 /// Reads a stored file back and compares it with what is said of it.
-pub fn check_file(path: &Path, file: &PartFile) -> Outcome<()> {
+pub fn check_file(path: &Path, file: &PartFile) -> Outcome<FileIdentity> {
     let opened = File::open(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => RepositoryError::NotFound(path.display().to_string()),
         _ => disk_error(&e),
     })?;
+    let identity = FileIdentity::of(&opened.metadata().map_err(|e| disk_error(&e))?);
     let (stored, digest) = hash(opened).map_err(|e| disk_error(&e))?;
     if stored != file.stored || digest != file.digest {
         return Err(RepositoryError::Damaged(format!("{} is not what was stored", path.display())));
     }
-    Ok(())
+    Ok(identity)
 }
 
 fn hash(mut file: File) -> io::Result<(u64, String)> {

@@ -251,6 +251,9 @@ impl Repository for Fused<dyn Repository> {
     async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
         self.fuse.write("retire", self.inner.retire(job, generation)).await
     }
+    async fn give_up(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
+        self.fuse.write("give_up", self.inner.give_up(job, generation)).await
+    }
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
         self.fuse.write("remove_job", self.inner.remove_job(job)).await
     }

@@ -15,6 +15,9 @@ pub struct JobRecord {
     pub fence: Incarnation,
     /// Highest generation number ever seen; numbers are never used twice (safety B2).
     pub highest: Generation,
+    /// Generations of the present incarnation that will never be complete.
+    #[serde(skip_serializing_if = "std::collections::BTreeSet::is_empty")]
+    pub given_up: std::collections::BTreeSet<Generation>,
     /// When the job was removed; nothing is accepted for it any more.
     pub removed: Option<jiff::Timestamp>,
 }
@@ -37,13 +40,29 @@ impl JobRecord {
         if incarnation < self.fence {
             return Err(format!("the fence is at incarnation {}, above {incarnation}", self.fence));
         }
-        Ok(Self { fence: incarnation, ..self.clone() })
+        let mut new = Self { fence: incarnation, ..self.clone() };
+        if incarnation > self.fence {
+            // the fence keeps them out from now on
+            new.given_up.clear();
+        }
+        Ok(new)
     }
 
     /// The record after a part of this generation arrived, if it may.
     pub fn with_part(&self, generation: Generation, incarnation: Incarnation) -> Result<Self, String> {
         self.writable(incarnation)?;
+        if self.given_up.contains(&generation) {
+            return Err(format!("generation {generation} was given up"));
+        }
         Ok(Self { highest: self.highest.max(generation), ..self.clone() })
+    }
+
+    /// The record after a generation was given up.
+    #[must_use]
+    pub fn without(&self, generation: Generation) -> Self {
+        let mut new = self.clone();
+        new.given_up.insert(generation);
+        new
     }
 
     /// Whether this incarnation may write anything.
@@ -61,8 +80,8 @@ impl JobRecord {
             // an answer that was lost is asked for again, also after the fence has moved on
             Some(old) if old == new => Publish::Already,
             Some(_) => Publish::Refuse(format!("generation {} is published with other content", new.generation)),
-            None => match self.writable(new.incarnation) {
-                Ok(()) => Publish::Write,
+            None => match self.with_part(new.generation, new.incarnation) {
+                Ok(_) => Publish::Write,
                 Err(why) => Publish::Refuse(why),
             },
         }
@@ -120,6 +139,16 @@ mod tests {
     fn b2_the_highest_number_never_falls() {
         let record = JobRecord::default().with_part(9, 1).unwrap().with_part(4, 1).unwrap();
         assert_eq!(record.highest, 9);
+    }
+
+    #[test]
+    fn b2_what_was_given_up_stays_so_until_the_fence_keeps_it_out() {
+        let record = JobRecord::default().fenced(1).unwrap().without(7);
+        assert!(record.with_part(7, 1).is_err() && record.with_part(8, 1).is_ok());
+        assert!(matches!(record.publish(&manifest(7), None), Publish::Refuse(_)));
+        assert_eq!(record.fenced(1).unwrap().given_up.len(), 1);
+        let later = record.fenced(2).unwrap();
+        assert!(later.given_up.is_empty() && later.with_part(7, 1).is_err());
     }
 
     #[test]

@@ -126,6 +126,17 @@ impl PartName {
         }
     }
 
+    /// Whether both are files of one kind of the same part.
+    pub fn is_same_kind(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::File { incarnation, member, kind, .. },
+                Self::File { incarnation: its_incarnation, member: its_member, kind: its_kind, .. },
+            ) => (incarnation, member, kind) == (its_incarnation, its_member, its_kind),
+            _ => false,
+        }
+    }
+
     /// Reads a name in a generation's directory.
     pub fn parse(name: &str) -> Option<Self> {
         let mut words = name.split('.');

@@ -17,6 +17,8 @@ pub const VERSION: u32 = 1;
 pub const MAX_BYTES: usize = 4 << 20;
 /// Most members a job has.
 pub const MAX_MEMBERS: usize = 4096;
+/// As much of a command's output is kept, in bytes.
+pub const MOST_OUTPUT: u64 = 4 << 30;
 /// Largest file of a part, in bytes.
 pub const MAX_FILE: u64 = 1 << 42;
 

@@ -26,6 +26,9 @@ pub struct Ticket {
     pub incarnation: Incarnation,
     /// Until when.
     pub expires: Timestamp,
+    /// Most bytes of the whole part, as stored; the repository's own limit alone if it is not said.
+    #[serde(default)]
+    pub most: Option<u64>,
 }
 
 /// Why a ticket is not accepted.
@@ -107,7 +110,14 @@ mod tests {
     }
 
     fn ticket() -> Ticket {
-        Ticket { job: "3f2b8a10".into(), generation: 7, member: 1, incarnation: 2, expires: now() + 60.seconds() }
+        Ticket {
+            job: "3f2b8a10".into(),
+            generation: 7,
+            member: 1,
+            incarnation: 2,
+            expires: now() + 60.seconds(),
+            most: None,
+        }
     }
 
     #[test]

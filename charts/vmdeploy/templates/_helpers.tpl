@@ -38,6 +38,7 @@ agents:
   {{- end }}
   accelerator: {{ .Values.agents.accelerator }}
   guestNetwork: {{ .Values.agents.guestNetwork }}
+  imageCache: {{ .Values.agents.imageCache }}
 {{- end }}
 
 {{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}
@@ -97,4 +98,7 @@ readinessProbe:
   value: {{ .Values.operator.logFormat }}
 - name: RUST_LOG
   value: {{ .Values.operator.log | quote }}
+# each arena of the allocator keeps what its threads once needed
+- name: MALLOC_ARENA_MAX
+  value: "2"
 {{- end }}

@@ -67,6 +67,7 @@ impl Supervisor {
         vm.discard(&self.paths).await;
         let uploading = self.uploading();
         vm.forget_old(&self.paths, uploading).await;
+        self.view.change(|facts| facts.captured.retain(|part| vm.captured.contains_key(&part.generation)));
         let idle = tokio::time::timeout(IDLE_LIMIT, self.guest.clone().lock_owned()).await;
         let ready = match idle {
             Ok(gate) => {
@@ -255,7 +256,9 @@ impl Supervisor {
         let elapsed = self.view.elapsed();
         let whole = self.view.change(|facts| {
             facts.barrier.captured(elapsed, record.clone(), bytes);
-            facts.barrier.part().is_some_and(|part| part.state == PartState::Captured)
+            let whole = facts.barrier.part().filter(|part| part.state == PartState::Captured).cloned();
+            facts.captured.extend(whole.clone());
+            whole.is_some()
         });
         if whole {
             vm.captured.insert(cut.generation, record);

@@ -19,9 +19,8 @@ use tokio::{
 };
 
 use super::view::View;
+use crate::store::manifest::MOST_OUTPUT;
 
-/// As much output is kept; the guest waits when there is more.
-const MOST: u64 = 4 << 30;
 /// As much of a line is shown.
 const LINE: usize = 240;
 
@@ -83,7 +82,8 @@ async fn read(
     // a drain that found something goes on until it finds nothing
     let mut waiting: Option<oneshot::Sender<()>> = None;
     loop {
-        let full = length.load(Ordering::Acquire) >= MOST;
+        // the guest waits when there is more
+        let full = length.load(Ordering::Acquire) >= MOST_OUTPUT;
         let drained = waiting.as_ref().map(|_| pending(&stream, &mut piece, full));
         let count = match drained {
             Some(Some(0)) => return,

@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use crate::{
     clock::Clock,
     driver::agent::{
-        AgentConfig, AgentState, GuestState, LeaseState, LeaveCode, PROTOCOL, UploadState, VmState, barrier::Barrier,
+        AgentConfig, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, UploadState, VmState,
+        barrier::Barrier,
     },
     store::manifest::MachineRecord,
 };
@@ -23,6 +24,8 @@ pub(super) struct Facts {
     pub(super) guest: GuestState,
     pub(super) noticed: Option<Instant>,
     pub(super) barrier: Barrier,
+    /// Parts that are whole and still on the disk.
+    pub(super) captured: Vec<CapturePart>,
     pub(super) upload: Option<UploadState>,
     pub(super) machine: Option<MachineRecord>,
     pub(super) leaving: Option<LeaveCode>,
@@ -34,6 +37,11 @@ impl Facts {
     /// Seconds the guest has run in this incarnation.
     pub(super) fn ran(&self) -> f64 {
         (self.ran + self.running_since.map(|since| since.elapsed()).unwrap_or_default()).as_secs_f64()
+    }
+
+    fn earlier(&self) -> Vec<CapturePart> {
+        let newest = self.barrier.part().map(|part| part.generation);
+        self.captured.iter().filter(|part| Some(part.generation) != newest).cloned().collect()
     }
 
     /// Changes the VM's state; time counts as run only while it runs. One that is gone stays gone.
@@ -67,6 +75,7 @@ impl View {
                 guest: GuestState::default(),
                 noticed: None,
                 barrier: Barrier::new(config.incarnation, config.max_pause),
+                captured: Vec::new(),
                 upload: None,
                 machine: None,
                 leaving: None,
@@ -140,6 +149,7 @@ impl View {
             guest: facts.guest.clone(),
             notice: facts.noticed.map(|at| at.elapsed()),
             capture: facts.barrier.part().cloned(),
+            earlier: facts.earlier(),
             upload: facts.upload.clone(),
             ran: facts.ran(),
             machine: facts.machine.clone(),

@@ -1,4 +1,5 @@
-//! Does what was decided: the status once, then the effects, then the events. Decides nothing.
+//! Does what was decided: what must be true before it is said, the status once, then the other effects
+//! and the events. Decides nothing.
 
 use kube::{Resource, runtime::controller::Action};
 
@@ -45,6 +46,11 @@ impl DriverError for Error {
 pub async fn act(plan: &Plan, snapshot: &Snapshot, context: &Context) -> Result<Action, Error> {
     let meta = &snapshot.metadata;
     let present = snapshot.status.clone().unwrap_or_default();
+    for effect in &plan.effects {
+        if let Effect::GiveUp { job, generation } = effect {
+            context.repository.give_up(job, *generation).await?;
+        }
+    }
     if owned_part(&plan.status) != owned_part(&present) {
         tracing::info!(snapshot = meta.name, phase = ?plan.status.phase, why = plan.why, "status changes");
         context.cluster.apply_snapshot_status(meta, &plan.status).await?;
@@ -55,6 +61,8 @@ pub async fn act(plan: &Plan, snapshot: &Snapshot, context: &Context) -> Result<
             Effect::AddFinalizer => context.cluster.add_finalizer(Kind::Snapshot, meta).await?,
             Effect::RemoveFinalizer => context.cluster.remove_finalizer(Kind::Snapshot, meta).await?,
             Effect::Retire { job, generation } => context.repository.retire(job, *generation).await?,
+            // done before the status said so
+            Effect::GiveUp { .. } => {}
             Effect::RemoveContent { job } => context.repository.remove_job(job).await?,
         }
     }

@@ -43,6 +43,10 @@ pub struct JobSeen {
     pub phase: JobPhase,
     /// Its present incarnation.
     pub incarnation: Incarnation,
+    /// The generation being captured or stored.
+    pub capturing: Option<Generation>,
+    /// The number of its next capture.
+    pub next_generation: Generation,
     /// The generation it is being restored from.
     pub restoring: Option<Generation>,
     /// The generation it would go back to: older than the newest complete one if that did not restore.
@@ -78,6 +82,14 @@ pub enum Effect {
         /// The generation.
         generation: Generation,
     },
+    /// Removes the parts of a generation that will never be complete, and takes no more of them.
+    /// Comes before the status says so: a generation that is complete after all is refused.
+    GiveUp {
+        /// The job.
+        job: JobUid,
+        /// The generation.
+        generation: Generation,
+    },
     /// Removes all that is left of a job that is gone.
     RemoveContent {
         /// The job.
@@ -102,7 +114,11 @@ pub fn depends_on_content(snapshot: &Snapshot, job: &Fact<JobSeen>) -> bool {
     }
     let transfer = status.transfer.as_ref().map_or(TransferState::Pending, |transfer| transfer.state);
     let settled = matches!(transfer, TransferState::Published | TransferState::Failed);
-    status.phase == SnapshotPhase::Captured && (settled || superseded(status, job))
+    match status.phase {
+        SnapshotPhase::Captured => settled || superseded(status, job),
+        SnapshotPhase::Capturing => !is_taken(status, job),
+        SnapshotPhase::Pending | SnapshotPhase::Stored | SnapshotPhase::Failed => false,
+    }
 }
 
 fn held(snapshot: &Snapshot) -> bool {
@@ -151,12 +167,35 @@ fn living(snapshot: &Snapshot, seen: &Seen) -> Plan {
             let message = "the job was lost, or went back to an older generation, before all members were captured";
             plan(snapshot, &Outcome::Void(Reason::SnapshotVoid, message.into()), "the capture was overtaken")
         }
+        SnapshotPhase::Capturing if !is_taken(&present, &seen.job) => left(snapshot, &present, seen),
         SnapshotPhase::Capturing => plan(snapshot, &Outcome::Capturing, "the job controller captures"),
         SnapshotPhase::Captured => captured(snapshot, &present, seen),
         SnapshotPhase::Stored => plan(snapshot, &Outcome::Stored { bytes: None }, "stored"),
         SnapshotPhase::Failed => {
             Plan { status: present, effects: Vec::new(), notes: Vec::new(), wake: None, why: "void" }
         }
+    }
+}
+
+/// Whether its job still takes it, as far as is known.
+fn is_taken(status: &SnapshotStatus, job: &Fact<JobSeen>) -> bool {
+    job.known().is_none_or(|job| job.capturing == status.generation || Some(job.next_generation) <= status.generation)
+}
+
+/// Begun, and its job has gone on without saying what became of it.
+fn left(snapshot: &Snapshot, present: &SnapshotStatus, seen: &Seen) -> Plan {
+    match &seen.content {
+        Fact::Known(content) => match content.generations.iter().find(|g| Some(g.generation) == present.generation) {
+            Some(summary) => {
+                let outcome = Outcome::Stored { bytes: Some(summary.stored) };
+                plan(snapshot, &outcome, "the repository has its manifest")
+            }
+            None => {
+                let message = "its capture was given up";
+                plan(snapshot, &Outcome::Void(Reason::SnapshotVoid, message.into()), "nobody takes it any more")
+            }
+        },
+        Fact::Unknown { .. } | Fact::Absent => plan(snapshot, &Outcome::Capturing, "the repository is not known"),
     }
 }
 
@@ -214,7 +253,11 @@ fn captured(snapshot: &Snapshot, present: &SnapshotStatus, seen: &Seen) -> Plan 
     match transfer.state {
         TransferState::Failed => {
             let message = transfer.message.unwrap_or_else(|| "the transfer failed".into());
-            plan(snapshot, &Outcome::Void(Reason::TransferFailed, message), "the transfer failed")
+            let mut plan = plan(snapshot, &Outcome::Void(Reason::TransferFailed, message), "the transfer failed");
+            if let (Some(job), Some(generation)) = (job_uid(snapshot), present.generation) {
+                plan.effects.push(Effect::GiveUp { job, generation });
+            }
+            plan
         }
         // published by its own word only: either the repository is behind, or somebody removed it there
         TransferState::Published => soon(plan(

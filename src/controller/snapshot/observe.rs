@@ -50,6 +50,8 @@ fn job_seen(job: &BestEffortJob) -> JobSeen {
         live: job.metadata.deletion_timestamp.is_none() && !ended,
         phase: status.phase,
         incarnation: status.incarnation,
+        capturing: status.snapshots.capture.as_ref().map(|capture| capture.generation),
+        next_generation: status.snapshots.next_generation,
         falls_back_to: status.snapshots.last_stored,
         restoring: origin.filter(|_| matches!(status.phase, JobPhase::Deploying | JobPhase::Restoring)),
     }

@@ -29,7 +29,10 @@ const ORDER: Duration = Duration::from_secs(3);
 pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Context>) {
     for effect in &plan.effects {
         match effect {
-            Effect::Upload { snapshot: _, agent, generation } => upload(context, agent, *generation).await,
+            Effect::Upload { snapshot, agent, generation } => {
+                let case = cases.iter().map(|(_, case)| case).find(|case| case.uid == *snapshot);
+                upload(context, agent, *generation, case.and_then(|case| case.most)).await;
+            }
             Effect::Keep { job, generation, part } => keep(context, cases, job, *generation, part).await,
             Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
         }
@@ -47,12 +50,12 @@ pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Con
     }
 }
 
-async fn upload(context: &Context, address: &AgentAddress, generation: Generation) {
+async fn upload(context: &Context, address: &AgentAddress, generation: Generation, most: Option<u64>) {
     let AgentAddress { job, member, incarnation, endpoint } = address;
     let Some(agent) = context.memory().agents.get(address).map(|known| known.agent.clone()) else { return };
     let now = context.clock.now();
     let expires = now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX);
-    let ticket = Ticket { job: job.clone(), generation, member: *member, incarnation: *incarnation, expires };
+    let ticket = Ticket { job: job.clone(), generation, member: *member, incarnation: *incarnation, expires, most };
     let ticket = context.key.sign(&ticket);
     let order = UploadOrder { generation, incarnation: *incarnation, ticket };
     tracing::info!(%job, generation, member, %endpoint, "orders an upload");
@@ -124,7 +127,10 @@ fn note_failure(context: &Context, snapshot: &str, job: &JobUid, generation: Gen
     match error {
         // tried again at the next pass
         RepositoryError::Unreachable(_) | RepositoryError::Full(_) => {}
-        RepositoryError::Refused(_) | RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => {
+        RepositoryError::Refused(_)
+        | RepositoryError::NotFound(_)
+        | RepositoryError::Damaged(_)
+        | RepositoryError::TooLarge(_) => {
             context.memory().refused.insert(snapshot.into(), error.to_string());
         }
     }

@@ -65,6 +65,8 @@ pub struct Case {
     pub written: Option<(Timestamp, Transfer)>,
     /// The image of the job; absent if the job is gone.
     pub image: Fact<ResolvedImage>,
+    /// Most bytes of a member's part, from what the job declares; none if the job is not known.
+    pub most: Option<u64>,
     /// Parts the repository has.
     pub kept: Fact<Vec<KeptPart>>,
     /// Whether the repository has the manifest; asked once all parts are kept.

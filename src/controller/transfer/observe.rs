@@ -13,6 +13,8 @@ use super::{
 use crate::{
     api::{
         Snapshot,
+        job::VmSpec,
+        job_status::ResolvedImage,
         snapshot::{SnapshotPhase, SnapshotStatus, TransferState},
     },
     driver::{
@@ -21,20 +23,23 @@ use crate::{
         repository::RepositoryError,
     },
     names::{Generation, JobUid},
+    store::manifest::MOST_OUTPUT,
 };
 
 /// Longest time to wait for an agent's word.
 const ANSWER: Duration = Duration::from_secs(2);
 /// An agent that sends nothing for us is asked this often.
 const IDLE: SignedDuration = SignedDuration::from_millis(900);
+/// Devices, tables of the disk's format, blocks that do not compress.
+const FORMATS: u64 = 256 << 20;
 
 /// The snapshots whose bytes must still move, with all that is known of them.
 pub async fn observe(context: &Context) -> Vec<(Arc<Snapshot>, Case)> {
     let open: Vec<Arc<Snapshot>> = context.board.snapshots().into_iter().filter(|s| is_open(s)).collect();
-    let agents: Vec<(AgentAddress, Generation)> = open.iter().flat_map(|s| addresses(s)).flatten().collect();
+    let agents: HashSet<AgentAddress> = open.iter().flat_map(|s| addresses(s)).flatten().collect();
     let uids: HashSet<String> = open.iter().map(|s| uid(s)).collect();
-    context.memory().retain(&uids, &agents.iter().map(|(address, _)| address.clone()).collect());
-    futures::future::join_all(agents.iter().map(|(address, generation)| ask(context, address, *generation))).await;
+    context.memory().retain(&uids, &agents);
+    futures::future::join_all(agents.iter().map(|address| ask(context, address))).await;
     let mut cases = Vec::new();
     for snapshot in open {
         let Some(status) = &snapshot.status else { continue };
@@ -60,24 +65,21 @@ fn is_open(snapshot: &Snapshot) -> bool {
 }
 
 /// The agents of a snapshot, in the order of its members; none where the address is unusable.
-fn addresses(snapshot: &Snapshot) -> Vec<Option<(AgentAddress, Generation)>> {
+fn addresses(snapshot: &Snapshot) -> Vec<Option<AgentAddress>> {
     let Some(status) = &snapshot.status else { return Vec::new() };
     let address = |member: &crate::api::snapshot::SnapshotMember| {
-        Some((
-            AgentAddress {
-                endpoint: member.endpoint.parse().ok()?,
-                job: JobUid(status.job_uid.clone()),
-                member: member.index,
-                incarnation: status.incarnation,
-            },
-            status.generation?,
-        ))
+        Some(AgentAddress {
+            endpoint: member.endpoint.parse().ok()?,
+            job: JobUid(status.job_uid.clone()),
+            member: member.index,
+            incarnation: status.incarnation,
+        })
     };
     status.members.iter().map(address).collect()
 }
 
 /// Asks an agent, if it is time to.
-async fn ask(context: &Context, address: &AgentAddress, generation: Generation) {
+async fn ask(context: &Context, address: &AgentAddress) {
     let now = context.clock.now();
     let known = context.memory().agents.get(address).cloned();
     let agent = match known {
@@ -86,7 +88,7 @@ async fn ask(context: &Context, address: &AgentAddress, generation: Generation) 
         None => context.agents.agent(address),
     };
     let answer = tokio::time::timeout(ANSWER, agent.state()).await;
-    note(context, address, generation, agent, answer.ok().and_then(Result::ok));
+    note(context, address, agent, answer.ok().and_then(Result::ok));
 }
 
 fn is_due(known: &Known, now: Timestamp) -> bool {
@@ -98,17 +100,16 @@ fn is_due(known: &Known, now: Timestamp) -> bool {
 fn note(
     context: &Context,
     address: &AgentAddress,
-    generation: Generation,
     agent: Arc<dyn NodeAgent>,
     answer: Option<crate::driver::agent::AgentState>,
 ) {
     let now = context.clock.now();
     let mut memory = context.memory();
-    let part = answer.as_ref().and_then(|state| state.capture.as_ref());
-    if let Some(part) = part.filter(|part| part.generation == generation && part.state == PartState::Captured)
-        && let Some(record) = &part.record
-    {
-        memory.records.insert((address.clone(), generation), (part.nonce.clone(), record.clone()));
+    // of earlier captures, too: a newer one may have begun before this process did
+    for part in answer.iter().flat_map(|state| state.capture.iter().chain(&state.earlier)) {
+        if let (PartState::Captured, Some(record)) = (&part.state, &part.record) {
+            memory.records.insert((address.clone(), part.generation), (part.nonce.clone(), record.clone()));
+        }
     }
     let known = memory.agents.entry(address.clone()).or_insert(Known { agent, asked: now, state: None, silent: None });
     known.asked = now;
@@ -141,18 +142,19 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         Fact::Absent
     };
     let found = context.board.job_of(&namespace, &snapshot.spec.job);
-    let image = match found.filter(|found| found.metadata.uid.as_deref() == Some(&job.0)) {
+    let found = found.filter(|found| found.metadata.uid.as_deref() == Some(&job.0));
+    let image = match &found {
         None => Fact::Absent,
         Some(found) => match found.status.as_ref().and_then(|status| status.image.clone()) {
             Some(image) => Fact::Known(image),
             None => Fact::Unknown { since: context.clock.now() },
         },
     };
+    let most = found.as_deref().zip(image.known()).map(|(job, image)| most(&job.spec.vm, image));
     let created = snapshot.metadata.creation_timestamp.as_ref();
     let taken_at = status.taken_at.as_ref().or(created).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let memory = context.memory();
     let agents = status.members.iter().zip(addresses(snapshot)).map(|(member, address)| {
-        let address = address.map(|(address, _)| address);
         let known = address.as_ref().and_then(|address| memory.agents.get(address));
         let place = address.clone().map(|address| (address, generation));
         AgentSeen {
@@ -176,6 +178,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         shown: status.transfer.clone().unwrap_or_default(),
         written: memory.written.get(&uid).cloned(),
         image,
+        most,
         kept,
         published,
         publishing,
@@ -183,6 +186,13 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         agents: agents.collect(),
         uid,
     })
+}
+
+/// Most bytes of a member's part: memory, disk and output, and something for their formats.
+fn most(vm: &VmSpec, image: &ResolvedImage) -> u64 {
+    let disk = vm.disk.map_or(image.virtual_size, |disk| disk.0).max(image.virtual_size);
+    let content = vm.memory.0.saturating_add(disk).saturating_add(MOST_OUTPUT);
+    content.saturating_add(content / 64).saturating_add(FORMATS)
 }
 
 async fn kept(

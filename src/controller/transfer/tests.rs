@@ -193,6 +193,21 @@ async fn a_kget_that_is_killed_after_any_pass_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kget_that_begins_after_a_newer_capture_still_fetches_the_older_one() {
+    let mut world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    world.passes(2, false).await;
+    world.capture(2, SnapshotReason::Periodic).await;
+    world.restart();
+    world.passes(20, true).await;
+    for generation in [1, 2] {
+        let transfer = world.transfer(generation);
+        assert_eq!(transfer.state, TransferState::Published, "{transfer:?}");
+    }
+    assert_eq!(world.repository.complete(&world.job), [1, 2].into());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_is_lost_fails_the_transfer_and_no_other() {
     let world = World::new().await;
     world.capture(1, SnapshotReason::Periodic).await;

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, GuestState, LeaseState,
-    LeaveCode, NodeAgent, PROTOCOL, UploadOrder, UploadState, VmState,
+    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, GuestState,
+    LeaseState, LeaveCode, NodeAgent, PROTOCOL, PartState, UploadOrder, UploadState, VmState,
     barrier::{Barrier, Todo},
 };
 use crate::{
@@ -75,6 +75,8 @@ pub fn member_part(index: MemberIndex) -> MemberPart {
 struct Inner {
     barrier: Barrier,
     state: AgentState,
+    /// Parts that are whole, the newest with them.
+    captured: Vec<CapturePart>,
     faults: VecDeque<(Call, Fault)>,
     reachable: bool,
     /// Whether a cut is captured, and an upload done, at once.
@@ -111,6 +113,7 @@ impl FakeAgent {
             guest: GuestState::default(),
             notice: None,
             capture: None,
+            earlier: Vec::new(),
             upload: None,
             ran: 0.0,
             machine: Some(machine_record()),
@@ -121,6 +124,7 @@ impl FakeAgent {
             inner: Mutex::new(Inner {
                 barrier: Barrier::new(incarnation, max_pause),
                 state,
+                captured: Vec::new(),
                 faults: VecDeque::new(),
                 reachable: true,
                 prompt: true,
@@ -142,11 +146,18 @@ impl FakeAgent {
 
     fn publish(&self, inner: &mut Inner) {
         inner.state.capture = inner.barrier.part().cloned();
-        let mut shown = inner.state.clone();
-        shown.ran += self.running(inner);
+        let shown = self.shown(inner);
         if inner.reachable {
             self.changed.send_replace(shown);
         }
+    }
+
+    fn shown(&self, inner: &Inner) -> AgentState {
+        let capture = inner.barrier.part().cloned();
+        let newest = capture.as_ref().map(|part| part.generation);
+        let earlier = inner.captured.iter().filter(|part| Some(part.generation) != newest).cloned().collect();
+        let ran = inner.state.ran + self.running(inner);
+        AgentState { capture, earlier, ran, ..inner.state.clone() }
     }
 
     fn running(&self, inner: &Inner) -> f64 {
@@ -171,9 +182,7 @@ impl FakeAgent {
 
     /// What the agent would say of itself if it were asked, reachable or not.
     pub fn peek(&self) -> AgentState {
-        let inner = self.lock();
-        let ran = inner.state.ran + self.running(&inner);
-        AgentState { capture: inner.barrier.part().cloned(), ran, ..inner.state.clone() }
+        self.shown(&self.lock())
     }
 
     /// Changes what the agent says of itself (lease, guest, notice, ...).
@@ -229,6 +238,8 @@ impl FakeAgent {
         record.ran = inner.before + inner.state.ran + self.running(&inner);
         record.started = inner.state.guest.started;
         inner.barrier.captured(self.now(), record, 1 << 20);
+        let whole = inner.barrier.part().filter(|part| part.state == PartState::Captured).cloned();
+        inner.captured.extend(whole);
         self.publish(&mut inner);
     }
 
@@ -279,12 +290,7 @@ impl FakeAgent {
 #[async_trait]
 impl NodeAgent for FakeAgent {
     async fn state(&self) -> Result<AgentState, AgentError> {
-        self.call(Call::State, |inner| {
-            let mut shown = inner.state.clone();
-            shown.capture = inner.barrier.part().cloned();
-            shown.ran += self.running(inner);
-            Ok(shown)
-        })
+        self.call(Call::State, |inner| Ok(self.shown(inner)))
     }
 
     async fn watch(&self) -> Result<BoxStream<'static, AgentState>, AgentError> {
@@ -362,11 +368,14 @@ impl NodeAgent for FakeAgent {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         let prompt = self.call(Call::Upload, |inner| {
-            let part = inner.barrier.part().filter(|part| part.generation == order.generation && part.record.is_some());
+            let part = inner.captured.iter().find(|part| part.generation == order.generation);
             let Some(part) = part else {
                 return Err(AgentError::Refused("this generation was not captured here".into()));
             };
             let total = part.bytes;
+            if let Some(other) = inner.state.upload.as_ref().filter(|u| !u.done && u.generation != order.generation) {
+                return Err(AgentError::Refused(format!("generation {} is being sent", other.generation)));
+            }
             if inner.state.upload.as_ref().is_none_or(|upload| upload.generation != order.generation) {
                 inner.state.upload =
                     Some(UploadState { generation: order.generation, total, ..UploadState::default() });

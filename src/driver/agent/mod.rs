@@ -102,6 +102,14 @@ pub struct AgentConfig {
     pub accelerator: Accelerator,
     /// What the guest may reach by its first network card.
     pub guest_network: GuestNetwork,
+    /// Most bytes of images that the node keeps beyond those in use.
+    #[serde(default = "image_cache")]
+    pub image_cache: u64,
+}
+
+/// What agents of an older operator keep.
+fn image_cache() -> u64 {
+    50 << 30
 }
 
 /// Where and how the lease is taken.
@@ -165,6 +173,9 @@ pub struct AgentState {
     pub notice: Option<Duration>,
     /// Its part of the newest capture.
     pub capture: Option<CapturePart>,
+    /// Its parts of earlier captures that are still on its disk.
+    #[serde(default)]
+    pub earlier: Vec<CapturePart>,
     /// The newest upload.
     pub upload: Option<UploadState>,
     /// Seconds in which the guest has run in this incarnation, less pauses.

@@ -12,8 +12,10 @@ use crate::{
     clock::Clock,
     names::{Generation, Identity, Incarnation, JobUid, MemberIndex},
     repository::{
+        arrivals::Arrivals,
         durable::AllSteps,
-        http::{Limits, Service, router},
+        http::{Service, router},
+        room::Limits,
         store::Store,
     },
     store::{
@@ -64,6 +66,11 @@ impl Bench {
     }
 
     pub(crate) async fn real() -> Self {
+        Self::with_free(0).await
+    }
+
+    /// The real one, that keeps so many bytes of its disk free.
+    pub(crate) async fn with_free(free: u64) -> Self {
         tls::install_provider();
         let now = jiff::Timestamp::now();
         let authority = Authority::create(now).unwrap();
@@ -71,8 +78,9 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let key = TicketKey::new(b"a secret for the tests only").unwrap();
         let store = Store::open(&directory.path().join("root"), Box::new(AllSteps), now).unwrap();
-        let limits = Limits { part: 1 << 22, image: 1 << 22, output: 1 << 16 };
-        let service = Service { store: Arc::new(store), key: key.clone(), limits, clock: Clock::system() };
+        let limits = Limits { part: 6 << 20, image: 1 << 22, output: 1 << 16, outputs: 1 << 17, output_files: 4, free };
+        let (arrivals, clock) = (Arrivals::default(), Clock::system());
+        let service = Service { store: Arc::new(store), key: key.clone(), limits, arrivals, clock };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
@@ -112,7 +120,7 @@ impl Bench {
     pub(crate) fn ticket(&self, generation: Generation, member: MemberIndex, incarnation: Incarnation) -> String {
         let expires = jiff::Timestamp::now() + Duration::from_secs(60);
         match &self.key {
-            Some(key) => key.sign(&Ticket { job: job(), generation, member, incarnation, expires }),
+            Some(key) => key.sign(&Ticket { job: job(), generation, member, incarnation, expires, most: None }),
             None => incarnation.to_string(),
         }
     }
@@ -183,6 +191,7 @@ macro_rules! contract {
 contract! {
     b1_an_older_incarnation_is_refused
     b1_a_fence_makes_unfinished_generations_void
+    b2_what_was_given_up_never_becomes_complete
     b2_numbers_are_remembered_and_nothing_is_replaced
     b15_safe_is_what_the_repository_lists
     d1_a_ticket_is_needed
@@ -259,6 +268,25 @@ async fn b2_numbers_are_remembered_and_nothing_is_replaced(bench: &Bench) {
     bench.operator.retire(&job(), 5).await.unwrap();
     let left = bench.operator.content(&job()).await.unwrap();
     assert_eq!((left.highest, left.generations.len()), (5, 0));
+}
+
+async fn b2_what_was_given_up_never_becomes_complete(bench: &Bench) {
+    let complete = bench.sent(5, 1).await.unwrap();
+    bench.kget.publish(&complete).await.unwrap();
+    let failed = bench.sent(6, 1).await.unwrap();
+    let kept = KeptPart { incarnation: 1, nonce: "n1".into(), part: failed.members[0].clone() };
+    bench.ledger.keep_part(&job(), 6, &kept).await.unwrap();
+    bench.operator.give_up(&job(), 6).await.unwrap();
+    bench.operator.give_up(&job(), 6).await.unwrap();
+    assert_eq!(bench.ledger.kept_parts(&job(), 6).await.unwrap(), []);
+    assert!(matches!(bench.send(6, 0, 1).await, Err(RepositoryError::Refused(_))));
+    assert!(matches!(bench.ledger.keep_part(&job(), 6, &kept).await, Err(RepositoryError::Refused(_))));
+    assert!(matches!(bench.kget.publish(&failed).await, Err(RepositoryError::Refused(_))));
+    // only this one, and never a complete one
+    assert!(matches!(bench.operator.give_up(&job(), 5).await, Err(RepositoryError::Refused(_))));
+    let next = bench.sent(7, 1).await.unwrap();
+    bench.kget.publish(&next).await.unwrap();
+    assert_eq!(bench.complete().await, [5, 7]);
 }
 
 async fn b15_safe_is_what_the_repository_lists(bench: &Bench) {

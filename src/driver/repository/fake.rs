@@ -232,6 +232,21 @@ impl Repository for FakeRepository {
         Ok(())
     }
 
+    async fn give_up(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
+        let mut inner = self.working()?;
+        let job = inner.job(job)?;
+        if job.record.removed.is_some() {
+            return Ok(());
+        }
+        if job.manifests.contains_key(&generation) {
+            return Err(refused(format!("generation {generation} is complete")));
+        }
+        job.record = job.record.without(generation);
+        job.kept.retain(|(number, _), _| *number != generation);
+        job.files.retain(|(number, _), _| *number != generation);
+        Ok(())
+    }
+
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
         let mut inner = self.working()?;
         let job = inner.job(job)?;

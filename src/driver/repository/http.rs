@@ -108,6 +108,11 @@ impl Repository for HttpRepository {
         answered(sent).await.map(drop)
     }
 
+    async fn give_up(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
+        let sent = self.request(Method::DELETE, &parts_path(job, generation)).timeout(LONG).send().await;
+        answered(sent).await.map(drop)
+    }
+
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
         answered(self.request(Method::DELETE, &job_path(job)).timeout(LONG).send().await).await.map(drop)
     }

@@ -112,20 +112,24 @@ pub enum RepositoryError {
     /// No room.
     #[error("the repository is full: {0}")]
     Full(String),
+    /// More than this job or member may store.
+    #[error("too large for the repository: {0}")]
+    TooLarge(String),
 }
 
 impl DriverError for RepositoryError {
     fn reason(&self) -> Reason {
         match self {
             Self::Unreachable(_) => Reason::RepositoryUnreachable,
-            Self::Refused(_) | Self::NotFound(_) | Self::Damaged(_) | Self::Full(_) => Reason::TransferFailed,
+            Self::Full(_) => Reason::RepositoryFull,
+            Self::Refused(_) | Self::NotFound(_) | Self::Damaged(_) | Self::TooLarge(_) => Reason::TransferFailed,
         }
     }
     fn retry(&self) -> Retry {
         match self {
             Self::Unreachable(_) => Retry::After(Duration::from_secs(2)),
             Self::Full(_) => Retry::After(Duration::from_secs(30)),
-            Self::Refused(_) => Retry::Denied,
+            Self::Refused(_) | Self::TooLarge(_) => Retry::Denied,
             Self::NotFound(_) => Retry::Gone,
             Self::Damaged(_) => Retry::Bug,
         }
@@ -154,6 +158,10 @@ pub trait Repository: Send + Sync {
 
     /// Removes a generation. The caller decides that it may go.
     async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError>;
+
+    /// Removes the parts of a generation that will never be complete and takes no more of them; refused
+    /// for one that is complete. Repeating it is no error.
+    async fn give_up(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError>;
 
     /// Removes all unfinished and complete generations and outputs of a job.
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError>;

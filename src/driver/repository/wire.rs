@@ -70,6 +70,8 @@ pub enum ErrorKind {
     Damaged,
     /// No room.
     Full,
+    /// More than this job or member may store.
+    TooLarge,
 }
 
 impl From<RepositoryError> for ErrorReply {
@@ -80,6 +82,7 @@ impl From<RepositoryError> for ErrorReply {
             RepositoryError::NotFound(message) => (ErrorKind::NotFound, message),
             RepositoryError::Damaged(message) => (ErrorKind::Damaged, message),
             RepositoryError::Full(message) => (ErrorKind::Full, message),
+            RepositoryError::TooLarge(message) => (ErrorKind::TooLarge, message),
         };
         Self { kind, message }
     }
@@ -93,6 +96,7 @@ impl From<ErrorReply> for RepositoryError {
             ErrorKind::NotFound => Self::NotFound(message),
             ErrorKind::Damaged => Self::Damaged(message),
             ErrorKind::Full => Self::Full(message),
+            ErrorKind::TooLarge => Self::TooLarge(message),
         }
     }
 }
@@ -179,6 +183,7 @@ mod tests {
             RepositoryError::NotFound("c".into()),
             RepositoryError::Damaged("d".into()),
             RepositoryError::Full("e".into()),
+            RepositoryError::TooLarge("f".into()),
         ] {
             assert_eq!(RepositoryError::from(ErrorReply::from(error.clone())), error);
         }

@@ -5,13 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
+use sha2::Digest as _;
+
 use super::{
-    ByteStore, PartLedger, Repository, RepositoryError,
+    ByteStore, KeptPart, PartLedger, Repository, RepositoryError,
     contract::{Bench, job},
 };
 use crate::{
     names::Identity,
-    store::manifest::{FileKind, Manifest, tests::manifest},
+    store::{
+        manifest::{FileKind, Manifest, PartFile, tests::manifest},
+        ticket::Ticket,
+    },
 };
 
 fn is_refused<T: std::fmt::Debug>(result: &Result<T, RepositoryError>) -> bool {
@@ -68,6 +73,7 @@ async fn d1_everybody_does_only_what_is_theirs() {
         assert!(is_refused(&nobody.retire(&job(), 1).await));
         assert!(is_refused(&nobody.kept_parts(&job(), 1).await));
     }
+    assert!(is_refused(&agent.give_up(&job(), 2).await) && is_refused(&kget.give_up(&job(), 2).await));
     assert!(is_refused(&kget.retire(&job(), 1).await) && is_refused(&kget.remove_job(&job()).await));
     assert!(is_refused(&bench.operator.publish(&made).await));
     let image = bench.file("image", b"x");
@@ -91,10 +97,81 @@ async fn a_file_beyond_the_limit_is_refused_with_a_reason_the_sender_sees() {
     let path = bench.file("part", &noise(12 << 20));
     let ticket = bench.ticket(1, 0, 1);
     let sent = bench.agent(0, 1).put_part(&ticket, &job(), 1, 0, FileKind::Memory, &path, &|_| {}).await;
-    assert!(is_refused(&sent), "{sent:?}");
+    assert!(matches!(sent, Err(RepositoryError::TooLarge(_))), "{sent:?}");
     let root = bench.directory.path().join("root");
     assert_eq!(std::fs::read_dir(root.join("staging")).unwrap().count(), 0);
     assert!(!root.join(format!("jobs/{}/generations", job())).exists());
+}
+
+async fn put(bench: &Bench, ticket: &str, kind: FileKind, content: &[u8]) -> Result<PartFile, RepositoryError> {
+    let path = bench.file("part", content);
+    bench.agent(0, 1).put_part(ticket, &job(), 1, 0, kind, &path, &|_| {}).await
+}
+
+#[tokio::test]
+async fn c2_a_part_has_no_more_bytes_than_its_ticket_says() {
+    let bench = Bench::real().await;
+    let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(60);
+    let ticket = Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20) };
+    let ticket = bench.key.as_ref().unwrap().sign(&ticket);
+    put(&bench, &ticket, FileKind::Memory, &noise(700 << 10)).await.unwrap();
+    // each alone would do, both are too much
+    let beyond = put(&bench, &ticket, FileKind::Disk, &noise(700 << 10)).await;
+    assert!(matches!(beyond, Err(RepositoryError::TooLarge(_))), "{beyond:?}");
+    put(&bench, &ticket, FileKind::Disk, &noise(200 << 10)).await.unwrap();
+}
+
+#[tokio::test]
+async fn d2_a_part_has_one_file_of_a_kind_and_none_after_it_was_noted() {
+    let bench = Bench::real().await;
+    let ticket = bench.ticket(1, 0, 1);
+    let mut part = manifest(1).members[0].clone();
+    let disk = put(&bench, &ticket, FileKind::Disk, b"disk").await.unwrap();
+    for round in 0..3 {
+        part.files = vec![put(&bench, &ticket, FileKind::Memory, &[round; 9]).await.unwrap(), disk.clone()];
+    }
+    let directory = bench.directory.path().join(format!("root/jobs/{}/generations/1", job()));
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+    bench.ledger.keep_part(&job(), 1, &KeptPart { incarnation: 1, nonce: "n1".into(), part }).await.unwrap();
+    put(&bench, &ticket, FileKind::Memory, &[2; 9]).await.unwrap();
+    assert!(is_refused(&put(&bench, &ticket, FileKind::Memory, b"other").await));
+    assert!(is_refused(&put(&bench, &ticket, FileKind::Output, b"more").await));
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 3);
+}
+
+async fn put_output(bench: &Bench, path: &str, bytes: usize) -> Result<(), RepositoryError> {
+    let body = futures::stream::iter([Ok(Bytes::from(noise(bytes)))]).boxed();
+    bench.agent(0, 1).put_output(&job(), 0, path, body).await
+}
+
+#[tokio::test]
+async fn c2_the_results_of_a_job_are_bounded_in_bytes_and_in_number() {
+    let bench = Bench::real().await;
+    let most = 1 << 16;
+    put_output(&bench, "a", most).await.unwrap();
+    let large = put_output(&bench, "b", most + 1).await;
+    assert!(matches!(large, Err(RepositoryError::TooLarge(_))), "{large:?}");
+    put_output(&bench, "b", most - 100).await.unwrap();
+    let together = put_output(&bench, "c", 101).await;
+    assert!(matches!(together, Err(RepositoryError::TooLarge(_))), "{together:?}");
+    // what has its place is replaced, not added
+    put_output(&bench, "b", most - 50).await.unwrap();
+    for name in ["c", "d"] {
+        put_output(&bench, name, 10).await.unwrap();
+    }
+    let many = put_output(&bench, "e", 1).await;
+    assert!(matches!(many, Err(RepositoryError::TooLarge(_))), "{many:?}");
+}
+
+#[tokio::test]
+async fn c2_a_disk_that_is_nearly_full_takes_nothing_but_still_fences() {
+    let bench = Bench::with_free(u64::MAX).await;
+    let full = |result: &Result<(), RepositoryError>| matches!(result, Err(RepositoryError::Full(_)));
+    assert!(full(&put(&bench, &bench.ticket(1, 0, 1), FileKind::Memory, b"bytes").await.map(drop)));
+    assert!(full(&put_output(&bench, "a", 1).await));
+    let digest = crate::store::layout::image_name(&sha2::Sha256::digest(b"an image"));
+    assert!(full(&bench.importer.put_image(&digest, &bench.file("image", b"an image")).await));
+    bench.operator.fence(&job(), 2).await.unwrap();
 }
 
 #[tokio::test]

@@ -17,7 +17,8 @@ use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
     repository::{
         access::{Action, may_write_part},
-        receive::{Hash, drain, receive},
+        receive::{Bounds, Hash, drain, receive},
+        store::Store,
     },
     store::manifest::{FileKind, PartFile},
     tls::Peer,
@@ -37,16 +38,21 @@ pub(super) async fn receive_part(
     headers: HeaderMap,
     body: Body,
 ) -> Reply<Json<PartFile>> {
-    let admitted = admit(&service, &peer, &job, generation, member, &headers).await;
-    let (kind, incarnation) = match (kind_of(&kind), admitted) {
-        (Ok(kind), Ok(incarnation)) => (kind, incarnation),
-        (Err(error), _) | (_, Err(error)) => {
+    let admitted = match kind_of(&kind) {
+        Ok(kind) => admit(&service, &peer, (&job, generation, member, kind), &headers).await,
+        Err(error) => Err(error),
+    };
+    let (kind, incarnation, most) = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => {
             drain(body.into_data_stream());
             return Err(error.into());
         }
     };
+    let arrival = service.arrivals.begin(format!("part {job} {generation} {member} {incarnation} {kind}"));
+    let bounds = Bounds { most, free: service.limits.free };
     let hash = Hash::Blake3(Box::default());
-    let received = receive(&service.store.root, body, service.limits.part, hash).await?;
+    let received = receive(&service.store.root, body, bounds, hash, &arrival).await?;
     let file = PartFile { kind, size, stored: received.length, digest: received.digest };
     file.check().map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let (kept, staged) = (file.clone(), received.staged);
@@ -54,21 +60,24 @@ pub(super) async fn receive_part(
     Ok(Json(file))
 }
 
+/// Whether the file may be sent, in the name of which incarnation, and its most bytes.
 async fn admit(
     service: &Service,
     Peer(peer): &Peer,
-    job: &JobUid,
-    generation: Generation,
-    member: MemberIndex,
+    (job, generation, member, kind): (&JobUid, Generation, MemberIndex, FileKind),
     headers: &HeaderMap,
-) -> Result<Incarnation, RepositoryError> {
+) -> Result<(FileKind, Incarnation, u64), RepositoryError> {
     let ticket = headers.get(TICKET).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let ticket =
         service.key.verify(ticket, service.clock.now()).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let incarnation = may_write_part(peer, &ticket, (job, generation, member)).map_err(RepositoryError::Refused)?;
+    let most = ticket.most.unwrap_or(u64::MAX).min(service.limits.part);
     let job = job.clone();
-    service.blocking(move |store| store.admit_part(&job, generation, incarnation)).await?;
-    Ok(incarnation)
+    let admit = move |store: &Store| {
+        store.admit_part(&job, generation, incarnation)?;
+        store.room_in_part(&job, generation, (incarnation, member, kind), most)
+    };
+    Ok((kind, incarnation, service.blocking(admit).await?))
 }
 
 pub(super) async fn send(
@@ -79,7 +88,7 @@ pub(super) async fn send(
 ) -> Reply<Response> {
     let kind = kind_of(&kind)?;
     let wanted = job.clone();
-    let open = move |store: &crate::repository::store::Store| store.open_file(&job, generation, member, kind, &digest);
+    let open = move |store: &Store| store.open_file(&job, generation, member, kind, &digest);
     let file = service.run(&peer, Action::Restore(&wanted), open).await?;
     Ok(send_file(file).await?)
 }

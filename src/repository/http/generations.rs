@@ -83,6 +83,14 @@ pub(super) async fn retire(
     Ok(service.run(&peer, Action::Rule, move |store| store.retire(&job, generation)).await?)
 }
 
+pub(super) async fn give_up(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path((job, generation)): Path<(JobUid, Generation)>,
+) -> Reply<()> {
+    Ok(service.run(&peer, Action::Rule, move |store| store.give_up(&job, generation)).await?)
+}
+
 pub(super) async fn keep_part(
     State(service): State<Service>,
     Extension(peer): Extension<Peer>,

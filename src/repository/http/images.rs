@@ -13,7 +13,7 @@ use crate::{
     repository::{
         access::Action,
         durable::disk_error,
-        receive::{Hash, drain, receive},
+        receive::{Bounds, Hash, drain, receive},
     },
     store::layout,
     tls::Peer,
@@ -35,7 +35,9 @@ pub(super) async fn receive_image(
         }
     };
     let hash = Hash::Sha256(sha2::Digest::new());
-    let received = receive(&service.store.root, body, service.limits.image, hash).await?;
+    let arrival = service.arrivals.begin(format!("image {digest}"));
+    let bounds = Bounds { most: service.limits.image, free: service.limits.free };
+    let received = receive(&service.store.root, body, bounds, hash, &arrival).await?;
     if digest != received.digest {
         return Err(RepositoryError::Damaged(format!("the image is {}", received.digest)).into());
     }

@@ -20,6 +20,8 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     access::{Action, may},
+    arrivals::Arrivals,
+    room::Limits,
     store::Store,
 };
 use crate::{
@@ -33,17 +35,6 @@ use crate::{
     tls::Peer,
 };
 
-/// Most bytes of one body, by what it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// A file of a part.
-    pub part: u64,
-    /// An image.
-    pub image: u64,
-    /// A file of a job's result.
-    pub output: u64,
-}
-
 /// What every handler works with.
 #[derive(Clone)]
 pub struct Service {
@@ -53,6 +44,8 @@ pub struct Service {
     pub key: TicketKey,
     /// Sizes.
     pub limits: Limits,
+    /// What is being received.
+    pub arrivals: Arrivals,
     /// The time.
     pub clock: Clock,
 }
@@ -68,7 +61,7 @@ pub fn router(service: Service) -> Router {
         )
         .route(
             "/v1/jobs/{job}/generations/{generation}/parts",
-            get(generations::kept_parts).post(generations::keep_part),
+            get(generations::kept_parts).post(generations::keep_part).delete(generations::give_up),
         )
         .route(
             "/v1/jobs/{job}/generations/{generation}/members/{member}/files/{kind}",
@@ -101,6 +94,7 @@ impl IntoResponse for Failure {
             ErrorKind::NotFound => StatusCode::NOT_FOUND,
             ErrorKind::Damaged => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Full => StatusCode::INSUFFICIENT_STORAGE,
+            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         };
         (status, Json(reply)).into_response()
     }

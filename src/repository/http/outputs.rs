@@ -14,7 +14,7 @@ use crate::{
     repository::{
         access::{Action, may_write_output},
         durable::disk_error,
-        receive::{Hash, drain, receive},
+        receive::{Bounds, Hash, drain, receive},
         store::Store,
     },
     store::layout,
@@ -32,29 +32,37 @@ pub(super) async fn receive_output(
         Ok(incarnation) => admit(&service, &job, member, &path, incarnation).await,
         Err(why) => Err(RepositoryError::Refused(why)),
     };
-    let incarnation = match admitted {
-        Ok(incarnation) => incarnation,
+    let (incarnation, most) = match admitted {
+        Ok(admitted) => admitted,
         Err(error) => {
             drain(body.into_data_stream());
             return Err(error.into());
         }
     };
-    let received = receive(&service.store.root, body, service.limits.output, Hash::None).await?;
-    let keep = move |store: &Store| store.keep_output(&job, incarnation, member, &path, &received.staged);
+    // a member sends its files one after the other
+    let arrival = service.arrivals.begin(format!("output {job} {member} {incarnation}"));
+    let bounds = Bounds { most, free: service.limits.free };
+    let received = receive(&service.store.root, body, bounds, Hash::None, &arrival).await?;
+    let limits = service.limits;
+    let keep = move |store: &Store| store.keep_output(&job, incarnation, member, &path, &received, &limits);
     Ok(service.blocking(keep).await?)
 }
 
+/// The incarnation in whose name the file is kept, and its most bytes.
 async fn admit(
     service: &Service,
     job: &JobUid,
     member: MemberIndex,
     path: &str,
     incarnation: Incarnation,
-) -> Result<Incarnation, RepositoryError> {
-    layout::output_name(member, path)?;
-    let job = job.clone();
-    service.blocking(move |store| store.check_writable(&job, incarnation)).await?;
-    Ok(incarnation)
+) -> Result<(Incarnation, u64), RepositoryError> {
+    let (job, path, limits) = (job.clone(), path.to_owned(), service.limits);
+    let room = move |store: &Store| {
+        layout::output_name(member, &path)?;
+        store.check_writable(&job, incarnation)?;
+        store.room_for_output(&job, member, &path, &limits)
+    };
+    Ok((incarnation, service.blocking(room).await?))
 }
 
 pub(super) async fn send(

@@ -9,6 +9,7 @@ use crate::{
     api::{JobPhase, snapshot::SnapshotPhase},
     driver::{
         cluster::{Cluster, ClusterView, Kind},
+        repository::{JobContent, Repository as _},
         site::fake::Outage,
     },
     names::SlotId,
@@ -74,6 +75,33 @@ async fn suspension_at_any_second_holds_nothing_and_loses_nothing() {
         world.until_phase(600, JobPhase::Succeeded).await;
         assert!(world.status().work.useful >= computed);
         assert_eq!(world.status().failures, 0);
+    }
+}
+
+/// Deleted while it runs and has complete generations; how much was written before that.
+async fn deleted(mut world: World) -> (World, usize) {
+    world.cluster.put_job(job(2));
+    world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    let (uid, before) = (world.uid().unwrap(), world.operator.log().len());
+    delete(&world).await;
+    world.until(600, "gone", |world| world.job().is_none()).await;
+    // the object is the last to go
+    assert_eq!(world.leftovers(), [] as [String; 0], "{}", world.story());
+    assert!(world.cluster.all_snapshots().is_empty(), "{}", world.story());
+    assert_eq!(world.repository.content(&uid).await, Ok(JobContent::default()), "{}", world.story());
+    (world, before)
+}
+
+#[tokio::test(start_paused = true)]
+async fn c4_a_deleted_job_stays_until_all_is_gone_whenever_its_operator_dies() {
+    let (undisturbed, before) = deleted(World::new(4)).await;
+    let writes = undisturbed.operator.log();
+    for wanted in ["leave", "delete_agent", "remove_job"] {
+        assert!(writes[before..].contains(&wanted), "{wanted}: {:?}", &writes[before..]);
+    }
+    for n in before..writes.len() {
+        let (world, _) = deleted(World::with_limit(4, n)).await;
+        assert!(world.operator.epoch() == 2 || n + 3 >= writes.len(), "it did not die after {n} writes");
     }
 }
 

@@ -133,7 +133,25 @@ impl Draft<'_> {
         if !conducted && !cut {
             // nobody conducts it any more, and not all were cut: void, whoever had begun it
             self.void_capture("its coordinator is gone");
+            return;
         }
+        self.show_capturing(&capture);
+    }
+
+    /// Makes the Snapshot object of somebody who asked for one say that it is being taken.
+    fn show_capturing(&mut self, capture: &CaptureStatus) {
+        let seen = self.seen.snapshots.iter().find(|snapshot| snapshot.name == capture.snapshot);
+        let Some(snapshot) = seen.filter(|snapshot| snapshot.status.phase == SnapshotPhase::Pending) else { return };
+        let status = SnapshotStatus {
+            generation: Some(capture.generation),
+            phase: SnapshotPhase::Capturing,
+            incarnation: capture.incarnation,
+            parent: self.status.origin.as_ref().and_then(|origin| origin.generation),
+            job_uid: self.uid.0.clone(),
+            ..snapshot.status.clone()
+        };
+        let name = capture.snapshot.clone();
+        self.repeat(Effect::WriteSnapshot { name, status: Box::new(status) }, Duration::from_secs(5));
     }
 
     /// A capture whose beginning could not be written down (safety B17).

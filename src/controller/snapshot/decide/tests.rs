@@ -46,7 +46,16 @@ fn deleted_by_somebody(mut snapshot: Snapshot) -> Snapshot {
 
 fn job(phase: JobPhase) -> JobSeen {
     let live = !matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
-    JobSeen { uid: "u1".into(), live, phase, incarnation: 3, restoring: None, falls_back_to: None }
+    JobSeen {
+        uid: "u1".into(),
+        live,
+        phase,
+        incarnation: 3,
+        capturing: Some(7),
+        next_generation: 8,
+        restoring: None,
+        falls_back_to: None,
+    }
 }
 
 fn content(generations: &[(Generation, Incarnation)], fence: Incarnation) -> Fact<JobContent> {
@@ -121,7 +130,9 @@ fn b14_the_manifest_decides_whether_it_is_stored(
     let snapshot = transferred(transfer);
     let plan = decide(&snapshot, &seen(running(), content), now());
     assert_eq!(plan.status.phase, phase, "{}", plan.why);
-    assert!(plan.effects.is_empty());
+    // parts of a generation that failed do not stay
+    let given_up = Effect::GiveUp { job: "u1".into(), generation: 7 };
+    assert_eq!(plan.effects, if phase == SnapshotPhase::Failed { vec![given_up] } else { vec![] });
     assert_eq!(plan.status.bytes.map(|b| b.stored), (phase == SnapshotPhase::Stored).then_some(1234));
     assert_eq!(plan.wake.is_none(), matches!(phase, SnapshotPhase::Stored | SnapshotPhase::Failed));
 }
@@ -144,6 +155,24 @@ fn b1_what_a_later_incarnation_overtook_is_void(#[case] content: Fact<JobContent
 #[case::job_not_known(unknown(), SnapshotPhase::Capturing)]
 fn b2_a_capture_of_an_earlier_incarnation_is_void(#[case] job: Fact<JobSeen>, #[case] phase: SnapshotPhase) {
     let plan = decide(&snapshot(SnapshotPhase::Capturing), &seen(job, unknown()), now());
+    assert_eq!(plan.status.phase, phase, "{}", plan.why);
+}
+
+#[rstest]
+#[case::still_taken(job(JobPhase::Snapshotting), unknown(), SnapshotPhase::Capturing)]
+#[case::not_yet_seen_of_the_job(
+    JobSeen { capturing: None, next_generation: 7, ..job(JobPhase::Running) }, unknown(), SnapshotPhase::Capturing)]
+#[case::given_up(
+    JobSeen { capturing: None, ..job(JobPhase::Running) }, content(&[(6, 2)], 3), SnapshotPhase::Failed)]
+#[case::stored_meanwhile(
+    JobSeen { capturing: Some(9), ..job(JobPhase::Running) }, content(&[(7, 3)], 3), SnapshotPhase::Stored)]
+#[case::repository_down(JobSeen { capturing: None, ..job(JobPhase::Running) }, unknown(), SnapshotPhase::Capturing)]
+fn b2_a_capture_that_its_job_has_left_is_not_shown_as_under_way(
+    #[case] job: JobSeen,
+    #[case] content: Fact<JobContent>,
+    #[case] phase: SnapshotPhase,
+) {
+    let plan = decide(&snapshot(SnapshotPhase::Capturing), &seen(Fact::Known(job), content), now());
     assert_eq!(plan.status.phase, phase, "{}", plan.why);
 }
 

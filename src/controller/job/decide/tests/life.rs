@@ -357,6 +357,7 @@ impl Life {
                     guest: GuestState::default(),
                     notice: None,
                     capture: None,
+                    earlier: Vec::new(),
                     upload: None,
                     ran: 0.0,
                     machine: None,

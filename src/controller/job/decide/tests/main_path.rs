@@ -2,8 +2,12 @@
 
 use super::life::*;
 use crate::{
-    api::{JobPhase, snapshot::SnapshotReason},
+    api::{
+        JobPhase,
+        snapshot::{SnapshotPhase, SnapshotReason},
+    },
     controller::job::plan::Effect,
+    driver::agent::PartState,
     driver::site::{End, NoticeKind},
 };
 
@@ -125,6 +129,24 @@ fn a_user_gets_a_snapshot_when_asking() {
     assert_eq!(snapshot.status.generation, Some(1));
     assert_eq!(life.status().snapshots.last_stored, Some(1));
     assert!(life.effects("CreateSnapshot").is_empty());
+}
+
+#[test]
+fn a_snapshot_that_a_user_asked_for_says_that_it_is_being_taken() {
+    let mut life = Life::running(2);
+    life.run(10);
+    life.stores = false;
+    life.add_snapshot("mine", SnapshotReason::User);
+    life.advance(1);
+    life.pass();
+    life.agent(1).capture.as_mut().unwrap().state = PartState::Writing;
+    life.advance(1);
+    life.pass();
+    let status = &life.seen.snapshots[0].status;
+    assert_eq!((status.phase, status.generation), (SnapshotPhase::Capturing, Some(1)));
+    life.agent(1).capture.as_mut().unwrap().state = PartState::Captured;
+    life.run(3);
+    assert_eq!(life.seen.snapshots[0].status.phase, SnapshotPhase::Captured);
 }
 
 #[test]
