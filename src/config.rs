@@ -19,9 +19,27 @@ pub struct Config {
     pub repository: String,
     /// How agent pods are made.
     pub agents: AgentsConfig,
+    /// The networks of jobs; without it, jobs have none and their members do not reach each other.
+    #[serde(default)]
+    pub job_network: Option<JobNetworkConfig>,
     /// VmImage of the operator's namespace for jobs that name none.
     #[serde(default)]
     pub default_image: Option<String>,
+}
+
+/// The networks of jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobNetworkConfig {
+    /// Each job gets a subnet of this. It must overlap nothing that guests or nodes reach.
+    pub pool: ipnet::Ipv4Net,
+    /// UDP port of the VXLANs on the nodes.
+    #[serde(default = "vxlan_port")]
+    pub port: u16,
+    /// Largest packet of guests: 50 bytes less than what passes between any two nodes of any site. A
+    /// guest that was started keeps it for good.
+    #[serde(default = "guest_mtu")]
+    pub mtu: u16,
 }
 
 /// One site.
@@ -130,6 +148,13 @@ fn image_cache() -> crate::api::quantity::Bytes {
     crate::api::quantity::Bytes(50 << 30)
 }
 
+/// UDP port of VXLANs, unless the configuration says another one.
+pub fn vxlan_port() -> u16 {
+    14789
+}
+fn guest_mtu() -> u16 {
+    1450
+}
 fn lease_root() -> String {
     "/var/lib/vmdeploy/leases".into()
 }

@@ -57,6 +57,41 @@ pub type Generation = u32;
 /// Index of a member.
 pub type MemberIndex = u32;
 
+/// A hardware address, written `02:00:00:00:00:01`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, last] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{last:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no hardware address.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no hardware address")]
+pub struct NotAMac(pub String);
+
+impl FromStr for Mac {
+    type Err = NotAMac;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes: Option<Vec<u8>> = text
+            .split(':')
+            .map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten())
+            .collect();
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or_else(|| NotAMac(text.into()))
+    }
+}
+
 /// The prefix of the names of a job's slots at the site.
 pub fn slot_name_prefix(job: &JobUid) -> String {
     format!("vmdeploy-{}-", job.short())

@@ -76,6 +76,10 @@ pub enum Reason {
     NotEnoughNodes,
     /// The guest's memory is larger than the node's.
     MemoryTooLarge,
+    /// No subnet of the pool of job networks is free.
+    NoSubnet,
+    /// The pool of job networks contains the address of a node.
+    PoolOverlaps,
     /// Feature named by the spec that this version does not have.
     NotSupported,
     /// Slots are asked for.

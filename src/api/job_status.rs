@@ -74,6 +74,9 @@ pub struct BestEffortJobStatus {
     /// The members of the job; index, address and MAC never change.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// The job's own network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
     /// The image as it was when the job was accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ResolvedImage>,
@@ -187,15 +190,27 @@ pub enum ReleaseReason {
     BadNode,
 }
 
+/// The job's own network.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkStatus {
+    /// The subnet, from the operator's pool; it stays the same for the job's whole life.
+    pub subnet: String,
+    /// Largest packet of the guests; it stays the same, too.
+    pub mtu: u16,
+    /// Number of the VXLAN: another one for each incarnation, 0 before the first.
+    pub vni: u32,
+}
+
 /// One virtual machine of the job.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MemberStatus {
     /// 0 to members - 1.
     pub index: u32,
-    /// Address in the job's network.
+    /// Address in the job's network; empty if jobs have none here.
     pub address: String,
-    /// Hardware address, locally administered.
+    /// Hardware address there, locally administered.
     pub mac: String,
     /// The node it is on.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -176,6 +176,7 @@ impl Process {
             repository: repository.clone(),
             authority: authority.clone(),
             memory: job::memory::Memory::default(),
+            networks: job::networks::Networks::default(),
             wake,
         };
         tasks.spawn(listen(hub, waker, stop.clone()));

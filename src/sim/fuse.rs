@@ -149,6 +149,9 @@ impl ClusterView for Fused<dyn ClusterView> {
     fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
         self.inner.job(namespace, name)
     }
+    fn jobs(&self) -> Vec<Arc<BestEffortJob>> {
+        self.inner.jobs()
+    }
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
         self.inner.image(namespace, name)
     }
@@ -160,6 +163,9 @@ impl ClusterView for Fused<dyn ClusterView> {
     }
     fn node(&self, name: &NodeName) -> Option<Arc<Node>> {
         self.inner.node(name)
+    }
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        self.inner.nodes()
     }
     async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
         self.fuse.read(self.inner.agent_is_gone(pod)).await

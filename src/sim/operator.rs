@@ -130,6 +130,7 @@ fn config() -> Config {
         }},
         "namespace": "vmdeploy",
         "repository": "10.0.9.1:7443",
+        "jobNetwork": {"pool": "198.18.0.0/15"},
         "agents": {"image": "vmdeploy"},
     }))
     .expect("the configuration of the simulated operator")
@@ -252,6 +253,7 @@ impl Process {
             repository: repository.clone(),
             authority: authority.clone(),
             memory: Memory::default(),
+            networks: job::networks::Networks::default(),
             wake,
         };
         let snapshots = Arc::new(snapshot::Context { clock: parts.clock.clone(), cluster, view, repository });

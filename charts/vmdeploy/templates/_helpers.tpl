@@ -28,6 +28,12 @@ repository: {{ include "vmdeploy.repositoryEndpoint" . | quote }}
 {{- with .Values.defaultImage }}
 defaultImage: {{ . }}
 {{- end }}
+{{- if .Values.jobNetwork.enabled }}
+jobNetwork:
+  pool: {{ .Values.jobNetwork.pool }}
+  port: {{ .Values.jobNetwork.port }}
+  mtu: {{ .Values.jobNetwork.mtu }}
+{{- end }}
 agents:
   image: {{ include "vmdeploy.image" . | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}

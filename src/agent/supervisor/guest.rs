@@ -6,13 +6,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::io::AsyncWriteExt as _;
 
 use super::Supervisor;
-use crate::driver::{
-    guest::{
-        GuestError, after_restore,
-        command::{self, Started},
-        files,
+use crate::{
+    api::job::RunOn,
+    driver::{
+        guest::{
+            GuestError, after_restore,
+            command::{self, Started},
+            files,
+        },
+        repository::{ByteStream, RepositoryError},
     },
-    repository::{ByteStream, RepositoryError},
 };
 
 /// How often the guest is asked whether its command has ended.
@@ -61,7 +64,7 @@ impl Supervisor {
         }
     }
 
-    fn problem(&self, problem: &str) {
+    pub(super) fn problem(&self, problem: &str) {
         tracing::warn!(problem, "the guest has a problem");
         self.view.change(|facts| facts.guest.problem = Some(problem.chars().take(500).collect()));
     }
@@ -79,6 +82,9 @@ impl Supervisor {
     /// Starts the command, unless it was started before, and waits for its end.
     async fn run_command(&self) -> Option<i32> {
         let run = self.config.run.as_ref()?;
+        if run.on == RunOn::First && !self.view.read(|facts| facts.guest.started) {
+            self.wait_for_members().await;
+        }
         loop {
             match with_channel!(self, channel => command::start(channel, run)) {
                 Ok(Started::Now | Started::Before) => break,

@@ -29,6 +29,8 @@ use crate::{
     store::manifest::{FileKind, MachineRecord, MemberPart},
 };
 
+/// Hardware address of every guest's first card: each is alone behind its own NAT.
+const FIRST_CARD: &str = "02:76:00:00:00:01";
 /// How long until the repository is asked again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Loading memory takes this long at most, and a second more for each 32 MiB.
@@ -183,11 +185,13 @@ impl Supervisor {
             seed: self.paths.seed(),
             kernel: fetched.kernel,
             network: self.config.guest_network,
-            mac: self.config.mac.clone(),
+            mac: FIRST_CARD.into(),
+            job_card: self.job_card(),
             sockets: self.paths.sockets(),
             incoming: fetched.part.is_some(),
         };
-        let qemu = Qemu::start(&definition, &self.paths.log()).await?;
+        let tap = self.join_network().await?;
+        let qemu = Qemu::start(&definition, &self.paths.log(), tap).await?;
         let qmp = qemu.qmp.clone();
         self.watch_over(qemu);
 
@@ -275,7 +279,8 @@ impl Supervisor {
         let seed = Seed {
             instance: format!("{}-{}", self.config.job, self.config.member),
             hostname: self.config.hostname.clone(),
-            mac: self.config.mac.clone(),
+            mac: FIRST_CARD.into(),
+            job_network: self.job_network(),
             ssh_keys: self.config.ssh_keys.clone(),
             files: self.config.inputs.clone(),
         };

@@ -9,6 +9,7 @@ mod contact;
 mod guest;
 mod images;
 mod load;
+mod network;
 mod orders;
 mod output;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::{
     os::{fd::AsFd as _, unix::net::UnixStream},
     process::ExitCode,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -51,6 +52,7 @@ use crate::{
     driver::{
         agent::{AgentConfig, LeaseState, LeaveCode, VmState},
         guest::channel::Channel,
+        network::Door,
         qemu::process::{Qemu, last_words},
         repository::{ByteStore, RepositoryError},
     },
@@ -77,6 +79,8 @@ pub struct Supervisor {
     contact: Contact,
     vm: Mutex<Option<Vm>>,
     guest: Arc<Mutex<Option<Channel>>>,
+    /// The way to the guest through the job's network.
+    door: OnceLock<Door>,
     /// Seconds the guest had run before this incarnation, as bits.
     restored_ran: AtomicU64,
     /// Everything ends: QEMU is killed, transfers stop.
@@ -103,6 +107,7 @@ impl Supervisor {
             store,
             vm: Mutex::new(None),
             guest: Arc::new(Mutex::new(None)),
+            door: OnceLock::new(),
             restored_ran: AtomicU64::new(0),
             stop: CancellationToken::new(),
             has_qemu: AtomicBool::new(false),

@@ -23,7 +23,7 @@ mod tests;
 
 use jiff::Timestamp;
 
-pub(crate) use self::draft::sent_key;
+pub(crate) use self::{admit::fits, draft::sent_key};
 use self::draft::{Draft, after, since};
 use super::plan::{Effect, Plan, Seen};
 use crate::api::{BestEffortJob, FINALIZER, JobPhase};

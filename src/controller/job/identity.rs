@@ -1,24 +1,22 @@
-//! Who the members are: addresses and hardware addresses, derived from the job's uid, so that they
-//! stay the same for the job's whole life. Pure.
+//! Who the members are: names and addresses, which stay the same for the job's whole life. Pure.
 
-use crate::{api::job_status::MemberStatus, names::JobUid};
+use ipnet::Ipv4Net;
 
-/// The members of a job, none of them placed.
-pub fn members(job: &JobUid, count: u32) -> Vec<MemberStatus> {
-    (0..count).map(|index| member(job, index)).collect()
-}
+use super::network;
+use crate::api::job_status::MemberStatus;
 
-fn member(job: &JobUid, index: u32) -> MemberStatus {
-    let hash = blake3::hash(job.0.as_bytes());
-    let bytes = hash.as_bytes();
-    // a /22 of 10.64.0.0/10 for each job: room for 1,022 members
-    let block = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]) % (1 << 12);
-    let address = std::net::Ipv4Addr::from(0x0a40_0000 + (block << 10) + index + 1);
-    let [high, low] = u16::try_from(index).unwrap_or(u16::MAX).to_be_bytes();
-    // 0x02: locally administered, one station
-    let mac = [0x02, bytes[3], bytes[4], bytes[5], high, low];
-    let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    MemberStatus { index, address: address.to_string(), mac: mac.join(":"), ..MemberStatus::default() }
+/// The members of a job, none of them placed; without addresses if jobs have no networks.
+pub fn members(subnet: Option<Ipv4Net>, count: u32) -> Vec<MemberStatus> {
+    let member = |index| {
+        let address = subnet.map(|subnet| network::guest(subnet, index));
+        MemberStatus {
+            index,
+            address: address.map(|address| address.to_string()).unwrap_or_default(),
+            mac: address.map(|address| network::mac(address).to_string()).unwrap_or_default(),
+            ..MemberStatus::default()
+        }
+    };
+    (0..count).map(member).collect()
 }
 
 /// Host name of a member.
@@ -32,15 +30,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identity_depends_on_the_job_and_the_index_only() {
-        let job = JobUid::from("3f2b8a10-9c1d-4e5f-8a7b-112233445566");
-        let three = members(&job, 3);
-        assert_eq!(three, members(&job, 4)[..3]);
-        let macs: std::collections::BTreeSet<_> = members(&job, 1000).into_iter().map(|m| m.mac).collect();
-        assert_eq!(macs.len(), 1000);
-        assert!(three[0].mac.starts_with("02:"), "{}", three[0].mac);
-        assert!(three[0].address.starts_with("10."), "{}", three[0].address);
-        assert_ne!(members(&"another".into(), 1)[0].mac, three[0].mac);
+    fn identity_depends_on_the_subnet_and_the_index_only() {
+        let subnet = Some("198.18.3.0/28".parse().unwrap());
+        let three = members(subnet, 3);
+        assert_eq!(three, members(subnet, 4)[..3]);
+        assert_eq!((three[2].address.as_str(), three[2].mac.as_str()), ("198.18.3.3", "02:76:c6:12:03:03"));
+        assert_eq!(members(None, 1)[0].address, "");
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod error;
 pub mod identity;
 mod inputs;
 pub mod memory;
+pub mod network;
+pub mod networks;
 pub mod observe;
 pub mod plan;
 pub mod pods;
@@ -71,6 +73,8 @@ pub struct Context {
     pub authority: Arc<Authority>,
     /// What this process remembers.
     pub memory: Memory,
+    /// Hands out subnets.
+    pub networks: networks::Networks,
     /// Brings about another pass of a job.
     pub wake: Arc<dyn Fn(&JobUid) + Send + Sync>,
 }

@@ -10,8 +10,8 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 use super::{
-    Context, Error, SlotsSeen, account,
-    plan::{AgentSeen, ImageSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
+    Context, Error, SlotsSeen, account, decide,
+    plan::{AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
 };
 use crate::{
     api::{
@@ -56,6 +56,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             Fact::Unknown { since } => Fact::Unknown { since },
         },
         image: image(job, ctx),
+        network: network(job, &status, ctx),
         missing_inputs: missing_inputs(job, &status, ctx).await?,
         nodes: nodes(&status, &slots, ctx),
         slots,
@@ -167,6 +168,31 @@ fn image(job: &BestEffortJob, ctx: &Context) -> Fact<ImageSeen> {
         (None, None) => None,
     };
     found.map_or(Fact::Absent, |image| Fact::Known(image_seen(&image)))
+}
+
+/// What there is for the job's network; offers are made only to a job that may take them.
+fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> NetworkSeen {
+    let (config, now) = (ctx.config.job_network.as_ref(), ctx.clock.now());
+    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
+    let wanted = before && status.started.is_none();
+    let has = status.network.as_ref().is_some_and(|network| decide::fits(network, job.spec.members));
+    let placed = matches!(status.phase, JobPhase::Queued | JobPhase::Deploying);
+    let jobs = if placed || wanted { ctx.view.jobs() } else { Vec::new() };
+    let mut seen = NetworkSeen { pool: config.map(|config| config.pool), subnet: None, mtu: 0, vni: 0, overlap: None };
+    if placed && status.network.is_some() {
+        seen.vni = ctx.networks.vni(&jobs, now);
+    }
+    if let Some(config) = config.filter(|_| wanted) {
+        seen.mtu = config.mtu;
+        if !has {
+            seen.subnet = ctx.networks.subnet(&uid(job), job.spec.members, config.pool, &jobs, now);
+        }
+        let inside = |node: &Node| matches!(node_address(node), Some(IpAddr::V4(v4)) if config.pool.contains(&v4));
+        let nodes = ctx.view.nodes();
+        let node = nodes.iter().find(|node| inside(node));
+        seen.overlap = node.and_then(|node| node.metadata.name.clone()).map(NodeName);
+    }
+    seen
 }
 
 fn image_seen(image: &VmImage) -> ImageSeen {

@@ -221,6 +221,8 @@ pub struct Seen {
     pub account: Fact<Result<(), String>>,
     /// The image, if one is named or there is a default.
     pub image: Fact<ImageSeen>,
+    /// What there is for the job's network.
+    pub network: NetworkSeen,
     /// ConfigMaps and Secrets named by inputs that do not exist.
     pub missing_inputs: Fact<Vec<String>>,
     /// All slots in the status, and every unfinished one whose name is of this job.
@@ -281,6 +283,21 @@ pub struct SiteSeen {
     pub agent_wait: Duration,
     /// Most memory a guest may have.
     pub max_memory: Option<u64>,
+}
+
+/// What there is for the job's network. Offered only where a decision may need it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NetworkSeen {
+    /// Where subnets come from; absent: jobs get no networks.
+    pub pool: Option<ipnet::Ipv4Net>,
+    /// A free subnet that fits the job.
+    pub subnet: Option<ipnet::Ipv4Net>,
+    /// Largest packet of guests, as configured now.
+    pub mtu: u16,
+    /// A number for the VXLAN of a new incarnation.
+    pub vni: u32,
+    /// A node whose address is in the pool.
+    pub overlap: Option<NodeName>,
 }
 
 /// The image.

@@ -16,15 +16,19 @@ use k8s_openapi::{
 
 use super::{
     identity::hostname,
+    network,
     plan::{AgentPlacement, uid},
 };
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
         job::RunOn,
+        job_status::NetworkStatus,
     },
-    config::{Config, SiteConfig},
-    driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, NODE_DIR, PROTOCOL, VM_DIR},
+    config::{Config, SiteConfig, vxlan_port},
+    driver::agent::{
+        AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR,
+    },
     names::lease_directory,
     tls::Credentials,
 };
@@ -44,7 +48,10 @@ pub fn config(
     inputs: BTreeMap<String, String>,
 ) -> Option<AgentConfig> {
     let (spec, status, uid) = (&job.spec, job.status.as_ref()?, uid(job));
-    let member = status.members.iter().find(|member| member.index == placement.member)?;
+    let network = match &status.network {
+        None => None,
+        Some(network) => Some(member_network(job, placement, network, config)?),
+    };
     let name = job.metadata.name.clone().unwrap_or_default();
     let runs = spec.run.on == RunOn::All || placement.member == 0;
     Some(AgentConfig {
@@ -74,13 +81,44 @@ pub fn config(
         inputs,
         ssh_keys: spec.access.clone().unwrap_or_default().ssh_keys,
         hostname: hostname(&name, placement.member),
-        address: member.address.clone(),
-        mac: member.mac.clone(),
+        network,
         max_pause: spec.snapshots.max_pause.into(),
         accelerator: config.agents.accelerator,
         guest_network: config.agents.guest_network,
         image_cache: config.agents.image_cache.0,
         job_name: name,
+    })
+}
+
+/// The member's place in the job's network. None unless all members are placed.
+fn member_network(
+    job: &BestEffortJob,
+    placement: &AgentPlacement,
+    network: &NetworkStatus,
+    config: &Config,
+) -> Option<MemberNetwork> {
+    let status = job.status.as_ref()?;
+    let subnet = network.subnet.parse().ok()?;
+    let door = network::door(subnet, placement.member);
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let members = status.members.iter().map(|member| {
+        let endpoint: std::net::SocketAddr = member.agent.as_ref()?.endpoint.parse().ok()?;
+        Some(NetworkMember {
+            name: hostname(name, member.index),
+            address: member.address.parse().ok()?,
+            mac: member.mac.clone(),
+            node: endpoint.ip(),
+        })
+    });
+    Some(MemberNetwork {
+        subnet,
+        vni: network.vni,
+        // a job keeps its network when new ones get none
+        port: config.job_network.as_ref().map_or_else(vxlan_port, |ours| ours.port),
+        mtu: network.mtu,
+        door,
+        door_mac: network::mac(door).to_string(),
+        members: members.collect::<Option<_>>()?,
     })
 }
 

@@ -1,13 +1,19 @@
 //! The pod and the Secret of an agent.
 
 use super::*;
-use crate::{controller::job::identity, names::agent_pod_name};
+use crate::{api::job_status::AgentStatus, controller::job::identity, names::agent_pod_name};
 
 fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     let mut job = crate::controller::job::testing::Stage::new().job();
     let uid = uid(&job);
     let status = job.status.get_or_insert_default();
-    status.members = identity::members(&uid, 2);
+    status.network = Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77 });
+    status.members = identity::members(Some("198.18.3.0/28".parse().unwrap()), 2);
+    for member in &mut status.members {
+        let endpoint = format!("192.0.2.{}:17703", member.index + 1);
+        let (pod, slot) = (agent_pod_name(&uid, member.index, 3), "41".to_owned());
+        member.agent = Some(AgentStatus { pod, endpoint, incarnation: 3, slot });
+    }
     status.image = Some(crate::api::job_status::ResolvedImage {
         namespace: "team".into(),
         name: "debian-12".into(),
@@ -54,6 +60,14 @@ fn an_agent_is_told_what_it_needs() {
     assert_eq!(told.lease.directory, format!("{}-41", uid(&job).short()));
     assert_eq!(told.hostname, "pi-1");
     assert!(told.run.is_some());
+    let network = told.network.as_ref().unwrap();
+    assert_eq!((network.vni, network.door.to_string().as_str()), (77, "198.18.3.9"));
+    let nodes: Vec<String> = network.members.iter().map(|m| format!("{} {} {}", m.name, m.address, m.node)).collect();
+    assert_eq!(nodes, ["pi-0 198.18.3.1 192.0.2.1", "pi-1 198.18.3.2 192.0.2.2"]);
+    let mut unplaced = job.clone();
+    unplaced.status.as_mut().unwrap().members[0].agent = None;
+    let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new());
+    assert!(told_too_early.is_none(), "the network is not known whole");
     let mut first = job.clone();
     first.spec.run.on = RunOn::First;
     assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new()).unwrap().run.is_none());

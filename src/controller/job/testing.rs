@@ -78,6 +78,7 @@ impl Stage {
             repository: Arc::new(FakeRepository::new()),
             authority: Arc::new(Authority::create(Timestamp::now()).unwrap()),
             memory: Memory::default(),
+            networks: super::networks::Networks::default(),
             wake: Arc::new(|_| {}),
             clock,
         };

@@ -92,10 +92,8 @@ pub struct AgentConfig {
     pub ssh_keys: Vec<String>,
     /// Host name of the guest.
     pub hostname: String,
-    /// Address in the job's network.
-    pub address: String,
-    /// Hardware address.
-    pub mac: String,
+    /// The job's own network, if jobs have one.
+    pub network: Option<MemberNetwork>,
     /// Limit of the barrier: a stopped guest that hears nothing this long runs on.
     pub max_pause: Duration,
     /// How QEMU runs the guest.
@@ -110,6 +108,43 @@ pub struct AgentConfig {
 /// What agents of an older operator keep.
 fn image_cache() -> u64 {
     50 << 30
+}
+
+/// VXLANs have numbers below this.
+pub const VNI_LIMIT: u32 = 1 << 24;
+
+/// A member's place in the job's own network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberNetwork {
+    /// The job's subnet.
+    pub subnet: ipnet::Ipv4Net,
+    /// Number of the incarnation's VXLAN, below [`VNI_LIMIT`].
+    pub vni: u32,
+    /// Its UDP port on the nodes.
+    pub port: u16,
+    /// Largest packet of the guests.
+    pub mtu: u16,
+    /// Address of the agent there, by which it reaches its own guest.
+    pub door: std::net::Ipv4Addr,
+    /// Its hardware address.
+    pub door_mac: String,
+    /// All members, in the order of their indexes.
+    pub members: Vec<NetworkMember>,
+}
+
+/// What everybody in a job's network knows of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkMember {
+    /// Host name.
+    pub name: String,
+    /// Address in the job's network.
+    pub address: std::net::Ipv4Addr,
+    /// Hardware address there.
+    pub mac: String,
+    /// Address of its node.
+    pub node: std::net::IpAddr,
 }
 
 /// Where and how the lease is taken.

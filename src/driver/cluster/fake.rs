@@ -393,6 +393,10 @@ impl ClusterView for FakeCluster {
         self.lock().jobs.get(&(namespace.into(), name.into())).cloned().map(Arc::new)
     }
 
+    fn jobs(&self) -> Vec<Arc<BestEffortJob>> {
+        self.lock().jobs.values().cloned().map(Arc::new).collect()
+    }
+
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
         self.lock().images.get(&(namespace.into(), name.into())).cloned().map(Arc::new)
     }
@@ -409,6 +413,10 @@ impl ClusterView for FakeCluster {
 
     fn node(&self, name: &NodeName) -> Option<Arc<Node>> {
         self.lock().nodes.get(&name.0).cloned().map(Arc::new)
+    }
+
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        self.lock().nodes.values().cloned().map(Arc::new).collect()
     }
 
     async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {

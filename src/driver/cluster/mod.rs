@@ -128,6 +128,9 @@ pub trait ClusterView: Send + Sync {
     /// A job, as last seen.
     fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>>;
 
+    /// All jobs, as last seen.
+    fn jobs(&self) -> Vec<Arc<BestEffortJob>>;
+
     /// A VmImage, as last seen.
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>>;
 
@@ -139,6 +142,9 @@ pub trait ClusterView: Send + Sync {
 
     /// A node, as last seen.
     fn node(&self, name: &NodeName) -> Option<Arc<Node>>;
+
+    /// All nodes, as last seen.
+    fn nodes(&self) -> Vec<Arc<Node>>;
 
     /// Whether the pod does not exist, asked of the API server itself and not of a cache.
     async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError>;

@@ -41,6 +41,10 @@ impl ClusterView for KubeView {
         self.jobs.get(&ObjectRef::new(name).within(namespace))
     }
 
+    fn jobs(&self) -> Vec<Arc<BestEffortJob>> {
+        self.jobs.state()
+    }
+
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
         self.images.get(&ObjectRef::new(name).within(namespace))
     }
@@ -57,6 +61,10 @@ impl ClusterView for KubeView {
 
     fn node(&self, name: &NodeName) -> Option<Arc<Node>> {
         self.nodes.get(&ObjectRef::new(&name.0))
+    }
+
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.state()
     }
 
     async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {

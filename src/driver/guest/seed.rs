@@ -8,6 +8,9 @@ use std::{
 
 use serde_json::{Value, json};
 
+/// Where guests look up names.
+const HOSTS: &str = "/etc/hosts";
+
 /// What is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seed {
@@ -17,10 +20,34 @@ pub struct Seed {
     pub hostname: String,
     /// Hardware address of the first network card.
     pub mac: String,
+    /// The second card, in the job's network.
+    pub job_network: Option<JobNetwork>,
     /// Public keys for root.
     pub ssh_keys: Vec<String>,
     /// Files: path, content.
     pub files: BTreeMap<String, String>,
+}
+
+/// What a guest is told of the job's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobNetwork {
+    /// Hardware address of the card.
+    pub mac: String,
+    /// Address and length of the prefix.
+    pub address: String,
+    /// Largest packet.
+    pub mtu: u16,
+    /// Names and addresses of all members.
+    pub members: Vec<(String, String)>,
+}
+
+impl JobNetwork {
+    /// The guest's `/etc/hosts`: every member by its name, and its number.
+    fn hosts(&self) -> String {
+        let members = self.members.iter().enumerate();
+        let lines: String = members.map(|(n, (name, address))| format!("{address} {name} member-{n}\n")).collect();
+        format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{lines}")
+    }
 }
 
 /// A seed that cannot be made.
@@ -32,11 +59,13 @@ impl Seed {
     /// The files of the seed. YAML is written as JSON, which it contains.
     pub fn contents(&self) -> [(&'static str, String); 3] {
         let meta = json!({ "instance-id": self.instance, "local-hostname": self.hostname });
-        let files: Vec<Value> = self
-            .files
-            .iter()
-            .map(|(path, content)| json!({ "path": path, "content": content, "permissions": "0600" }))
-            .collect();
+        let file = |path: &str, content: &str, mode: &str| json!({ "path": path, "content": content, "permissions": mode });
+        let mut files: Vec<Value> = self.files.iter().map(|(path, content)| file(path, content, "0600")).collect();
+        if let Some(network) = &self.job_network
+            && !self.files.contains_key(HOSTS)
+        {
+            files.push(file(HOSTS, &network.hosts(), "0644"));
+        }
         let user = json!({
             "hostname": self.hostname,
             "disable_root": false,
@@ -45,10 +74,18 @@ impl Seed {
             "ssh_authorized_keys": self.ssh_keys,
             "write_files": files,
         });
-        let network = json!({
-            "version": 2,
-            "ethernets": { "eth0": { "match": { "macaddress": self.mac }, "set-name": "eth0", "dhcp4": true } },
+        let mut ethernets = json!({
+            "eth0": { "match": { "macaddress": self.mac }, "set-name": "eth0", "dhcp4": true },
         });
+        if let Some(job) = &self.job_network {
+            ethernets["eth1"] = json!({
+                "match": { "macaddress": job.mac },
+                "set-name": "eth1",
+                "addresses": [job.address],
+                "mtu": job.mtu,
+            });
+        }
+        let network = json!({ "version": 2, "ethernets": ethernets });
         [
             ("meta-data", format!("{meta}\n")),
             ("user-data", format!("#cloud-config\n{user}\n")),
@@ -87,6 +124,12 @@ mod tests {
             instance: "3f2b8a10-0".into(),
             hostname: "pi-0".into(),
             mac: "52:54:00:00:00:01".into(),
+            job_network: Some(JobNetwork {
+                mac: "02:76:c6:12:03:01".into(),
+                address: "198.18.3.1/28".into(),
+                mtu: 1450,
+                members: vec![("pi-0".into(), "198.18.3.1".into()), ("pi-1".into(), "198.18.3.2".into())],
+            }),
             ssh_keys: vec!["ssh-ed25519 AAAA alice".into()],
             files: BTreeMap::from([("/etc/job.conf".to_owned(), "a: 'b'\n\"c\"\n".to_owned())]),
         };

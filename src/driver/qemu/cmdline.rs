@@ -75,15 +75,29 @@ pub struct VmDefinition {
     pub seed: PathBuf,
     /// The kernel, if it is not the disk's own.
     pub kernel: Option<Kernel>,
-    /// What the guest reaches by its network card.
+    /// What the guest reaches by its first network card.
     pub network: GuestNetwork,
     /// Its hardware address.
     pub mac: String,
+    /// The second card, in the job's network; QEMU gets its other end as file descriptor [`TAP_FD`].
+    pub job_card: Option<JobCard>,
     /// Directory of the sockets.
     pub sockets: PathBuf,
     /// Whether memory is loaded before it runs.
     pub incoming: bool,
 }
+
+/// The guest's card in the job's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobCard {
+    /// Hardware address.
+    pub mac: String,
+    /// Largest packet, told to the guest. A restored guest keeps the one it was started with.
+    pub mtu: u16,
+}
+
+/// The descriptor by which QEMU gets the tap of the second card.
+pub const TAP_FD: i32 = 3;
 
 /// The arguments of `qemu-system-x86_64`.
 pub fn arguments(vm: &VmDefinition) -> Vec<OsString> {
@@ -131,6 +145,11 @@ pub fn arguments(vm: &VmDefinition) -> Vec<OsString> {
     args.pair("-netdev", format!("user,id=net0{restrict}"));
     // without the option ROM a restore does not depend on a file of the node's
     args.pair("-device", format!("virtio-net-pci,id=nic0,netdev=net0,romfile=,mac={}", value(&vm.mac)));
+    if let Some(card) = &vm.job_card {
+        args.pair("-netdev", format!("tap,id=net1,fd={TAP_FD}"));
+        let (mac, mtu) = (value(&card.mac), card.mtu);
+        args.pair("-device", format!("virtio-net-pci,id=nic1,netdev=net1,romfile=,mac={mac},host_mtu={mtu}"));
+    }
 
     args.pair("-device", "virtio-rng-pci,id=rng0");
     args.pair("-device", "virtio-serial-pci,id=ports");
@@ -223,6 +242,7 @@ mod tests {
             }),
             network: GuestNetwork::Isolated,
             mac: "52:54:00:00:00:01".into(),
+            job_card: None,
             sockets: "/vm/s".into(),
             incoming: false,
         }
@@ -243,6 +263,7 @@ mod tests {
         vm.kernel = None;
         vm.accelerator = Accelerator::Kvm;
         vm.network = GuestNetwork::Open;
+        vm.job_card = Some(JobCard { mac: "02:76:0a:00:00:01".into(), mtu: 1450 });
         vm.incoming = true;
         vm.disk = vec![layer("base", Format::Qcow2), layer("disk0", Format::Qcow2), layer("disk1", Format::Qcow2)];
         insta::assert_snapshot!(text(&vm));

@@ -3,16 +3,18 @@
 use std::{
     ffi::OsString,
     fs::File,
+    os::fd::OwnedFd,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use tokio::process::{Child, Command};
 
 use super::{
     QemuError,
-    cmdline::{VmDefinition, arguments, sockets},
+    cmdline::{TAP_FD, VmDefinition, arguments, sockets},
     qmp::{Qmp, QmpError},
 };
 
@@ -76,13 +78,21 @@ pub struct Qemu {
 
 impl Qemu {
     /// Starts QEMU; what it says goes to the file `log`. The guest stands still.
-    pub async fn start(vm: &VmDefinition, log: &Path) -> Result<Self, QemuError> {
+    /// `tap` is the other end of the guest's card in the job's network.
+    pub async fn start(vm: &VmDefinition, log: &Path, tap: Option<OwnedFd>) -> Result<Self, QemuError> {
         let output = File::create(log).map_err(QemuError::io(format!("make {}", log.display())))?;
         let both = output.try_clone().map_err(QemuError::io("share the log"))?;
         let mut words = confinement();
         words.push(PROGRAM.into());
         words.extend(arguments(vm));
-        let mut child = Command::new(&words[0])
+        let mut command = Command::new(&words[0]);
+        if let Some(tap) = tap {
+            // our own copy is closed with the command: the tap is gone with QEMU
+            let tap = vec![FdMapping { parent_fd: tap, child_fd: TAP_FD }];
+            let taken = |error: command_fds::FdMappingCollision| std::io::Error::other(error);
+            command.fd_mappings(tap).map_err(taken).map_err(QemuError::io("hand over the tap"))?;
+        }
+        let mut child = command
             .args(&words[1..])
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

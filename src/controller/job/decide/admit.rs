@@ -7,9 +7,9 @@ use crate::{
     api::{
         JobPhase, Reason,
         job::{Allocation, Master},
-        job_status::ResolvedImage,
+        job_status::{NetworkStatus, ResolvedImage},
     },
-    controller::job::{identity, plan::ImageSeen},
+    controller::job::{identity, network, plan::ImageSeen},
     driver::Fact,
 };
 
@@ -48,7 +48,38 @@ impl Draft<'_> {
         self.status.image = Some(image);
         self.status.retry = None;
         self.status.snapshots.period = Some(self.job.spec.snapshots.period);
-        self.status.members = identity::members(&self.uid, self.job.spec.members);
+        self.status.network = self.network();
+        let subnet = self.status.network.as_ref().and_then(|network| network.subnet.parse().ok());
+        self.status.members = identity::members(subnet, self.job.spec.members);
+    }
+
+    /// The job's network: the one it has, if that fits, or what is offered.
+    fn network(&self) -> Option<NetworkStatus> {
+        let seen = &self.seen.network;
+        let kept = self.status.network.clone().filter(|network| fits(network, self.job.spec.members));
+        let offered = || seen.subnet.map(|subnet| NetworkStatus { subnet: subnet.to_string(), mtu: seen.mtu, vni: 0 });
+        kept.or_else(offered)
+    }
+
+    /// What stands against a network for the job.
+    fn no_network(&self) -> Option<(Reason, String)> {
+        let seen = &self.seen.network;
+        let pool = seen.pool?;
+        if let Some(node) = &seen.overlap {
+            let message = format!(
+                "the pool of job networks, {}, contains the address of node {node}: jobNetwork.pool of the operator's configuration must overlap nothing that nodes or guests reach",
+                pool
+            );
+            return Some((Reason::PoolOverlaps, message));
+        }
+        if self.network().is_none() {
+            let message = format!(
+                "no subnet for {} members is free in the pool of job networks, {}: jobs that are deleted give theirs back; jobNetwork.pool of the operator's configuration may be larger",
+                self.job.spec.members, pool
+            );
+            return Some((Reason::NoSubnet, message));
+        }
+        None
     }
 
     /// The image to run, or what is wrong, or nothing if that is not known yet.
@@ -107,6 +138,9 @@ impl Draft<'_> {
             Fact::Known(missing) => return wrong(Reason::InputMissing, format!("not found: {}", missing.join(", "))),
             Fact::Unknown { .. } => return self.not_known(),
         }
+        if let Some(problem) = self.no_network() {
+            return Err(Some(problem));
+        }
         Ok(image)
     }
 
@@ -114,6 +148,12 @@ impl Draft<'_> {
         self.wake(Duration::from_secs(2));
         Err(None)
     }
+}
+
+/// Whether a network has the right size for this many members.
+pub(crate) fn fits(network: &NetworkStatus, members: u32) -> bool {
+    let subnet = network.subnet.parse::<ipnet::Ipv4Net>();
+    subnet.is_ok_and(|subnet| subnet.prefix_len() == network::prefix(members))
 }
 
 /// What this version does not have, and what to write instead.

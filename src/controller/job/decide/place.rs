@@ -157,6 +157,9 @@ impl Draft<'_> {
         (origin.silent, origin.fenced) = self.inherited_silence();
         self.void_capture("the members were lost before it was stored");
         self.status.incarnation = incarnation;
+        if let Some(network) = &mut self.status.network {
+            network.vni = self.seen.network.vni;
+        }
         self.status.work.lost += self.status.work.useful.saturating_sub(origin.work);
         self.status.work.useful = origin.work;
         self.status.snapshots.last_stored = origin.generation;

@@ -14,7 +14,7 @@ use crate::{
     controller::job::{
         decide::{decide, sent_key},
         plan::{
-            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, Plan, PodSeen, Reply,
+            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan, PodSeen, Reply,
             Seen, Setup, SiteSeen, SnapshotSeen,
         },
     },
@@ -82,6 +82,13 @@ pub(super) fn life(members: u32) -> Life {
         }),
         account: Fact::Known(Ok(())),
         image: Fact::Known(ImageSeen::Ready(image)),
+        network: NetworkSeen {
+            pool: Some("198.18.0.0/15".parse().unwrap()),
+            subnet: Some("198.18.3.0/28".parse().unwrap()),
+            mtu: 1450,
+            vni: 77,
+            overlap: None,
+        },
         missing_inputs: Fact::Absent,
         slots: Fact::Known(Vec::new()),
         looked_up: Some(at(START)),
