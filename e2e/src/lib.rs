@@ -9,6 +9,7 @@ pub mod left;
 pub mod output;
 pub mod rival;
 pub mod site;
+pub mod talk;
 pub mod testbed;
 pub mod ticks;
 pub mod turn;

@@ -197,7 +197,7 @@ pub struct NetworkStatus {
     /// The subnet, from the operator's pool; it stays the same for the job's whole life.
     pub subnet: String,
     /// Largest packet of the guests; it stays the same, too.
-    pub mtu: u16,
+    pub mtu: u32,
     /// Number of the VXLAN: another one for each incarnation, 0 before the first.
     pub vni: u32,
 }

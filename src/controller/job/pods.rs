@@ -115,7 +115,7 @@ fn member_network(
         vni: network.vni,
         // a job keeps its network when new ones get none
         port: config.job_network.as_ref().map_or_else(vxlan_port, |ours| ours.port),
-        mtu: network.mtu,
+        mtu: u16::try_from(network.mtu).ok()?,
         door,
         door_mac: network::mac(door).to_string(),
         members: members.collect::<Option<_>>()?,

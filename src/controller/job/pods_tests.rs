@@ -12,7 +12,7 @@ fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     for member in &mut status.members {
         let endpoint = format!("192.0.2.{}:17703", member.index + 1);
         let (pod, slot) = (agent_pod_name(&uid, member.index, 3), "41".to_owned());
-        member.agent = Some(AgentStatus { pod, endpoint, incarnation: 3, slot });
+        member.agent = Some(AgentStatus { pod, endpoint, incarnation: 3, slot, unproven: false });
     }
     status.image = Some(crate::api::job_status::ResolvedImage {
         namespace: "team".into(),
