@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -53,9 +53,17 @@ fn not_loaded() -> AgentError {
 }
 
 impl Supervisor {
+    /// The VM; what merges its overlays stops for it.
+    async fn vm_for_a_capture(&self) -> tokio::sync::MutexGuard<'_, Option<Vm>> {
+        self.captures_wait.fetch_add(1, Ordering::AcqRel);
+        let vm = self.vm.lock().await;
+        self.captures_wait.fetch_sub(1, Ordering::AcqRel);
+        vm
+    }
+
     /// Step 1: overlay, file and space, all before the pause.
     pub(super) async fn prepare(self: &Arc<Self>, order: &CaptureOrder) -> Result<(), AgentError> {
-        let mut vm = self.vm.lock().await;
+        let mut vm = self.vm_for_a_capture().await;
         let vm = vm.as_mut().ok_or_else(not_loaded)?;
         let todo = self.view.change(|facts| match facts.vm {
             VmState::Running | VmState::Stopped => facts.barrier.prepare(order),
@@ -92,6 +100,8 @@ impl Supervisor {
         }
         if let Err(error) = capture::stop(&vm.qmp).await {
             self.give_up(vm, &error.to_string()).await;
+            // the answer may only have been late: whether it stands still is not known
+            self.run_on(vm).await;
             return Err(failed(error));
         }
         let (elapsed, now) = (self.view.elapsed(), self.view.now());
@@ -166,12 +176,18 @@ impl Supervisor {
     pub(super) async fn give_up(&self, vm: &mut Vm, reason: &str) {
         tracing::warn!(reason, "a capture is given up");
         let todo = self.view.change(|facts| facts.barrier.give_up(reason));
-        if todo == Todo::Resume
-            && let Err(error) = self.let_run(vm).await
-        {
-            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+        if todo == Todo::Resume {
+            self.run_on(vm).await;
         }
         vm.discard(&self.paths).await;
+    }
+
+    /// Lets the guest run. One that cannot be let run is lost: the job goes on from its last
+    /// generation, and no guest stands still for ever (safety B3).
+    async fn run_on(&self, vm: &mut Vm) {
+        if let Err(error) = self.let_run(vm).await {
+            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+        }
     }
 
     /// The order to give a capture up.
@@ -201,9 +217,7 @@ impl Supervisor {
         }
         if let Some(vm) = self.vm.lock().await.as_mut() {
             tracing::warn!("nobody has said how the capture goes on: the guest runs on");
-            if let Err(error) = self.let_run(vm).await {
-                self.lose_vm(&format!("the guest cannot be resumed: {error}"));
-            }
+            self.run_on(vm).await;
             vm.discard(&self.paths).await;
         }
     }
@@ -237,7 +251,8 @@ impl Supervisor {
                 }
             }
         }
-        if let Err(error) = commit(vm, self.view.read(|facts| facts.barrier.holds_guest())).await {
+        let busy = self.view.read(|facts| facts.barrier.holds_guest());
+        if let Err(error) = commit(vm, busy, &|| self.captures_wait.load(Ordering::Acquire) > 0).await {
             tracing::warn!(%error, "old overlays stay");
         }
     }
@@ -265,10 +280,8 @@ impl Supervisor {
             return;
         }
         remove_generation(&self.paths, cut.generation).await;
-        if !cut.resume
-            && let Err(error) = self.let_run(vm).await
-        {
-            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+        if !cut.resume {
+            self.run_on(vm).await;
         }
     }
 
@@ -344,15 +357,20 @@ async fn copy_output(from: PathBuf, to: PathBuf, length: u64) -> std::io::Result
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
-/// Merges old overlays, never while a capture holds the guest.
-async fn commit(vm: &mut Vm, busy: bool) -> Result<(), QemuError> {
+/// Merges old overlays, never while a capture holds the guest, and not on while one waits for the VM:
+/// a notice leaves no time for it.
+async fn commit(vm: &mut Vm, busy: bool, wanted: &(dyn Fn() -> bool + Sync)) -> Result<(), QemuError> {
     if busy || vm.prepared.is_some() {
         return Ok(());
     }
     let (Some((top, base)), Some((active, _))) = (vm.chain.to_commit(vm.being_read), vm.top()) else { return Ok(()) };
-    capture::commit(&vm.qmp, &Chain::node(active), &Chain::node(top), &Chain::node(base)).await?;
+    capture::commit(&vm.qmp, &Chain::node(active), &Chain::node(top), &Chain::node(base), wanted).await?;
     for path in vm.chain.committed(top) {
         remove(&path).await;
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "capture_tests.rs"]
+mod tests;

@@ -27,7 +27,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -81,6 +81,8 @@ pub struct Supervisor {
     guest: Arc<Mutex<Option<Channel>>>,
     /// The way to the guest through the job's network.
     door: OnceLock<Door>,
+    /// Captures that wait for the VM.
+    captures_wait: AtomicUsize,
     /// Seconds the guest had run before this incarnation, as bits.
     restored_ran: AtomicU64,
     /// Everything ends: QEMU is killed, transfers stop.
@@ -108,6 +110,7 @@ impl Supervisor {
             vm: Mutex::new(None),
             guest: Arc::new(Mutex::new(None)),
             door: OnceLock::new(),
+            captures_wait: AtomicUsize::new(0),
             restored_ran: AtomicU64::new(0),
             stop: CancellationToken::new(),
             has_qemu: AtomicBool::new(false),

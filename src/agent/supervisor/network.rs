@@ -94,9 +94,7 @@ impl Supervisor {
 fn plan(network: &MemberNetwork, own: u32) -> Result<SegmentPlan, LoadError> {
     let mac = |text: &str| text.parse::<Mac>().map_err(|error| LoadError::Unusable(error.to_string()));
     let family = |address| LoadError::Unusable(format!("job networks need nodes with IPv4 addresses, not {address}"));
-    let at = |member: &NetworkMember| {
-        Ok(Peer { mac: mac(&member.mac)?, node: v4(member.node).map_err(family)? })
-    };
+    let at = |member: &NetworkMember| Ok(Peer { mac: mac(&member.mac)?, node: v4(member.node).map_err(family)? });
     let all = network.members.iter().map(at).collect::<Result<Vec<_>, LoadError>>()?;
     let own = own as usize;
     let here = all.get(own).ok_or_else(|| LoadError::Unusable("the job's network lacks this member".into()))?;

@@ -121,7 +121,8 @@ async fn read(
         }
         length.fetch_add(count as u64, Ordering::AcqRel);
         if let (Some(last), Some(view)) = (lines.take(&piece[..count]), &view) {
-            view.change(|facts| facts.guest.last_line = Some(last));
+            // a guest that prints without end loads nobody: it is seen with the next heartbeat
+            view.quietly(|facts| facts.guest.last_line = Some(last));
         }
     }
 }

@@ -23,8 +23,8 @@ mod tests;
 
 use jiff::Timestamp;
 
-pub(crate) use self::{admit::fits, draft::sent_key};
 use self::draft::{Draft, after, since};
+pub(crate) use self::{admit::fits, draft::sent_key};
 use super::plan::{Effect, Plan, Seen};
 use crate::api::{BestEffortJob, FINALIZER, JobPhase};
 

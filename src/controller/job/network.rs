@@ -55,7 +55,6 @@ pub fn mac(address: Ipv4Addr) -> Mac {
     Mac([0x02, 0x76, a, b, c, d])
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

@@ -50,7 +50,8 @@ impl Networks {
         inner.offers.remove(job);
         let mut taken: BTreeSet<Ipv4Net> = inner.offers.values().map(|(net, _)| *net).collect();
         let others = jobs.iter().filter(|other| other.metadata.uid.as_deref() != Some(job.0.as_str()));
-        taken.extend(others.filter_map(|other| other.status.as_ref()?.network.as_ref()?.subnet.parse::<Ipv4Net>().ok()));
+        taken
+            .extend(others.filter_map(|other| other.status.as_ref()?.network.as_ref()?.subnet.parse::<Ipv4Net>().ok()));
         let taken: Vec<Ipv4Net> = taken.into_iter().collect();
         let hash = blake3::hash(job.0.as_bytes());
         let seed = hash.as_bytes().iter().take(8).fold(0u64, |seed, byte| seed << 8 | u64::from(*byte));

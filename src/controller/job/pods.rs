@@ -22,13 +22,10 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::RunOn,
-        job_status::NetworkStatus,
+        job::RunOn, job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
-    driver::agent::{
-        AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR,
-    },
+    driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR},
     names::lease_directory,
     tls::Credentials,
 };

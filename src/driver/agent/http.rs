@@ -110,10 +110,22 @@ async fn check(reply: reqwest::Response) -> Result<reqwest::Response, AgentError
     if status.is_success() {
         return Ok(reply);
     }
-    let text = reply.text().await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&bounded(reply).await?).into_owned();
     let message = serde_json::from_str::<Refusal>(&text).map_or(text, |refusal| refusal.message);
     let message: String = message.chars().take(500).collect();
     if status.is_client_error() { Err(AgentError::Refused(message)) } else { Err(AgentError::Failed(message)) }
+}
+
+/// The body of an answer, which is no longer than a state may be: what a node sends is not trusted.
+async fn bounded(mut reply: reqwest::Response) -> Result<Vec<u8>, AgentError> {
+    let mut body = Vec::new();
+    while let Some(piece) = reply.chunk().await.map_err(unreachable)? {
+        if body.len() + piece.len() > MAX_LINE {
+            return Err(AgentError::Failed(format!("the agent sent more than {MAX_LINE} bytes")));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
 }
 
 #[async_trait]
@@ -121,7 +133,8 @@ impl NodeAgent for AgentHttp {
     async fn state(&self) -> Result<AgentState, AgentError> {
         let request = self.request(Method::GET, "state")?.timeout(QUESTION);
         let reply = check(request.send().await.map_err(unreachable)?).await?;
-        reply.json().await.map_err(unreachable)
+        let state = bounded(reply).await?;
+        serde_json::from_slice(&state).map_err(|error| AgentError::Failed(error.to_string()))
     }
 
     async fn watch(&self) -> Result<BoxStream<'static, AgentState>, AgentError> {

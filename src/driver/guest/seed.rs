@@ -59,7 +59,8 @@ impl Seed {
     /// The files of the seed. YAML is written as JSON, which it contains.
     pub fn contents(&self) -> [(&'static str, String); 3] {
         let meta = json!({ "instance-id": self.instance, "local-hostname": self.hostname });
-        let file = |path: &str, content: &str, mode: &str| json!({ "path": path, "content": content, "permissions": mode });
+        let file =
+            |path: &str, content: &str, mode: &str| json!({ "path": path, "content": content, "permissions": mode });
         let mut files: Vec<Value> = self.files.iter().map(|(path, content)| file(path, content, "0600")).collect();
         if let Some(network) = &self.job_network
             && !self.files.contains_key(HOSTS)

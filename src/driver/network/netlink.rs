@@ -119,9 +119,8 @@ impl Links {
         let mut found = self.handle.address().get().set_address_filter(IpAddr::V4(plan.node)).execute();
         let mut index = None;
         while let Some(address) = found.try_next().await.map_err(step())? {
-            let ours = |a: &AddressAttribute| {
-                matches!(a, AddressAttribute::Local(IpAddr::V4(local)) if *local == plan.node)
-            };
+            let ours =
+                |a: &AddressAttribute| matches!(a, AddressAttribute::Local(IpAddr::V4(local)) if *local == plan.node);
             if address.attributes.iter().any(ours) {
                 index = Some(address.header.index);
             }

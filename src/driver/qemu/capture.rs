@@ -38,7 +38,10 @@ const QUICK: Duration = Duration::from_millis(1);
 /// How often it is asked otherwise.
 const SLOW: Duration = Duration::from_millis(20);
 /// How long nothing may be heard of a merge until QEMU is asked whether it is there.
-const COMMIT_PACE: Duration = Duration::from_secs(2);
+const COMMIT_PACE: Duration = Duration::from_millis(200);
+/// A disk that takes nothing of a guest's memory for this long has failed: the guest, which stands
+/// still until it is written, runs on.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// A guest whose background snapshot has not let it run again after this time is lost.
 const RESUME_LIMIT: Duration = Duration::from_secs(20);
 
@@ -157,9 +160,17 @@ pub async fn begin(qmp: &Qmp, mechanism: Mechanism, resumes_by_itself: bool) -> 
 
 /// Waits until the memory is written.
 pub async fn written(qmp: &Qmp, mechanism: Mechanism) -> Result<(), QemuError> {
-    let pace = if mechanism == Mechanism::Stopped { QUICK } else { SLOW };
+    let stopped = mechanism == Mechanism::Stopped;
+    let pace = if stopped { QUICK } else { SLOW };
+    let (mut pages, mut moved) = (0, Instant::now());
     loop {
         let progress = progress(qmp).await?;
+        if progress.pages != pages {
+            (pages, moved) = (progress.pages, Instant::now());
+        }
+        if stopped && moved.elapsed() > STALL_LIMIT {
+            return Err(QemuError::Late("the memory on its way to the disk"));
+        }
         if progress.status == "completed" {
             return Ok(());
         }
@@ -195,13 +206,25 @@ pub(super) async fn progress(qmp: &Qmp) -> Result<Progress, QemuError> {
     Ok(Progress { status, pages: pages("normal") + pages("duplicate") })
 }
 
-/// Merges overlays into an older one while the guest runs; returns when that is done.
-pub async fn commit(qmp: &Qmp, active: &str, top: &str, base: &str) -> Result<(), QemuError> {
+/// Merges overlays into an older one while the guest runs; returns when that is done, or given up
+/// because `wanted` says that the VM is needed. What was merged by then does no harm.
+pub async fn commit(
+    qmp: &Qmp,
+    active: &str,
+    top: &str,
+    base: &str,
+    wanted: &(dyn Fn() -> bool + Sync),
+) -> Result<(), QemuError> {
     let mut events = qmp.events();
     let job = json!({ "job-id": "commit", "device": active, "top-node": top, "base-node": base });
     qmp.execute("block-commit", job).await?;
+    let mut cancelled = false;
     loop {
         let Ok(event) = tokio::time::timeout(COMMIT_PACE, events.recv()).await else {
+            if wanted() && !cancelled {
+                cancelled = true;
+                qmp.execute("block-job-cancel", json!({ "device": "commit" })).await?;
+            }
             // notices a QEMU that has ended
             status(qmp).await?;
             continue;

@@ -14,8 +14,8 @@ use crate::{
     controller::job::{
         decide::{decide, sent_key},
         plan::{
-            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan, PodSeen, Reply,
-            Seen, Setup, SiteSeen, SnapshotSeen,
+            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan,
+            PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
         },
     },
     driver::{
