@@ -85,6 +85,7 @@ async fn stopped_badly(stop: Stop) -> (VmState, Vec<String>) {
         qmp: Arc::new(qmp),
         version: Version { text: "7.2".into(), resumes_by_itself: true },
         base: root.path().join("base"),
+        _held: Vec::new(),
         base_format: Format::Raw,
         disk_size: 1 << 30,
         memory: 1 << 28,
