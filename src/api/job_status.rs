@@ -142,6 +142,9 @@ pub struct SlotStatus {
     /// When the scheduler first announced that it wants the slot back. The grace counts from here for good.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<Time>,
+    /// When its end was first seen, unless the site says that it did not reach all of its nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cleared: Option<Time>,
     /// Why the operator gives it back; set before it does, so that its own deletion never looks like a person's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseIntent>,

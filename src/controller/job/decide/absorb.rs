@@ -99,6 +99,9 @@ impl Draft<'_> {
                 SlotPhase::Running => slot.state = SlotState::Running,
                 SlotPhase::Ending => slot.state = SlotState::Ending,
                 SlotPhase::Ended(end) => {
+                    // an end by the site's own failure proves nothing of the nodes
+                    let cleared = !matches!(end, End::Infrastructure(_));
+                    slot.cleared = cleared.then(|| slot.cleared.take().unwrap_or(Time(self.now)));
                     if slot.state != SlotState::Ended {
                         slot.state = SlotState::Ended;
                         let notice = facts.notice.map(|notice| notice.kind).filter(|kind| announces_a_kill(*kind));
@@ -251,6 +254,7 @@ fn waiting(id: String, submission: u32, request: String) -> SlotStatus {
         since: None,
         until: None,
         notice: None,
+        cleared: None,
         release: None,
     }
 }

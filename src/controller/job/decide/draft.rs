@@ -102,6 +102,12 @@ impl<'a> Draft<'a> {
         Time(self.now)
     }
 
+    /// A moment that a leader wrote down, or the present one's beginning if that is later: the clock of
+    /// another may have been behind.
+    pub(super) fn by_our_clock(&self, moment: Timestamp) -> Timestamp {
+        moment.max(self.seen.leader.since)
+    }
+
     /// What the site says of a slot.
     pub(super) fn facts(&self, id: &str) -> Option<&'a SlotFacts> {
         self.seen.slots.known()?.iter().find(|facts| facts.id.0 == id)

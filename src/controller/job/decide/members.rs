@@ -17,11 +17,10 @@ use crate::{
     driver::{
         agent::{AgentState, LeaseState, LeaveCode, VmState},
         repository::ANSWER_WITHIN,
-        site::{End, SlotPhase},
     },
 };
 
-/// After the end of its slot a VM lives no longer than this, with the node cut off too: the beat's
+/// After the end of its slot was seen a VM lives no longer than this, with the node cut off too: the beat's
 /// limit and some more (safety A2).
 const LEASE_OUTLIVED: Duration = Duration::from_secs(20);
 /// More than the isolation time, for clocks and heartbeats on their way (safety A1).
@@ -104,16 +103,10 @@ impl Draft<'_> {
             return true;
         }
         // the site killed what ran in the slot, but it did not reach a node that is cut off: there
-        // the holder ends with its beat. An end by the site's own failure proves nothing.
-        let slot_over = self.facts(&agent.slot).is_some_and(|facts| match &facts.phase {
-            SlotPhase::Ended(End::Infrastructure(_))
-            | SlotPhase::Waiting { .. }
-            | SlotPhase::Running
-            | SlotPhase::Ending
-            | SlotPhase::Unknown(_) => false,
-            SlotPhase::Ended(_) => true,
-        });
-        slot_over && self.silence(member) >= LEASE_OUTLIVED
+        // the holder ends with its beat
+        let slot = self.status.slots.iter().find(|slot| slot.id == agent.slot);
+        let cleared = slot.and_then(|slot| slot.cleared.as_ref()).map(|at| since(self.by_our_clock(at.0), self.now));
+        cleared.is_some_and(|ago| ago >= LEASE_OUTLIVED) && self.silence(member) >= FRESH
     }
 
     /// Writes down who is confirmed dead, and of whom only silence tells it. Returns whether all are.

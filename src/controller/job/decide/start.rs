@@ -97,11 +97,10 @@ impl Draft<'_> {
     }
 
     /// When a member that was only silent must have ended its VM; none while the repository may still
-    /// answer it. Counts from the present leader's beginning at the earliest: another's clock may have
-    /// been behind.
+    /// answer it.
     pub(super) fn silent_until(&self) -> Option<Timestamp> {
         let fenced = self.status.origin.as_ref()?.fenced.as_ref()?.0;
-        Some(after(fenced.max(self.seen.leader.since), self.afterlife()))
+        Some(after(self.by_our_clock(fenced), self.afterlife()))
     }
 
     /// Whether every member before this incarnation must have ended by now (safety A1).

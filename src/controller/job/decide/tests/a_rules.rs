@@ -46,6 +46,20 @@ fn a1_every_old_member_is_confirmed_dead_first(#[case] end: Option<End>, #[case]
     assert!(seconds >= least && seconds <= least + 5, "{seconds}");
 }
 
+/// A member that fell silent long before may have the holder's beat until its slot ends.
+#[test]
+fn a1_a_lease_is_outlived_from_the_end_of_its_slot() {
+    let mut life = Life::running(2);
+    life.silence(0);
+    life.silence(1);
+    life.run(60);
+    life.slot("101").phase = SlotPhase::Ended(End::Preempted);
+    life.run(19);
+    assert_eq!(created(&life), 2);
+    life.run(5);
+    assert_eq!(created(&life), 4);
+}
+
 /// Both members fall silent and the slot ends so; afterwards they are replaced.
 fn replaced(end: End) -> Life {
     let mut life = Life::running(2);
