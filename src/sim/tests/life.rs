@@ -159,3 +159,26 @@ async fn a_job_lives_through_days_of_preemptions() {
     // an hour of work was never lost at once: at most a period for each hard kill, and the time to notice
     assert!(status.work.lost <= u64::from(status.kills.preempted) * 2 * 640, "{}", world.story());
 }
+
+/// Each write of a status goes to all who watch: a life with a snapshot and a kill takes few.
+#[rstest]
+#[case::without_notice(false, 15)]
+#[case::with_notice(true, 18)]
+#[tokio::test(start_paused = true)]
+async fn a_life_takes_few_writes_of_the_status(#[case] notice: bool, #[case] most: u64) {
+    let mut world = World::new(4);
+    world.pace.work = Duration::from_secs(100);
+    let mut job = if notice { job(2) } else { without_notice(job(2)) };
+    job.spec.snapshots.period = Duration::from_secs(60).into();
+    world.cluster.put_job(job);
+    world.until(200, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    world.pass(5).await;
+    world.site.preempt(&slot(&world));
+    world.until_phase(400, JobPhase::Succeeded).await;
+    world.pass(60).await;
+    let status = world.status();
+    let taken = if notice { 2 } else { 1 };
+    assert_eq!((status.kills.preempted, status.snapshots.last), (1, Some(taken)), "{}", world.story());
+    let writes = world.cluster.writes()["patch_job_status"];
+    assert!(writes <= most, "{writes} writes: {}", world.story());
+}

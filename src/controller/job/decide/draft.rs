@@ -15,6 +15,9 @@ use crate::{
     names::JobUid,
 };
 
+/// The end of a slot that is given back is waited for this long before the deaths on it are written down.
+const TOGETHER: Duration = Duration::from_secs(15);
+
 /// A plan in the making.
 pub(super) struct Draft<'a> {
     pub(super) job: &'a BestEffortJob,
@@ -28,6 +31,8 @@ pub(super) struct Draft<'a> {
     why: &'static str,
     /// A capture was given up in this pass: the next one begins in a later one.
     pub(super) voided: bool,
+    /// Nothing is to be written down yet.
+    pub(super) held_back: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -43,6 +48,7 @@ impl<'a> Draft<'a> {
             wake: None,
             why: "nothing",
             voided: false,
+            held_back: false,
         }
     }
 
@@ -175,11 +181,50 @@ impl<'a> Draft<'a> {
                     member.phase = before.phase;
                 }
             }
+            if self.status != *old && self.can_wait(old) {
+                // what a death is known by stays until it is written down
+                self.effects.retain(|effect| !matches!(effect, Effect::DeleteAgent { .. }));
+                self.status = old.clone();
+            }
             if self.status != *old {
                 super::members::show(&mut self.status, self.seen);
             }
         }
+        if self.held_back {
+            self.status = self.job.status.clone().unwrap_or_default();
+        }
         Plan { status: self.status, effects: self.effects, notes: self.notes, wake: self.wake, why: self.why }
+    }
+}
+
+impl Draft<'_> {
+    /// Whether all that is new will be told by a write that is about to come anyway: a slot is on its
+    /// way out, and with it the members of one that is being given back. Nothing depends on it until
+    /// then: it is seen again at each pass.
+    fn can_wait(&self, old: &BestEffortJobStatus) -> bool {
+        let idle = |effect: &Effect| {
+            matches!(effect, Effect::Leave { .. } | Effect::ReleaseSlot { .. } | Effect::DeleteAgent { .. })
+        };
+        if !self.notes.is_empty() || !self.effects.iter().all(idle) {
+            return false;
+        }
+        let mut told = self.status.clone();
+        for (slot, before) in told.slots.iter_mut().zip(&old.slots) {
+            if (before.state, slot.state) == (SlotState::Running, SlotState::Ending) {
+                slot.state = before.state;
+            }
+        }
+        let leaving = old
+            .slots
+            .iter()
+            .filter(|slot| slot.state != SlotState::Ended)
+            .any(|slot| slot.release.as_ref().is_some_and(|intent| since(intent.since.0, self.now) < TOGETHER));
+        for (member, before) in told.members.iter_mut().zip(&old.members) {
+            if leaving && member.phase == MemberPhase::Dead && before.phase != MemberPhase::Dead {
+                *member = before.clone();
+            }
+        }
+        told == *old
     }
 }
 

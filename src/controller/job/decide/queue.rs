@@ -17,6 +17,8 @@ use crate::{
     names::slot_name,
 };
 
+/// A site that is read for the first time mostly answers within this time.
+const FIRST_SEARCH: Duration = Duration::from_secs(3);
 /// How long reads of a site must have been good before what they do not show is taken to be absent.
 const SURE_AFTER: Duration = Duration::from_secs(10);
 
@@ -59,7 +61,11 @@ impl Draft<'_> {
                 self.back_off(error.reason(), error.to_string());
                 return;
             }
-            self.wake(Duration::from_secs(2));
+            // a new job is told of together with its first request
+            let made = self.job.metadata.creation_timestamp.as_ref().map(|made| made.0);
+            let new = made.is_some_and(|made| made <= self.now && since(made, self.now) < FIRST_SEARCH);
+            self.held_back = new && self.job.status.is_none();
+            self.wake(Duration::from_secs(if self.held_back { 1 } else { 2 }));
             return;
         }
         if self.status.started.is_none() {
