@@ -112,9 +112,11 @@ pub fn agent_pod_name(job: &JobUid, member: MemberIndex, incarnation: Incarnatio
     format!("agent-{}-{member}-{incarnation}", job.short())
 }
 
-/// The name of the Snapshot object of a generation the operator takes by itself.
-pub fn snapshot_name(job: &str, generation: Generation) -> String {
-    format!("{}-{generation}", job.chars().take(240).collect::<String>())
+/// The name of the Snapshot object of a generation the operator takes by itself. The part of the uid
+/// tells it from one that an earlier job of the same name has left behind.
+pub fn snapshot_name(job: &str, uid: &JobUid, generation: Generation) -> String {
+    let job: String = job.chars().take(230).collect();
+    format!("{}-{}-{generation}", job.trim_end_matches(['.', '-']), uid.short())
 }
 
 /// Name of the lease directory of a slot on a node.
@@ -207,6 +209,14 @@ mod tests {
         assert_eq!(submission_of(&uid(), &name), Some(7));
         assert_eq!(submission_of(&"ffffffff-0".into(), &name), None);
         assert_eq!(submission_of(&uid(), "vmdeploy-3f2b8a10-x"), None);
+    }
+
+    #[test]
+    fn b12_snapshots_of_two_jobs_of_one_name_have_different_names() {
+        assert_eq!(snapshot_name("pi", &uid(), 7), "pi-3f2b8a10-7");
+        assert_ne!(snapshot_name("pi", &uid(), 7), snapshot_name("pi", &"ffffffff-0".into(), 7));
+        let long = snapshot_name(&format!("{}.{}", "a".repeat(229), "b".repeat(23)), &uid(), u32::MAX);
+        assert!(long.len() <= 253 && long.starts_with(&format!("{}-3f2b", "a".repeat(229))), "{long}");
     }
 
     #[test]

@@ -19,8 +19,8 @@ use kube::{
 use serde_json::{Value, json};
 use vmdeploy::{
     api::{
-        BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, Reason, Snapshot, SnapshotSpec,
-        SnapshotStatus, VERSION, conditions,
+        BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, Reason, Snapshot,
+        SnapshotSpec, SnapshotStatus, VERSION, conditions,
         conditions::Truth,
         crds,
         snapshot::{SnapshotPhase, SnapshotReason, TransferState},
@@ -178,9 +178,14 @@ async fn b14_each_owns_its_part_of_a_snapshot() -> Result<()> {
     let spec = SnapshotSpec { job: "pi".into(), reason: SnapshotReason::Periodic, retain: false };
     let mut snapshot = Snapshot::new("pi-1", spec);
     snapshot.metadata.namespace = Some(place.namespace.clone());
+    snapshot.metadata.labels = Some([(LABEL_JOB_UID.to_owned(), "first".to_owned())].into());
     cluster.create_snapshot(&snapshot).await?;
     cluster.create_snapshot(&snapshot).await?;
     let meta = api.get("pi-1").await?.metadata;
+    // a later job of the same name does not take it for its own (B12)
+    snapshot.metadata.labels = Some([(LABEL_JOB_UID.to_owned(), "second".to_owned())].into());
+    let refused = cluster.create_snapshot(&snapshot).await;
+    ensure!(matches!(refused, Err(ClusterError::Invalid(_))), "{refused:?}");
 
     let mut status =
         SnapshotStatus { generation: Some(1), phase: SnapshotPhase::Captured, ..SnapshotStatus::default() };

@@ -323,6 +323,8 @@ pub struct OarSlotSpec {
     pub project: Option<String>,
     /// An SQL condition on OAR's resource properties, for example `cluster='paravance'`.
     #[x_kube(validation = ("self.matches('^[^;`$\\\\\\x00-\\x1f]+$') && !self.contains('--') && !self.contains('/*')", "property must be a plain SQL condition on one line without ; -- /* ` $ or backslash, for example cluster='paravance'"))]
+    #[x_kube(validation = ("self.matches(\"^[^']*('[^']*'[^']*)*$\") && self.split('(').size() == self.split(')').size()", "property must close every quote ' and every parenthesis"))]
+    #[x_kube(validation = ("self.matches(\"(?i)^(( *|([^(']|'[^']*')*[^A-Za-z0-9_.(' ] *|([^(']|'[^']*')*'[^']*' *|(([^(']|'[^']*')*[^A-Za-z0-9_.(']|([^(']|'[^']*')*'[^']*')?(and|or|not|in) *)[(])*([^(']|'[^']*')*$\")", "property may compare properties with values, but call no function: only and, or, not and in may stand before a parenthesis"))]
     #[schemars(length(min = 1, max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub property: Option<String>,

@@ -86,3 +86,15 @@ fn what_may_change_under_a_running_job_can_be_changed() {
         assert_eq!(verdict("BestEffortJob", object, Some(old)), Ok(()), "{patch}");
     }
 }
+
+#[test]
+fn conditions_on_properties_may_use_operators_and_quotes() {
+    for property in [
+        "cluster = 'a' AND (mem > 64 or not(host in ('n-1', 'n-2')))",
+        "((gpu_count >= 2)) and x=(1)",
+        "host LIKE 'para%' AND NOT (cputype = 'Intel(R) x')",
+    ] {
+        let object = patched("BestEffortJob", &json!({"spec": {"slots": {"oar": {"property": property}}}}), None);
+        assert_eq!(verdict("BestEffortJob", object, None), Ok(()), "{property}");
+    }
+}

@@ -4,10 +4,10 @@ use std::{pin::pin, str::FromStr};
 
 use futures::AsyncReadExt as _;
 use hyper::Request;
-use kube::{Client, Config};
+use kube::Client;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
-use crate::names::MemberIndex;
+use crate::{driver::cluster::client, names::MemberIndex};
 
 /// `JOB` or `JOB/INDEX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +34,7 @@ impl FromStr for Member {
 /// The cluster and the namespace that a person means: the given one, or that of their kubeconfig.
 pub(super) async fn cluster(namespace: Option<&str>) -> anyhow::Result<(Client, String)> {
     // a person is told at once what does not answer, and decides about another try
-    let mut config = Config::infer().await?;
-    config.default_retry = false;
-    let client = Client::try_from(config)?;
+    let client = Client::try_from(client::config().await?)?;
     let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
     Ok((client, namespace))
 }

@@ -32,7 +32,7 @@ use crate::{
     },
     driver::{
         agent::http::AgentsHttp,
-        cluster::{count::RequestCounts, importers::KubeImporters, kube::KubeCluster},
+        cluster::{client, count::RequestCounts, importers::KubeImporters, kube::KubeCluster},
         repository::http::HttpRepository,
         site::directory::SiteDirectory,
     },
@@ -102,10 +102,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let health = tokio::spawn(health);
 
     let requests = RequestCounts::default();
-    // passes that fail are tried again by the runner, which knows what else there is to do
-    let mut cluster = kube::Config::infer().await?;
-    cluster.default_retry = false;
-    let client = ClientBuilder::try_from(cluster)?.with_layer(&requests).build();
+    let client = ClientBuilder::try_from(client::config().await?)?.with_layer(&requests).build();
     let process = Process {
         config: Arc::new(config),
         client,

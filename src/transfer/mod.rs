@@ -18,7 +18,11 @@ use crate::{
         served,
         transfer::{self, Context},
     },
-    driver::{agent::http::AgentsHttp, cluster::transfers::KubeBoard, repository::http::HttpRepository},
+    driver::{
+        agent::http::AgentsHttp,
+        cluster::{client, transfers::KubeBoard},
+        repository::http::HttpRepository,
+    },
     health::{self, Readiness},
     leadership::Candidate,
     metrics::Metrics,
@@ -76,7 +80,7 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
     tokio::spawn(tls::stop_when_renewed(args.tls.clone(), credentials.clone(), stop.clone()));
     let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
     let key = TicketKey::new(&secret)?;
-    let client = Client::try_default().await?;
+    let client = Client::try_from(client::config().await?)?;
     if !served::wait(&client, &["BestEffortJob", "Snapshot"], readiness, &stop).await {
         return Ok(());
     }

@@ -126,22 +126,24 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
             );
             ctx.cluster.create_snapshot(&snapshot).await?;
         }
-        Effect::WriteSnapshot { name, status } => write_snapshot(name, status, job, ctx).await?,
-        Effect::DeleteSnapshot { name, uid } => {
-            let object = ObjectMeta { uid: Some(uid.clone()), ..named(name, job) };
-            ctx.cluster.delete(Kind::Snapshot, &object).await?;
-        }
+        Effect::WriteSnapshot { name, uid, status } => write_snapshot(&named(name, uid, job), status, ctx).await?,
+        Effect::DeleteSnapshot { name, uid } => ctx.cluster.delete(Kind::Snapshot, &named(name, uid, job)).await?,
         Effect::RemoveContent => ctx.repository.remove_job(uid).await?,
     }
     Ok(())
 }
 
-fn named(name: &str, job: &BestEffortJob) -> ObjectMeta {
-    ObjectMeta { name: Some(name.into()), namespace: job.metadata.namespace.clone(), ..ObjectMeta::default() }
+fn named(name: &str, uid: &str, job: &BestEffortJob) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.into()),
+        namespace: job.metadata.namespace.clone(),
+        uid: Some(uid.into()),
+        ..ObjectMeta::default()
+    }
 }
 
-async fn write_snapshot(name: &str, status: &SnapshotStatus, job: &BestEffortJob, ctx: &Context) -> Result<(), Error> {
-    match ctx.cluster.apply_snapshot_status(&named(name, job), status).await {
+async fn write_snapshot(snapshot: &ObjectMeta, status: &SnapshotStatus, ctx: &Context) -> Result<(), Error> {
+    match ctx.cluster.apply_snapshot_status(snapshot, status).await {
         // deleted by somebody meanwhile: there is nothing to write to
         Ok(()) | Err(ClusterError::NotFound(_)) => Ok(()),
         Err(error) => Err(error.into()),

@@ -8,6 +8,7 @@ use std::{
 
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
 
 use super::{
     Context, Error, SlotsSeen, account, decide,
@@ -15,7 +16,8 @@ use super::{
 };
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, Reason, VmImage, conditions,
+        BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, Reason, VmImage,
+        conditions,
         job_status::{MemberPhase, ResolvedImage, SlotState},
     },
     driver::{
@@ -332,6 +334,8 @@ fn snapshots(job: &BestEffortJob, ctx: &Context) -> Vec<SnapshotSeen> {
         .view
         .snapshots(namespace(job), name)
         .iter()
+        // those of an earlier job of the same name are not this one's
+        .filter(|snapshot| snapshot.labels().get(LABEL_JOB_UID).is_none_or(|label| *label == uid.0))
         .map(|snapshot| SnapshotSeen {
             name: snapshot.metadata.name.clone().unwrap_or_default(),
             uid: snapshot.metadata.uid.clone().unwrap_or_default(),
@@ -340,7 +344,6 @@ fn snapshots(job: &BestEffortJob, ctx: &Context) -> Vec<SnapshotSeen> {
             deleting: snapshot.metadata.deletion_timestamp.is_some(),
             status: snapshot.status.clone().unwrap_or_default(),
         })
-        // those of an earlier job of the same name are not this one's
         .filter(|snapshot| snapshot.status.job_uid.is_empty() || snapshot.status.job_uid == uid.0)
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));

@@ -109,6 +109,8 @@ pub enum Effect {
     WriteSnapshot {
         /// Its name.
         name: String,
+        /// Its uid: a later object of the same name is left alone.
+        uid: String,
         /// The status; `transfer` is left alone.
         status: Box<SnapshotStatus>,
     },

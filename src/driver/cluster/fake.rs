@@ -15,7 +15,10 @@ use k8s_openapi::{
 };
 
 use super::{
-    Cluster, ClusterError, ClusterView, EventRecord, Kind, kube::owned_part, transfers::TransferBoard, view::is_of,
+    Cluster, ClusterError, ClusterView, EventRecord, Kind,
+    kube::{owned_part, same_job},
+    transfers::TransferBoard,
+    view::is_of,
 };
 use crate::{
     api::{
@@ -337,13 +340,14 @@ impl Cluster for FakeCluster {
     async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError> {
         let mut objects = self.write("create_snapshot")?;
         let place = key(&snapshot.metadata);
-        if !objects.snapshots.contains_key(&place) {
-            let mut snapshot = snapshot.clone();
-            snapshot.status = None;
-            self.born(&mut snapshot.metadata);
-            objects.stamp(&mut snapshot.metadata);
-            objects.snapshots.insert(place, snapshot);
+        if let Some(old) = objects.snapshots.get(&place) {
+            return same_job(old, snapshot);
         }
+        let mut snapshot = snapshot.clone();
+        snapshot.status = None;
+        self.born(&mut snapshot.metadata);
+        objects.stamp(&mut snapshot.metadata);
+        objects.snapshots.insert(place, snapshot);
         Ok(())
     }
 
@@ -351,6 +355,9 @@ impl Cluster for FakeCluster {
         let mut objects = self.write("apply_snapshot_status")?;
         let place = key(snapshot);
         let old = objects.snapshots.get_mut(&place).ok_or_else(|| ClusterError::NotFound(place.1.clone()))?;
+        if snapshot.uid.is_some() && snapshot.uid != old.metadata.uid {
+            return Err(ClusterError::Conflict("another object has this name".into()));
+        }
         let theirs = old.status.take().unwrap_or_default();
         let mut new = owned_part(status);
         new.conditions.extend(theirs.conditions.into_iter().filter(|c| c.type_ == "Stored"));

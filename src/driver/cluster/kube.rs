@@ -18,10 +18,14 @@ use serde_json::{Value, json};
 
 use super::{Cluster, ClusterError, EventRecord, Kind};
 use crate::api::{
-    BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, Snapshot, SnapshotStatus, VERSION, VmImage,
+    BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, Snapshot, SnapshotStatus,
+    VERSION, VmImage,
 };
 
-/// Name under which the operator owns fields.
+/// Name under which the operator owns fields. All its controllers share it: those of jobs and of
+/// snapshots both derive a snapshot's `phase` and conditions, one after the other and in one process,
+/// so that with a name for each every step from one to the other would be a conflict of owners, or a
+/// write by force. The other owner of that status is kget, with a name and fields of its own.
 pub const FIELD_MANAGER: &str = "vmdeploy-operator";
 
 /// The writes of one operator.
@@ -137,7 +141,10 @@ impl Cluster for KubeCluster {
     async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError> {
         let api = self.api::<Snapshot>(snapshot.metadata.namespace.as_deref());
         match api.create(&PostParams::default(), snapshot).await.map_err(|e| refused(&e)) {
-            Err(ClusterError::Conflict(_)) => Ok(()),
+            Err(ClusterError::Conflict(_)) => {
+                let old = api.get(name_of(&snapshot.metadata)?).await.map_err(|e| refused(&e))?;
+                same_job(&old, snapshot)
+            }
             other => other.map(drop),
         }
     }
@@ -177,6 +184,15 @@ impl Cluster for KubeCluster {
         };
         self.recorder.publish(&record, &event.about).await.map_err(|e| refused(&e))
     }
+}
+
+/// Whether an object that is there already is of the same job, and not of an earlier one of its name.
+pub(super) fn same_job(old: &Snapshot, new: &Snapshot) -> Result<(), ClusterError> {
+    let job = |snapshot: &Snapshot| snapshot.labels().get(LABEL_JOB_UID).cloned();
+    if job(old).is_some() && job(old) == job(new) {
+        return Ok(());
+    }
+    Err(ClusterError::Invalid(format!("snapshot {} exists already and is not of this job", new.name_any())))
 }
 
 /// The part of a snapshot's status that the operator owns.

@@ -3,6 +3,7 @@
 //! Two small traits, the kube client (`kube.rs`), a double in memory (`fake.rs`). Nothing here
 //! decides anything: every method is one idempotent write, or a read.
 
+pub mod client;
 pub mod count;
 pub mod fake;
 pub mod importers;
@@ -108,7 +109,8 @@ pub trait Cluster: Send + Sync {
     /// Gone already is no error.
     async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError>;
 
-    /// Creates a snapshot object; one of that name is left as it is.
+    /// Creates a snapshot object. One of that name that is labelled with the same job's uid is left as it
+    /// is; any other is not ours, and [`ClusterError::Invalid`].
     async fn create_snapshot(&self, snapshot: &Snapshot) -> Result<(), ClusterError>;
 
     /// Writes what the operator owns of a snapshot's status: everything but `transfer` and the

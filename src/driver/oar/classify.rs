@@ -63,6 +63,16 @@ pub(super) fn notice(job: &Job, time: impl Fn(i64) -> Option<Timestamp>) -> Opti
     Some(Notice { kind: events.notice_kind()?, at })
 }
 
+/// Whether OAR could not do something on a node of the job, whatever the job ended of: a kill that did
+/// not reach a node is told beside its cause.
+pub(super) fn unreached(job: &Job) -> bool {
+    job.events.iter().any(is_infrastructure)
+}
+
+fn is_infrastructure(event: &Event) -> bool {
+    INFRASTRUCTURE.contains(&event.kind.as_str())
+}
+
 fn end(job: &Job, events: &Events<'_>) -> End {
     let terminated = job.state == "Terminated";
     let code = job.exit_code.filter(|status| signal_of(*status) == 0).map(|status| (status >> 8) as i32);
@@ -84,7 +94,7 @@ fn end(job: &Job, events: &Events<'_>) -> End {
     if events.has("WALLTIME") {
         return End::Walltime;
     }
-    if let Some(event) = events.0.iter().find(|e| INFRASTRUCTURE.contains(&e.kind.as_str())) {
+    if let Some(event) = events.0.iter().find(|e| is_infrastructure(e)) {
         return End::Infrastructure(format!("{}: {}", event.kind, event.description));
     }
     if let Some(event) = events.0.iter().find(|e| e.kind == "FRAG_JOB_REQUEST") {
@@ -139,5 +149,24 @@ impl<'a> Events<'a> {
         } else {
             NoticeKind::Person
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::preempted("BESTEFFORT_KILL", End::Preempted)]
+    #[case::timed_out("WALLTIME", End::Walltime)]
+    fn a1_a_kill_that_reached_no_node_is_told_beside_its_cause(#[case] cause: &str, #[case] end: End) {
+        let event = |id, kind: &str| Event { id: Some(id), kind: kind.into(), ..Event::default() };
+        let mut job = Job { state: "Error".into(), events: vec![event(1, cause)], ..Job::default() };
+        assert!(!unreached(&job));
+        job.events.push(event(2, "EXTERMINATE_JOB"));
+        assert!(unreached(&job));
+        assert_eq!(phase(&job, |_| None), SlotPhase::Ended(end));
     }
 }

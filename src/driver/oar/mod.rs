@@ -14,6 +14,7 @@ mod hold_tests;
 mod http;
 #[cfg(test)]
 mod live_tests;
+mod property;
 mod rest;
 mod submit;
 mod wire;

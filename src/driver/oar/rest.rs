@@ -140,6 +140,7 @@ impl OarRest {
             since: started.and_then(|s| self.time(s)),
             until: started.and_then(|s| self.time(s.saturating_add(job.walltime?))),
             notice: classify::notice(job, |s| self.time(s)),
+            unreached: classify::unreached(job),
             phase,
             nodes,
         }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{
     classify::SIGNAL,
     hold::{HoldScript, UnsafeText, check_text},
+    property::{self, BadProperty},
 };
 use crate::driver::site::SlotRequest;
 
@@ -52,8 +53,19 @@ pub(super) struct Submission {
     directory: Option<String>,
 }
 
+/// Why a request is not sent.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum BadRequest {
+    /// A text that a shell could take for its own.
+    #[error(transparent)]
+    Text(#[from] UnsafeText),
+    /// A condition that is more than that.
+    #[error(transparent)]
+    Property(#[from] BadProperty),
+}
+
 /// Renders a request. Refuses every text that one of the shells behind the API could take for its own.
-pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Result<Submission, UnsafeText> {
+pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Result<Submission, BadRequest> {
     check_text("name", &request.name, "._-")?;
     let checked = |what, text: &Option<String>, allowed| match text {
         Some(text) => check_text(what, text, allowed).map(|()| Some(text.clone())),
@@ -78,7 +90,7 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         checkpoint: (grace > 0).then_some(grace),
         project: checked("project", &request.project, "._-")?,
         queue: checked("queue", &request.queue, "._-")?,
-        property: checked("property", &request.property, "._-='<>!() ,%")?,
+        property: request.property.as_deref().map(|text| property::check(text).map(|()| text.into())).transpose()?,
         directory: checked("directory", &settings.directory, "._/-")?,
     })
 }

@@ -132,6 +132,8 @@ pub struct SlotFacts {
     pub until: Option<Timestamp>,
     /// First announcement that it will be taken for somebody else or is nearly over.
     pub notice: Option<Notice>,
+    /// The site failed to reach a node of it, whatever it was ended for: what ran there may run on.
+    pub unreached: bool,
 }
 
 /// What a list tells of a slot: enough to see that something has changed.

@@ -100,7 +100,7 @@ impl Draft<'_> {
                 SlotPhase::Ending => slot.state = SlotState::Ending,
                 SlotPhase::Ended(end) => {
                     // an end by the site's own failure proves nothing of the nodes
-                    let cleared = !matches!(end, End::Infrastructure(_));
+                    let cleared = !facts.unreached && !matches!(end, End::Infrastructure(_));
                     slot.cleared = cleared.then(|| slot.cleared.take().unwrap_or(Time(self.now)));
                     if slot.state != SlotState::Ended {
                         slot.state = SlotState::Ended;

@@ -201,10 +201,12 @@ impl Draft<'_> {
             return;
         }
         let every = Duration::from_secs(5);
-        if seen.is_none() {
+        let Some(seen) = seen else {
+            // it is written to once it is seen to be there and to be ours
             let name = capture.snapshot.clone();
             self.repeat(Effect::CreateSnapshot { name, reason: capture.reason }, every);
-        }
+            return;
+        };
         let parts: Vec<&CapturePart> = self
             .status
             .members
@@ -229,9 +231,10 @@ impl Draft<'_> {
             members: self.status.members.iter().filter_map(snapshot_member).collect(),
             bytes: Some(crate::api::snapshot::SnapshotBytes { logical, unique: 0, stored: 0 }),
             transfer: None,
-            conditions: Vec::new(),
+            conditions: seen.status.conditions.clone(),
         };
-        self.repeat(Effect::WriteSnapshot { name: capture.snapshot.clone(), status: Box::new(status) }, every);
+        let (name, uid) = (seen.name.clone(), seen.uid.clone());
+        self.repeat(Effect::WriteSnapshot { name, uid, status: Box::new(status) }, every);
     }
 
     /// Gives a capture up: its number is burnt, the generation before stays.
@@ -266,7 +269,8 @@ impl Draft<'_> {
                 job_uid: self.uid.0.clone(),
                 ..snapshot.status.clone()
             };
-            self.effect(Effect::WriteSnapshot { name: capture.snapshot, status: Box::new(status) });
+            let (name, uid) = (snapshot.name.clone(), snapshot.uid.clone());
+            self.effect(Effect::WriteSnapshot { name, uid, status: Box::new(status) });
         }
     }
 }

@@ -231,7 +231,7 @@ impl Draft<'_> {
 
     /// The name of the Snapshot object of a generation of ours.
     pub(super) fn own_snapshot_name(&self, generation: u32) -> String {
-        snapshot_name(self.job.metadata.name.as_deref().unwrap_or_default(), generation)
+        snapshot_name(self.job.metadata.name.as_deref().unwrap_or_default(), &self.uid, generation)
     }
 
     /// Seconds the members ran in this incarnation, as far as they were heard.

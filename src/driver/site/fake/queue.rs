@@ -270,6 +270,7 @@ impl Slot {
             since: self.started,
             until: self.until(),
             notice: self.notice,
+            unreached: matches!(self.ended, Some(End::Infrastructure(_))),
         }
     }
 }

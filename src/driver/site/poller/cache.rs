@@ -238,6 +238,7 @@ impl Cache {
             since: None,
             until: None,
             notice: None,
+            unreached: false,
         })
     }
 }

@@ -18,13 +18,14 @@ fn created(life: &Life) -> usize {
 
 /// Seconds from the end of the slot until the members are made anew, with agents that are not heard
 /// and pods of which nothing is known.
-fn seconds_until_replaced(end: Option<End>) -> u32 {
+fn seconds_until_replaced(end: Option<End>, unreached: bool) -> u32 {
     let mut life = Life::running(2);
     life.run(10);
     life.silence(0);
     life.silence(1);
     if let Some(end) = end {
         life.slot("101").phase = SlotPhase::Ended(end);
+        life.slot("101").unreached = unreached;
     }
     let before = created(&life);
     for second in 0..400 {
@@ -37,12 +38,14 @@ fn seconds_until_replaced(end: Option<End>) -> u32 {
 }
 
 #[rstest]
-#[case::slot_killed(Some(End::Preempted), 20)]
-#[case::slot_timed_out(Some(End::Walltime), 20)]
-#[case::the_site_could_not_reach_the_node(Some(End::Infrastructure("EXTERMINATE_JOB".into())), 125)]
-#[case::the_site_says_nothing(None, 125)]
-fn a1_every_old_member_is_confirmed_dead_first(#[case] end: Option<End>, #[case] least: u32) {
-    let seconds = seconds_until_replaced(end);
+#[case::slot_killed(Some(End::Preempted), false, 20)]
+#[case::slot_timed_out(Some(End::Walltime), false, 20)]
+#[case::killed_without_reaching_a_node(Some(End::Preempted), true, 125)]
+#[case::timed_out_without_reaching_a_node(Some(End::Walltime), true, 125)]
+#[case::the_site_could_not_reach_the_node(Some(End::Infrastructure("EXTERMINATE_JOB".into())), true, 125)]
+#[case::the_site_says_nothing(None, false, 125)]
+fn a1_every_old_member_is_confirmed_dead_first(#[case] end: Option<End>, #[case] unreached: bool, #[case] least: u32) {
+    let seconds = seconds_until_replaced(end, unreached);
     assert!(seconds >= least && seconds <= least + 5, "{seconds}");
 }
 

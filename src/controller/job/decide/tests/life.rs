@@ -44,7 +44,7 @@ pub(super) struct Life {
     pub(super) now: Timestamp,
     /// Whether slots run as soon as they are asked for.
     pub(super) prompt: bool,
-    /// Whether captured generations become complete at once.
+    /// Whether generations become complete as soon as their Snapshots say that they are captured.
     pub(super) stores: bool,
     pub(super) writes: u32,
     pub(super) done: Vec<Effect>,
@@ -232,8 +232,16 @@ impl Life {
         self.next_slot += 1;
         let name = crate::names::slot_name(&UID.into(), submission);
         let phase = SlotPhase::Waiting { message: "in the queue".into(), expected: None };
-        let slot =
-            SlotFacts { id: id.clone().into(), name, phase, nodes: Vec::new(), since: None, until: None, notice: None };
+        let slot = SlotFacts {
+            id: id.clone().into(),
+            name,
+            phase,
+            nodes: Vec::new(),
+            since: None,
+            until: None,
+            notice: None,
+            unreached: false,
+        };
         self.slots().push(slot);
         id
     }
@@ -287,7 +295,7 @@ impl Life {
     }
 
     fn capture(&mut self, capture: &CaptureJob) {
-        let (now, stores) = (self.now, self.stores);
+        let now = self.now;
         for agent in &capture.agents {
             let Some(state) = self.seen.agents.get_mut(&agent.pod).and_then(|agent| agent.state.as_mut()) else {
                 continue;
@@ -306,9 +314,6 @@ impl Life {
             state.vm = if capture.resume { VmState::Running } else { VmState::Stopped };
         }
         self.seen.barrier = Some(BarrierSeen { job: capture.clone(), since: now, state: BarrierState::Cut });
-        if stores {
-            self.store(capture.generation, capture.incarnation);
-        }
     }
 
     /// The repository has a generation.
@@ -408,7 +413,10 @@ impl Life {
                 }
             }
             Effect::CreateSnapshot { name, reason } => self.add_snapshot(name, *reason),
-            Effect::WriteSnapshot { name, status } => {
+            Effect::WriteSnapshot { name, status, .. } => {
+                if self.stores && status.phase == SnapshotPhase::Captured {
+                    self.store(status.generation.unwrap(), status.incarnation);
+                }
                 let complete: Vec<u32> = self.content().generations.iter().map(|summary| summary.generation).collect();
                 let snapshot = self.seen.snapshots.iter_mut().find(|snapshot| snapshot.name == *name).unwrap();
                 snapshot.status = SnapshotStatus::clone(status);

@@ -33,7 +33,7 @@ fn a_periodic_snapshot() {
     let status = life.status();
     assert_eq!((status.snapshots.last, status.snapshots.last_stored), (Some(1), Some(1)));
     assert!(status.snapshots.capture.is_none());
-    assert_eq!(life.seen.snapshots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["pi-1"]);
+    assert_eq!(life.seen.snapshots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["pi-3f2b8a10-1"]);
     assert_eq!(life.phase(), JobPhase::Running);
 }
 
@@ -46,7 +46,7 @@ fn a_notice_leads_to_a_last_capture_and_away() {
     let mut plans = vec![life.pass(), life.pass()];
     assert_eq!(life.phase(), JobPhase::Evacuating);
     life.advance(1);
-    plans.push(life.pass());
+    plans.extend([life.pass(), life.pass()]);
     life.store(1, 1);
     life.advance(1);
     plans.push(life.pass());
