@@ -193,6 +193,7 @@ impl Supervisor {
         let tap = self.join_network().await?;
         let qemu = Qemu::start(&definition, &self.paths.log(), tap).await?;
         let qmp = qemu.qmp.clone();
+        tokio::spawn(self.clone().follow_disk(qmp.clone()));
         self.watch_over(qemu);
 
         if fetched.part.is_some() {

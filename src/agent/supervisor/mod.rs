@@ -6,6 +6,7 @@
 
 mod capture;
 mod contact;
+mod disk;
 mod guest;
 mod images;
 mod load;

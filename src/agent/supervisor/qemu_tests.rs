@@ -74,7 +74,7 @@ impl World {
     /// Starts an agent on a new node; its lease is held.
     fn agent(&self, name: &str, config: AgentConfig) -> Agent {
         let directory = self.root.path().join(name);
-        std::fs::create_dir(&directory).unwrap();
+        std::fs::create_dir_all(&directory).unwrap();
         open(&directory);
         let paths = Paths { vm: directory.clone(), cache: self.root.path().join("cache") };
         let supervisor = Supervisor::new(config, paths, self.store.clone(), Clock::system(), None);
@@ -367,4 +367,52 @@ async fn two_members_are_cut_behind_one_barrier() {
     for agent in &agents {
         agent.crash().await;
     }
+}
+
+/// A small file system, for as long as it is held.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
+        let size = format!("size={size}");
+        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at).status();
+        assert!(mount.unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["--lazy"]).arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b3_a_full_disk_of_the_node_leaves_no_guest_standing() {
+    let fill = "echo 1 x; dd if=/dev/urandom of=/fill bs=1M count=120 conv=fsync; sync; echo 2 x; sleep 1000";
+    let Some(world) = World::new(fill) else { return };
+    let small = Small::mount(world.root.path().join("full/disks"), "48m");
+    let agent = world.agent("full", world.config.clone());
+    agent.go().await;
+    agent.until("a full disk", |state| state.guest.problem.as_ref().is_some_and(|p| p.contains("No space"))).await;
+    // room is made: it goes on by itself
+    let grown = std::process::Command::new("mount").args(["-o", "remount,size=400m"]).arg(&small.0).status();
+    assert!(grown.unwrap().success());
+    agent.until("room", |state| state.guest.problem.is_none() && state.guest.last_line.as_deref() == Some("2 x")).await;
+    agent.supervisor.stop.cancel();
+    agent.supervisor.gone.cancelled().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b3_a_guest_whose_disk_stays_full_is_lost() {
+    let fill = "dd if=/dev/urandom of=/fill bs=1M count=120 conv=fsync; sleep 1000";
+    let Some(world) = World::new(fill) else { return };
+    let _small = Small::mount(world.root.path().join("full/disks"), "48m");
+    let agent = world.agent("full", world.config.clone());
+    agent.go().await;
+    let lost = tokio::time::timeout(Duration::from_secs(100), agent.supervisor.gone.cancelled()).await;
+    assert!(lost.is_ok(), "{:?}", agent.state());
+    let VmState::Gone { reason, .. } = agent.state().vm else { panic!("{:?}", agent.state()) };
+    assert!(reason.contains("No space"), "{reason}");
 }
