@@ -44,9 +44,10 @@ pub struct JobNetwork {
 impl JobNetwork {
     /// The guest's `/etc/hosts`: every member by its name, and its number.
     fn hosts(&self) -> String {
+        let mut lines = vec!["127.0.0.1 localhost".to_owned(), "::1 localhost ip6-localhost ip6-loopback".to_owned()];
         let members = self.members.iter().enumerate();
-        let lines: String = members.map(|(n, (name, address))| format!("{address} {name} member-{n}\n")).collect();
-        format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{lines}")
+        lines.extend(members.map(|(n, (name, address))| format!("{address} {name} member-{n}")));
+        lines.join("\n") + "\n"
     }
 }
 

@@ -70,7 +70,7 @@ fn in_a_new_namespace(plan: &SegmentPlan) -> Result<Segment, NetworkError> {
         let tap = tap()?;
         segment.attach(TAP, plan).await?;
         segment.forward(plan).await?;
-        segment.filter_nothing();
+        filter_nothing();
         Ok(Segment { tap, namespace: namespace.into() })
     })
 }
@@ -214,14 +214,14 @@ impl Links {
         }
         Ok(())
     }
+}
 
-    /// Packets between guests pass no firewall of the namespace, whatever the kernel's default is.
-    fn filter_nothing(&self) {
-        for which in ["iptables", "ip6tables", "arptables"] {
-            let path = format!("/proc/sys/net/bridge/bridge-nf-call-{which}");
-            // it is only there with the module that would filter
-            let _ = fs::write(path, "0");
-        }
+/// Packets between guests pass no firewall of the namespace, whatever the kernel's default is.
+fn filter_nothing() {
+    for which in ["iptables", "ip6tables", "arptables"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{which}");
+        // it is only there with the module that would filter
+        let _ = fs::write(path, "0");
     }
 }
 

@@ -68,8 +68,7 @@ impl Draft<'_> {
         let pool = seen.pool?;
         if let Some(node) = &seen.overlap {
             let message = format!(
-                "the pool of job networks, {}, contains the address of node {node}: jobNetwork.pool of the operator's configuration must overlap nothing that nodes or guests reach",
-                pool
+                "the pool of job networks, {pool}, contains the address of node {node}: jobNetwork.pool of the operator's configuration must overlap nothing that nodes or guests reach"
             );
             return Some((Reason::PoolOverlaps, message));
         }
