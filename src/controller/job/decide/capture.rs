@@ -150,8 +150,8 @@ impl Draft<'_> {
             job_uid: self.uid.0.clone(),
             ..snapshot.status.clone()
         };
-        let name = capture.snapshot.clone();
-        self.repeat(Effect::WriteSnapshot { name, status: Box::new(status) }, Duration::from_secs(5));
+        let (name, uid) = (snapshot.name.clone(), snapshot.uid.clone());
+        self.repeat(Effect::WriteSnapshot { name, uid, status: Box::new(status) }, Duration::from_secs(5));
     }
 
     /// A capture whose beginning could not be written down (safety B17).

@@ -252,7 +252,7 @@ pub(crate) fn sent_key(effect: &Effect) -> String {
         Effect::Capture(capture) | Effect::AbandonCapture(capture) => capture.nonce.clone(),
         Effect::FenceRepository { incarnation } => incarnation.to_string(),
         Effect::CreateSnapshot { name, .. } | Effect::DeleteSnapshot { name, .. } => name.clone(),
-        Effect::WriteSnapshot { name, status } => format!("{name} {:?}", status.phase),
+        Effect::WriteSnapshot { name, status, .. } => format!("{name} {:?}", status.phase),
         Effect::SubmitSlots { submission, .. } => submission.to_string(),
         Effect::AddFinalizer | Effect::RemoveFinalizer | Effect::DeleteJob | Effect::RemoveContent => String::new(),
     };
