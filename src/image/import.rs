@@ -8,7 +8,7 @@ use crate::{
     driver::{
         DriverError as _, Retry,
         qemu::img::{Format, inspect_base},
-        repository::{ByteStore, RepositoryError},
+        repository::{ByteStore, DiskRecord, RepositoryError},
     },
 };
 
@@ -31,6 +31,11 @@ async fn try_import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> 
     let disk = fetch(&order.disk, &path).await?;
     let virtual_size = check_disk(order, &path).await?;
     keep(store, &disk, &path).await?;
+    let record = DiskRecord { format: order.format, virtual_size };
+    if let Err(error) = store.note_disk(&disk.digest, &record).await {
+        // the next image of this digest is imported once more
+        tracing::warn!(%error, digest = disk.digest, "the repository did not note what the disk is");
+    }
     Ok(Outcome::Imported { disk, virtual_size, kernel, initrd })
 }
 

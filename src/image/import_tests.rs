@@ -46,6 +46,8 @@ async fn disk_kernel_and_initrd_reach_the_repository() {
         panic!("{outcome:?}")
     };
     assert_eq!(virtual_size, 3 << 20);
+    let record = DiskRecord { format: DiskFormat::Qcow2, virtual_size };
+    assert_eq!(repository.disk_record(&disk.digest).await, Ok(Some(record)));
     for file in [disk, kernel, initrd] {
         assert_eq!(repository.image(&file.digest).await.unwrap(), Some(file.size));
     }

@@ -29,7 +29,7 @@ use crate::{
             AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder,
         },
         cluster::{Cluster, ClusterError, ClusterView, EventRecord, Kind},
-        repository::{GenerationSummary, JobContent, OutputSummary, Repository, RepositoryError},
+        repository::{DiskRecord, GenerationSummary, JobContent, OutputSummary, Repository, RepositoryError},
         site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, NodeName, SlotId},
@@ -268,5 +268,8 @@ impl Repository for Fused<dyn Repository> {
     }
     async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError> {
         self.fuse.read(self.inner.image(digest)).await
+    }
+    async fn disk_record(&self, digest: &str) -> Result<Option<DiskRecord>, RepositoryError> {
+        self.fuse.read(self.inner.disk_record(digest)).await
     }
 }

@@ -6,6 +6,7 @@
 //! staging/<number>                       being received; worthless after a crash
 //! trash/<number>                         being removed
 //! images/<sha256>
+//! images/<sha256>.json                   format and size as a disk, once an import has checked it
 //! jobs/<uid>/record.json                 fence, highest number
 //! jobs/<uid>/generations/<n>/manifest.json
 //! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.<kind>.<size>.<blake3>
@@ -76,6 +77,11 @@ pub fn image(digest: &str) -> Result<PathBuf, BadName> {
         Some(hex) if is_digest(hex) => Ok(PathBuf::from(IMAGES).join(hex)),
         _ => Err(BadName("an image is named sha256: and 64 hexadecimal digits".into())),
     }
+}
+
+/// Where it is kept what an image is as a disk.
+pub fn disk_record(digest: &str) -> Result<PathBuf, BadName> {
+    Ok(image(digest)?.with_extension("json"))
 }
 
 /// The name of an image by the bytes of its SHA-256.

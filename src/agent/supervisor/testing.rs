@@ -18,7 +18,7 @@ use crate::{
     },
     driver::{
         agent::{Accelerator, AgentConfig, GuestNetwork, LeaseConfig, PROTOCOL},
-        repository::{ByteStore, ByteStream, RepositoryError},
+        repository::{ByteStore, ByteStream, DiskRecord, RepositoryError},
     },
     names::{Generation, JobUid, MemberIndex},
     store::manifest::{FileKind, Manifest, PartFile},
@@ -168,6 +168,10 @@ impl ByteStore for FileStore {
     }
 
     async fn put_image(&self, digest: &str, _: &Path) -> Result<(), RepositoryError> {
+        Err(broken(digest))
+    }
+
+    async fn note_disk(&self, digest: &str, _: &DiskRecord) -> Result<(), RepositoryError> {
         Err(broken(digest))
     }
 

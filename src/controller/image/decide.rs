@@ -183,6 +183,9 @@ impl Turn {
                 self.show(&Notice::Importing("waiting for the API server".into()));
                 self.plan(Some(UNKNOWN), "the importer is unknown")
             }
+            Fact::Absent if let Some(outcome) = &seen.present => {
+                Plan { why: "the repository has it already", ..self.ended(outcome) }
+            }
             Fact::Absent => {
                 self.show(&Notice::Importing("the importer is being started".into()));
                 Plan { effects: vec![Effect::StartImporter], ..self.plan(Some(WORKING), "start the importer") }

@@ -37,7 +37,7 @@ fn image(url: &str) -> VmImage {
 }
 
 fn seen(importer: Fact<Importer>) -> Seen {
-    Seen { importer, stored: BTreeMap::new() }
+    Seen { importer, present: None, stored: BTreeMap::new() }
 }
 
 fn unknown<T>() -> Fact<T> {
@@ -88,7 +88,7 @@ fn an_image_becomes_ready_once_and_stays_so() {
     let mut image = after(image("http://x/a"), imported());
     let status = image.status.clone().unwrap();
     assert_eq!((status.digest, status.failures), (Some(digest(1)), 0));
-    let there = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
+    let there = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
     for _ in 0..3 {
         let plan = decide(&image, &there, now() + SignedDuration::from_hours(1));
         assert_eq!((ready(&plan), plan.effects.len(), &plan.note), (("True", "ImageImported"), 0, &None));
@@ -100,7 +100,7 @@ fn an_image_becomes_ready_once_and_stays_so() {
 #[test]
 fn silence_of_the_repository_takes_nothing_back() {
     let image = after(image("http://x/a"), imported());
-    let silent = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), unknown())]) };
+    let silent = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), unknown())]) };
     let plan = decide(&image, &silent, now());
     assert_eq!((Some(&plan.status), plan.effects.len()), (image.status.as_ref(), 0));
     assert!(plan.wake.is_some());
@@ -109,7 +109,7 @@ fn silence_of_the_repository_takes_nothing_back() {
 #[test]
 fn what_the_repository_lost_is_imported_again() {
     let mut image = after(image("http://x/a"), imported());
-    let gone = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), Fact::Absent)]) };
+    let gone = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), Fact::Absent)]) };
     let plan = decide(&image, &gone, now());
     assert_eq!((plan.effects.as_slice(), ready(&plan).0), ([Effect::RemoveImporter].as_slice(), "False"));
     assert_eq!(plan.status.digest, None, "no job may start from it");
@@ -162,7 +162,7 @@ fn what_is_not_imported_does_not_matter() {
     let mut changed = after(image("http://x/a"), imported());
     changed.spec.standard = true;
     changed.metadata.generation = Some(2);
-    let there = Seen { importer: unknown(), stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
+    let there = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
     let plan = decide(&changed, &there, now());
     assert_eq!((ready(&plan).0, plan.effects.len(), plan.status.observed_generation), ("True", 0, 2));
 }
@@ -173,4 +173,14 @@ fn deletion_starts_nothing() {
     image.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
     let plan = decide(&image, &seen(Fact::Absent), now());
     assert_eq!((plan.effects.len(), plan.wake), (0, None));
+}
+
+#[test]
+fn what_the_repository_has_already_needs_no_importer() {
+    let Importer::Ended(outcome) = imported() else { unreachable!() };
+    let there = Seen { present: Some(outcome), ..seen(Fact::Absent) };
+    let plan = decide(&image("http://a/b"), &there, now());
+    assert_eq!(plan.effects, []);
+    assert_eq!((plan.status.digest, plan.status.virtual_size.map(|size| size.0)), (Some(digest(1)), Some(1 << 20)));
+    assert!(is_true(&plan.status.conditions, ConditionType::Ready));
 }

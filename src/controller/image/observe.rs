@@ -8,7 +8,7 @@ use super::{Context, decide::wanted, importer};
 use crate::{
     api::VmImage,
     driver::{Fact, cluster::importers::ImporterState, repository::Repository},
-    image::Outcome,
+    image::{FileOrder, Outcome, StoredFile},
 };
 
 /// Everything a decision is made from, besides the object and the time.
@@ -16,6 +16,8 @@ use crate::{
 pub struct Seen {
     /// The importer that the status calls for.
     pub importer: Fact<Importer>,
+    /// What an import would end with, if the repository has everything that the spec names.
+    pub present: Option<Outcome>,
     /// Size of what the repository has, by digest: what the spec or the status names.
     pub stored: BTreeMap<String, Fact<u64>>,
 }
@@ -54,7 +56,33 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
         // nobody needs to know
         Fact::Unknown { since: now }
     };
-    Seen { importer, stored }
+    let present = if importer == Fact::Absent { present(image, &*context.repository).await } else { None };
+    Seen { importer, present, stored }
+}
+
+/// All files of the spec by their digests, if the repository has them and once checked the disk. What
+/// does not answer is imported, which waits for the repository.
+async fn present(image: &VmImage, repository: &dyn Repository) -> Option<Outcome> {
+    let order = importer::order(image);
+    let stored = async |file: &FileOrder| {
+        let digest = file.digest.clone()?;
+        let size = repository.image(&digest).await.ok()??;
+        Some(StoredFile { digest, size })
+    };
+    let disk = stored(&order.disk).await?;
+    let record = repository.disk_record(&disk.digest).await.ok()??;
+    if record.format != order.format {
+        return None;
+    }
+    let kernel = match &order.kernel {
+        Some(kernel) => Some(stored(kernel).await?),
+        None => None,
+    };
+    let initrd = match &order.initrd {
+        Some(initrd) => Some(stored(initrd).await?),
+        None => None,
+    };
+    Some(Outcome::Imported { disk, virtual_size: record.virtual_size, kernel, initrd })
 }
 
 async fn size(repository: &dyn Repository, digest: &str, now: Timestamp) -> Fact<u64> {

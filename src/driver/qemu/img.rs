@@ -8,6 +8,7 @@ use std::{
 use tokio::{io::AsyncReadExt as _, process::Command};
 
 use super::QemuError;
+use crate::api::image::DiskFormat;
 
 /// Format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,16 @@ pub fn classify(header: &[u8]) -> Result<(Format, Option<u64>), String> {
         return Err("its data lies in another file".into());
     }
     Ok((Format::Qcow2, Some(size)))
+}
+
+/// Format of a base image by its head, and the size the guest sees; what is wrong with it otherwise.
+pub fn inspect(head: &[u8], length: u64) -> Result<(DiskFormat, u64), String> {
+    let (format, size) = classify(&head[..head.len().min(HEADER)])?;
+    let format = match format {
+        Format::Qcow2 => DiskFormat::Qcow2,
+        Format::Raw => DiskFormat::Raw,
+    };
+    Ok((format, size.unwrap_or(length)))
 }
 
 /// Looks at a base image: its format and the size the guest sees.

@@ -7,8 +7,12 @@ use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{ByteStore, KeptPart, PartLedger, Repository, RepositoryError, fake::FakeRepository, http::HttpRepository};
+use super::{
+    ByteStore, DiskRecord, KeptPart, PartLedger, Repository, RepositoryError, fake::FakeRepository,
+    http::HttpRepository,
+};
 use crate::{
+    api::image::DiskFormat,
     clock::Clock,
     names::{Generation, Identity, Incarnation, JobUid, MemberIndex},
     repository::{
@@ -200,6 +204,7 @@ contract! {
     what_is_retired_or_removed_is_gone
     outputs_are_kept_and_listed
     images_are_their_digests
+    d2_a_disk_is_what_its_head_says
     wrong_names_are_refused
 }
 
@@ -371,6 +376,23 @@ async fn images_are_their_digests(bench: &Bench) {
     let to = bench.directory.path().join("not fetched");
     assert!(matches!(bench.agent(0, 1).get_image(&other, &to, &|_| {}).await, Err(RepositoryError::NotFound(_))));
     assert!(!to.exists());
+}
+
+async fn d2_a_disk_is_what_its_head_says(bench: &Bench) {
+    let path = bench.file("image", &[7; 5000]);
+    let digest = crate::store::layout::image_name(&Sha256::digest([7; 5000]));
+    let record = DiskRecord { format: DiskFormat::Raw, virtual_size: 5000 };
+    let missing = bench.importer.note_disk(&digest, &record).await;
+    assert!(matches!(missing, Err(RepositoryError::NotFound(_))), "{missing:?}");
+    bench.importer.put_image(&digest, &path).await.unwrap();
+    assert_eq!(bench.operator.disk_record(&digest).await, Ok(None));
+    for wrong in [DiskRecord { virtual_size: 1 << 40, ..record }, DiskRecord { format: DiskFormat::Qcow2, ..record }] {
+        let refused = bench.importer.note_disk(&digest, &wrong).await;
+        assert!(matches!(refused, Err(RepositoryError::Damaged(_))), "{refused:?}");
+    }
+    bench.importer.note_disk(&digest, &record).await.unwrap();
+    bench.importer.note_disk(&digest, &record).await.unwrap();
+    assert_eq!(bench.operator.disk_record(&digest).await, Ok(Some(record)));
 }
 
 async fn wrong_names_are_refused(bench: &Bench) {

@@ -12,10 +12,11 @@ use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 
 use super::{
-    ByteStore, ByteStream, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository,
+    ByteStore, ByteStream, DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository,
     RepositoryError,
 };
 use crate::{
+    driver::qemu::img::inspect,
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         admission::{JobRecord, Publish, no_such_uid, part_is_void},
@@ -48,6 +49,7 @@ struct Inner {
     jobs: BTreeMap<JobUid, Job>,
     images: BTreeMap<String, Bytes>,
     image_sizes: BTreeMap<String, u64>,
+    disks: BTreeMap<String, DiskRecord>,
 }
 
 #[derive(Debug, Default)]
@@ -273,6 +275,11 @@ impl Repository for FakeRepository {
         let real = inner.images.get(digest).map(|b| b.len() as u64);
         Ok(real.or_else(|| inner.image_sizes.get(digest).copied()))
     }
+
+    async fn disk_record(&self, digest: &str) -> Result<Option<DiskRecord>, RepositoryError> {
+        layout::image(digest).map_err(refused)?;
+        Ok(self.working()?.disks.get(digest).copied())
+    }
 }
 
 #[async_trait]
@@ -301,6 +308,11 @@ impl PartLedger for FakeRepository {
 /// A ticket of the double: the incarnation, in decimal digits.
 fn incarnation_of(ticket: &str) -> Result<Incarnation, RepositoryError> {
     ticket.parse().map_err(|_| refused("not a ticket"))
+}
+
+fn disk_of(content: &Bytes) -> Result<DiskRecord, RepositoryError> {
+    let (format, virtual_size) = inspect(content, content.len() as u64).map_err(RepositoryError::Damaged)?;
+    Ok(DiskRecord { format, virtual_size })
 }
 
 async fn read(path: &Path) -> Result<Bytes, RepositoryError> {
@@ -390,6 +402,17 @@ impl ByteStore for FakeRepository {
         let mut inner = self.working()?;
         inner.has_room()?;
         inner.images.insert(digest.into(), content);
+        Ok(())
+    }
+
+    async fn note_disk(&self, digest: &str, record: &DiskRecord) -> Result<(), RepositoryError> {
+        layout::image(digest).map_err(refused)?;
+        let mut inner = self.working()?;
+        let content = inner.images.get(digest).ok_or_else(|| RepositoryError::NotFound(digest.into()))?;
+        if disk_of(content)? != *record {
+            return Err(RepositoryError::Damaged("its head says otherwise".into()));
+        }
+        inner.disks.entry(digest.into()).or_insert(*record);
         Ok(())
     }
 

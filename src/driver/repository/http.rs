@@ -6,10 +6,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
+    DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
     wire::{
-        self, ErrorReply, FenceOrder, LONG, MAX_ERROR, SHORT, generation_path, image_path, job_path, outputs_path,
-        parts_path,
+        self, ErrorReply, FenceOrder, LONG, MAX_ERROR, SHORT, disk_record_path, generation_path, image_path, job_path,
+        outputs_path, parts_path,
     },
 };
 use crate::{
@@ -39,7 +39,12 @@ impl HttpRepository {
         reply.json().await.map_err(unreachable)
     }
 
-    async fn tell(&self, method: Method, path: &str, body: &(impl Serialize + Sync)) -> Result<(), RepositoryError> {
+    pub(super) async fn tell(
+        &self,
+        method: Method,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<(), RepositoryError> {
         answered(self.request(method, path).timeout(SHORT).json(body).send().await).await.map(drop)
     }
 }
@@ -131,6 +136,15 @@ impl Repository for HttpRepository {
         let length = reply.headers().get(reqwest::header::CONTENT_LENGTH);
         let size = length.and_then(|value| value.to_str().ok()?.parse().ok());
         size.map(Some).ok_or_else(|| RepositoryError::Unreachable("the reply says no size".into()))
+    }
+
+    async fn disk_record(&self, digest: &str) -> Result<Option<DiskRecord>, RepositoryError> {
+        layout::image(digest)?;
+        match self.ask(Method::GET, &disk_record_path(digest)).await {
+            Ok(record) => Ok(Some(record)),
+            Err(RepositoryError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

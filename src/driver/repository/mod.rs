@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DriverError, Retry};
 use crate::{
-    api::Reason,
+    api::{Reason, image::DiskFormat},
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::manifest::{FileKind, Manifest, MemberPart, PartFile},
 };
@@ -92,6 +92,16 @@ pub struct OutputSummary {
     pub path: String,
     /// Size in bytes.
     pub size: u64,
+}
+
+/// What an import found out about a disk, so that the next one need not fetch it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskRecord {
+    /// Its format.
+    pub format: DiskFormat,
+    /// Size of the disk as the guest sees it, in bytes.
+    pub virtual_size: u64,
 }
 
 /// Why the repository did not do what it was asked.
@@ -171,6 +181,9 @@ pub trait Repository: Send + Sync {
 
     /// Size in bytes of an image (`sha256:...`), if it is there.
     async fn image(&self, digest: &str) -> Result<Option<u64>, RepositoryError>;
+
+    /// What was noted of an image when it was imported as a disk, if it was.
+    async fn disk_record(&self, digest: &str) -> Result<Option<DiskRecord>, RepositoryError>;
 }
 
 /// Which members of a generation are safe before it is complete: asked by kget, so that it goes on
@@ -230,6 +243,9 @@ pub trait ByteStore: Send + Sync {
 
     /// Sends an image file; the repository refuses one that is not what its digest says.
     async fn put_image(&self, digest: &str, file: &Path) -> Result<(), RepositoryError>;
+
+    /// Notes that an image that is there was checked as a disk. Refused if its head says otherwise.
+    async fn note_disk(&self, digest: &str, record: &DiskRecord) -> Result<(), RepositoryError>;
 
     /// Fetches an image file to `to`, checked against its digest.
     async fn get_image(

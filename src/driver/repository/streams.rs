@@ -22,9 +22,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    ByteStore, ByteStream, Repository, RepositoryError,
+    ByteStore, ByteStream, DiskRecord, Repository, RepositoryError,
     http::{HttpRepository, answered, unreachable},
-    wire::{Coded, TICKET, file_path, image_path, output_path},
+    wire::{Coded, TICKET, disk_record_path, file_path, image_path, output_path},
 };
 use crate::{
     names::{Generation, JobUid, MemberIndex},
@@ -361,6 +361,10 @@ impl ByteStore for HttpRepository {
             .header(reqwest::header::CONTENT_LENGTH, length)
             .body(Body::wrap_stream(body));
         watched(async { answered(request.send().await).await.map(drop) }, &moved, &|_| {}).await
+    }
+
+    async fn note_disk(&self, digest: &str, record: &DiskRecord) -> Result<(), RepositoryError> {
+        self.tell(Method::PUT, &disk_record_path(digest), record).await
     }
 
     async fn get_image(&self, digest: &str, to: &Path, progress: Progress<'_>) -> Result<(), RepositoryError> {

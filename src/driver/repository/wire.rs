@@ -136,6 +136,11 @@ pub fn image_path(digest: &str) -> String {
     format!("/v1/images/{}", Segment(digest))
 }
 
+/// Path of what is noted of an image as a disk.
+pub fn disk_record_path(digest: &str) -> String {
+    format!("{}/disk", image_path(digest))
+}
+
 /// Text as one segment of a path: whatever it holds, it stays one.
 struct Segment<'a>(&'a str);
 
