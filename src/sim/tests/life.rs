@@ -1,14 +1,17 @@
 //! Lives that go as planned, and with kills of every kind.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rstest::rstest;
 
-use super::super::{World, job};
+use super::super::{NAMESPACE, World, job};
 use crate::{
     api::{BestEffortJob, JobPhase},
-    driver::site::End,
-    names::SlotId,
+    driver::{cluster::ClusterView as _, site::End},
+    names::{JobUid, SlotId},
 };
 
 fn without_notice(mut job: BestEffortJob) -> BestEffortJob {
@@ -180,5 +183,45 @@ async fn a_life_takes_few_writes_of_the_status(#[case] notice: bool, #[case] mos
     let taken = if notice { 2 } else { 1 };
     assert_eq!((status.kills.preempted, status.snapshots.last), (1, Some(taken)), "{}", world.story());
     let writes = world.cluster.writes()["patch_job_status"];
+    println!("{writes} writes, notice: {notice}");
     assert!(writes <= most, "{writes} writes: {}", world.story());
+}
+
+/// Two jobs want the same nodes: one waits for the other, and neither uses the other's slots (A10).
+#[tokio::test(start_paused = true)]
+async fn a10_two_jobs_that_compete_for_nodes_use_their_own_slots() {
+    let mut world = World::new(3);
+    let names = ["pi", "e"];
+    for name in names {
+        let mut job = job(2);
+        job.metadata.name = Some(name.into());
+        world.cluster.put_job(job);
+    }
+    let job_of = |world: &World, name: &str| world.cluster.job(NAMESPACE, name).expect("nobody deletes it");
+    let succeeded = |world: &World, name: &str| {
+        job_of(world, name).status.as_ref().is_some_and(|status| status.phase == JobPhase::Succeeded)
+    };
+    let mut used: BTreeMap<String, BTreeSet<SlotId>> = BTreeMap::new();
+    while !names.iter().all(|name| succeeded(&world, name)) {
+        world.step(Duration::from_secs(1)).await;
+        let running: Vec<_> = world.bodies.iter().filter(|body| body.runs()).collect();
+        for body in &running {
+            used.entry(body.config.job.0.clone()).or_default().insert(body.config.slot.clone());
+        }
+        assert!(running.len() <= 2, "there is room for one of them: {}", world.story());
+        if world.age() == 60 {
+            world.site.preempt(&running[0].config.slot.clone());
+        }
+        assert!(world.age() < 1500, "{}", world.story());
+    }
+    world.pass(60).await;
+    assert!(world.leftovers().is_empty(), "{}", world.story());
+    let slots: BTreeMap<SlotId, String> = world.site.slots().into_iter().map(|slot| (slot.id, slot.name)).collect();
+    for name in names {
+        let uid = JobUid(job_of(&world, name).metadata.uid.clone().unwrap_or_default());
+        let own = &used[&uid.0];
+        assert!(own.iter().all(|id| crate::names::submission_of(&uid, &slots[id]).is_some()), "{name}: {own:?}");
+    }
+    let all: usize = used.values().map(BTreeSet::len).sum();
+    assert_eq!((used.len(), all), (2, 3), "one was preempted, and went on in a second slot: {used:?}");
 }
