@@ -13,6 +13,7 @@ use vmdeploy::api::{BestEffortJob, JobPhase, Snapshot};
 
 use crate::{
     output::Collector,
+    talk,
     testbed::{IMAGE, TestBed, until},
     ticks,
 };
@@ -22,6 +23,8 @@ use crate::{
 pub struct Counting {
     /// Virtual machines.
     pub members: u32,
+    /// Whether two members count over one connection, instead of each for itself.
+    pub talk: bool,
     /// How far each counts, five a second at most.
     pub ticks: u32,
     /// Notice asked for, in seconds.
@@ -34,18 +37,19 @@ pub struct Counting {
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { members: 1, ticks: 125, grace: 60, period: 10, walltime: 3600 }
+        Self { members: 1, talk: false, ticks: 125, grace: 60, period: 10, walltime: 3600 }
     }
 }
 
 impl Counting {
     /// The object.
     pub fn object(&self, name: &str) -> Result<BestEffortJob> {
+        let command = if self.talk { talk::COMMAND } else { ticks::COMMAND };
         Ok(serde_json::from_value(json!({
             "apiVersion": "vmdeploy.io/v1alpha1", "kind": "BestEffortJob", "metadata": {"name": name},
             "spec": {
                 "members": self.members, "image": {"name": IMAGE}, "vm": {"cpus": 1, "memory": "256Mi"},
-                "run": {"command": ["sh", "-c", ticks::COMMAND], "env": {"TICKS": self.ticks.to_string()}},
+                "run": {"command": ["sh", "-c", command], "env": {"TICKS": self.ticks.to_string()}},
                 "outputs": [{"path": "/data/result"}],
                 "slots": {"site": "testbed", "walltime": format!("{}s", self.walltime)},
                 "snapshots": {"period": format!("{}s", self.period), "grace": format!("{}s", self.grace)},

@@ -5,13 +5,14 @@
 /// The command. `$TICKS` numbers are exchanged, ten a second at most.
 pub const COMMAND: &str = r#"cat > /tmp/talk.pl <<'END'
 use strict; use IO::Socket::INET; $| = 1;
-my ($who, $count) = @ARGV;
-open(my $r, '<', '/dev/urandom') or die; read($r, my $bytes, 8); my $nonce = unpack 'H*', $bytes;
+my ($who, $count) = @ARGV; my $nonce;
+sub keep { mkdir '/data'; open(my $f, '>', '/data/result') or die; print $f "$_[0] $nonce\n"; }
+open(my $r, '<', '/dev/urandom') or die; read($r, my $bytes, 8); $nonce = unpack 'H*', $bytes;
 if ($who == 0) {
   my $l = IO::Socket::INET->new(LocalPort => 7000, Listen => 1, ReuseAddr => 1) or die "listen: $!";
   my $c = $l->accept or die "accept: $!"; my $n = 0;
   while (my $line = <$c>) { $n++; die "got $line instead of $n" unless $line == $n; print $c "$n\n"; print "tick $n $nonce\n"; }
-  exit($n == $count ? 0 : 1);
+  keep($n); exit($n == $count ? 0 : 1);
 }
 my $c; until ($c = IO::Socket::INET->new(PeerAddr => 'member-0', PeerPort => 7000, Timeout => 2)) { sleep 1 }
 for my $n (1 .. $count) {
@@ -19,5 +20,6 @@ for my $n (1 .. $count) {
   die "lost at $n" unless defined $back && $back == $n;
   print "tick $n $nonce\n"; select undef, undef, undef, 0.1;
 }
+keep($count);
 END
 exec perl /tmp/talk.pl $(hostname | sed 's/.*-//') $TICKS"#;

@@ -6,7 +6,7 @@ use e2e::{
     job::{Counting, nodes, slot_ids},
     turn::all,
 };
-use vmdeploy::api::JobPhase;
+use vmdeploy::api::{BestEffortJobStatus, JobPhase};
 
 use crate::world::{LIFE, ends_right, printed, running, taken};
 
@@ -23,7 +23,8 @@ enum Way {
 
 impl Way {
     fn counting(self, members: u32, times: u32) -> Counting {
-        let common = Counting { members, ticks: 75 + 40 * times, ..Counting::default() };
+        // two members keep one connection through everything
+        let common = Counting { members, talk: members == 2, ticks: 75 + 40 * times, ..Counting::default() };
         match self {
             Self::Notice => common,
             Self::Kill => Counting { grace: 0, ..common },
@@ -37,6 +38,7 @@ async fn survives(bed: &TestBed, way: Way, members: u32, times: u32) -> Result<(
     let counting = way.counting(members, times);
     let name = format!("{way:?}-{members}-{times}").to_lowercase();
     let (job, mut stored) = running(bed, &name, &counting).await?;
+    let begun = job.get().await?.status.unwrap_or_default();
     for time in 1..=times {
         let before = job.get().await?;
         if way != Way::Walltime {
@@ -51,6 +53,7 @@ async fn survives(bed: &TestBed, way: Way, members: u32, times: u32) -> Result<(
         let origin = job.get().await?.status.and_then(|status| status.origin?.generation).context("a cold start")?;
         ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
         stored = origin;
+        same_places(&begun, &job.get().await?.status.unwrap_or_default(), time + 1)?;
         // the next one comes as soon as it counts again
         job.wait_runs(time as usize + 1, members, LIFE).await?;
     }
@@ -62,6 +65,17 @@ async fn survives(bed: &TestBed, way: Way, members: u32, times: u32) -> Result<(
         let seen = printed(&job, member, &counting)?;
         ensure!(seen.resumed_at.len() >= times as usize, "member {member} resumed at {:?}", seen.resumed_at);
     }
+    Ok(())
+}
+
+/// Whatever nodes it is on, a job keeps its addresses; its network has another number for each incarnation.
+fn same_places(begun: &BestEffortJobStatus, now: &BestEffortJobStatus, runs: u32) -> Result<()> {
+    let places = |status: &BestEffortJobStatus| -> Vec<(String, String)> {
+        status.members.iter().map(|member| (member.address.clone(), member.mac.clone())).collect()
+    };
+    ensure!(places(begun) == places(now), "{:?} became {:?}", places(begun), places(now));
+    let (before, after) = (begun.network.clone().context("no network")?, now.network.clone().context("no network")?);
+    ensure!(before.subnet == after.subnet && before.vni != after.vni, "run {runs}: {before:?} became {after:?}");
     Ok(())
 }
 

@@ -46,6 +46,7 @@ impl NodeAgent for Orders {
         let vm = loaded.ok_or_else(|| AgentError::Refused("the VM is not loaded".into()))?;
         capture::resume(&vm.qmp).await.map_err(|error| AgentError::Failed(error.to_string()))?;
         self.0.view.change(|facts| facts.set_vm(VmState::Running));
+        tracing::info!("the guest runs");
         let (own, stop) = (self.0.clone(), self.0.stop.clone());
         tokio::spawn(async move {
             tokio::select! {

@@ -105,22 +105,28 @@ impl Segment {
 }
 
 impl Door {
+    /// Does something that makes a socket; the socket belongs to the segment.
+    ///
+    /// # Errors
+    /// A segment that cannot be entered.
+    pub async fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
+        let namespace = self.namespace.try_clone()?;
+        // a namespace is a thread's: one of its own, so that no other work ever runs in it
+        let (done, result) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new().name("segment".into()).spawn(move || {
+            let entered = setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from);
+            // nobody waits for it any more, if it fails
+            let _ = done.send(entered.map(|()| work()));
+        })?;
+        result.await.map_err(|_| std::io::Error::other("the thread of the segment ended"))?
+    }
+
     /// Connects to a guest.
     ///
     /// # Errors
     /// As of [`TcpStream::connect_timeout`].
     pub async fn connect(&self, to: SocketAddrV4, limit: Duration) -> std::io::Result<tokio::net::TcpStream> {
-        let namespace = self.namespace.try_clone()?;
-        // a namespace is a thread's: one of its own, so that no other work ever runs in it
-        let (done, result) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new().name("segment".into()).spawn(move || {
-            let stream = setns(&namespace, CloneFlags::CLONE_NEWNET)
-                .map_err(std::io::Error::from)
-                .and_then(|()| TcpStream::connect_timeout(&SocketAddr::V4(to), limit));
-            // nobody waits for it any more, if it fails
-            let _ = done.send(stream);
-        })?;
-        let stream = result.await.map_err(|_| std::io::Error::other("the thread of the segment ended"))??;
+        let stream = self.within(move || TcpStream::connect_timeout(&SocketAddr::V4(to), limit)).await??;
         stream.set_nonblocking(true)?;
         tokio::net::TcpStream::from_std(stream)
     }

@@ -22,7 +22,7 @@ use kube::{
 };
 use vmdeploy::api::{BestEffortJob, BestEffortJobStatus, JobPhase};
 
-use crate::report::{Figure, Measured};
+use crate::report::{Figure, Measured, figure};
 
 /// Lives, and lost leases.
 const SAMPLES: u32 = 2;
@@ -82,22 +82,6 @@ impl Samples {
         .flatten()
         .collect()
     }
-}
-
-/// The sample below which a part of all lies.
-fn figure(
-    metric: &'static str,
-    of: &[f64],
-    part: f64,
-    unit: &'static str,
-    goal: Option<f64>,
-    note: Option<&'static str>,
-) -> Option<Figure> {
-    let mut sorted = of.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
-    let value = *sorted.get(at)?;
-    Some(Figure { metric, value, unit, goal, n: u32::try_from(of.len()).unwrap_or(u32::MAX), note })
 }
 
 /// Submitted, one snapshot, killed once with notice, succeeded.

@@ -1,6 +1,7 @@
 //! The benchmarks: each prints metric, value and goal.
 
 mod kill;
+mod network;
 mod operator;
 mod report;
 
@@ -21,6 +22,8 @@ struct Arguments {
 enum Name {
     /// A kill, from its announcement to the next tick, and the fence.
     Kill,
+    /// A job's network: its overlay, and connections over a kill.
+    Network,
     /// The operator with 1,000 idle jobs.
     Operator,
 }
@@ -31,6 +34,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let measured = match arguments.name {
         Name::Kill => kill::measure().await?,
+        Name::Network => network::measure().await?,
         Name::Operator => report::Measured { figures: operator::measure().await?, failed: Vec::new() },
     };
     report::print(&measured.figures, arguments.json)?;

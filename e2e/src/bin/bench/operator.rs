@@ -111,6 +111,7 @@ async fn in_namespace(client: Client, namespace: &str) -> Result<Vec<Figure>> {
             goal: Some(40.0),
             n: 1,
             note: None,
+            at_least: false,
         },
         // one request in a hundred passes is the jitter of the leadership's period
         Figure {
@@ -120,6 +121,7 @@ async fn in_namespace(client: Client, namespace: &str) -> Result<Vec<Figure>> {
             goal: Some(0.0),
             n: TOUCHED,
             note: None,
+            at_least: false,
         },
     ])
 }

@@ -15,11 +15,36 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
     /// How much it may be; absent: only printed.
     pub(crate) goal: Option<f64>,
+    /// Whether it may not be less, instead of more.
+    #[serde(skip)]
+    pub(crate) at_least: bool,
     /// Number of samples.
     pub(crate) n: u32,
     /// How exact it is, for people.
     #[serde(skip)]
     pub(crate) note: Option<&'static str>,
+}
+
+impl Figure {
+    fn bound(&self) -> &'static str {
+        if self.at_least { ">=" } else { "<=" }
+    }
+}
+
+/// The sample below which a part of all lies.
+pub(crate) fn figure(
+    metric: &'static str,
+    of: &[f64],
+    part: f64,
+    unit: &'static str,
+    goal: Option<f64>,
+    note: Option<&'static str>,
+) -> Option<Figure> {
+    let mut sorted = of.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
+    let value = *sorted.get(at)?;
+    Some(Figure { metric, value, unit, goal, n: u32::try_from(of.len()).unwrap_or(u32::MAX), note, at_least: false })
 }
 
 /// What came of a benchmark.
@@ -34,15 +59,15 @@ pub(crate) struct Measured {
 pub(crate) fn print(figures: &[Figure], json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if !json {
-        writeln!(out, "{:<24} {:>10} {:<10} {:>8} {:>4}  note", "metric", "value", "unit", "goal", "n")?;
+        writeln!(out, "{:<28} {:>10} {:<10} {:>8} {:>4}  note", "metric", "value", "unit", "goal", "n")?;
     }
     for figure in figures {
         if json {
             writeln!(out, "{}", serde_json::to_string(figure)?)?;
         } else {
-            let goal = figure.goal.map_or_else(|| "-".to_owned(), |goal| format!("<= {goal}"));
+            let goal = figure.goal.map_or_else(|| "-".to_owned(), |goal| format!("{} {goal}", figure.bound()));
             let line = format!(
-                "{:<24} {:>10.2} {:<10} {:>8} {:>4}  {}",
+                "{:<28} {:>10.2} {:<10} {:>8} {:>4}  {}",
                 figure.metric,
                 figure.value,
                 figure.unit,
