@@ -1,8 +1,8 @@
 //! The steps of a capture on this node: what the barrier's rules say is done to the VM.
 
 use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use crate::{
         agent::{AgentError, CaptureOrder, CapturePart, PartState, VmState, barrier::Todo},
         qemu::{
             QemuError,
-            capture::{self, Mechanism},
+            capture::{self, Mechanism, Merge},
             cmdline::Layer,
             img::{self, Chain, Format},
             process,
@@ -32,6 +32,12 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// guest's channel idle.
 const PREPARED_LIMIT: Duration = Duration::from_secs(60);
 
+/// A guest that cannot be let run within this time is lost: none is left paused.
+const RESUME_LIMIT: Duration = Duration::from_secs(10);
+
+/// Stopping a guest is given at least this time, however short its pause is to be.
+const SHORTEST_STOP: Duration = Duration::from_millis(100);
+
 /// What is left to do once the guest has been cut.
 struct Cut {
     generation: Generation,
@@ -42,6 +48,8 @@ struct Cut {
     output_bytes: u64,
     started: bool,
     ran: f64,
+    /// Time for the memory, and as much again for all else.
+    limit: Duration,
 }
 
 fn failed(error: impl std::fmt::Display) -> AgentError {
@@ -53,17 +61,9 @@ fn not_loaded() -> AgentError {
 }
 
 impl Supervisor {
-    /// The VM; what merges its overlays stops for it.
-    async fn vm_for_a_capture(&self) -> tokio::sync::MutexGuard<'_, Option<Vm>> {
-        self.captures_wait.fetch_add(1, Ordering::AcqRel);
-        let vm = self.vm.lock().await;
-        self.captures_wait.fetch_sub(1, Ordering::AcqRel);
-        vm
-    }
-
     /// Step 1: overlay, file and space, all before the pause.
     pub(super) async fn prepare(self: &Arc<Self>, order: &CaptureOrder) -> Result<(), AgentError> {
-        let mut vm = self.vm_for_a_capture().await;
+        let mut vm = if order.resume { self.vm.lock().await } else { self.vm_at_once().await };
         let vm = vm.as_mut().ok_or_else(not_loaded)?;
         let todo = self.view.change(|facts| match facts.vm {
             VmState::Running | VmState::Stopped => facts.barrier.prepare(order),
@@ -98,10 +98,10 @@ impl Supervisor {
         if self.view.change(|facts| facts.barrier.stop(order))? != Todo::Work {
             return Ok(());
         }
-        if let Err(error) = capture::stop(&vm.qmp).await {
+        let elapsed = self.view.elapsed();
+        self.view.quietly(|facts| facts.barrier.stopping(elapsed));
+        if let Err(error) = capture::stop(&vm.qmp, self.config.max_pause.max(SHORTEST_STOP)).await {
             self.give_up(vm, &error.to_string()).await;
-            // the answer may only have been late: whether it stands still is not known
-            self.run_on(vm).await;
             return Err(failed(error));
         }
         let (elapsed, now) = (self.view.elapsed(), self.view.now());
@@ -127,6 +127,7 @@ impl Supervisor {
                 Ok(())
             }
             Err(error) => {
+                vm.being_read = false;
                 self.give_up(vm, &error.to_string()).await;
                 if self.paths.generation(order.generation).exists() {
                     remove_generation(&self.paths, order.generation).await;
@@ -146,23 +147,31 @@ impl Supervisor {
         vm.prepared = None;
         vm.chain.overlays.push((overlay, self.paths.overlay(overlay)));
         let (started, ran) = self.view.read(|facts| (facts.guest.started, facts.ran()));
+        let content = [self.paths.output(), frozen.clone()].map(|path| std::fs::metadata(path).map_or(0, |m| m.len()));
+        let limit = vm.time_for(vm.memory + content.iter().sum::<u64>());
         capture::begin(&vm.qmp, mechanism, vm.version.resumes_by_itself).await?;
         vm.being_read = true;
         self.view.change(|facts| facts.barrier.writing());
         if order.resume {
             if mechanism == Mechanism::Stopped {
-                capture::written(&vm.qmp, mechanism).await?;
+                let written = capture::written(&vm.qmp, mechanism, limit).await;
+                if let Err(error) = &written {
+                    self.end_writing(vm, mechanism, error).await;
+                }
+                written?;
             }
             self.let_run(vm).await?;
         }
         let ran = ran + self.restored_ran();
         let (generation, resume) = (order.generation, order.resume);
-        Ok(Cut { generation, mechanism, resume, frozen, output_bytes, started, ran })
+        Ok(Cut { generation, mechanism, resume, frozen, output_bytes, started, ran, limit })
     }
 
     /// Lets the guest run, whatever held it.
-    pub(super) async fn let_run(&self, vm: &mut Vm) -> Result<(), QemuError> {
-        capture::resume(&vm.qmp).await?;
+    async fn let_run(&self, vm: &mut Vm) -> Result<(), QemuError> {
+        // QEMU obeys in order: whatever it was told before is done, or never will be
+        let resumed = tokio::time::timeout(RESUME_LIMIT, capture::resume(&vm.qmp)).await;
+        resumed.map_err(|_| QemuError::Late("the resumption of the guest"))??;
         vm.gate = None;
         let elapsed = self.view.elapsed();
         self.view.change(|facts| {
@@ -172,22 +181,41 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Lets the guest run, or loses it, so that it is restored; it is not left paused. Whether it runs.
+    async fn run_on(&self, vm: &mut Vm) -> bool {
+        let resumed = self.let_run(vm).await;
+        if let Err(error) = &resumed {
+            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
+        }
+        resumed.is_ok()
+    }
+
+    /// Sees to it that a memory which was not written in time is not being written any more. Its part
+    /// cannot count: it becomes void before the guest runs on.
+    async fn end_writing(&self, vm: &Vm, mechanism: Mechanism, error: &QemuError) {
+        let why = match (mechanism, error) {
+            // its pages are protected until they are written: such a guest freezes
+            (Mechanism::Background, QemuError::Unwritten(_)) => error.to_string(),
+            (Mechanism::Background, QemuError::Migration { .. }) if vm.version.resumes_by_itself => {
+                "its memory could not be written, which this QEMU does not survive".into()
+            }
+            (Mechanism::Stopped, QemuError::Unwritten(_)) => match capture::end_writing(&vm.qmp).await {
+                Ok(()) => return,
+                Err(end) => format!("{error}, and that cannot be ended: {end}"),
+            },
+            _ => return,
+        };
+        self.lose_vm(&why);
+    }
+
     /// Makes the part void; the guest runs on.
     pub(super) async fn give_up(&self, vm: &mut Vm, reason: &str) {
         tracing::warn!(reason, "a capture is given up");
         let todo = self.view.change(|facts| facts.barrier.give_up(reason));
-        if todo == Todo::Resume {
+        if todo == Todo::Resume && !self.stop.is_cancelled() {
             self.run_on(vm).await;
         }
         vm.discard(&self.paths).await;
-    }
-
-    /// Lets the guest run. One that cannot be let run is lost: the job goes on from its last
-    /// generation, and no guest stands still for ever (safety B3).
-    async fn run_on(&self, vm: &mut Vm) {
-        if let Err(error) = self.let_run(vm).await {
-            self.lose_vm(&format!("the guest cannot be resumed: {error}"));
-        }
     }
 
     /// The order to give a capture up.
@@ -202,8 +230,8 @@ impl Supervisor {
             // never cancelled: what is being written ends, and the guest runs on then
             return Ok(());
         }
-        if todo == Todo::Resume {
-            self.let_run(vm).await.map_err(failed)?;
+        if todo == Todo::Resume && !self.run_on(vm).await {
+            return Err(failed("the guest cannot be resumed"));
         }
         vm.discard(&self.paths).await;
         Ok(())
@@ -243,18 +271,37 @@ impl Supervisor {
         match result {
             Ok(bytes) => self.captured(vm, cut, bytes).await,
             Err(error) => {
+                self.end_writing(vm, cut.mechanism, &error).await;
                 self.give_up(vm, &error.to_string()).await;
                 remove_generation(&self.paths, generation).await;
-                let by_itself = vm.version.resumes_by_itself && cut.mechanism == Mechanism::Background;
-                if by_itself && matches!(error, QemuError::Migration { .. }) {
-                    self.lose_vm("its memory could not be written, which this QEMU does not survive");
-                }
             }
         }
-        let busy = self.view.read(|facts| facts.barrier.holds_guest());
-        if let Err(error) = commit(vm, busy, &|| self.captures_wait.load(Ordering::Acquire) > 0).await {
+        if let Err(error) = self.merge(vm).await {
             tracing::warn!(%error, "old overlays stay");
         }
+    }
+
+    /// Merges old overlays, never while a capture holds the guest; an order that is urgent ends it.
+    async fn merge(&self, vm: &mut Vm) -> Result<(), QemuError> {
+        if self.view.read(|facts| facts.barrier.holds_guest()) || vm.prepared.is_some() {
+            return Ok(());
+        }
+        let (Some((top, base)), Some((active, _))) = (vm.chain.to_commit(vm.being_read), vm.top()) else {
+            return Ok(());
+        };
+        let mut urgent = self.urgent.subscribe();
+        // the sender lives as long as we do
+        let wanted = async { drop(urgent.wait_for(|count| *count > 0).await) };
+        let (active, below, lowest) = (Chain::node(active), Chain::node(top), Chain::node(base));
+        match capture::commit(&vm.qmp, &active, &below, &lowest, wanted).await? {
+            Merge::Done => {
+                for path in vm.chain.committed(top) {
+                    remove(&path).await;
+                }
+            }
+            Merge::Ended => tracing::info!("a merge of overlays made room for an order"),
+        }
+        Ok(())
     }
 
     async fn captured(&self, vm: &mut Vm, cut: Cut, bytes: u64) {
@@ -291,10 +338,15 @@ impl Supervisor {
         else {
             return Err(QemuError::Late("the VM"));
         };
-        capture::written(&qmp, cut.mechanism).await?;
+        capture::written(&qmp, cut.mechanism, cut.limit).await?;
+        let rest = tokio::time::timeout(cut.limit, self.collect_rest(cut, &base, format));
+        rest.await.map_err(|_| QemuError::Late("the copy of disk and output"))?
+    }
+
+    async fn collect_rest(&self, cut: &Cut, base: &Path, format: Format) -> Result<u64, QemuError> {
         let path = |kind| self.paths.part(cut.generation, kind);
         let memory = capture::trim(&path(FileKind::Memory))?;
-        img::flatten(&cut.frozen, &base, format, &path(FileKind::Disk)).await?;
+        img::flatten(&cut.frozen, base, format, &path(FileKind::Disk)).await?;
         let at = QemuError::io("copy the output");
         copy_output(self.paths.output(), path(FileKind::Output), cut.output_bytes).await.map_err(at)?;
         let disk = tokio::fs::metadata(path(FileKind::Disk)).await.map_err(QemuError::io("look at the disk"))?;
@@ -355,20 +407,6 @@ async fn copy_output(from: PathBuf, to: PathBuf, length: u64) -> std::io::Result
         if copied == length { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
     };
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
-}
-
-/// Merges old overlays, never while a capture holds the guest, and not on while one waits for the VM:
-/// a notice leaves no time for it.
-async fn commit(vm: &mut Vm, busy: bool, wanted: &(dyn Fn() -> bool + Sync)) -> Result<(), QemuError> {
-    if busy || vm.prepared.is_some() {
-        return Ok(());
-    }
-    let (Some((top, base)), Some((active, _))) = (vm.chain.to_commit(vm.being_read), vm.top()) else { return Ok(()) };
-    capture::commit(&vm.qmp, &Chain::node(active), &Chain::node(top), &Chain::node(base), wanted).await?;
-    for path in vm.chain.committed(top) {
-        remove(&path).await;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

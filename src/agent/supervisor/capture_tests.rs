@@ -1,128 +1,176 @@
-//! Captures with a QEMU that misbehaves on its control channel.
+//! What becomes of a guest when a step of a capture goes wrong: it runs, or it is gone; it is never
+//! left paused (safety B3).
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
-
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
-
-use super::*;
-use crate::{
-    agent::supervisor::{
-        output::Output,
+use super::{
+    super::{
+        double::{Double, Fault},
+        orders::Orders,
         testing::{FileStore, config},
     },
+    *,
+};
+use crate::{
     clock::Clock,
-    driver::{
-        agent::Authority,
-        qemu::{probe::Version, qmp::Qmp},
-    },
+    driver::agent::{Authority, NodeAgent as _},
 };
 
-/// What QEMU makes of an order to stop.
-#[derive(Clone, Copy, PartialEq)]
-enum Stop {
-    /// It stops, and its answer does not come.
-    Unanswered,
-    /// It refuses, and stands still all the same.
-    Refused,
-    /// Nothing is answered from then on.
-    Hangs,
+struct Node {
+    supervisor: Arc<Supervisor>,
+    orders: Orders,
+    qemu: Double,
+    _root: tempfile::TempDir,
 }
 
-/// A QEMU; the commands it got.
-fn qemu(stop: Stop, seen: Arc<Mutex<Vec<String>>>) -> DuplexStream {
-    let (ours, theirs) = tokio::io::duplex(1 << 16);
-    tokio::spawn(async move {
-        let (reader, mut writer) = tokio::io::split(theirs);
-        writer.write_all(b"{\"QMP\": {}}\n").await.unwrap();
-        let (mut lines, mut status) = (BufReader::new(reader).lines(), "running");
-        let mut hangs = false;
-        while let Some(line) = lines.next_line().await.unwrap() {
-            let command: serde_json::Value = serde_json::from_str(&line).unwrap();
-            let name = command["execute"].as_str().unwrap().to_owned();
-            let id = &command["id"];
-            let reply = match name.as_str() {
-                "stop" => {
-                    status = "paused";
-                    hangs = stop == Stop::Hangs;
-                    if stop == Stop::Refused {
-                        format!("{{\"error\": {{\"desc\": \"no\"}}, \"id\": {id}}}\n")
-                    } else {
-                        String::new()
-                    }
-                }
-                "query-status" => format!("{{\"return\": {{\"status\": \"{status}\"}}, \"id\": {id}}}\n"),
-                "cont" => {
-                    status = "running";
-                    format!("{{\"return\": {{}}, \"id\": {id}}}\n")
-                }
-                _ => format!("{{\"return\": {{}}, \"id\": {id}}}\n"),
-            };
-            seen.lock().unwrap().push(name);
-            if !hangs {
-                writer.write_all(reply.as_bytes()).await.unwrap();
+impl Node {
+    async fn new(overlays: u32) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
+        let store = Arc::new(FileStore::new(&root.path().join("store")));
+        let supervisor = Supervisor::new(config(root.path()), paths, store, Clock::system(), None);
+        let qemu = Double::default();
+        qemu.run_in(&supervisor, overlays).await;
+        Self { orders: Orders(supervisor.clone()), supervisor, qemu, _root: root }
+    }
+
+    fn vm(&self) -> VmState {
+        self.supervisor.view.render().vm
+    }
+
+    fn part(&self) -> PartState {
+        self.supervisor.view.render().capture.unwrap().state
+    }
+
+    fn runs(&self) {
+        assert_eq!(self.vm(), VmState::Running);
+        assert!(!self.qemu.lock().paused, "shown as running, and paused");
+    }
+
+    fn lost(&self) {
+        assert!(matches!(self.vm(), VmState::Gone { .. }), "{:?}", self.vm());
+        assert!(self.supervisor.stop.is_cancelled(), "its QEMU goes on");
+    }
+
+    fn void(&self) {
+        assert!(matches!(self.part(), PartState::Abandoned { .. }), "{:?}", self.part());
+    }
+
+    async fn until(&self, so: impl Fn(&PartState) -> bool) {
+        let wait = async {
+            while !so(&self.part()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-        }
-    });
-    ours
-}
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap();
+    }
 
-/// Orders a stop; the state of the VM after it, and the commands QEMU got.
-async fn stopped_badly(stop: Stop) -> (VmState, Vec<String>) {
-    let root = tempfile::tempdir().unwrap();
-    let paths = Paths { vm: root.path().into(), cache: root.path().join("images") };
-    let store = Arc::new(FileStore::new(&root.path().join("store")));
-    let supervisor = Supervisor::new(config(root.path()), paths, store, Clock::system(), None);
-    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-    let qmp = Qmp::over(qemu(stop, seen.clone())).await.unwrap();
-    let port = root.path().join("port");
-    let listener = tokio::net::UnixListener::bind(&port).unwrap();
-    let output = Output::follow(&port, &root.path().join("output"), supervisor.view.clone()).await.unwrap();
-    let _guest = listener.accept().await.unwrap();
-    *supervisor.vm.lock().await = Some(Vm {
-        qmp: Arc::new(qmp),
-        version: Version { text: "7.2".into(), resumes_by_itself: true },
-        base: root.path().join("base"),
-        _held: Vec::new(),
-        base_format: Format::Raw,
-        disk_size: 1 << 30,
-        memory: 1 << 28,
-        chain: Chain::default(),
-        next: 1,
-        output,
-        prepared: None,
-        gate: None,
-        being_read: false,
-        captured: BTreeMap::new(),
-    });
-    let order = CaptureOrder {
-        authority: Authority { epoch: 1, incarnation: supervisor.config.incarnation },
-        generation: 1,
-        nonce: "n".into(),
-        resume: true,
-    };
-    supervisor.view.change(|facts| {
-        facts.set_vm(VmState::Running);
-        facts.barrier.prepare(&order).unwrap();
-    });
-    assert!(supervisor.stop(&order).await.is_err());
-    let commands = seen.lock().unwrap().clone();
-    (supervisor.view.read(|facts| facts.vm.clone()), commands)
-}
-
-#[tokio::test(start_paused = true)]
-async fn b3_a_stop_whose_answer_does_not_come_leaves_no_guest_standing() {
-    for stop in [Stop::Unanswered, Stop::Refused] {
-        let (vm, commands) = stopped_badly(stop).await;
-        assert_eq!(commands.last().map(String::as_str), Some("cont"), "{commands:?}");
-        assert_eq!(vm, VmState::Running);
+    /// Prepares, stops and cuts.
+    async fn cut(&self, order: &CaptureOrder) -> Result<(), AgentError> {
+        self.orders.prepare(order).await?;
+        self.orders.stop(order).await?;
+        self.orders.cut(order).await
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn b3_a_guest_that_cannot_be_let_run_is_lost() {
-    let (vm, _) = stopped_badly(Stop::Hangs).await;
-    assert!(matches!(&vm, VmState::Gone { reason, .. } if reason.contains("cannot be resumed")), "{vm:?}");
+fn order(generation: Generation, resume: bool) -> CaptureOrder {
+    let authority = Authority { epoch: 1, incarnation: 1 };
+    CaptureOrder { authority, generation, nonce: format!("n{generation}"), resume }
+}
+
+async fn stop_that_fails(fault: Fault) -> Node {
+    let node = Node::new(1).await;
+    node.qemu.lock().faults.insert("stop", fault);
+    node.orders.prepare(&order(1, true)).await.unwrap();
+    assert!(node.orders.stop(&order(1, true)).await.is_err());
+    assert!(node.qemu.was_told("stop"));
+    node.void();
+    node
+}
+
+#[tokio::test]
+async fn b3_a_guest_whose_stop_is_answered_late_runs_on() {
+    let node = stop_that_fails(Fault::Late(Duration::from_secs(3))).await;
+    node.runs();
+    node.qemu.lock().faults.clear();
+    node.cut(&order(2, true)).await.unwrap();
+    node.until(|part| *part == PartState::Captured).await;
+    node.runs();
+}
+
+#[tokio::test]
+async fn b3_a_guest_whose_stop_is_never_answered_is_lost() {
+    stop_that_fails(Fault::Never).await.lost();
+}
+
+#[tokio::test]
+async fn b3_a_guest_whose_connection_breaks_at_its_stop_is_lost() {
+    stop_that_fails(Fault::Broken).await.lost();
+}
+
+#[tokio::test]
+async fn b3_a_guest_that_cannot_be_resumed_after_an_abandon_is_lost() {
+    let node = Node::new(1).await;
+    node.qemu.lock().faults.insert("cont", Fault::Broken);
+    node.orders.prepare(&order(1, true)).await.unwrap();
+    node.orders.stop(&order(1, true)).await.unwrap();
+    assert!(node.orders.abandon(&order(1, true)).await.is_err());
+    node.lost();
+}
+
+#[tokio::test]
+async fn b3_a_final_capture_that_its_disk_does_not_take_is_void_and_the_guest_runs_on() {
+    let node = Node::new(1).await;
+    node.qemu.lock().disk_hangs = true;
+    node.supervisor.vm.lock().await.as_mut().unwrap().patience = Duration::from_millis(300);
+    node.cut(&order(1, false)).await.unwrap();
+    assert_eq!(node.vm(), VmState::Stopped);
+    node.until(|part| matches!(part, PartState::Abandoned { .. })).await;
+    drop(node.supervisor.vm.lock().await);
+    node.runs();
+    let told = node.qemu.lock().told.clone();
+    let at = |command: &str| told.iter().rposition(|told| told == command).unwrap();
+    assert!(at("migrate_cancel") < at("cont"), "resumed while its memory was written");
+    // a word that comes late changes nothing
+    assert!(node.orders.stay_down(&order(1, false), Duration::from_secs(9)).await.is_err());
+    assert!(node.supervisor.view.render().earlier.is_empty());
+}
+
+#[tokio::test]
+async fn b3_a_final_capture_whose_writing_cannot_be_ended_loses_the_guest() {
+    let node = Node::new(1).await;
+    node.qemu.lock().disk_hangs = true;
+    node.qemu.lock().cannot_cancel = true;
+    node.supervisor.vm.lock().await.as_mut().unwrap().patience = Duration::from_millis(300);
+    node.cut(&order(1, false)).await.unwrap();
+    node.until(|part| matches!(part, PartState::Abandoned { .. })).await;
+    node.lost();
+}
+
+#[tokio::test]
+async fn b3_a_background_capture_that_its_disk_does_not_take_loses_the_guest() {
+    let node = Node::new(1).await;
+    node.qemu.lock().disk_hangs = true;
+    node.supervisor.vm.lock().await.as_mut().unwrap().patience = Duration::from_millis(300);
+    node.cut(&order(1, true)).await.unwrap();
+    node.until(|part| matches!(part, PartState::Abandoned { .. })).await;
+    node.lost();
+}
+
+#[tokio::test]
+async fn a_notice_does_not_wait_for_a_merge_of_overlays() {
+    let node = Node::new(4).await;
+    node.cut(&order(1, true)).await.unwrap();
+    // the merge that follows does not end by itself
+    node.qemu.lock().disk_hangs = true;
+    while !node.qemu.was_told("block-commit") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let last = order(2, false);
+    let prepared = tokio::time::timeout(Duration::from_secs(5), node.orders.prepare(&last)).await;
+    prepared.expect("the merge is waited for").unwrap();
+    assert!(node.qemu.was_told("block-job-cancel"));
+    node.qemu.lock().disk_hangs = false;
+    node.orders.stop(&last).await.unwrap();
+    node.orders.cut(&last).await.unwrap();
+    node.until(|part| *part == PartState::Captured).await;
+    assert_eq!(node.vm(), VmState::Stopped);
 }

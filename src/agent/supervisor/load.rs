@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Supervisor, images, output, output::Output, vm::Vm};
+use super::{
+    Supervisor, images, output,
+    output::Output,
+    vm::{PATIENCE, Vm},
+};
 use crate::{
     driver::{
         agent::{Accelerator, LeaseState, VmState},
@@ -62,7 +66,7 @@ impl From<RepositoryError> for LoadError {
 impl From<QemuError> for LoadError {
     fn from(error: QemuError) -> Self {
         match error {
-            QemuError::Io { .. } | QemuError::Late(_) => Self::Node(error.to_string()),
+            QemuError::Io { .. } | QemuError::Late(_) | QemuError::Unwritten(_) => Self::Node(error.to_string()),
             QemuError::Qmp(_) | QemuError::Program { .. } | QemuError::Migration { .. } | QemuError::Image { .. } => {
                 Self::Unusable(error.to_string())
             }
@@ -222,6 +226,7 @@ impl Supervisor {
             prepared: None,
             gate: None,
             being_read: false,
+            patience: PATIENCE,
             captured: std::collections::BTreeMap::new(),
         });
         self.view.change(|facts| {

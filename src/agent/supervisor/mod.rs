@@ -7,6 +7,8 @@
 mod capture;
 mod contact;
 mod disk;
+#[cfg(test)]
+mod double;
 mod guest;
 mod images;
 mod load;
@@ -28,12 +30,12 @@ use std::{
     process::ExitCode,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use orders::Orders;
@@ -79,11 +81,11 @@ pub struct Supervisor {
     view: Arc<View>,
     contact: Contact,
     vm: Mutex<Option<Vm>>,
+    /// How many orders wait for the VM that cannot wait for a merge.
+    urgent: watch::Sender<usize>,
     guest: Arc<Mutex<Option<Channel>>>,
     /// The way to the guest through the job's network.
     door: OnceLock<Door>,
-    /// Captures that wait for the VM.
-    captures_wait: AtomicUsize,
     /// Seconds the guest had run before this incarnation, as bits.
     restored_ran: AtomicU64,
     /// Everything ends: QEMU is killed, transfers stop.
@@ -109,9 +111,9 @@ impl Supervisor {
             paths,
             store,
             vm: Mutex::new(None),
+            urgent: watch::Sender::new(0),
             guest: Arc::new(Mutex::new(None)),
             door: OnceLock::new(),
-            captures_wait: AtomicUsize::new(0),
             restored_ran: AtomicU64::new(0),
             stop: CancellationToken::new(),
             has_qemu: AtomicBool::new(false),
@@ -121,6 +123,14 @@ impl Supervisor {
 
     fn restored_ran(&self) -> f64 {
         f64::from_bits(self.restored_ran.load(Ordering::Relaxed))
+    }
+
+    /// The VM, for an order that cannot wait for a merge of overlays: one that goes on is ended.
+    async fn vm_at_once(&self) -> MutexGuard<'_, Option<Vm>> {
+        self.urgent.send_modify(|count| *count += 1);
+        let vm = self.vm.lock().await;
+        self.urgent.send_modify(|count| *count -= 1);
+        vm
     }
 
     /// Silence after which a connection is given up; well below the limit of isolation.
@@ -213,7 +223,7 @@ impl Supervisor {
         let begun = Instant::now();
         self.view.change(|facts| facts.leaving = Some(code));
         self.stop.cancel();
-        drop(self.vm.lock().await.take());
+        drop(self.vm_at_once().await.take());
         if self.has_qemu.load(Ordering::Acquire) {
             self.gone.cancelled().await;
         }

@@ -26,7 +26,8 @@ impl Supervisor {
         if order.incarnation != self.config.incarnation {
             return Err(AgentError::Refused(format!("this is incarnation {}", self.config.incarnation)));
         }
-        let known = self.vm.lock().await.as_ref().is_some_and(|vm| vm.captured.contains_key(&order.generation));
+        // not asked of the VM, which a capture or merge may hold
+        let known = self.view.read(|facts| facts.captured.iter().any(|part| part.generation == order.generation));
         if !known {
             return Err(AgentError::Refused(format!("generation {} is not captured here", order.generation)));
         }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::OwnedMutexGuard;
@@ -27,6 +27,10 @@ use crate::{
 
 /// Captured generations that are kept on local disk.
 const KEPT: usize = 2;
+/// Writing a capture may take so long, beside the time that its bytes take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// The slowest disk that a capture is written to, in bytes a second.
+const SLOWEST: u64 = 8 << 20;
 
 /// Where the files of one VM lie.
 #[derive(Clone, Debug)]
@@ -94,6 +98,8 @@ pub(super) struct Vm {
     pub(super) gate: Option<OwnedMutexGuard<Option<Channel>>>,
     /// Frozen overlays are being read for a generation.
     pub(super) being_read: bool,
+    /// Writing a capture may take so long, beside the time that its bytes take.
+    pub(super) patience: Duration,
     /// What is captured on local disk.
     pub(super) captured: BTreeMap<Generation, MemberPart>,
 }
@@ -102,6 +108,11 @@ impl Vm {
     /// The overlay that is written now.
     pub(super) fn top(&self) -> Option<(u32, &Path)> {
         self.chain.overlays.last().map(|(number, path)| (*number, path.as_path()))
+    }
+
+    /// How long the writing of so many bytes may take; a guest that waits for it waits no longer.
+    pub(super) fn time_for(&self, bytes: u64) -> Duration {
+        self.patience + Duration::from_secs(bytes / SLOWEST)
     }
 
     /// Undoes what was prepared.

@@ -142,6 +142,11 @@ impl Barrier {
         }
     }
 
+    /// The guest is being stopped: whatever becomes of that, it stands still until it is known to run.
+    pub fn stopping(&mut self, now: Duration) {
+        self.stopped = Some(now);
+    }
+
     /// The guest stands still now.
     pub fn stopped(&mut self, now: Duration, at: Timestamp) {
         self.stopped = Some(now);

@@ -1,7 +1,7 @@
 //! The parts of a capture on one VM, in the order in which they are used.
 //!
 //! The sink of the memory is always a file whose space was reserved: QEMU 7.2 freezes its guest for
-//! good when a background snapshot fails or is cancelled. For the same reason nothing here cancels.
+//! good when a background snapshot fails or is cancelled. For the same reason none is cancelled here.
 
 use std::{
     fs::File,
@@ -27,6 +27,15 @@ pub enum Mechanism {
     Stopped,
 }
 
+/// What became of a merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merge {
+    /// The overlays are merged.
+    Done,
+    /// It was ended before; the chain is as it was.
+    Ended,
+}
+
 /// Name under which QEMU knows the file of the memory.
 const FILE_NAME: &str = "memory";
 /// More than any disk takes: the default limit makes a pause of a second out of 128 MiB.
@@ -38,12 +47,11 @@ const QUICK: Duration = Duration::from_millis(1);
 /// How often it is asked otherwise.
 const SLOW: Duration = Duration::from_millis(20);
 /// How long nothing may be heard of a merge until QEMU is asked whether it is there.
-const COMMIT_PACE: Duration = Duration::from_millis(200);
-/// A disk that takes nothing of a guest's memory for this long has failed: the guest, which stands
-/// still until it is written, runs on.
-const STALL_LIMIT: Duration = Duration::from_secs(30);
+const COMMIT_PACE: Duration = Duration::from_secs(2);
 /// A guest whose background snapshot has not let it run again after this time is lost.
 const RESUME_LIMIT: Duration = Duration::from_secs(20);
+/// What is cancelled ends within this time.
+const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes the file of the memory and reserves its space.
 pub fn reserve(path: &Path, guest_memory: u64) -> Result<File, QemuError> {
@@ -116,9 +124,10 @@ pub async fn withdraw(qmp: &Qmp) -> Result<(), QemuError> {
     Ok(())
 }
 
-/// Stops the guest.
-pub async fn stop(qmp: &Qmp) -> Result<(), QemuError> {
-    qmp.execute("stop", Value::Null).await?;
+/// Stops the guest, within this time. If that fails, nobody knows whether the guest stands still.
+pub async fn stop(qmp: &Qmp, limit: Duration) -> Result<(), QemuError> {
+    let stopped = tokio::time::timeout(limit, qmp.execute("stop", Value::Null)).await;
+    stopped.map_err(|_| QemuError::Late("the stop of the guest"))??;
     Ok(())
 }
 
@@ -158,27 +167,37 @@ pub async fn begin(qmp: &Qmp, mechanism: Mechanism, resumes_by_itself: bool) -> 
     Err(QemuError::Late("the resumption of the guest"))
 }
 
-/// Waits until the memory is written.
-pub async fn written(qmp: &Qmp, mechanism: Mechanism) -> Result<(), QemuError> {
-    let stopped = mechanism == Mechanism::Stopped;
-    let pace = if stopped { QUICK } else { SLOW };
-    let (mut pages, mut moved) = (0, Instant::now());
+/// Waits until the memory is written, so long at most.
+pub async fn written(qmp: &Qmp, mechanism: Mechanism, limit: Duration) -> Result<(), QemuError> {
+    let begun = Instant::now();
+    let pace = if mechanism == Mechanism::Stopped { QUICK } else { SLOW };
     loop {
         let progress = progress(qmp).await?;
-        if progress.pages != pages {
-            (pages, moved) = (progress.pages, Instant::now());
-        }
-        if stopped && moved.elapsed() > STALL_LIMIT {
-            return Err(QemuError::Late("the memory on its way to the disk"));
-        }
         if progress.status == "completed" {
             return Ok(());
         }
         if progress.ended() {
             return Err(QemuError::Migration { what: "write the memory", status: progress.status });
         }
+        if begun.elapsed() >= limit {
+            return Err(QemuError::Unwritten(limit));
+        }
         tokio::time::sleep(pace).await;
     }
+}
+
+/// Ends the writing of a guest's memory that stands still; only then may the guest run on, or it
+/// would be stopped once more at the end of the writing.
+pub async fn end_writing(qmp: &Qmp) -> Result<(), QemuError> {
+    qmp.execute("migrate_cancel", Value::Null).await?;
+    let until = Instant::now() + CANCEL_LIMIT;
+    while Instant::now() < until {
+        if progress(qmp).await?.ended() {
+            return Ok(());
+        }
+        tokio::time::sleep(SLOW).await;
+    }
+    Err(QemuError::Late("the end of the writing"))
 }
 
 /// What the guest does.
@@ -206,24 +225,35 @@ pub(super) async fn progress(qmp: &Qmp) -> Result<Progress, QemuError> {
     Ok(Progress { status, pages: pages("normal") + pages("duplicate") })
 }
 
-/// Merges overlays into an older one while the guest runs; returns when that is done, or given up
-/// because `wanted` says that the VM is needed. What was merged by then does no harm.
+/// Merges overlays into an older one while the guest runs; returns when that is done, or when it was
+/// ended because `wanted` came. An unfinished merge leaves the chain as it was.
 pub async fn commit(
     qmp: &Qmp,
     active: &str,
     top: &str,
     base: &str,
-    wanted: &(dyn Fn() -> bool + Sync),
-) -> Result<(), QemuError> {
+    wanted: impl Future<Output = ()>,
+) -> Result<Merge, QemuError> {
     let mut events = qmp.events();
+    let mut wanted = std::pin::pin!(wanted);
+    let mut cancelled: Option<Instant> = None;
     let job = json!({ "job-id": "commit", "device": active, "top-node": top, "base-node": base });
     qmp.execute("block-commit", job).await?;
-    let mut cancelled = false;
     loop {
-        let Ok(event) = tokio::time::timeout(COMMIT_PACE, events.recv()).await else {
-            if wanted() && !cancelled {
-                cancelled = true;
-                qmp.execute("block-job-cancel", json!({ "device": "commit" })).await?;
+        let event = tokio::select! {
+            event = tokio::time::timeout(COMMIT_PACE, events.recv()) => event,
+            () = &mut wanted, if cancelled.is_none() => {
+                cancelled = Some(Instant::now());
+                match qmp.execute("block-job-cancel", json!({ "device": "commit" })).await {
+                    // refused: it has just ended
+                    Ok(_) | Err(QmpError::Refused { .. }) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let Ok(event) = event else {
+            if cancelled.is_some_and(|at| at.elapsed() > CANCEL_LIMIT) {
+                return Err(QemuError::Late("the end of a merge"));
             }
             // notices a QEMU that has ended
             status(qmp).await?;
@@ -232,12 +262,13 @@ pub async fn commit(
         match event {
             Ok(event) if event.name == "BLOCK_JOB_COMPLETED" && event.data["device"] == "commit" => {
                 return match event.data["error"].as_str() {
-                    None => Ok(()),
+                    None => Ok(Merge::Done),
                     Some(why) => {
                         Err(QemuError::Migration { what: "merge overlays", status: why.chars().take(300).collect() })
                     }
                 };
             }
+            Ok(event) if event.name == "BLOCK_JOB_CANCELLED" && cancelled.is_some() => return Ok(Merge::Ended),
             Ok(event) if event.name == "BLOCK_JOB_CANCELLED" => {
                 return Err(QemuError::Migration { what: "merge overlays", status: "cancelled".into() });
             }

@@ -49,6 +49,9 @@ pub enum QemuError {
         /// Why.
         why: String,
     },
+    /// The memory was not written in time: the writing may go on for ever.
+    #[error("the memory was not written within {} s", .0.as_secs())]
+    Unwritten(std::time::Duration),
     /// Something did not happen in time.
     #[error("{0} took too long")]
     Late(&'static str),
