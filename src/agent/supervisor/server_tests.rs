@@ -86,6 +86,8 @@ async fn only_the_operator_gives_orders() {
     refused(&kget.leave(authority(1, 1), crate::driver::agent::LeaveCode::Done).await, "only the operator");
     let upload = UploadOrder { generation: 3, incarnation: 1, ticket: "t".into() };
     refused(&kget.upload(&upload).await, "not captured");
+    let earlier = UploadOrder { incarnation: 0, ..upload };
+    refused(&kget.upload(&earlier).await, "this is incarnation 1");
     refused(&served.client(&Identity::Operator).go(authority(1, 1)).await, "not loaded");
 }
 
@@ -132,6 +134,27 @@ async fn changes_are_told_at_once_and_heartbeats_every_second() {
         let beat = tokio::time::timeout(Duration::from_secs(2), states.next()).await.unwrap();
         assert_eq!(beat.unwrap().incarnation, 1);
     }
+}
+
+#[tokio::test]
+async fn d3_a_reply_without_end_is_cut_off() {
+    let served = Served::new().await;
+    let now = jiff::Timestamp::now();
+    let own = Identity::Agent { job: served.address.job.clone(), member: 0, incarnation: 1 };
+    let own = served.certificates.issue(&own, now, HOUR).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = AgentAddress { endpoint: listener.local_addr().unwrap(), ..served.address.clone() };
+    let endless = || Body::from_stream(futures::stream::repeat(Ok::<_, Infallible>(Bytes::from(vec![b' '; 4096]))));
+    let refusal = move || async move { (StatusCode::CONFLICT, endless()).into_response() };
+    let router = Router::new()
+        .route("/v1/state", get(move || async move { endless().into_response() }))
+        .route("/v1/go", post(refusal));
+    tokio::spawn(async move { tls::serve(listener, &own, router, CancellationToken::new()).await });
+    let credentials = served.certificates.issue(&Identity::Operator, now, HOUR).unwrap();
+    let client = AgentHttp::new(&credentials, &address);
+    let result = client.state().await;
+    assert!(matches!(&result, Err(AgentError::Failed(why)) if why.contains("longer than")), "{result:?}");
+    refused(&client.go(authority(1, 1)).await, "longer than");
 }
 
 #[tokio::test]
