@@ -27,6 +27,7 @@ use crate::{
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR},
     names::lease_directory,
+    store::manifest::MOST_OUTPUT,
     tls::Credentials,
 };
 
@@ -34,6 +35,12 @@ use crate::{
 const BEAT_LIMIT: Duration = Duration::from_secs(15);
 /// Time an agent gets to end by itself after its pod was deleted.
 const TERMINATION: i64 = 30;
+/// Generations on an agent's disk: two are kept, one is written, one was loaded.
+const GENERATIONS: u64 = 4;
+/// Overlays in an agent's chain: those that are left alone, one that is merged, a new one.
+const OVERLAYS: u64 = 5;
+/// Room for the state of devices, sockets and logs.
+const DISK_MARGIN: u64 = 1 << 30;
 
 /// What an agent is told. None if the job has not been accepted.
 pub fn config(
@@ -204,14 +211,26 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
             // every taint, whatever its effect, without limit
             tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
             containers: vec![container],
-            volumes: Some(volumes(placement)),
+            volumes: Some(volumes(job, placement)),
             ..PodSpec::default()
         }),
         ..Pod::default()
     }
 }
 
-fn volumes(placement: &AgentPlacement) -> Vec<Volume> {
+/// Most bytes that an agent has on its node's disk: all generations that it may hold at once, its
+/// chain of overlays, and a margin. More than that is a fault, and not another job's to pay for.
+fn disk_limit(job: &BestEffortJob) -> Quantity {
+    let vm = &job.spec.vm;
+    let image = job.status.as_ref().and_then(|status| status.image.as_ref()).map_or(0, |image| image.virtual_size);
+    let disk = vm.disk.map_or(image, |disk| disk.0.max(image));
+    let disk = disk.saturating_add(disk / 64);
+    let generation = vm.memory.0.saturating_add(disk).saturating_add(MOST_OUTPUT);
+    let all = generation.saturating_mul(GENERATIONS).saturating_add(disk.saturating_mul(OVERLAYS));
+    Quantity(format!("{}Mi", all.saturating_add(MOST_OUTPUT).saturating_add(DISK_MARGIN) >> 20))
+}
+
+fn volumes(job: &BestEffortJob, placement: &AgentPlacement) -> Vec<Volume> {
     vec![
         Volume {
             name: "config".into(),
@@ -227,7 +246,14 @@ fn volumes(placement: &AgentPlacement) -> Vec<Volume> {
             host_path: Some(HostPathVolumeSource { path: NODE_DIR.into(), type_: Some("DirectoryOrCreate".into()) }),
             ..Volume::default()
         },
-        Volume { name: "vm".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+        Volume {
+            name: "vm".into(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(disk_limit(job)),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
     ]
 }
 

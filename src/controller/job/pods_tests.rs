@@ -52,6 +52,22 @@ fn a8_a_pod_stays_on_its_node_whatever_taints_it() {
 }
 
 #[test]
+fn an_agents_disk_has_room_for_all_it_may_hold_and_a_limit() {
+    let (mut job, placement, config) = parts();
+    let mebibytes = |job: &BestEffortJob| {
+        let volumes = pod(job, &placement, &config).spec.unwrap().volumes.unwrap();
+        let limit = volumes.into_iter().find_map(|volume| volume.empty_dir).unwrap().size_limit.unwrap().0;
+        limit.strip_suffix("Mi").unwrap().parse::<u64>().unwrap()
+    };
+    job.spec.vm.memory = crate::api::quantity::Bytes::mebibytes(1024);
+    job.spec.vm.disk = Some(crate::api::quantity::Bytes::mebibytes(4096));
+    let small = mebibytes(&job);
+    assert!(small >= 4 * (1024 + 4096) + 5 * 4096, "{small}");
+    job.spec.vm.memory = crate::api::quantity::Bytes::mebibytes(2048);
+    assert_eq!(mebibytes(&job), small + 4 * 1024);
+}
+
+#[test]
 fn an_agent_is_told_what_it_needs() {
     let (job, placement, config) = parts();
     let site = &config.sites["rennes"];
