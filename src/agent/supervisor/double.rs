@@ -132,7 +132,7 @@ impl Double {
             }
             let mut text = json!({ "return": reply, "id": command["id"] }).to_string();
             text.push('\n');
-            for event in event {
+            if let Some(event) = event {
                 text += &json!({ "event": event, "data": { "device": "commit" } }).to_string();
                 text.push('\n');
             }
