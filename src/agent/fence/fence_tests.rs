@@ -222,3 +222,39 @@ fn the_slot_is_kept_for_the_next_incarnation() {
     assert!(!fence.lease().join("release").exists());
     fence.holder.store(false, Ordering::SeqCst);
 }
+
+/// A supervisor that writes down what it is told, and saves and leaves when it is told once more.
+const HEARS_NOTICE: &str = "read word; echo $word > noticed; read word; exit 11";
+
+#[test]
+fn a8_a_request_to_end_is_a_notice() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", HEARS_NOTICE));
+    fence.hold();
+    fence.wait_for("the VM", || fence.file("started").exists());
+    let pid = rustix::process::Pid::from_child(&fence.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    fence
+        .wait_for("the notice", || std::fs::read_to_string(fence.file("noticed")).is_ok_and(|told| told == "notice\n"));
+    assert!(fence.alive("vm-pid"), "a request to end killed the VM");
+    assert!(fence.child.try_wait().unwrap().is_none());
+    // the supervisor saves and leaves; here, at a second request
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(0))));
+    assert!(!fence.alive("vm-pid"));
+    assert!(!fence.lease().exists(), "the slot was given up as saved");
+}
+
+#[test]
+fn the_holds_notice_is_told_once() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", HEARS_NOTICE));
+    fence.hold();
+    fence.wait_for("the VM", || fence.file("started").exists());
+    assert!(!fence.file("noticed").exists());
+    std::fs::write(fence.lease().join("notice"), "77\n").unwrap();
+    fence
+        .wait_for("the notice", || std::fs::read_to_string(fence.file("noticed")).is_ok_and(|told| told == "notice\n"));
+    std::thread::sleep(PACE * 4);
+    assert!(fence.alive("vm-pid"), "told twice: it has left");
+    fence.beating.store(false, Ordering::SeqCst);
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+}

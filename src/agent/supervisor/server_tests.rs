@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    driver::agent::{AgentAddress, Authority, LeaseState, NodeAgent, VmState, http::AgentHttp},
+    driver::agent::{AgentAddress, Authority, LeaseState, NodeAgent, VmState, contract, http::AgentHttp},
     names::Incarnation,
     tls::{self, Authority as Certificates},
 };
@@ -153,8 +153,9 @@ async fn d3_a_reply_without_end_is_cut_off() {
     let credentials = served.certificates.issue(&Identity::Operator, now, HOUR).unwrap();
     let client = AgentHttp::new(&credentials, &address);
     let result = client.state().await;
-    assert!(matches!(&result, Err(AgentError::Failed(why)) if why.contains("longer than")), "{result:?}");
-    refused(&client.go(authority(1, 1)).await, "longer than");
+    assert!(matches!(&result, Err(AgentError::Failed(why)) if why.contains("sent more than")), "{result:?}");
+    let result = client.go(authority(1, 1)).await;
+    assert!(matches!(&result, Err(AgentError::Failed(why)) if why.contains("sent more than")), "{result:?}");
 }
 
 #[tokio::test]
@@ -167,4 +168,19 @@ async fn a_client_that_finds_nobody_or_another_says_so() {
     let nobody = AgentAddress { endpoint: ([127, 0, 0, 1], 1).into(), ..served.address.clone() };
     let result = AgentHttp::new(&credentials, &nobody).state().await;
     assert!(matches!(result, Err(AgentError::Unreachable(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn the_real_agent_keeps_the_contract_over_its_protocol() {
+    let served = Served::new().await;
+    super::super::double::Double::default().run_in(&served.supervisor, 1).await;
+    let ticking = served.supervisor.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            ticking.tick().await;
+        }
+    });
+    assert_eq!(served.supervisor.config.max_pause, contract::MAX_PAUSE);
+    contract::holds(&served.client(&Identity::Operator)).await;
 }

@@ -7,6 +7,8 @@
 //! it has seen (safety rules A9, B2).
 
 pub mod barrier;
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod fake;
 pub mod http;
 
