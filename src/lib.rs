@@ -66,7 +66,7 @@
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
-//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest |
+//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
 //! | `image` | import of images |
 //! | `leadership` | election by a Lease; its epoch is in every order |
@@ -108,7 +108,9 @@
 //!    directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
 //!    agent pod per member is made on the slot's nodes. An agent starts nothing before it has seen its
 //!    lease held.
-//! 4. **Loaded, then go.** Every agent boots or restores its guest and stands still; only when all are
+//! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
+//!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
+//!    which stands still; only when all are
 //!    loaded do they run. Where an old member was only silent, its VM may have lived on with the
 //!    repository's answers up to the fence: they run once its isolation time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
@@ -134,6 +136,8 @@
 //!   nor starts anything.
 //! - **Intent**: the job's status, written before what cannot be repeated: a submission, a release, an
 //!   incarnation, a generation's number.
+//! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
+//!   node has no name there and lives by the file descriptors of its agent and QEMU.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //!
 //! # Where this version differs from the plan
