@@ -107,6 +107,11 @@ async fn b3_a_guest_whose_connection_breaks_at_its_stop_is_lost() {
 }
 
 #[tokio::test]
+async fn b3_a_guest_whose_stop_is_refused_runs_on() {
+    stop_that_fails(Fault::Refused).await.runs();
+}
+
+#[tokio::test]
 async fn b3_a_guest_that_cannot_be_resumed_after_an_abandon_is_lost() {
     let node = Node::new(1).await;
     node.qemu.lock().faults.insert("cont", Fault::Broken);

@@ -36,6 +36,8 @@ pub(super) enum Fault {
     Never,
     /// The connection breaks before the answer.
     Broken,
+    /// It is done, and the answer is an error.
+    Refused,
 }
 
 /// What the double is and was told.
@@ -125,12 +127,17 @@ impl Double {
             let (reply, event) = self.lock().execute(name);
             let fault = self.lock().faults.iter().find(|(faulty, _)| **faulty == name).map(|(_, fault)| *fault);
             match fault {
-                None => {}
+                None | Some(Fault::Refused) => {}
                 Some(Fault::Late(time)) => tokio::time::sleep(time).await,
                 Some(Fault::Never) => std::future::pending().await,
                 Some(Fault::Broken) => return Ok(()),
             }
-            let mut text = json!({ "return": reply, "id": command["id"] }).to_string();
+            let answer = if matches!(fault, Some(Fault::Refused)) {
+                json!({ "error": { "class": "GenericError", "desc": "no" }, "id": command["id"] })
+            } else {
+                json!({ "return": reply, "id": command["id"] })
+            };
+            let mut text = answer.to_string();
             text.push('\n');
             if let Some(event) = event {
                 text += &json!({ "event": event, "data": { "device": "commit" } }).to_string();

@@ -120,3 +120,9 @@ pub(crate) async fn holds(agent: &dyn NodeAgent) {
     let state = agent.state().await.unwrap();
     assert!(matches!(state.vm, VmState::Gone { .. }) && state.leaving == Some(LeaveCode::Saved), "{state:?}");
 }
+
+#[tokio::test]
+async fn the_double_keeps_the_contract() {
+    let agent = super::fake::FakeAgent::loaded("job".into(), 0, 1, MAX_PAUSE, crate::clock::Clock::system());
+    holds(&agent).await;
+}

@@ -318,7 +318,7 @@ impl NodeAgent for FakeAgent {
 
     async fn prepare(&self, order: &CaptureOrder) -> Result<(), AgentError> {
         self.call(Call::Prepare, |inner| {
-            if inner.state.vm != VmState::Running {
+            if !matches!(inner.state.vm, VmState::Running | VmState::Stopped) {
                 return Err(AgentError::Refused("the guest does not run".into()));
             }
             inner.barrier.prepare(order).map(|_| ())
