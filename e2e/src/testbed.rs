@@ -19,6 +19,8 @@ use vmdeploy::api::VmImage;
 pub const SYSTEM: &str = "vmdeploy-system";
 /// Name of the guest image.
 pub const IMAGE: &str = "debian";
+/// Name of the image that [`TestBed::parallel_namespace`] makes.
+pub const PARALLEL: &str = "parallel";
 
 /// What the process of a VM is called; `pgrep` goes by this name, not by the program's.
 pub const VM_PROCESS: &str = "qemu-vmdeploy";
@@ -124,19 +126,36 @@ impl TestBed {
         create(&Api::namespaced(self.client.clone(), namespace), &binding).await
     }
 
+    /// Makes a namespace whose image [`PARALLEL`] has what parallel programs need; builds it if that was never done.
+    pub async fn parallel_namespace(&self, name: &str) -> Result<String> {
+        let namespace = self.namespace(name).await?;
+        let build = self.script.with_file_name("guest-image");
+        let built = Command::new(&build).arg("--parallel").stdin(Stdio::null()).output()?;
+        ensure!(built.status.success(), "guest-image --parallel: {}", String::from_utf8_lossy(&built.stderr));
+        let beside = |text: &str| text.trim_end_matches("current").to_owned() + PARALLEL;
+        let image = image(PARALLEL, &beside(&self.guest_url), &self.guest_image.with_file_name(PARALLEL))?;
+        create(&Api::namespaced(self.client.clone(), &namespace), &image).await?;
+        Ok(namespace)
+    }
+
     /// The test bed's guest as a VmImage.
     pub fn image(&self) -> Result<VmImage> {
-        let digests = digests(&self.guest_image.join("SHA256SUMS"))?;
-        let source = |file: &str| -> Result<_> {
-            let digest = digests.get(file).with_context(|| format!("no digest of {file}"))?;
-            Ok(json!({"http": {"url": format!("{}/{file}", self.guest_url), "digest": format!("sha256:{digest}")}}))
-        };
-        Ok(serde_json::from_value(json!({
-            "apiVersion": "vmdeploy.io/v1alpha1", "kind": "VmImage", "metadata": {"name": IMAGE},
-            "spec": {"source": source("disk.qcow2")?, "os": {
-                "kernel": source("vmlinuz")?, "initrd": source("initrd")?, "params": "root=/dev/vda console=ttyS0 quiet"}}
-        }))?)
+        image(IMAGE, &self.guest_url, &self.guest_image)
     }
+}
+
+/// A guest image that is served under an address, as a VmImage.
+fn image(name: &str, url: &str, directory: &Path) -> Result<VmImage> {
+    let digests = digests(&directory.join("SHA256SUMS"))?;
+    let source = |file: &str| -> Result<_> {
+        let digest = digests.get(file).with_context(|| format!("no digest of {file}"))?;
+        Ok(json!({"http": {"url": format!("{url}/{file}"), "digest": format!("sha256:{digest}")}}))
+    };
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "vmdeploy.io/v1alpha1", "kind": "VmImage", "metadata": {"name": name},
+        "spec": {"source": source("disk.qcow2")?, "os": {
+            "kernel": source("vmlinuz")?, "initrd": source("initrd")?, "params": "root=/dev/vda console=ttyS0 quiet"}}
+    }))?)
 }
 
 /// Creates an object; one that exists is left as it is.

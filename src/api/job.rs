@@ -58,6 +58,7 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
 )]
 #[x_kube(cel)]
 #[x_kube(
+    validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
     validation = ("!has(self.network) || self.network.master == 'None'", "network.master Shared and Dedicated are not available in this version: use None"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
     validation = ("self.slots.allocation != 'PerMember' || self.members == 1 || has(self.slots.acquireTimeout)", "slots.allocation PerMember needs slots.acquireTimeout, for example 10m: the slots come one by one")
@@ -412,6 +413,20 @@ pub enum OnNotice {
 pub struct NetworkSpec {
     /// Whether one more node serves as the way in to the members.
     pub master: Master,
+    /// What carries the network between the nodes.
+    pub kind: NetworkKind,
+}
+
+/// What carries a job's network between its nodes.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkKind {
+    /// An overlay of the operator's own (VXLAN), on any site. The only one that lives through kills.
+    #[default]
+    Overlay,
+    /// A VLAN that Kavlan sets up at the site for the nodes of one slot. Not available yet.
+    Kavlan,
+    /// Addresses that the site reserves with the slot, as Grid'5000's subnets. Not available yet.
+    SiteSubnet,
 }
 
 /// The way in to the members.

@@ -8,6 +8,7 @@ mod images;
 mod kills;
 mod mistakes;
 mod operator;
+mod parallel;
 mod suspend;
 mod testbed;
 mod world;

@@ -6,7 +6,7 @@ use super::draft::Draft;
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Allocation, Master},
+        job::{Allocation, Master, NetworkKind},
         job_status::{NetworkStatus, ResolvedImage},
     },
     controller::job::{identity, network, plan::ImageSeen},
@@ -161,8 +161,12 @@ fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
     if spec.slots.allocation == Allocation::PerMember {
         return Some("slots.allocation PerMember is not available yet: use Gang".into());
     }
-    if spec.network.as_ref().is_some_and(|network| network.master != Master::None) {
+    let network = spec.network.clone().unwrap_or_default();
+    if network.master != Master::None {
         return Some("network.master is not available yet: use None".into());
+    }
+    if network.kind != NetworkKind::Overlay {
+        return Some(format!("network.kind {:?} is not available yet: use Overlay", network.kind));
     }
     if spec.restore_from.is_some() {
         return Some("restoreFrom is not available yet: leave it out".into());
