@@ -82,6 +82,17 @@ impl TestBed {
         self.run(&[&["oar", user], arguments].concat())
     }
 
+    /// Has so many operators run; returns when others have ended.
+    pub fn operators(&self, replicas: u32) -> Result<()> {
+        let operators = "app.kubernetes.io/component=operator";
+        let (deployment, replicas) = ("deployment/vmdeploy-operator", format!("--replicas={replicas}"));
+        self.run(&["kubectl", "-n", SYSTEM, "scale", deployment, &replicas])?;
+        if replicas.ends_with("=0") {
+            self.run(&["kubectl", "-n", SYSTEM, "wait", "--for=delete", "pod", "-l", operators, "--timeout=60s"])?;
+        }
+        Ok(())
+    }
+
     /// Processes of QEMU on a node.
     pub fn qemu_on(&self, node: &str) -> Result<u32> {
         let number = node.strip_prefix("node-").context("not a node of the test bed")?;

@@ -173,7 +173,15 @@ fn kget_says(state: TransferState) -> Value {
 /// Operator and kget write the same status, each its own part, never by force (B14).
 #[tokio::test]
 async fn b14_each_owns_its_part_of_a_snapshot() -> Result<()> {
-    let Some(place) = Place::new("owners").await? else { return Ok(()) };
+    let (Some(bed), Some(place)) = (TestBed::find().await?, Place::new("owners").await?) else { return Ok(()) };
+    // an operator would write to the Snapshot as well
+    bed.operators(0)?;
+    let shared = share(place).await;
+    bed.operators(1)?;
+    shared
+}
+
+async fn share(place: Place) -> Result<()> {
     let (cluster, api) = (place.cluster(), place.api::<Snapshot>());
     let spec = SnapshotSpec { job: "pi".into(), reason: SnapshotReason::Periodic, retain: false };
     let mut snapshot = Snapshot::new("pi-1", spec);

@@ -8,17 +8,10 @@ use e2e::{
     TestBed, Turn,
     job::{Counting, Job, nodes, slot_ids},
     site::jobs_ever,
-    testbed::SYSTEM,
 };
 use vmdeploy::api::JobPhase;
 
 use crate::world::{BOOT, GONE, LIFE, counted_right, ends_right, nothing_left, running, taken};
-
-fn operator(bed: &TestBed, replicas: u32) -> Result<()> {
-    let replicas = format!("--replicas={replicas}");
-    bed.run(&["kubectl", "-n", SYSTEM, "scale", "deployment/vmdeploy-operator", &replicas])?;
-    Ok(())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_user_is_alone_while_the_operator_is_stopped() -> Result<()> {
@@ -26,9 +19,9 @@ async fn the_next_user_is_alone_while_the_operator_is_stopped() -> Result<()> {
     let counting = Counting { grace: 0, ..Counting::default() };
     let (job, _) = running(&bed, "no-operator", &counting).await?;
     let held = nodes(&job.get().await?);
-    operator(&bed, 0)?;
+    bed.operators(0)?;
     let met = taken(&bed, &held).await;
-    operator(&bed, 1)?;
+    bed.operators(1)?;
     met?;
     let end = ends_right(&bed, &job, &counting).await?;
     ensure!(end.status.is_some_and(|status| status.kills.preempted == 1), "the kill was not noticed afterwards");
