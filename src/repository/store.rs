@@ -184,7 +184,8 @@ impl Store {
         self.keep_record(job, &old, &new)
     }
 
-    /// Gives a received file of a part its name, unless it became void meanwhile.
+    /// Gives a received file of a part its name, unless it became void meanwhile, or the part with it has
+    /// more than `most` bytes.
     pub fn keep_file(
         &self,
         job: &JobUid,
@@ -193,10 +194,15 @@ impl Store {
         member: MemberIndex,
         file: &PartFile,
         staged: &Staged,
+        most: u64,
     ) -> Outcome<()> {
         let lock = self.lock(job);
         let _held = guard(&lock);
         self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
+        // the part's other files may have arrived at the same time
+        if file.stored > self.room_in_part(job, generation, (incarnation, member, file.kind), most)? {
+            return Err(RepositoryError::TooLarge(format!("the member's part is more than {most} bytes")));
+        }
         if let Some(manifest) = self.published(job, generation)? {
             return match manifest.file(member, file.kind, &file.digest) {
                 Some(_) => Ok(()),

@@ -38,7 +38,6 @@ async fn survives(bed: &TestBed, way: Way, members: u32, times: u32) -> Result<(
     let counting = way.counting(members, times);
     let name = format!("{way:?}-{members}-{times}").to_lowercase();
     let (job, mut stored) = running(bed, &name, &counting).await?;
-    let begun = job.get().await?.status.unwrap_or_default();
     for time in 1..=times {
         let before = job.get().await?;
         if way != Way::Walltime {
@@ -53,7 +52,11 @@ async fn survives(bed: &TestBed, way: Way, members: u32, times: u32) -> Result<(
         let origin = job.get().await?.status.and_then(|status| status.origin?.generation).context("a cold start")?;
         ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
         stored = origin;
-        same_places(&begun, &job.get().await?.status.unwrap_or_default(), time + 1)?;
+        same_places(
+            &before.status.clone().unwrap_or_default(),
+            &job.get().await?.status.unwrap_or_default(),
+            time + 1,
+        )?;
         // the next one comes as soon as it counts again
         job.wait_runs(time as usize + 1, members, LIFE).await?;
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::Supervisor;
 use crate::driver::qemu::{
@@ -30,9 +30,7 @@ impl Supervisor {
         loop {
             match events.recv().await {
                 Ok(event) if event.name == "BLOCK_IO_ERROR" && event.data["action"] == "stop" => {
-                    self.outlast(&event).await;
-                    // the same failure is reported for each request that waits
-                    events = events.resubscribe();
+                    self.outlast(&event, &mut events).await;
                 }
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
@@ -40,14 +38,19 @@ impl Supervisor {
         }
     }
 
-    async fn outlast(&self, event: &Event) {
+    async fn outlast(&self, event: &Event, events: &mut Receiver<Event>) {
         let why = event.data["reason"].as_str().unwrap_or("an error");
         let problem = format!("the guest stands still: its disk on the node takes no data: {why}");
         self.problem(&problem);
-        let until = Instant::now() + PATIENCE;
+        let mut until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             tokio::time::sleep(PACE).await;
-            match self.try_again().await {
+            if self.view.read(|facts| facts.barrier.holds_guest()) {
+                // the capture lets it run, and what it has captured may be whole
+                until = Instant::now() + PATIENCE;
+                continue;
+            }
+            match self.try_again(events).await {
                 Some(true) => {
                     self.view.change(|facts| facts.guest.problem.take_if(|old| *old == problem));
                     return;
@@ -60,13 +63,15 @@ impl Supervisor {
     }
 
     /// Lets the guest run, and sees whether it does. None: there is no VM any more.
-    async fn try_again(&self) -> Option<bool> {
+    async fn try_again(&self, events: &mut Receiver<Event>) -> Option<bool> {
         let vm = self.vm.lock().await;
         let vm = vm.as_ref()?;
-        // a capture that holds the guest lets it run itself
+        // a capture may have begun meanwhile
         if self.view.read(|facts| facts.barrier.holds_guest()) || capture::resume(&vm.qmp).await.is_err() {
             return Some(false);
         }
+        // the failure was reported for each request that waited; one that comes from now on is another
+        *events = events.resubscribe();
         tokio::time::sleep(PROOF).await;
         Some(capture::status(&vm.qmp).await.is_ok_and(|status| status == "running"))
     }

@@ -88,13 +88,17 @@ fn hold(path: &Path) -> std::io::Result<Option<Cached>> {
         Err(error) => return Err(error),
     };
     flock(&file, FlockOperation::LockShared)?;
-    // it may have been removed or replaced before it was held
-    let (held, named) = (file.metadata()?, std::fs::metadata(path));
-    if !named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+    if !is_still(&file, path) {
         return Ok(None);
     }
     file.set_modified(SystemTime::now())?;
     Ok(Some(Cached { path: path.into(), _lock: file }))
+}
+
+/// Whether the path still names the open file: it may have been removed or replaced before it was held.
+fn is_still(file: &File, path: &Path) -> bool {
+    let (held, named) = (file.metadata(), std::fs::metadata(path));
+    held.is_ok_and(|held| named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())))
 }
 
 /// Removes what is unused, the longest unused first, until the rest is within the limit.
@@ -120,7 +124,7 @@ fn sweep(directory: &Path, limit: u64) -> std::io::Result<()> {
             break;
         }
         let Ok(file) = File::open(&path) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still(&file, &path) {
             tracing::info!(path = %path.display(), length, "a cached image that nobody uses is removed");
             std::fs::remove_file(&path)?;
             total -= length;

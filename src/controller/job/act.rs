@@ -155,6 +155,7 @@ pub fn forget(uid: &JobUid, ctx: &Context) {
     ctx.hearing.listen(uid, &[]);
     ctx.sites.forget(uid);
     ctx.memory.forget(uid);
+    ctx.networks.forget(uid);
 }
 
 /// The account that the facts were read with.

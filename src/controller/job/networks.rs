@@ -13,7 +13,11 @@ use ipnet::Ipv4Net;
 use jiff::Timestamp;
 
 use super::network;
-use crate::{api::BestEffortJob, driver::agent::VNI_LIMIT, names::JobUid};
+use crate::{
+    api::BestEffortJob,
+    driver::agent::VNI_LIMIT,
+    names::{Incarnation, JobUid},
+};
 
 /// An offer that is in no status by then has lapsed: the job was changed, or is gone.
 const OFFER_LASTS: Duration = Duration::from_secs(600);
@@ -25,6 +29,8 @@ pub struct Networks(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     offers: BTreeMap<JobUid, (Ipv4Net, Timestamp)>,
+    /// Of each job: the incarnation that has begun, and the number for the next one.
+    vnis: BTreeMap<JobUid, (Incarnation, u32)>,
     next_vni: Option<u32>,
 }
 
@@ -60,13 +66,23 @@ impl Networks {
         Some(subnet)
     }
 
-    /// A number for the VXLAN of a new incarnation: in no status, and not offered before in this life
-    /// of the operator. The count begins with the time, so that an operator that has just started does
-    /// not repeat the numbers of the one before.
-    pub fn vni(&self, jobs: &[Arc<BestEffortJob>], now: Timestamp) -> u32 {
+    /// A number for the VXLAN of the incarnation after this one: in no status, and offered for nothing
+    /// else in this life of the operator. The count begins with the time and goes on by one for each
+    /// incarnation, of which there are fewer than seconds: an operator that has just started does not
+    /// repeat the numbers of the one before.
+    pub fn vni(
+        &self,
+        job: &JobUid,
+        incarnation: Incarnation,
+        jobs: impl FnOnce() -> Vec<Arc<BestEffortJob>>,
+        now: Timestamp,
+    ) -> u32 {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, vni)) = inner.vnis.get(job).filter(|(of, _)| *of == incarnation) {
+            return *vni;
+        }
         let used: BTreeSet<u32> =
-            jobs.iter().filter_map(|job| Some(job.status.as_ref()?.network.as_ref()?.vni)).collect();
+            jobs().iter().filter_map(|job| Some(job.status.as_ref()?.network.as_ref()?.vni)).collect();
         let started = u32::try_from(now.as_second().rem_euclid(i64::from(VNI_LIMIT))).unwrap_or_default();
         let mut vni = inner.next_vni.unwrap_or(started);
         // 0 is no number; there are far more numbers than jobs
@@ -74,7 +90,15 @@ impl Networks {
             vni = (vni + 1) % VNI_LIMIT;
         }
         inner.next_vni = Some((vni + 1) % VNI_LIMIT);
+        inner.vnis.insert(job.clone(), (incarnation, vni));
         vni
+    }
+
+    /// Forgets a job that is gone; a number that was offered to it is not offered again.
+    pub fn forget(&self, job: &JobUid) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.offers.remove(job);
+        inner.vnis.remove(job);
     }
 }
 
@@ -116,10 +140,29 @@ mod tests {
     fn a1_no_number_of_a_network_comes_twice() {
         let networks = Networks::default();
         let used = [job("a", "198.18.0.0/28", 1001), job("b", "198.18.0.16/28", 1002)];
-        let got: Vec<u32> = (0..3).map(|_| networks.vni(&used, at(1000))).collect();
+        let pi = JobUid::from("pi");
+        let got: Vec<u32> = (0..3).map(|n| networks.vni(&pi, n, || used.to_vec(), at(1000))).collect();
         assert_eq!(got, [1000, 1003, 1004]);
         let wrapped = Networks::default();
-        let got: Vec<u32> = (0..2).map(|_| wrapped.vni(&used, at(i64::from(VNI_LIMIT) - 1))).collect();
+        let late = at(i64::from(VNI_LIMIT) - 1);
+        let got: Vec<u32> = (0..2).map(|n| wrapped.vni(&pi, n, || used.to_vec(), late)).collect();
         assert_eq!(got, [VNI_LIMIT - 1, 1]);
+    }
+
+    #[test]
+    fn a1_the_next_leader_repeats_no_number() {
+        let networks = Networks::default();
+        let jobs: Vec<JobUid> = (0..5).map(|n| JobUid(format!("uid-{n}"))).collect();
+        // many passes, and two incarnations of each, within ten seconds
+        let mut before = BTreeSet::new();
+        for pass in 0..1000 {
+            for job in &jobs {
+                before.insert(networks.vni(job, pass / 500, Vec::new, at(1000 + i64::from(pass / 100))));
+            }
+        }
+        assert_eq!(before.len(), 10);
+        let next = Networks::default();
+        let after: BTreeSet<u32> = jobs.iter().map(|job| next.vni(job, 2, Vec::new, at(1010))).collect();
+        assert!(before.is_disjoint(&after), "{before:?} {after:?}");
     }
 }

@@ -178,16 +178,16 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
     let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
     let wanted = before && status.started.is_none();
     let has = status.network.as_ref().is_some_and(|network| decide::fits(network, job.spec.members));
-    let placed = matches!(status.phase, JobPhase::Queued | JobPhase::Deploying);
-    let jobs = if placed || wanted { ctx.view.jobs() } else { Vec::new() };
-    let mut seen = NetworkSeen { pool: config.map(|config| config.pool), subnet: None, mtu: 0, vni: 0, overlap: None };
-    if placed && status.network.is_some() {
-        seen.vni = ctx.networks.vni(&jobs, now);
+    let mut seen =
+        NetworkSeen { pool: config.map(|config| config.pool), subnet: None, mtu: 0, vni: None, overlap: None };
+    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
+    if status.network.is_some() && !over {
+        seen.vni = Some(ctx.networks.vni(&uid(job), status.incarnation, || ctx.view.jobs(), now));
     }
     if let Some(config) = config.filter(|_| wanted) {
         seen.mtu = config.mtu;
         if !has {
-            seen.subnet = ctx.networks.subnet(&uid(job), job.spec.members, config.pool, &jobs, now);
+            seen.subnet = ctx.networks.subnet(&uid(job), job.spec.members, config.pool, &ctx.view.jobs(), now);
         }
         let inside = |node: &Node| matches!(node_address(node), Some(IpAddr::V4(v4)) if config.pool.contains(&v4));
         let nodes = ctx.view.nodes();

@@ -296,8 +296,8 @@ pub struct NetworkSeen {
     pub subnet: Option<ipnet::Ipv4Net>,
     /// Largest packet of guests, as configured now.
     pub mtu: u16,
-    /// A number for the VXLAN of a new incarnation.
-    pub vni: u32,
+    /// A number for the VXLAN of the next incarnation.
+    pub vni: Option<u32>,
     /// A node whose address is in the pool.
     pub overlap: Option<NodeName>,
 }

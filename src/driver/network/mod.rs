@@ -62,7 +62,7 @@ pub enum NetworkError {
     /// The node's path cannot carry the packets.
     #[error(
         "the node's interface with {node} carries packets of {here} bytes; the job's network needs {needed}: raise \
-         its MTU, or lower network.mtu in the operator's configuration"
+         its MTU, or lower jobNetwork.mtu in the operator's configuration and create the job again"
     )]
     Narrow {
         /// The node's address.

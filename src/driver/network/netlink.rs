@@ -132,7 +132,7 @@ impl Links {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
             _ => None,
         });
-        let needed = u32::from(plan.mtu + VXLAN_OVERHEAD);
+        let needed = u32::from(plan.mtu) + u32::from(VXLAN_OVERHEAD);
         match here {
             Some(here) if here < needed => Err(NetworkError::Narrow { node: plan.node, here, needed }),
             _ => Ok(()),

@@ -180,7 +180,7 @@ fn a_path_that_is_too_narrow_is_refused_with_the_remedy() {
         let [_near, _far] = two_nodes();
         ip("link set e0 mtu 1400");
         let error = block_on(make(plan(3, 1, &[2]))).unwrap_err().to_string();
-        assert!(error.contains("1400") && error.contains("1500") && error.contains("network.mtu"), "{error}");
+        assert!(error.contains("1400") && error.contains("1500") && error.contains("jobNetwork.mtu"), "{error}");
         let error = block_on(make(plan(3, 77, &[2]))).unwrap_err();
         assert!(matches!(error, NetworkError::NoInterface(_)), "{error}");
     });

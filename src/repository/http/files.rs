@@ -42,7 +42,7 @@ pub(super) async fn receive_part(
         Ok(kind) => admit(&service, &peer, (&job, generation, member, kind), &headers).await,
         Err(error) => Err(error),
     };
-    let (kind, incarnation, most) = match admitted {
+    let Admitted { kind, incarnation, room, most } = match admitted {
         Ok(admitted) => admitted,
         Err(error) => {
             drain(body.into_data_stream());
@@ -50,23 +50,35 @@ pub(super) async fn receive_part(
         }
     };
     let arrival = service.arrivals.begin(format!("part {job} {generation} {member} {incarnation} {kind}"));
-    let bounds = Bounds { most, free: service.limits.free };
+    let bounds = Bounds { most: room, free: service.limits.free };
     let hash = Hash::Blake3(Box::default());
     let received = receive(&service.store.root, body, bounds, hash, &arrival).await?;
     let file = PartFile { kind, size, stored: received.length, digest: received.digest };
     file.check().map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let (kept, staged) = (file.clone(), received.staged);
-    service.blocking(move |store| store.keep_file(&job, generation, incarnation, member, &kept, &staged)).await?;
+    let keep = move |store: &Store| store.keep_file(&job, generation, incarnation, member, &kept, &staged, most);
+    service.blocking(keep).await?;
     Ok(Json(file))
 }
 
-/// Whether the file may be sent, in the name of which incarnation, and its most bytes.
+/// A file that may be sent.
+struct Admitted {
+    kind: FileKind,
+    /// In whose name.
+    incarnation: Incarnation,
+    /// Its most bytes, as things stand.
+    room: u64,
+    /// Most bytes of the part it belongs to.
+    most: u64,
+}
+
+/// Whether the file may be sent.
 async fn admit(
     service: &Service,
     Peer(peer): &Peer,
     (job, generation, member, kind): (&JobUid, Generation, MemberIndex, FileKind),
     headers: &HeaderMap,
-) -> Result<(FileKind, Incarnation, u64), RepositoryError> {
+) -> Result<Admitted, RepositoryError> {
     let ticket = headers.get(TICKET).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let ticket =
         service.key.verify(ticket, service.clock.now()).map_err(|e| RepositoryError::Refused(e.to_string()))?;
@@ -77,7 +89,7 @@ async fn admit(
         store.admit_part(&job, generation, incarnation)?;
         store.room_in_part(&job, generation, (incarnation, member, kind), most)
     };
-    Ok((kind, incarnation, service.blocking(admit).await?))
+    Ok(Admitted { kind, incarnation, room: service.blocking(admit).await?, most })
 }
 
 pub(super) async fn send(

@@ -66,6 +66,10 @@ impl Draft<'_> {
             self.because("no generation restores");
             return;
         };
+        if self.status.network.is_some() && self.seen.network.vni.is_none() {
+            self.because("the network of the next incarnation has no number yet");
+            return;
+        }
         self.begin(slot, &addresses, origin, content);
     }
 
@@ -157,8 +161,8 @@ impl Draft<'_> {
         (origin.silent, origin.fenced) = self.inherited_silence();
         self.void_capture("the members were lost before it was stored");
         self.status.incarnation = incarnation;
-        if let Some(network) = &mut self.status.network {
-            network.vni = self.seen.network.vni;
+        if let (Some(network), Some(vni)) = (&mut self.status.network, self.seen.network.vni) {
+            network.vni = vni;
         }
         self.status.work.lost += self.status.work.useful.saturating_sub(origin.work);
         self.status.work.useful = origin.work;

@@ -6,7 +6,7 @@ use super::life::*;
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Allocation, RestoreFrom},
+        job::{Allocation, NetworkKind, NetworkSpec, RestoreFrom},
         quantity::Bytes,
     },
     controller::job::plan::{ImageSeen, Reply},
@@ -25,6 +25,9 @@ type Change = fn(&mut Life);
 #[case::too_large(|l: &mut Life| l.job.spec.vm.memory = Bytes(1 << 40), "MemoryTooLarge", "4Gi")]
 #[case::per_member(|l: &mut Life| l.job.spec.slots.allocation = Allocation::PerMember, "NotSupported", "use Gang")]
 #[case::restore_from(|l: &mut Life| l.job.spec.restore_from = Some(RestoreFrom { snapshot: "x".into() }), "NotSupported", "restoreFrom")]
+#[case::no_subnet(|l: &mut Life| l.seen.network.subnet = None, "NoSubnet", "jobNetwork.pool")]
+#[case::overlap(|l: &mut Life| l.seen.network.overlap = Some("node-1".into()), "PoolOverlaps", "node-1")]
+#[case::kavlan(|l: &mut Life| l.job.spec.network = Some(NetworkSpec { kind: NetworkKind::Kavlan, ..NetworkSpec::default() }), "NotSupported", "use Overlay")]
 fn mistakes_are_said_and_mended(#[case] break_it: Change, #[case] reason: &str, #[case] words: &str) {
     let mut life = life(1);
     let good = (life.job.spec.clone(), life.seen.clone());
