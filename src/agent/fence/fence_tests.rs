@@ -137,6 +137,13 @@ fn a4_not_armed_in_time_gives_the_slot_back() {
 }
 
 #[test]
+fn c4_an_agent_that_leaves_before_its_holder_comes_leaves_no_directory() {
+    let mut fence = Fence::start("exit 10");
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(0))));
+    assert!(!fence.lease().exists(), "the lease's directory stays");
+}
+
+#[test]
 fn a6_a_lost_lock_kills_qemu_at_once_and_removes_its_files() {
     let qemu = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
     let program = if qemu {

@@ -26,6 +26,10 @@ use crate::driver::agent::{AgentConfig, LeaseConfig, LeaveCode};
 const PACE: Duration = Duration::from_millis(100);
 /// The holder drops its lock within this time after a release.
 const HOLDER_LIMIT: Duration = Duration::from_secs(12);
+/// A holder that has not come this long after a release was ordered is not waited for.
+const LATE_HOLDER: Duration = Duration::from_secs(5);
+/// What is written into the release file of a lease that was lost.
+const LOST_WORD: &str = "lost";
 /// Exit code of an agent whose lease was lost or never came.
 const LOST: u8 = 3;
 
@@ -68,7 +72,7 @@ impl End {
     fn release(&self) -> Option<&'static str> {
         match self {
             Self::LockFree => None,
-            Self::StillBeat | Self::Isolated | Self::NotArmed(_) => Some("lost"),
+            Self::StillBeat | Self::Isolated | Self::NotArmed(_) => Some(LOST_WORD),
             Self::Supervisor(code) => match code.and_then(|code| u8::try_from(code).ok()) {
                 Some(10) => Some("done"),
                 Some(11) => Some("saved"),
@@ -120,12 +124,16 @@ impl Ender {
         if let Err(error) = self.lease.release(word) {
             return tracing::warn!(%error, "failed to give the slot up");
         }
-        let until = Instant::now() + HOLDER_LIMIT;
-        while Instant::now() < until {
-            // without a lock the directory stays: a late holder must find the release
-            let Ok(Some(lock)) = self.lease.lock() else { return };
-            if !matches!(lock.held(), Ok(true)) {
-                return self.lease.remove();
+        let begun = Instant::now();
+        while begun.elapsed() < HOLDER_LIMIT {
+            match self.lease.lock() {
+                Ok(Some(lock)) if matches!(lock.held(), Ok(true)) => {}
+                Ok(Some(_)) => return self.lease.remove(),
+                // a late holder must find the release, unless the operator ends its slot anyway
+                Ok(None) if word == LOST_WORD => return,
+                Ok(None) if begun.elapsed() > LATE_HOLDER => return self.lease.remove(),
+                Ok(None) => {}
+                Err(_) => return,
             }
             std::thread::sleep(PACE);
         }
