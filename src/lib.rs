@@ -74,7 +74,8 @@
 //! | `repository` | the server around the store |
 //! | `sim` | the world in simulated time, for tests |
 //! | `store` | manifests, layout, retention, admission, tickets |
-//! | `subresources` | `vmdeploy logs` and `get`, behind the cluster's API server |
+//! | `stream` | a byte stream within a WebSocket: to a port of a guest |
+//! | `subresources` | `vmdeploy logs`, `get`, `connect` and `exec`, behind the cluster's API server |
 //! | `tls` | the authority, certificates, mutual TLS |
 //! | `transfer` | kget: who sends what to the repository |
 //!
@@ -177,6 +178,7 @@ pub mod shutdown;
 #[cfg(test)]
 mod sim;
 pub mod store;
+pub mod stream;
 pub mod subresources;
 pub mod telemetry;
 pub mod tls;

@@ -7,7 +7,7 @@ use vmdeploy::{commands, image, operator, repository, shutdown, telemetry, trans
 
 /// Runs long jobs on capacity that can be taken away.
 #[derive(Parser)]
-#[command(name = "vmdeploy", version)]
+#[command(name = "vmdeploy", bin_name = commands::called(), version)]
 struct Cli {
     /// How log lines look.
     #[arg(long, global = true, env = "VMDEPLOY_LOG_FORMAT", default_value = "text")]
@@ -23,14 +23,10 @@ enum Command {
     Agent(commands::agent::Args),
     /// Writes the CustomResourceDefinitions.
     Crds(commands::crds::Args),
-    /// Says why a job is where it is.
-    Explain(commands::explain::Args),
-    /// Fetches a file that a job has kept.
-    Get(commands::get::Args),
+    #[command(flatten)]
+    ByHand(commands::ByHand),
     /// Imports one image; started by the operator.
     Importer(image::command::Args),
-    /// Prints what a job has printed.
-    Logs(commands::logs::Args),
     /// Reconciles jobs, images and snapshots.
     Operator(operator::Args),
     /// Moves captured generations to the repository.
@@ -45,11 +41,9 @@ fn main() -> anyhow::Result<ExitCode> {
     vmdeploy::tls::install_provider();
     match cli.command {
         Command::Agent(args) => return commands::agent::run(&args),
+        Command::ByHand(command) => return commands::run(command),
         Command::Crds(args) => commands::crds::run(&args),
-        Command::Explain(args) => shutdown::by_hand(commands::explain::run(args)),
-        Command::Get(args) => shutdown::by_hand(commands::get::run(args)),
         Command::Importer(args) => shutdown::until_told(|stop| image::command::run(args, stop)),
-        Command::Logs(args) => shutdown::by_hand(commands::logs::run(args)),
         Command::Operator(args) => shutdown::until_told(|stop| operator::run(args, stop)),
         Command::Kget(args) => shutdown::until_told(|stop| transfer::run(args, stop)),
         Command::Repository(args) => shutdown::until_told(|stop| repository::run(args, stop)),

@@ -27,6 +27,10 @@ where
 }
 
 /// Runs what a person waits for and may interrupt at any time.
-pub fn by_hand(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(work)
+pub fn by_hand<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result = runtime.block_on(work);
+    // nobody's next line of input is waited for
+    runtime.shutdown_background();
+    result
 }

@@ -1,10 +1,15 @@
 //! What each process may do on the test bed, where the chart is installed: all it needs, and none of
 //! what would let it out of its place.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use e2e::{TestBed, testbed::SYSTEM};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::{Api, api::PostParams};
+use k8s_openapi::api::{
+    authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+    rbac::v1::RoleBinding,
+};
+use kube::{Api, Client, Config, api::PostParams};
+use serde_json::json;
+use vmdeploy::subresources::paths;
 
 /// Namespace of the release.
 const OWN: &str = SYSTEM;
@@ -85,6 +90,51 @@ async fn each_process_has_the_rights_it_uses_and_no_others() -> Result<()> {
                 ensure!(allowed == expected, "{verb} {right:?}: allowed = {allowed}");
             }
         }
+    }
+    Ok(())
+}
+
+/// A person who may what a role of the chart says, in one namespace.
+async fn person(bed: &TestBed, namespace: &str, name: &str, role: &str) -> Result<Client> {
+    let bindings: Api<RoleBinding> = Api::namespaced(bed.client.clone(), namespace);
+    let binding = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}],
+    }))?;
+    bindings.create(&PostParams::default(), &binding).await?;
+    let mut config = Config::infer().await?;
+    config.auth_info.impersonate = Some(name.into());
+    Ok(Client::try_from(config)?)
+}
+
+/// What the cluster answers, as a number.
+fn answer(asked: kube::Result<impl Sized>) -> Result<u16> {
+    match asked {
+        Err(kube::Error::Api(status)) => Ok(status.code),
+        Err(other) => bail!(other),
+        Ok(_) => bail!("there is no such job"),
+    }
+}
+
+#[tokio::test]
+async fn only_who_may_edit_jobs_gets_into_their_guests() -> Result<()> {
+    let Some(bed) = TestBed::find().await? else { return Ok(()) };
+    let namespace = bed.namespace("rights").await?;
+    for (name, role, log, inside) in [("vera", "vmdeploy-view", 404, 403), ("eddy", "vmdeploy-edit", 403, 404)] {
+        let client = person(&bed, &namespace, name, role).await?;
+        let get = |path: String| http::Request::get(path).body(Vec::new());
+        let logs = get(paths::logs(&namespace, "nothing", 0, false))?;
+        let exec =
+            http::Request::post(paths::exec(&namespace, "nothing", 0)).header("content-type", "application/json");
+        let exec = exec.body(serde_json::to_vec(&json!({"command": ["id"], "timeout": 5}))?)?;
+        let port = get(paths::port(&namespace, "nothing", 0, 22))?;
+        let answers = [
+            answer(client.request_text(logs).await)?,
+            answer(client.request_text(exec).await)?,
+            answer(client.connect(port).await)?,
+        ];
+        ensure!(answers == [log, inside, inside], "{name}: {answers:?}");
     }
     Ok(())
 }

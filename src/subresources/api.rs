@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{get, post},
 };
 use futures::StreamExt as _;
 use serde::Deserialize;
@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
+    guest,
     paths::{GROUP, VERSION},
     source::{Source, SourceError},
 };
@@ -45,6 +46,8 @@ pub fn router(source: Arc<Source>) -> Router {
         .route(&root, get(|| async { Json(resources()) }))
         .route(&format!("{job}/logs"), get(logs))
         .route(&format!("{job}/outputs/{{*path}}"), get(output))
+        .route(&format!("{job}/portforward"), get(guest::connect))
+        .route(&format!("{job}/exec"), post(guest::exec))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such subresource") })
         .with_state(source)
 }
@@ -55,12 +58,13 @@ fn group() -> Value {
 }
 
 fn resources() -> Value {
-    let resource = |name: &str| {
+    let resource = |name: &str, verb: &str| {
         json!({"name": format!("besteffortjobs/{name}"), "singularName": "", "namespaced": true,
-            "kind": "BestEffortJob", "verbs": ["get"]})
+            "kind": "BestEffortJob", "verbs": [verb]})
     };
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{GROUP}/{VERSION}"),
-        "resources": [resource("logs"), resource("outputs")]})
+        "resources": [resource("logs", "get"), resource("outputs", "get"), resource("portforward", "get"),
+            resource("exec", "create")]})
 }
 
 async fn logs(
@@ -110,7 +114,7 @@ async fn follow(
                 }
                 piece.last
             }
-            Err(SourceError::NotFound(_)) => true,
+            Err(SourceError::NotFound(_) | SourceError::Refused(_)) => true,
             Err(SourceError::Unavailable(_)) => false,
         };
         if last {
@@ -138,18 +142,24 @@ async fn output(
     }
 }
 
-fn refusal(error: &SourceError) -> Response {
+pub(super) fn refusal(error: &SourceError) -> Response {
     let status = match error {
         SourceError::NotFound(_) => StatusCode::NOT_FOUND,
         // not 503: clients of Kubernetes would silently try again for minutes
         SourceError::Unavailable(_) => StatusCode::BAD_GATEWAY,
+        SourceError::Refused(_) => StatusCode::CONFLICT,
     };
     failure(status, &error.to_string())
 }
 
 /// A failure as clients of Kubernetes read it.
-fn failure(status: StatusCode, message: &str) -> Response {
-    let reason = if status == StatusCode::NOT_FOUND { "NotFound" } else { "InternalError" };
+pub(super) fn failure(status: StatusCode, message: &str) -> Response {
+    let reason = match status {
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::CONFLICT => "Conflict",
+        StatusCode::BAD_REQUEST => "BadRequest",
+        _ => "InternalError",
+    };
     let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
         "reason": reason, "code": status.as_u16()});
     (status, Json(body)).into_response()

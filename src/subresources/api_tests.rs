@@ -65,7 +65,7 @@ async fn what_does_not_exist_is_said_in_the_clusters_own_form() {
         (format!("{of_nobody}/logs"), "not found"),
         (format!("{JOB}/logs?member=2"), "members 0 to 1"),
         (format!("{JOB}/outputs/data?member=1"), "named by spec.outputs"),
-        (format!("{JOB}/exec"), "no such subresource"),
+        (format!("{JOB}/console"), "no such subresource"),
     ] {
         let (status, text) = ask(&source, &path).await;
         let body: Value = serde_json::from_str(&text).unwrap();
@@ -79,5 +79,8 @@ async fn discovery_names_the_subresources() {
     let (status, text) = ask(&source(&[]).await, "/apis/subresources.vmdeploy.io/v1alpha1").await;
     let list: Value = serde_json::from_str(&text).unwrap();
     let names: Vec<_> = list["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
-    assert_eq!((status, names), (200, vec![json!("besteffortjobs/logs"), json!("besteffortjobs/outputs")]));
+    assert_eq!(
+        (status, names),
+        (200, ["logs", "outputs", "portforward", "exec"].map(|name| json!(format!("besteffortjobs/{name}"))).to_vec())
+    );
 }

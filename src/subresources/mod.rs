@@ -1,10 +1,11 @@
-//! The API of what a job's guests have printed and kept, `subresources.vmdeploy.io`: served by the
-//! operator behind the cluster's own API server (aggregation), so that its RBAC on the job's
-//! subresources `logs` and `outputs` decides who reads.
+//! The API of a job's guests, `subresources.vmdeploy.io`: what they have printed and kept, connections
+//! to their ports and commands in them. It is served by the operator behind the cluster's own API
+//! server (aggregation), so that its RBAC on the job's subresources decides who may.
 //!
-//! Only the API server's front proxy is let in, known by its certificate. Nothing is changed here.
+//! Only the API server's front proxy is let in, known by its certificate. No object is changed here.
 
 pub mod api;
+mod guest;
 pub mod paths;
 mod proxy;
 pub mod source;

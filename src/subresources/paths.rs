@@ -18,6 +18,17 @@ pub fn output(namespace: &str, job: &str, member: MemberIndex, path: &str) -> St
     format!("{}/outputs/{}?member={member}", of_job(namespace, job), escaped(path.trim_start_matches('/')))
 }
 
+/// Address of a TCP port of a member's guest. The API server ends what takes longer than a minute but
+/// under names that it knows to last, and this is one of them.
+pub fn port(namespace: &str, job: &str, member: MemberIndex, port: u16) -> String {
+    format!("{}/portforward?member={member}&port={port}", of_job(namespace, job))
+}
+
+/// Address of commands in a member's guest.
+pub fn exec(namespace: &str, job: &str, member: MemberIndex) -> String {
+    format!("{}/exec?member={member}", of_job(namespace, job))
+}
+
 fn of_job(namespace: &str, job: &str) -> String {
     format!("/apis/{GROUP}/{VERSION}/namespaces/{}/besteffortjobs/{}", escaped(namespace), escaped(job))
 }

@@ -9,7 +9,7 @@ use tokio_util::io::ReaderStream;
 use crate::{
     api::{BestEffortJob, JobPhase, job_status::MemberStatus},
     driver::{
-        agent::{AgentAddress, Agents},
+        agent::{AgentAddress, Agents, NodeAgent},
         cluster::ClusterView,
         repository::{ByteStore, ByteStream, Repository, RepositoryError},
     },
@@ -29,6 +29,9 @@ pub enum SourceError {
     /// It exists, and cannot be read now.
     #[error("{0}")]
     Unavailable(String),
+    /// Not as things are, and to try again without a change is of no use.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Finds outputs.
@@ -63,6 +66,17 @@ impl Source {
             return Err(SourceError::NotFound(message));
         }
         Ok(job)
+    }
+
+    /// The agent of a member whose VM there is.
+    pub fn agent(&self, job: &BestEffortJob, member: MemberIndex) -> Result<Arc<dyn NodeAgent>, SourceError> {
+        let phase = job.status.as_ref().map_or(JobPhase::Pending, |status| status.phase);
+        let found = job.status.as_ref().and_then(|status| agent(&uid(job), status.members.get(member as usize)?));
+        let address = found.ok_or_else(|| {
+            let name = job.metadata.name.as_deref().unwrap_or_default();
+            SourceError::Refused(format!("{name} is {phase:?}: it has no guests now"))
+        })?;
+        Ok(self.agents.agent(&address))
     }
 
     /// What the member's command has printed, from a byte on.

@@ -104,6 +104,7 @@ async fn connection<P: Clone + Send + Sync + 'static>(
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended");

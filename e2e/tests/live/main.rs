@@ -1,6 +1,7 @@
 //! What vmdeploy promises, on a real OAR and a real Kubernetes. Each case is a story of one job or a few; skipped
 //! where there is no test bed. `e2e/test --e2e` runs them.
 
+mod access;
 mod deleted;
 mod ends;
 mod faults;

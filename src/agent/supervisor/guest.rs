@@ -42,6 +42,7 @@ macro_rules! with_channel {
         }
     }};
 }
+pub(super) use with_channel;
 
 impl Supervisor {
     /// Follows the guest from its first instruction here to the end of its command.

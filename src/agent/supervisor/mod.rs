@@ -22,6 +22,7 @@ mod server;
 pub(crate) mod testing;
 mod upload;
 mod view;
+mod visit;
 mod vm;
 
 use std::{
@@ -35,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use orders::Orders;
@@ -86,6 +87,8 @@ pub struct Supervisor {
     guest: Arc<Mutex<Option<Channel>>>,
     /// The way to the guest through the job's network.
     door: OnceLock<Door>,
+    /// People's connections and commands: so many more may come.
+    visits: Arc<Semaphore>,
     /// Seconds the guest had run before this incarnation, as bits.
     restored_ran: AtomicU64,
     /// Everything ends: QEMU is killed, transfers stop.
@@ -114,6 +117,7 @@ impl Supervisor {
             urgent: watch::Sender::new(0),
             guest: Arc::new(Mutex::new(None)),
             door: OnceLock::new(),
+            visits: Arc::new(Semaphore::new(visit::MOST)),
             restored_ran: AtomicU64::new(0),
             stop: CancellationToken::new(),
             has_qemu: AtomicBool::new(false),

@@ -45,7 +45,7 @@ impl Supervisor {
         Ok(Some(tap))
     }
 
-    fn place(&self) -> Option<(&MemberNetwork, &NetworkMember)> {
+    pub(super) fn place(&self) -> Option<(&MemberNetwork, &NetworkMember)> {
         let network = self.config.network.as_ref()?;
         Some((network, network.members.get(self.config.member as usize)?))
     }

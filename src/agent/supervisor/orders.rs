@@ -10,7 +10,10 @@ use tokio_util::io::ReaderStream;
 
 use super::Supervisor;
 use crate::driver::{
-    agent::{AgentError, AgentState, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder, VmState},
+    agent::{
+        AgentError, AgentState, Authority, CaptureOrder, ExecOrder, ExecReply, LeaveCode, NodeAgent, UploadOrder,
+        VmState,
+    },
     qemu::capture,
     repository::ByteStream,
 };
@@ -89,6 +92,10 @@ impl NodeAgent for Orders {
         let length = file.metadata().await.map_err(refused)?.len();
         file.seek(SeekFrom::Start(from)).await.map_err(refused)?;
         Ok(ReaderStream::new(file.take(length.saturating_sub(from))).boxed())
+    }
+
+    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        self.0.exec(order).await
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

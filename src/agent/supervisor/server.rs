@@ -14,10 +14,10 @@ use axum::{
 use futures::StreamExt as _;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Supervisor, orders::Orders};
+use super::{Supervisor, orders::Orders, visit};
 use crate::{
     driver::agent::{
-        AgentError, CaptureOrder, NodeAgent as _, UploadOrder,
+        AgentError, CaptureOrder, ExecOrder, NodeAgent as _, UploadOrder,
         http::{EPOCH, GoOrder, LeaveOrder, Refusal, StayDownOrder},
     },
     names::Identity,
@@ -41,6 +41,8 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
             post(|s, o| order(s, o, |a, o: LeaveOrder| async move { a.leave(o.authority, o.code).await })),
         )
         .route("/v1/output", get(output))
+        .route("/v1/connect", get(visit::connect))
+        .route("/v1/exec", post(exec))
         .layer(middleware::from_fn(operator_only));
     Router::new()
         .route("/v1/state", get(state))
@@ -99,7 +101,7 @@ where
     }
 }
 
-fn refusal(error: &AgentError) -> Response {
+pub(super) fn refusal(error: &AgentError) -> Response {
     let (status, message) = match error {
         AgentError::Refused(why) => (StatusCode::CONFLICT, why),
         AgentError::Failed(why) | AgentError::Unreachable(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
@@ -118,6 +120,15 @@ async fn output(State(supervisor): State<Arc<Supervisor>>, Query(From { from }):
     match Orders(supervisor).output(from).await {
         Ok(bytes) => Body::from_stream(bytes).into_response(),
         Err(error) => refusal(&error),
+    }
+}
+
+/// A command that somebody gave up waiting for goes on to its end or its limit.
+async fn exec(State(supervisor): State<Arc<Supervisor>>, Json(order): Json<ExecOrder>) -> Response {
+    match tokio::spawn(async move { Orders(supervisor).exec(&order).await }).await {
+        Ok(Ok(reply)) => Json(reply).into_response(),
+        Ok(Err(error)) => refusal(&error),
+        Err(error) => refusal(&AgentError::Failed(error.to_string())),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{io::Read as _, os::unix::net::UnixStream};
 
 use futures::StreamExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,9 +33,14 @@ struct Served {
 
 impl Served {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut crate::driver::agent::AgentConfig)) -> Self {
         tls::install_provider();
         let root = tempfile::tempdir().unwrap();
-        let config = config(root.path());
+        let mut config = config(root.path());
+        change(&mut config);
         let certificates = Certificates::create(jiff::Timestamp::now()).unwrap();
         let own = Identity::Agent { job: config.job.clone(), member: 0, incarnation: 1 };
         let own = certificates.issue(&own, jiff::Timestamp::now(), HOUR).unwrap();
@@ -183,4 +189,106 @@ async fn the_real_agent_keeps_the_contract_over_its_protocol() {
     });
     assert_eq!(served.supervisor.config.max_pause, contract::MAX_PAUSE);
     contract::holds(&served.client(&Identity::Operator)).await;
+}
+
+/// An agent whose guest is this machine.
+async fn with_guest() -> Served {
+    let network = serde_json::json!({
+        "subnet": "127.0.0.0/28", "vni": 7, "port": 14789, "mtu": 1450, "door": "127.0.0.9",
+        "doorMac": "02:76:c6:12:00:09",
+        "members": [{"name": "count-0", "address": "127.0.0.1", "mac": "02:76:c6:12:00:01", "node": "192.0.2.1"}],
+    });
+    let served = Served::with(|config| config.network = Some(serde_json::from_value(network).unwrap())).await;
+    served.supervisor.door.set(crate::driver::network::Door::here()).unwrap();
+    served.supervisor.view.change(|facts| facts.set_vm(VmState::Running));
+    served
+}
+
+#[tokio::test]
+async fn a_port_of_the_guest_is_joined_with_the_operator() {
+    let served = with_guest().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let guest = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).await.unwrap();
+        stream.write_all(format!("{heard} to you").as_bytes()).await.unwrap();
+    });
+    let connection = served.client(&Identity::Operator).connect(port).await.unwrap();
+    let mut said = Vec::new();
+    let socket = crate::stream::over(connection, crate::stream::End::User).await;
+    crate::stream::carry(socket, crate::stream::End::User, &b"hello"[..], &mut said).await.unwrap();
+    assert_eq!(said, b"hello to you");
+    guest.await.unwrap();
+}
+
+fn why<T>(result: Result<T, AgentError>) -> String {
+    match result {
+        Err(AgentError::Refused(why)) => why,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("not refused"),
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_people_from_a_guest_is_said() {
+    let served = with_guest().await;
+    let operator = served.client(&Identity::Operator);
+    let order = ExecOrder { command: vec!["true".into()], timeout: 5 };
+    for other in [Identity::Kget, Identity::Repository] {
+        assert!(why(served.client(&other).connect(22).await).contains("only the operator"));
+        assert!(why(served.client(&other).exec(&order).await).contains("only the operator"));
+    }
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    assert!(why(operator.connect(free).await).contains("nothing listens at port"));
+    assert!(why(operator.exec(&order).await).contains("does not answer"));
+    let all = served.supervisor.visits.clone().acquire_many_owned(visit::MOST as u32).await.unwrap();
+    assert!(why(operator.connect(free).await).contains("16 connections"));
+    drop(all);
+    served.supervisor.view.change(|facts| facts.set_vm(VmState::Loaded));
+    assert!(why(operator.connect(free).await).contains("does not run"));
+    let without = Served::new().await;
+    without.supervisor.view.change(|facts| facts.set_vm(VmState::Running));
+    assert!(why(without.client(&Identity::Operator).connect(22).await).contains("no network of its own"));
+}
+
+/// A guest's agent, as long as there is one command that runs until it is killed.
+async fn busy_guest(theirs: tokio::net::UnixStream) {
+    let (from, mut to) = theirs.into_split();
+    let mut lines = tokio::io::BufReader::new(from).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        let line = line.strip_prefix(&[0xff]).unwrap_or(&line);
+        let asked: serde_json::Value = serde_json::from_slice(line).unwrap();
+        let mut reply = match asked["execute"].as_str().unwrap() {
+            "guest-sync-delimited" => vec![0xff],
+            _ => Vec::new(),
+        };
+        let result = match asked["execute"].as_str().unwrap() {
+            "guest-sync-delimited" => asked["arguments"]["id"].clone(),
+            "guest-exec" => serde_json::json!({"pid": 7}),
+            _ => serde_json::json!({"exited": false}),
+        };
+        reply.extend_from_slice(format!("{}\n", serde_json::json!({"return": result})).as_bytes());
+        to.write_all(&reply).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn b9_a_persons_command_leaves_the_guests_channel_free() {
+    let served = with_guest().await;
+    let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+    tokio::spawn(busy_guest(theirs));
+    *served.supervisor.guest.lock().await = Some(crate::driver::guest::channel::Channel::over(ours));
+    served.supervisor.view.change(|facts| facts.guest.answers = true);
+    let operator = served.client(&Identity::Operator);
+    let order = ExecOrder { command: vec!["sleep".into()], timeout: 2 };
+    let running = tokio::spawn(async move { operator.exec(&order).await });
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let taken = tokio::time::timeout(Duration::from_millis(500), served.supervisor.guest.lock()).await;
+        assert!(taken.is_ok(), "the channel is held");
+    }
+    assert!(!running.is_finished());
+    assert!(why(running.await.unwrap()).contains("killed after 2 s"));
 }

@@ -8,19 +8,21 @@ use std::{
 };
 
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures::{StreamExt as _, stream::BoxStream};
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{
-    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, GuestState,
-    LeaseState, LeaveCode, NodeAgent, PROTOCOL, PartState, UploadOrder, UploadState, VmState,
+    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, ExecOrder,
+    ExecReply, GuestState, LeaseState, LeaveCode, NodeAgent, PROTOCOL, PartState, UploadOrder, UploadState, VmState,
     barrier::{Barrier, Todo},
 };
 use crate::{
     clock::Clock,
     names::{Incarnation, JobUid, MemberIndex},
     store::manifest::{FileKind, MachineRecord, MemberPart, PartFile},
+    stream::{self, Connection, End},
 };
 
 /// The calls of an agent, to script faults for.
@@ -389,6 +391,33 @@ impl NodeAgent for FakeAgent {
             self.uploaded();
         }
         Ok(())
+    }
+
+    /// Its guest sends back what it hears, at any port but 1.
+    async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        if port == 1 {
+            return Err(AgentError::Refused("nothing listens at port 1".into()));
+        }
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (guest, echo) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let (from, to) = tokio::io::split(guest);
+            stream::carry(stream::over(far, End::Guest).await, End::Guest, from, to).await
+        });
+        tokio::spawn(async move {
+            let (mut from, mut to) = tokio::io::split(echo);
+            let copied = tokio::io::copy(&mut from, &mut to).await;
+            copied.and(to.shutdown().await)
+        });
+        Ok(Box::new(near))
+    }
+
+    /// Its guest knows no command: it prints what it was asked.
+    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        let stderr = BASE64.encode(format!("{}: not found\n", order.command.join(" ")));
+        Ok(ExecReply { code: 127, stdout: String::new(), stderr, cut: false })
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

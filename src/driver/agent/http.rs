@@ -4,17 +4,22 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
-use reqwest::{Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder, StatusCode, header};
 use serde::{Deserialize, Serialize};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
 };
 
-use super::{AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder};
+use super::{
+    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, ExecOrder, ExecReply, LeaveCode, NodeAgent,
+    UploadOrder,
+};
 use crate::{
     driver::repository::ByteStream,
     names::Identity,
+    stream::{self, Connection},
     tls::{Credentials, base_url},
 };
 
@@ -62,6 +67,8 @@ const MAX_LINE: usize = 1 << 20;
 const SILENCE: Duration = Duration::from_secs(5);
 /// Time for a question.
 const QUESTION: Duration = Duration::from_secs(3);
+/// Time for a connection to a guest.
+const CONNECT: Duration = Duration::from_secs(15);
 /// Time for an order that takes QEMU or the disk.
 const ORDER: Duration = Duration::from_secs(40);
 
@@ -183,6 +190,30 @@ impl NodeAgent for AgentHttp {
         let reply = tokio::time::timeout(QUESTION, request).await;
         let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
         Ok(check(reply).await?.bytes_stream().map_err(std::io::Error::other).boxed())
+    }
+
+    async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
+        let request = self
+            .request(Method::GET, &format!("connect?port={port}"))?
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, generate_key())
+            .header(header::SEC_WEBSOCKET_PROTOCOL, stream::PROTOCOL);
+        let reply = tokio::time::timeout(CONNECT, request.send()).await;
+        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
+        if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Box::new(reply.upgrade().await.map_err(unreachable)?));
+        }
+        check(reply).await?;
+        Err(AgentError::Failed("the agent does not agree to a connection".into()))
+    }
+
+    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        let limit = Duration::from_secs(order.timeout.into()) + ORDER;
+        let request = self.request(Method::POST, "exec")?.json(order).timeout(limit);
+        let reply = bounded(check(request.send().await.map_err(unreachable)?).await?).await?;
+        serde_json::from_slice(&reply).map_err(|error| AgentError::Failed(error.to_string()))
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

@@ -28,6 +28,7 @@ use crate::{
     },
     names::{Generation, Incarnation, JobUid, MemberIndex, SlotId},
     store::manifest::{MachineRecord, MemberPart, PartFile},
+    stream::Connection,
 };
 
 /// Version of this protocol. A new operator speaks with agents of the version before.
@@ -47,6 +48,10 @@ pub const VM_DIR: &str = "/run/vmdeploy-vm";
 /// A guest that was captured and does not run resumes after this time, unless
 /// [`NodeAgent::stay_down`] has come (safety B3).
 pub const STAY_DOWN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Longest time for a command of [`NodeAgent::exec`], in seconds: the API server's clients wait little
+/// longer for an answer.
+pub const EXEC_LIMIT: u32 = 240;
 
 /// All an agent knows, from the Secret mounted into its pod (with `ca.crt`, `tls.crt`, `tls.key`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -415,6 +420,30 @@ impl DriverError for AgentError {
     }
 }
 
+/// A command for a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExecOrder {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// It is killed after so many seconds.
+    pub timeout: u32,
+}
+
+/// What a command in a guest came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecReply {
+    /// Its exit code.
+    pub code: i32,
+    /// The beginning of its standard output, base64.
+    pub stdout: String,
+    /// The beginning of its standard error, base64.
+    pub stderr: String,
+    /// Whether it printed more than that.
+    pub cut: bool,
+}
+
 /// Where an agent is and who it must be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentAddress {
@@ -462,6 +491,17 @@ pub trait NodeAgent: Send + Sync {
     /// What the command has printed so far, from a byte on. An agent that has nothing to show refuses.
     async fn output(&self, _from: u64) -> Result<ByteStream, AgentError> {
         Err(AgentError::Refused("it has no output to show".into()))
+    }
+
+    /// Connects to a TCP port of the member's guest, and to nothing else. What comes is the guest's end of
+    /// a WebSocket after its handshake, see [`crate::stream`].
+    async fn connect(&self, _port: u16) -> Result<Connection, AgentError> {
+        Err(AgentError::Refused("its guest is not reached this way".into()))
+    }
+
+    /// Runs a command in the guest and waits for its end. Not to be repeated without thought.
+    async fn exec(&self, _order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        Err(AgentError::Refused("its guest runs no commands".into()))
     }
 
     /// Kills the VM, removes its files, gives the slot up as `code` says, and ends the agent.

@@ -41,7 +41,8 @@ fn arguments(run: &RunSpec) -> Vec<String> {
     first.into_iter().chain(run.command.iter().cloned()).collect()
 }
 
-fn environment(own: &BTreeMap<String, String>) -> Vec<String> {
+/// What a command finds in its environment, with what is asked for besides.
+pub(super) fn environment(own: &BTreeMap<String, String>) -> Vec<String> {
     let mut all = BTreeMap::from([("PATH".to_owned(), PATH.to_owned()), ("HOME".into(), "/root".into())]);
     all.extend(own.clone());
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()

@@ -45,14 +45,19 @@ pub async fn run(
     while tokio::time::Instant::now() < until {
         let status = channel.execute("guest-exec-status", json!({ "pid": pid }), SHORT).await?;
         if status["exited"].as_bool() == Some(true) {
-            let signal = status["signal"].as_i64().map(|signal| 128 + signal);
-            let code = status["exitcode"].as_i64().or(signal).unwrap_or(255);
             let text = [text(&status["out-data"]), text(&status["err-data"])].concat();
-            return Ok(Done { code: i32::try_from(code).unwrap_or(255), text });
+            return Ok(Done { code: exit_code(&status), text });
         }
         tokio::time::sleep(PACE).await;
     }
     Err(GuestError::Late("guest-exec-status"))
+}
+
+/// The exit code in the status of a program that has ended.
+pub(super) fn exit_code(status: &Value) -> i32 {
+    let signal = status["signal"].as_i64().map(|signal| 128 + signal);
+    let code = status["exitcode"].as_i64().or(signal).unwrap_or(255);
+    i32::try_from(code).unwrap_or(255)
 }
 
 fn text(encoded: &Value) -> String {

@@ -6,6 +6,7 @@
 pub mod after_restore;
 pub mod channel;
 pub mod command;
+pub mod exec;
 pub mod files;
 pub mod seed;
 

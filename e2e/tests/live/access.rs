@@ -1,0 +1,87 @@
+//! The way into a running job's guests: commands and connections, as their user makes them.
+
+use std::{
+    io::{Read as _, Write as _},
+    process::{Command, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{
+    Turn,
+    job::{Counting, Job},
+    testbed::until,
+};
+
+use crate::world::{BOOT, ends_right};
+
+/// Answers each line in capitals, and says goodbye when no more come.
+const LISTENER: &str = r#"perl -e 'use IO::Socket::INET;
+my $l = IO::Socket::INET->new(LocalPort => 7100, Listen => 1, ReuseAddr => 1) or die "listen: $!";
+while (my $c = $l->accept) { while (my $line = <$c>) { print $c uc $line; } print $c "bye\n"; close $c; }
+' > /dev/null 2>&1 & true"#;
+
+struct User {
+    namespace: String,
+}
+
+impl User {
+    /// `vmdeploy SUBCOMMAND -n NAMESPACE ARGUMENTS`.
+    fn vmdeploy(&self, subcommand: &str, arguments: &[&str]) -> Command {
+        let program = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.parent()?.join("vmdeploy")));
+        let mut command = Command::new(program.unwrap_or_else(|| "vmdeploy".into()));
+        command.args([subcommand, "-n", &self.namespace]).args(arguments);
+        command
+    }
+
+    fn exec(&self, command: &str) -> Result<Output> {
+        Ok(self.vmdeploy("exec", &["count", "--", "sh", "-c", command]).output()?)
+    }
+
+    /// What comes back from a port of the guest for what is sent there.
+    fn asks(&self, port: &str, question: &str) -> Result<Output> {
+        let mut connect = self.vmdeploy("connect", &["count/0", port]);
+        let mut connect = connect.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        // standard input ends with this statement, long before all has come back
+        connect.stdin.take().context("no input")?.write_all(question.as_bytes())?;
+        let mut output = Output { status: ExitStatus::default(), stdout: Vec::new(), stderr: Vec::new() };
+        connect.stdout.take().context("no output")?.read_to_end(&mut output.stdout)?;
+        connect.stderr.take().context("no output")?.read_to_end(&mut output.stderr)?;
+        output.status = connect.wait()?;
+        Ok(output)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_runs_commands_in_a_guest_and_reaches_its_ports() -> Result<()> {
+    let Some(bed) = Turn::with(1).await? else { return Ok(()) };
+    let namespace = bed.namespace("access").await?;
+    let counting = Counting { ticks: 300, ..Counting::default() };
+    let job = Job::create(&bed, &namespace, &counting.object("count")?).await?;
+    let user = User { namespace };
+    let early = user.exec("true")?;
+    ensure!(!early.status.success() && String::from_utf8_lossy(&early.stderr).contains("no guests"), "{early:?}");
+    job.wait_tick(3, 1, BOOT).await?;
+
+    let said = user.exec("hostname; echo bad >&2; exit 3")?;
+    ensure!(said.status.code() == Some(3), "{said:?}");
+    ensure!(said.stdout == b"count-0\n" && said.stderr == b"bad\n", "{said:?}");
+    let killed = user.vmdeploy("exec", &["count", "--timeout", "2", "--", "sleep", "1000"]).output()?;
+    ensure!(String::from_utf8_lossy(&killed.stderr).contains("killed after 2 s"), "{killed:?}");
+    let left = user.exec("pgrep -f 'sleep 1000$' | wc -l")?;
+    ensure!(left.stdout == b"0\n", "{left:?}");
+
+    let refused = user.asks("7100", "")?;
+    ensure!(String::from_utf8_lossy(&refused.stderr).contains("nothing listens at port 7100"), "{refused:?}");
+    let started = user.exec(LISTENER)?;
+    ensure!(started.status.success(), "{started:?}");
+    let lines = (0..20_000).map(|n| format!("line {n} of many")).collect::<Vec<_>>().join("\n") + "\n";
+    let wanted = format!("{}bye\n", lines.to_uppercase());
+    until("connecting", Duration::from_secs(20), async || Ok(user.asks("7100", "x\n")?.status.success().then_some(())))
+        .await?;
+    let answer = user.asks("7100", &lines)?;
+    ensure!(answer.status.success(), "{:?}", String::from_utf8_lossy(&answer.stderr));
+    ensure!(answer.stdout == wanted.as_bytes(), "{} bytes instead of {}", answer.stdout.len(), wanted.len());
+    ends_right(&bed, &job, &counting).await?;
+    Ok(())
+}
