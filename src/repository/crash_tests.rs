@@ -72,7 +72,7 @@ fn store(store: &Store, generation: Generation, incarnation: Incarnation) -> Res
         for file in &part.files {
             store.admit_part(&made.job, generation, incarnation)?;
             let staged = staged(&store.root, contents.next().unwrap());
-            store.keep_file(&made.job, generation, incarnation, part.index, file, &staged, u64::MAX)?;
+            store.keep_file(&made.job, generation, (incarnation, part.index), file, &staged, u64::MAX)?;
         }
         let kept = KeptPart { incarnation, nonce: made.nonce.clone(), part: part.clone() };
         store.keep_part(&made.job, generation, &kept)?;
@@ -188,7 +188,7 @@ fn b10_what_a_sweep_spares_can_still_be_published() {
             for file in &part.files {
                 store.admit_part(&job, 5, 2).unwrap();
                 let staged = staged(&store.root, contents.next().unwrap());
-                store.keep_file(&job, 5, 2, part.index, file, &staged, u64::MAX).unwrap();
+                store.keep_file(&job, 5, (2, part.index), file, &staged, u64::MAX).unwrap();
             }
         }
         // sweeps of a fence and of a restart, while the generation is unfinished
@@ -216,7 +216,7 @@ fn damage_is_found_before_publishing_and_by_verify() {
         let part = &made.members[at / 2];
         opened.admit_part(&made.job, 2, 1).unwrap();
         let staged = staged(&opened.root, content);
-        opened.keep_file(&made.job, 2, 1, part.index, &part.files[at % 2], &staged, u64::MAX).unwrap();
+        opened.keep_file(&made.job, 2, (1, part.index), &part.files[at % 2], &staged, u64::MAX).unwrap();
     }
     spoil(2);
     assert!(matches!(opened.publish(&made), Err(RepositoryError::Damaged(_))));
@@ -282,7 +282,7 @@ fn sent(root: &Path, generation: Generation) -> (Arc<Store>, Manifest, Vec<u8>) 
         let part = &made.members[at / 2];
         opened.admit_part(&made.job, generation, 1).unwrap();
         let staged = staged(&opened.root, content);
-        opened.keep_file(&made.job, generation, 1, part.index, &part.files[at % 2], &staged, u64::MAX).unwrap();
+        opened.keep_file(&made.job, generation, (1, part.index), &part.files[at % 2], &staged, u64::MAX).unwrap();
     }
     (opened, made, contents[0].clone())
 }

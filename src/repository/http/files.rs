@@ -56,7 +56,7 @@ pub(super) async fn receive_part(
     let file = PartFile { kind, size, stored: received.length, digest: received.digest };
     file.check().map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let (kept, staged) = (file.clone(), received.staged);
-    let keep = move |store: &Store| store.keep_file(&job, generation, incarnation, member, &kept, &staged, most);
+    let keep = move |store: &Store| store.keep_file(&job, generation, (incarnation, member), &kept, &staged, most);
     service.blocking(keep).await?;
     Ok(Json(file))
 }
