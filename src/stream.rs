@@ -148,6 +148,8 @@ where
         let mut piece = vec![0; PIECE];
         loop {
             let message = tokio::select! {
+                // first of all: the other end may have closed by then, and takes nothing more
+                biased;
                 () = received.cancelled(), if sent.is_cancelled() => break,
                 _ = beats.tick() => Message::Ping(Bytes::new()),
                 count = from.read(&mut piece), if !sent.is_cancelled() => match count {
