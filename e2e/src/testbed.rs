@@ -82,13 +82,15 @@ impl TestBed {
         self.run(&[&["oar", user], arguments].concat())
     }
 
-    /// Has so many operators run; returns when others have ended.
+    /// Has so many operators run; returns when they do, or others have ended.
     pub fn operators(&self, replicas: u32) -> Result<()> {
         let operators = "app.kubernetes.io/component=operator";
         let (deployment, replicas) = ("deployment/vmdeploy-operator", format!("--replicas={replicas}"));
         self.run(&["kubectl", "-n", SYSTEM, "scale", deployment, &replicas])?;
         if replicas.ends_with("=0") {
             self.run(&["kubectl", "-n", SYSTEM, "wait", "--for=delete", "pod", "-l", operators, "--timeout=60s"])?;
+        } else {
+            self.run(&["kubectl", "-n", SYSTEM, "rollout", "status", deployment, "--timeout=120s"])?;
         }
         Ok(())
     }
