@@ -2,7 +2,7 @@
 //! waits for each to come back. The connection is made once; a number that is lost, repeated or out of
 //! order ends the job with an error, and so does a connection that breaks. Both print ticks.
 
-/// The command. `$TICKS` numbers are exchanged, ten a second at most.
+/// The command. `$TICKS` numbers are exchanged, five a second at most.
 pub const COMMAND: &str = r#"cat > /tmp/talk.pl <<'END'
 use strict; use IO::Socket::INET; $| = 1;
 my ($who, $count) = @ARGV; my $nonce;
@@ -18,7 +18,7 @@ my $c; until ($c = IO::Socket::INET->new(PeerAddr => 'member-0', PeerPort => 700
 for my $n (1 .. $count) {
   print $c "$n\n"; my $back = <$c>;
   die "lost at $n" unless defined $back && $back == $n;
-  print "tick $n $nonce\n"; select undef, undef, undef, 0.1;
+  print "tick $n $nonce\n"; select undef, undef, undef, 0.2;
 }
 keep($count);
 END

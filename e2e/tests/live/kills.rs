@@ -28,7 +28,7 @@ impl Way {
         match self {
             Self::Notice => common,
             Self::Kill => Counting { grace: 0, ..common },
-            Self::Walltime => Counting { walltime: 80, grace: 20, ticks: 300 * times, ..common },
+            Self::Walltime => Counting { walltime: 80, grace: 20, ticks: 400 * times, ..common },
         }
     }
 }
