@@ -111,9 +111,9 @@
 //!    lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
-//!    which stands still; only when all are
-//!    loaded do they run. Where an old member was only silent, its VM may have lived on with the
-//!    repository's answers up to the fence: they run once its isolation time has passed after that.
+//!    which stands still; only when all are loaded do they run. Where an old member was only silent, its
+//!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
+//!    time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
 //!    on. The memory is then written behind the running guest. kget sends the parts to the repository,
 //!    which reads them back and publishes the manifest: now the generation is complete.
@@ -153,6 +153,12 @@
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
 //! - **One reservation for all members.** `Gang` works; `PerMember` is refused with `NotSupported`, and so
 //!   is a master.
+//! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
+//!   kget and other agents know nothing of a fence.
+//! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new
+//!   jobs get none.
+//! - **Connections are called `portforward`** in the subresource API, a name under which the API server
+//!   lets a request live.
 //! - **The subresource API is off by default**, since an APIService without a server behind it hinders the
 //!   deletion of namespaces.
 

@@ -69,11 +69,6 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Whether the exhaustive matrices are wanted too: `e2e/test --all`.
-pub fn all() -> bool {
-    std::env::var_os("VMDEPLOY_E2E_ALL").is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use e2e::{
     testbed::until,
 };
 
-use crate::world::{BOOT, ends_right};
+use crate::world::{BOOT, ends_right, gone};
 
 /// Answers each line in capitals, and says goodbye when no more come.
 const LISTENER: &str = r#"perl -e 'use IO::Socket::INET;
@@ -59,14 +59,17 @@ async fn a_user_runs_commands_in_a_guest_and_reaches_its_ports() -> Result<()> {
     let counting = Counting { ticks: 300, ..Counting::default() };
     let job = Job::create(&bed, &namespace, &counting.object("count")?).await?;
     let user = User { namespace };
-    // the operator may just have been started, and the API server looks for it now and then: by then the
-    // job may have guests
+    let mut suspended = counting.object("idle")?;
+    suspended.spec.suspend = true;
+    let idle = Job::create(&bed, &user.namespace, &suspended).await?;
+    // the operator may just have been started, and the API server looks for it now and then
     until("a word of a job without guests", Duration::from_secs(60), async || {
-        let early = user.exec("true")?;
-        let refused = String::from_utf8_lossy(&early.stderr).contains("no guests");
-        Ok((refused || early.status.success()).then_some(()))
+        let refused = user.vmdeploy("exec", &["idle", "--", "true"]).output()?;
+        ensure!(!refused.status.success(), "{refused:?}");
+        Ok(String::from_utf8_lossy(&refused.stderr).contains("no guests").then_some(()))
     })
     .await?;
+    gone(&bed, &idle).await?;
     job.wait_tick(3, 1, BOOT).await?;
 
     let said = user.exec("hostname; echo bad >&2; exit 3")?;

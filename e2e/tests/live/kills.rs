@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
     job::{Counting, nodes, slot_ids},
-    turn::all,
 };
 use vmdeploy::api::{BestEffortJobStatus, JobPhase};
 
@@ -119,10 +118,8 @@ async fn two_vms_whose_walltime_is_over() -> Result<()> {
 
 /// Every way, for one VM and two, once and twice in a row.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "hours: e2e/test --all"]
 async fn every_way_of_losing_the_slots() -> Result<()> {
-    if !all() {
-        return Ok(());
-    }
     for way in [Way::Notice, Way::Kill, Way::Walltime] {
         for members in [1, 2] {
             for times in [1, 2] {

@@ -9,7 +9,6 @@ use e2e::{
     job::{Counting, Job, nodes},
     site::jobs_ever,
     testbed::SYSTEM,
-    turn::all,
 };
 
 use crate::world::{computed, ends_right, taken};
@@ -97,10 +96,8 @@ async fn an_operator_killed_at_its_effects_uses_each_slot_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "hours: e2e/test --all"]
 async fn an_operator_killed_at_any_effect_uses_each_slot_once() -> Result<()> {
-    if !all() {
-        return Ok(());
-    }
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     for effect in EFFECTS.chunks(1) {
         life(&bed, effect).await.with_context(|| format!("killed at {effect:?}"))?;

@@ -9,7 +9,6 @@ use e2e::{
     TestBed, Turn,
     job::{Job, nodes, slot_ids},
     testbed::{PARALLEL, until},
-    turn::all,
 };
 use serde_json::{Value, json};
 use vmdeploy::api::{BestEffortJob, JobPhase};
@@ -178,13 +177,15 @@ async fn equations(members: u32) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "hours: e2e/test --all"]
 async fn an_open_mpi_program_over_two_vms() -> Result<()> {
-    if all() { equations(2).await } else { Ok(()) }
+    equations(2).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "hours: e2e/test --all"]
 async fn an_open_mpi_program_over_four_vms() -> Result<()> {
-    if all() { equations(4).await } else { Ok(()) }
+    equations(4).await
 }
 
 /// Member 0 is the database; member 1 fills a table in one transaction that stays open all the time.
@@ -203,10 +204,8 @@ until psql -q -h member-0 -U postgres job -c 'select n from t' > /dev/null 2>&1;
   echo 'commit;' ) | psql -tAq -v ON_ERROR_STOP=1 -h member-0 -U postgres job"#;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "hours: e2e/test --all"]
 async fn an_open_transaction_commits_after_the_kills() -> Result<()> {
-    if !all() {
-        return Ok(());
-    }
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let namespace = bed.parallel_namespace("database").await?;
     let count = 150;

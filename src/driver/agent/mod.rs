@@ -132,7 +132,7 @@ pub struct MemberNetwork {
     pub port: u16,
     /// Largest packet of the guests.
     pub mtu: u16,
-    /// Address of the agent there, by which it reaches its own guest.
+    /// Address of the agent there, by which it reaches guests.
     pub door: std::net::Ipv4Addr,
     /// Its hardware address.
     pub door_mac: String,

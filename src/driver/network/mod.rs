@@ -31,7 +31,7 @@ pub struct SegmentPlan {
     pub mtu: u16,
     /// The node's own address among the job's nodes.
     pub node: Ipv4Addr,
-    /// By which the agent reaches the guest: address and length of its prefix.
+    /// By which the agent reaches guests: address and length of its prefix.
     pub door: (Ipv4Addr, u8),
     /// Hardware address of that.
     pub door_mac: Mac,
