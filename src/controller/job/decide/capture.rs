@@ -17,7 +17,7 @@ use crate::{
         snapshot::{SnapshotMember, SnapshotPhase, SnapshotReason, SnapshotStatus},
     },
     controller::job::plan::{AgentRef, BarrierState, CaptureJob, Effect},
-    driver::agent::{CapturePart, PartState},
+    driver::agent::{CapturePart, PartState, VmState},
     names::Generation,
 };
 
@@ -32,17 +32,10 @@ impl Draft<'_> {
         if agents.len() != self.status.members.len() {
             return;
         }
-        let capture = CaptureStatus {
-            generation,
-            incarnation: self.status.incarnation,
-            reason,
-            since: self.time(),
-            snapshot: name.unwrap_or_else(|| self.own_snapshot_name(generation)),
-            resume,
-            captured: false,
-            taken_at: None,
-            work: 0,
-        };
+        let mut capture = self.capture_of(generation, reason, resume);
+        if let Some(name) = name {
+            capture.snapshot = name;
+        }
         self.effect(Effect::Capture(self.order(&capture, agents)));
         self.status.snapshots.capture = Some(capture);
         self.status.snapshots.next_generation = generation + 1;
@@ -237,6 +230,34 @@ impl Draft<'_> {
         self.repeat(Effect::WriteSnapshot { name, uid, status: Box::new(status) }, every);
     }
 
+    /// Lets guests run on that still stand still for a final capture that is void: what they were told
+    /// then may be lost.
+    pub(super) fn let_run_on(&mut self) {
+        let stands = |part: &&CapturePart| part.state == PartState::Captured;
+        let standing = self.living().into_iter().find_map(|member| {
+            let state = state(self.seen, member).filter(|state| state.vm == VmState::Stopped)?;
+            state.capture.as_ref().filter(stands).map(|part| part.generation)
+        });
+        let Some(generation) = standing else { return };
+        let capture = self.capture_of(generation, self.leaving_reason(), false);
+        let agents = self.living().into_iter().filter_map(agent_ref).collect();
+        self.repeat(Effect::AbandonCapture(self.order(&capture, agents)), Duration::from_secs(5));
+    }
+
+    fn capture_of(&self, generation: Generation, reason: SnapshotReason, resume: bool) -> CaptureStatus {
+        CaptureStatus {
+            generation,
+            incarnation: self.status.incarnation,
+            reason,
+            since: self.time(),
+            snapshot: self.own_snapshot_name(generation),
+            resume,
+            captured: false,
+            taken_at: None,
+            work: 0,
+        }
+    }
+
     /// Gives a capture up: its number is burnt, the generation before stays.
     pub(super) fn void_capture(&mut self, why: &str) {
         let Some(capture) = self.status.snapshots.capture.take() else { return };
@@ -254,10 +275,13 @@ impl Draft<'_> {
             generation,
             now,
         );
-        if !capture.captured && capture.incarnation == self.status.incarnation {
-            let agents = self.living().into_iter().filter_map(agent_ref).collect();
-            let order = self.order(&capture, agents);
-            self.effect(Effect::AbandonCapture(order));
+        // guests that were to stay down for it run on
+        if (!capture.captured || !capture.resume) && capture.incarnation == self.status.incarnation {
+            let agents: Vec<AgentRef> = self.living().into_iter().filter_map(agent_ref).collect();
+            if !(capture.captured && agents.is_empty()) {
+                let order = self.order(&capture, agents);
+                self.effect(Effect::AbandonCapture(order));
+            }
         }
         let seen = self.seen.snapshots.iter().find(|snapshot| snapshot.name == capture.snapshot);
         // one that was captured may be complete by now: the snapshot controller asks the repository

@@ -45,7 +45,7 @@ impl Draft<'_> {
     }
 
     /// Why the slot is being left.
-    fn leaving_reason(&self) -> SnapshotReason {
+    pub(super) fn leaving_reason(&self) -> SnapshotReason {
         let Some(slot) = self.slot() else { return SnapshotReason::Suspend };
         let announced = self.facts(&slot.id).and_then(|facts| facts.notice).map(|notice| notice.kind);
         let near = slot.until.as_ref().is_some_and(|until| since(self.now, until.0) <= Duration::from_secs(60));
@@ -126,6 +126,9 @@ impl Draft<'_> {
                     self.capture(reason, false, None);
                 } else {
                     self.because("members are not all running");
+                    if !self.voided {
+                        self.let_run_on();
+                    }
                 }
             }
         }

@@ -153,6 +153,32 @@ fn b3_members_of_a_last_capture_stay_down_for_a_bounded_time() {
     assert!(capture.stay_down >= Duration::from_secs(60) && capture.stay_down < Duration::from_secs(90));
 }
 
+#[rstest::rstest]
+#[case::obeyed_at_once(false)]
+#[case::lost_on_the_way(true)]
+fn b3_a_last_capture_that_cannot_be_stored_leaves_no_guest_paused(#[case] lost: bool) {
+    let mut life = Life::running(2);
+    life.run(10);
+    life.stores = false;
+    life.job.spec.suspend = true;
+    life.run(3);
+    let capture = life.status().snapshots.capture.unwrap();
+    assert!(capture.captured && !capture.resume, "{:?}", life.whys);
+    let snapshot = life.seen.snapshots.iter_mut().find(|s| s.name == capture.snapshot).unwrap();
+    snapshot.status.phase = crate::api::snapshot::SnapshotPhase::Failed;
+    life.advance(1);
+    let plan = life.plan();
+    life.write_only(&plan);
+    if !lost {
+        life.perform(&plan);
+        assert_eq!(life.agent(1).vm, crate::driver::agent::VmState::Running, "{:?}", plan.effects);
+    }
+    life.stores = true;
+    life.run(20);
+    assert_eq!(life.phase(), JobPhase::Suspended, "{:?}", life.whys);
+    assert_eq!(life.status().snapshots.last_stored, Some(capture.generation + 1));
+}
+
 #[test]
 fn b4_our_own_deletion_is_not_a_persons() {
     let mut life = Life::running(1);

@@ -387,7 +387,18 @@ impl Life {
                 }
             }
             Effect::Capture(capture) => self.capture(capture),
-            Effect::AbandonCapture(_) => {}
+            Effect::AbandonCapture(capture) => {
+                for agent in &capture.agents {
+                    let state = self.seen.agents.get_mut(&agent.pod).unwrap().state.as_mut().unwrap();
+                    let Some(part) = state.capture.as_mut().filter(|part| part.nonce == capture.nonce) else {
+                        continue;
+                    };
+                    part.state = PartState::Abandoned { reason: "given up by the coordinator".into() };
+                    if state.vm == VmState::Stopped {
+                        state.vm = VmState::Running;
+                    }
+                }
+            }
             Effect::Leave { agents, code } => {
                 for agent in agents {
                     let heard = self.seen.agents.get_mut(&agent.pod).unwrap();
