@@ -219,21 +219,38 @@ fn stages(case: &Case, now: Timestamp) -> Vec<Stage> {
         .iter()
         .map(|agent| match kept.get(&agent.member) {
             Some(kept) => Stage::Safe { size: size(&kept.part) },
-            None => agent_stage(case, agent, now, known),
+            None if known => agent_stage(case, agent, now),
+            // it may have the part already: nothing is lost, nor tried in vain, before it has said so
+            None => match agent_stage(case, agent, now) {
+                Stage::Ready { .. } if agent.ordered.is_some() => silent_repository(agent.member),
+                Stage::Lost { .. } | Stage::Arrived { .. } => silent_repository(agent.member),
+                stage => stage,
+            },
         })
         .collect()
+}
+
+fn silent_repository(member: MemberIndex) -> Stage {
+    Stage::Waiting { why: format!("member {member}: the repository does not answer") }
 }
 
 fn size(part: &MemberPart) -> u64 {
     part.files.iter().fold(0, |sum, file| sum.saturating_add(file.size))
 }
 
-fn agent_stage(case: &Case, agent: &AgentSeen, now: Timestamp, kept_known: bool) -> Stage {
+fn agent_stage(case: &Case, agent: &AgentSeen, now: Timestamp) -> Stage {
     let member = agent.member;
     let lost = |why: String| Stage::Lost { why: format!("member {member}: {why}") };
     let waiting = |why: String| Stage::Waiting { why: format!("member {member}: {why}") };
     if agent.address.is_none() {
         return lost("the snapshot does not say where its agent is".into());
+    }
+    let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
+    let own = upload.filter(|u| u.generation == case.generation);
+    if let (Some(upload), Some((nonce, record))) = (own.filter(|u| u.done), &agent.record) {
+        // whatever became of the agent since: whether all is there is for the repository to say
+        let part = MemberPart { files: upload.files.clone(), ran: milliseconds(record.ran), ..record.clone() };
+        return Stage::Arrived { part: KeptPart { incarnation: case.incarnation, nonce: nonce.clone(), part } };
     }
     if let Some((since, polls)) = agent.silent
         && now.duration_since(since) >= LOST_AFTER
@@ -256,21 +273,11 @@ fn agent_stage(case: &Case, agent: &AgentSeen, now: Timestamp, kept_known: bool)
         }
         Some(PartState::Captured) | None => {}
     }
-    let Some((nonce, record)) = &agent.record else {
+    if agent.record.is_none() {
         return lost(format!("its agent no longer has generation {}", case.generation));
-    };
-    let upload = state.upload.as_ref();
+    }
     if let Some(other) = upload.filter(|u| u.generation != case.generation && is_moving(u)) {
         return waiting(format!("its agent still sends generation {}", other.generation));
-    }
-    let own = upload.filter(|u| u.generation == case.generation);
-    if let Some(upload) = own.filter(|u| u.done) {
-        return if kept_known {
-            let part = MemberPart { files: upload.files.clone(), ran: milliseconds(record.ran), ..record.clone() };
-            Stage::Arrived { part: KeptPart { incarnation: case.incarnation, nonce: nonce.clone(), part } }
-        } else {
-            waiting("the repository does not answer".into())
-        };
     }
     if let Some(upload) = own.filter(|u| is_moving(u)) {
         return Stage::Sending { sent: upload.sent, total: upload.total };

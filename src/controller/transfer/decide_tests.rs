@@ -249,6 +249,47 @@ fn unknown_is_not_lost(#[case] spoil: fn(&mut Case)) {
     assert_ne!(report(&plan).state, TransferState::Failed);
 }
 
+/// A new process finds the agents of a generation gone, whose parts the repository may have.
+#[rstest]
+#[case::silent(|a: &mut AgentSeen| a.silent = Some((before(60), 60)))]
+#[case::lease_lost(|a: &mut AgentSeen| a.state.as_mut().unwrap().lease = LeaseState::Lost)]
+#[case::another_capture(|a: &mut AgentSeen| a.record = None)]
+#[case::tried_in_vain(|a: &mut AgentSeen| a.ordered =
+    Some(Ordered { times: ORDERS, last: before(9), refused: Some("no route".into()) }))]
+fn b15_nothing_is_given_up_before_the_repository_has_listed_what_it_has(#[case] spoil: fn(&mut AgentSeen)) {
+    let mut case = Case { kept: Fact::Unknown { since: before(60) }, ..case() };
+    case.agents.iter_mut().for_each(spoil);
+    let plan = decide(std::slice::from_ref(&case), now());
+    assert_ne!(report(&plan).state, TransferState::Failed, "{plan:?}");
+    assert!(report(&plan).message.unwrap().contains("repository does not answer"));
+    case.kept = Fact::Known(vec![kept(0), kept(1)]);
+    assert!(matches!(decide(std::slice::from_ref(&case), now()).effects[..], [Effect::Publish { .. }]));
+    case.kept = Fact::Known(vec![kept(0)]);
+    assert_eq!(report(&decide(&[case], now())).state, TransferState::Failed);
+}
+
+#[test]
+fn a_silent_repository_uses_up_no_orders() {
+    let mut case = Case { kept: Fact::Unknown { since: before(60) }, ..case() };
+    let tried = Ordered { times: 1, last: before(9), refused: Some("no route".into()) };
+    case.agents.iter_mut().for_each(|agent| agent.ordered = Some(tried.clone()));
+    assert_eq!(uploads(&decide(std::slice::from_ref(&case), now())), []);
+    case.kept = Fact::Known(vec![]);
+    assert_eq!(uploads(&decide(&[case], now())), [("s1".into(), 1)]);
+}
+
+#[rstest]
+#[case::silent(|a: &mut AgentSeen| a.silent = Some((before(60), 60)))]
+#[case::lease_lost(|a: &mut AgentSeen| a.state.as_mut().unwrap().lease = LeaseState::Lost)]
+#[case::left(|a: &mut AgentSeen| a.state.as_mut().unwrap().leaving = Some(crate::driver::agent::LeaveCode::Saved))]
+fn b15_what_an_agent_had_sent_is_kept_although_it_is_gone(#[case] spoil: fn(&mut AgentSeen)) {
+    let mut case = Case { kept: Fact::Known(vec![kept(0)]), ..case() };
+    set(&mut case.agents[1], done(1));
+    spoil(&mut case.agents[1]);
+    let plan = decide(&[case], now());
+    assert!(matches!(&plan.effects[..], [Effect::Keep { part, .. }] if part.part.index == 1), "{plan:?}");
+}
+
 #[test]
 fn a_failed_upload_is_ordered_again_after_a_while() {
     let mut case = case();
