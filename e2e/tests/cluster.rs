@@ -251,11 +251,15 @@ async fn an_agent_is_made_and_removed_as_often_as_it_is_asked() -> Result<()> {
     };
     let secret = Secret { metadata: named, ..Secret::default() };
     let (cluster, pods, secrets) = (place.cluster(), place.api::<Pod>(), place.api::<Secret>());
+    let make = async || {
+        let made = cluster.create_agent_pod(&pod).await?;
+        cluster.create_agent_secret(&secret, &made).await
+    };
     for _ in 0..2 {
-        cluster.create_agent(&pod, &secret).await?;
+        make().await?;
         // the garbage collector may still be taking the Secret of the pod before: asked again, it is made again
         until("a Secret that is the pod's", Duration::from_secs(20), async || {
-            cluster.create_agent(&pod, &secret).await?;
+            make().await?;
             let Some(made) = pods.get_opt("agent-x-0-1").await? else { return Ok(None) };
             let Some(kept) = secrets.get_opt("agent-x-0-1").await? else { return Ok(None) };
             let owners = kept.metadata.owner_references.unwrap_or_default();
@@ -265,7 +269,7 @@ async fn an_agent_is_made_and_removed_as_often_as_it_is_asked() -> Result<()> {
         // the pod alone goes: what is left of it is not taken for the next one's
         pods.delete("agent-x-0-1", &DeleteParams::default().grace_period(0)).await?;
     }
-    cluster.create_agent(&pod, &secret).await?;
+    make().await?;
     cluster.delete_agent("agent-x-0-1", Duration::ZERO).await?;
     cluster.delete_agent("agent-x-0-1", Duration::ZERO).await?;
     ensure!(pods.get_opt("agent-x-0-1").await?.is_none() && secrets.get_opt("agent-x-0-1").await?.is_none());

@@ -124,8 +124,11 @@ impl Cluster for Fused<dyn Cluster> {
     async fn remove_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
         self.fuse.write("remove_finalizer", self.inner.remove_finalizer(kind, object)).await
     }
-    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError> {
-        self.fuse.write("create_agent", self.inner.create_agent(pod, secret)).await
+    async fn create_agent_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
+        self.fuse.write("create_agent_pod", self.inner.create_agent_pod(pod)).await
+    }
+    async fn create_agent_secret(&self, secret: &Secret, pod: &Pod) -> Result<(), ClusterError> {
+        self.fuse.write("create_agent_secret", self.inner.create_agent_secret(secret, pod)).await
     }
     async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError> {
         self.fuse.write("delete_agent", self.inner.delete_agent(pod, grace)).await

@@ -218,8 +218,8 @@ async fn create_agent(
     let issued = ctx.authority.issue(&identity, ctx.clock.now(), lifetime)?;
     let secret = pods::secret(job, placement, &ctx.config, &told, &issued);
     let pod = pods::pod(job, placement, &ctx.config);
-    ctx.cluster.create_agent(&pod, &secret).await?;
-    Ok(())
+    let pod = ctx.cluster.create_agent_pod(&pod).await?;
+    Ok(ctx.cluster.create_agent_secret(&secret, &pod).await?)
 }
 
 /// Where an agent is and who it must be.

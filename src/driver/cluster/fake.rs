@@ -307,19 +307,24 @@ impl Cluster for FakeCluster {
         if matches!(removed, Err(ClusterError::NotFound(_))) { Ok(()) } else { removed }
     }
 
-    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError> {
-        let mut objects = self.write("create_agent")?;
+    async fn create_agent_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
+        let mut objects = self.write("create_agent_pod")?;
         let name = pod.metadata.name.clone().unwrap_or_default();
-        if !objects.pods.contains_key(&name) {
-            let mut pod = pod.clone();
-            // a pod's uid is its own, whatever its name
-            pod.metadata.uid = Some(uid_of(&format!("{name}{}", objects.version)));
-            self.born(&mut pod.metadata);
-            objects.stamp(&mut pod.metadata);
-            objects.pods.insert(name, pod);
+        if let Some(old) = objects.pods.get(&name) {
+            return Ok(old.clone());
         }
-        let place = key(&secret.metadata);
-        objects.secrets.entry(place).or_insert_with(|| secret.clone());
+        let mut pod = pod.clone();
+        // a pod's uid is its own, whatever its name
+        pod.metadata.uid = Some(uid_of(&format!("{name}{}", objects.version)));
+        self.born(&mut pod.metadata);
+        objects.stamp(&mut pod.metadata);
+        objects.pods.insert(name, pod.clone());
+        Ok(pod)
+    }
+
+    async fn create_agent_secret(&self, secret: &Secret, _pod: &Pod) -> Result<(), ClusterError> {
+        let mut objects = self.write("create_agent_secret")?;
+        objects.secrets.entry(key(&secret.metadata)).or_insert_with(|| secret.clone());
         Ok(())
     }
 

@@ -60,22 +60,6 @@ impl KubeCluster {
             Kind::Secret => patch_json(&self.api::<Secret>(namespace), object, patch).await,
         }
     }
-
-    async fn create_secret(&self, secret: &Secret, pod: &Pod) -> Result<(), ClusterError> {
-        let api = self.api::<Secret>(secret.metadata.namespace.as_deref());
-        match api.create(&PostParams::default(), secret).await.map_err(|e| refused(&e)) {
-            Err(ClusterError::Conflict(_)) => {}
-            other => return other.map(drop),
-        }
-        // gone meanwhile, when the collector took it with an earlier pod of the same name
-        if let Some(old) = api.get_opt(&secret.name_any()).await.map_err(|e| refused(&e))? {
-            if old.owner_references().iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
-                return Ok(());
-            }
-            gone_is_fine(delete(&api, &old.metadata, DeleteParams::default()).await)?;
-        }
-        api.create(&PostParams::default(), secret).await.map(drop).map_err(|e| refused(&e))
-    }
 }
 
 #[async_trait]
@@ -119,15 +103,30 @@ impl Cluster for KubeCluster {
         gone_is_fine(self.patch_metadata(kind, object, patch).await)
     }
 
-    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError> {
+    async fn create_agent_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
         let api = self.api::<Pod>(pod.metadata.namespace.as_deref());
-        let made = match api.create(&PostParams::default(), pod).await.map_err(|e| refused(&e)) {
-            Err(ClusterError::Conflict(_)) => api.get(&pod.name_any()).await.map_err(|e| refused(&e))?,
-            other => other?,
-        };
+        match api.create(&PostParams::default(), pod).await.map_err(|e| refused(&e)) {
+            Err(ClusterError::Conflict(_)) => api.get(&pod.name_any()).await.map_err(|e| refused(&e)),
+            other => other,
+        }
+    }
+
+    async fn create_agent_secret(&self, secret: &Secret, pod: &Pod) -> Result<(), ClusterError> {
         let mut secret = secret.clone();
-        secret.metadata.owner_references = made.owner_ref(&()).map(|owner| vec![owner]);
-        self.create_secret(&secret, &made).await
+        secret.metadata.owner_references = pod.owner_ref(&()).map(|owner| vec![owner]);
+        let api = self.api::<Secret>(secret.metadata.namespace.as_deref());
+        match api.create(&PostParams::default(), &secret).await.map_err(|e| refused(&e)) {
+            Err(ClusterError::Conflict(_)) => {}
+            other => return other.map(drop),
+        }
+        // gone meanwhile, when the collector took it with an earlier pod of the same name
+        if let Some(old) = api.get_opt(&secret.name_any()).await.map_err(|e| refused(&e))? {
+            if old.owner_references().iter().any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
+                return Ok(());
+            }
+            gone_is_fine(delete(&api, &old.metadata, DeleteParams::default()).await)?;
+        }
+        api.create(&PostParams::default(), &secret).await.map(drop).map_err(|e| refused(&e))
     }
 
     async fn delete_agent(&self, pod: &str, grace: Duration) -> Result<(), ClusterError> {

@@ -101,9 +101,12 @@ pub trait Cluster: Send + Sync {
     /// Removes our finalizer, if the list is still as in `object`. An object that is gone is no error.
     async fn remove_finalizer(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError>;
 
-    /// Makes an agent: its pod, and the Secret with its configuration, owned by the pod. What exists
-    /// under these names is left as it is.
-    async fn create_agent(&self, pod: &Pod, secret: &Secret) -> Result<(), ClusterError>;
+    /// Makes an agent's pod, and gives it as it is; one that exists under this name is left as it is. It does not
+    /// start without its Secret.
+    async fn create_agent_pod(&self, pod: &Pod) -> Result<Pod, ClusterError>;
+
+    /// Makes the Secret with an agent's configuration, owned by its pod; one that this very pod has is left as it is.
+    async fn create_agent_secret(&self, secret: &Secret, pod: &Pod) -> Result<(), ClusterError>;
 
     /// Removes an agent's pod, which gets `grace` to end, and its Secret, which has the pod's name.
     /// Gone already is no error.

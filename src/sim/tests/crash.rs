@@ -31,6 +31,8 @@ async fn a10_the_operator_may_die_after_any_of_its_writes() {
         let status = world.status();
         assert!(status.submission <= undisturbed.status().submission + 1, "write {n}: {}", world.story());
         assert_eq!(status.failures, 0, "write {n} ({}): {}", writes[n - 1], world.story());
+        let lost = (status.kills.node, status.incarnation);
+        assert_eq!(lost, (0, undisturbed.status().incarnation), "write {n} ({}): {}", writes[n - 1], world.story());
     }
 }
 

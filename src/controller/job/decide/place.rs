@@ -236,7 +236,8 @@ impl Draft<'_> {
         self.seen.setup.port_first.saturating_add(offset)
     }
 
-    /// Makes again what the pass that decided the incarnation may not have made.
+    /// Makes again what the pass that decided the incarnation may not have made: a pod, or its Secret, without
+    /// which it does not start and says nothing.
     pub(super) fn make_agents_again(&mut self, slot: &SlotStatus) {
         let Some(origin) = self.status.origin.clone() else { return };
         let placed = origin.since.as_ref().map_or(self.now, |at| at.0);
@@ -248,7 +249,11 @@ impl Draft<'_> {
             .iter()
             .filter(|member| super::members::state(self.seen, member).is_none())
             .filter_map(|member| {
-                let agent = member.agent.as_ref().filter(|agent| !self.seen.pods.contains_key(&agent.pod))?;
+                let agent = member.agent.as_ref()?;
+                let pod = self.seen.pods.get(&agent.pod);
+                if pod.is_some_and(|pod| pod.ended.is_some() || pod.deleting) {
+                    return None;
+                }
                 Some(AgentPlacement {
                     member: member.index,
                     incarnation: agent.incarnation,
