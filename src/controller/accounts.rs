@@ -55,7 +55,9 @@ struct Keeper {
 impl Keeper {
     async fn pass(&mut self, jobs: &[Arc<BestEffortJob>], view: &dyn ClusterView, cluster: &dyn Cluster) {
         let (named, used) = accounts(jobs);
-        for (key, keep) in changes(&named, &used, &self.kept) {
+        // a job that cannot be read may hold slots
+        let sure = |(key, keep): &(Key, bool)| *keep || view.has_all_jobs(&key.0);
+        for (key, keep) in changes(&named, &used, &self.kept).into_iter().filter(sure) {
             match self.paused.get_mut(&key) {
                 Some(looks @ 1..) => *looks -= 1,
                 _ => match change(&key, keep, view, cluster).await {
@@ -193,6 +195,18 @@ mod tests {
         keeper.pass(&[], &cluster, &cluster).await;
         assert!(!is_kept(&cluster).await);
         assert!(keeper.kept.is_empty() && keeper.paused.is_empty());
+    }
+
+    #[tokio::test]
+    async fn c4_a_job_that_cannot_be_read_keeps_the_secrets_of_its_namespace() {
+        let (cluster, mut keeper) = (world(), Keeper::default());
+        keeper.pass(&[job("a", slot("Running"))], &cluster, &cluster).await;
+        cluster.set_unread(Kind::Job, "team", "a", true);
+        keeper.pass(&[], &cluster, &cluster).await;
+        assert!(is_kept(&cluster).await);
+        cluster.set_unread(Kind::Job, "team", "a", false);
+        keeper.pass(&[], &cluster, &cluster).await;
+        assert!(!is_kept(&cluster).await);
     }
 
     #[tokio::test]

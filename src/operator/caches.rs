@@ -22,7 +22,7 @@ use super::figures::Figures;
 use crate::{
     api::{BestEffortJob, LABEL_COMPONENT, LABEL_JOB_UID, Snapshot, VmImage},
     controller::wake::Waker,
-    driver::cluster::view::KubeView,
+    driver::cluster::{unread::Unread, view::KubeView},
     names::JobUid,
 };
 
@@ -49,9 +49,11 @@ pub(super) async fn start(
     let agents_only = everywhere().labels(&format!("{LABEL_COMPONENT}=agent"));
 
     let (waker, seen) = (jobs_waker.clone(), figures.clone());
+    let (unread_jobs, unread_snapshots) = (Unread::default(), Unread::default());
     let jobs = starter.watch(
         all::<BestEffortJob>(client),
         everywhere(),
+        unread_jobs.clone(),
         |_| {},
         move |job| {
             seen.job(job);
@@ -62,6 +64,7 @@ pub(super) async fn start(
     let images = starter.watch(
         all::<VmImage>(client),
         everywhere(),
+        Unread::default(),
         |_| {},
         move |image| {
             wake(&images_waker, image);
@@ -72,6 +75,7 @@ pub(super) async fn start(
     let snapshots = starter.watch(
         all::<Snapshot>(client),
         everywhere(),
+        unread_snapshots.clone(),
         |_| {},
         move |snapshot| {
             seen.snapshot(snapshot);
@@ -84,6 +88,7 @@ pub(super) async fn start(
     let agents = starter.watch(
         pods,
         agents_only,
+        Unread::default(),
         |_| {},
         move |pod| {
             if let Some(job) = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) {
@@ -96,9 +101,19 @@ pub(super) async fn start(
             status.images = None;
         }
     };
-    let nodes = starter.watch(Api::all(client.clone()), everywhere(), lean, |_| {});
+    let nodes = starter.watch(Api::all(client.clone()), everywhere(), Unread::default(), lean, |_| {});
 
-    let view = KubeView { client: client.clone(), namespace: namespace.into(), jobs, images, snapshots, agents, nodes };
+    let view = KubeView {
+        client: client.clone(),
+        namespace: namespace.into(),
+        jobs,
+        unread_jobs,
+        images,
+        snapshots,
+        unread_snapshots,
+        agents,
+        nodes,
+    };
     let filled = async {
         // an error means that the watch's task has ended: the process is stopping
         let _ = view.jobs.wait_until_ready().await;
@@ -143,11 +158,12 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    /// Keeps what a watch brings; `lean` drops what nobody reads, `changed` is told of each change.
+    /// Keeps what a watch brings, and in `unread` what of it cannot be read; `lean` drops what nobody reads, `changed` is told of each change.
     fn watch<K>(
         &self,
         api: Api<DeserializeGuard<K>>,
         config: watcher::Config,
+        unread: Unread,
         lean: impl Fn(&mut K) + Send + 'static,
         changed: impl Fn(&K) + Send + 'static,
     ) -> Store<K>
@@ -156,7 +172,8 @@ impl Starter<'_> {
     {
         let (reader, writer) = reflector::store();
         let stop = self.stop.clone();
-        let events = readable(watcher(api, config).default_backoff(), lean);
+        let events = watcher(api, config).default_backoff().inspect(move |event| unread.note(event));
+        let events = readable(events, lean);
         let mut events = reflector::reflector(writer, events).boxed();
         let filled = reader.clone();
         self.tasks.spawn(async move {

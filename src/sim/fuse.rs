@@ -155,6 +155,15 @@ impl ClusterView for Fused<dyn ClusterView> {
     fn jobs(&self) -> Vec<Arc<BestEffortJob>> {
         self.inner.jobs()
     }
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: Option<&JobUid>) -> Result<bool, ClusterError> {
+        self.fuse.read(self.inner.job_is_gone(namespace, name, uid)).await
+    }
+    fn has_all_jobs(&self, namespace: &str) -> bool {
+        self.inner.has_all_jobs(namespace)
+    }
+    fn has_all_snapshots(&self, namespace: &str) -> bool {
+        self.inner.has_all_snapshots(namespace)
+    }
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
         self.inner.image(namespace, name)
     }

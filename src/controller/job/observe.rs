@@ -71,6 +71,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         barrier: remembered.barrier,
         content,
         snapshots: snapshots(job, ctx),
+        unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
         sent: remembered.sent,
     })
 }

@@ -250,6 +250,8 @@ pub struct Seen {
     pub content: Fact<JobContent>,
     /// The Snapshot objects of the job.
     pub snapshots: Vec<SnapshotSeen>,
+    /// There are Snapshot objects in its namespace that cannot be read: one may be the job's.
+    pub unread_snapshots: bool,
     /// When this process last did what is repeated until it works, by [`Effect`] and object.
     pub sent: BTreeMap<String, Timestamp>,
 }

@@ -28,7 +28,7 @@ pub struct Seen {
     pub job: Fact<JobSeen>,
     /// What the repository has of the job; `Unknown` also where nobody needs to know.
     pub content: Fact<JobContent>,
-    /// Other snapshots of the same job.
+    /// Other snapshots of the same job, and what cannot be read and may be one.
     pub siblings: usize,
 }
 

@@ -14,12 +14,7 @@ use crate::{
 /// The facts.
 pub async fn observe(snapshot: &Snapshot, context: &Context) -> Seen {
     let namespace = snapshot.metadata.namespace.as_deref().unwrap_or_default();
-    let found = context.view.job(namespace, &snapshot.spec.job).map(|job| job_seen(&job));
-    let job = match found {
-        // the name may belong to a later job
-        Some(job) if job_uid(snapshot).is_none_or(|uid| uid == job.uid) => Fact::Known(job),
-        Some(_) | None => Fact::Absent,
-    };
+    let job = job(snapshot, namespace, context).await;
     let content = match job_uid(snapshot).filter(|_| depends_on_content(snapshot, &job)) {
         Some(uid) => match context.repository.content(&uid).await {
             Ok(content) => Fact::Known(content),
@@ -34,7 +29,27 @@ pub async fn observe(snapshot: &Snapshot, context: &Context) -> Seen {
     let others = of_same_job.iter().filter(|other| {
         other.metadata.uid != snapshot.metadata.uid && job_uid(other).is_some() && job_uid(other) == job_uid(snapshot)
     });
-    Seen { job, content, siblings: others.count() }
+    // one that cannot be read may be of this job
+    let siblings = others.count() + usize::from(!context.view.has_all_snapshots(namespace));
+    Seen { job, content, siblings }
+}
+
+/// The job, or a later one of its name. What is not seen is only gone if the API server says so: it may
+/// be one that cannot be read, or one that the watch has not brought yet.
+async fn job(snapshot: &Snapshot, namespace: &str, context: &Context) -> Fact<JobSeen> {
+    let (name, uid) = (&snapshot.spec.job, job_uid(snapshot));
+    let found = context.view.job(namespace, name).map(|job| job_seen(&job));
+    if let Some(job) = found.filter(|job| uid.as_ref().is_none_or(|uid| *uid == job.uid)) {
+        return Fact::Known(job);
+    }
+    match context.view.job_is_gone(namespace, name, uid.as_ref()).await {
+        Ok(true) => Fact::Absent,
+        Ok(false) => Fact::Unknown { since: context.clock.now() },
+        Err(error) => {
+            tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to ask for the job");
+            Fact::Unknown { since: context.clock.now() }
+        }
+    }
 }
 
 fn log(snapshot: &Snapshot, error: &RepositoryError) {
@@ -56,3 +71,7 @@ fn job_seen(job: &BestEffortJob) -> JobSeen {
         restoring: origin.filter(|_| matches!(status.phase, JobPhase::Deploying | JobPhase::Restoring)),
     }
 }
+
+#[cfg(test)]
+#[path = "observe_tests.rs"]
+mod tests;

@@ -144,7 +144,15 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
     let found = context.board.job_of(&namespace, &snapshot.spec.job);
     let found = found.filter(|found| found.metadata.uid.as_deref() == Some(&job.0));
     let image = match &found {
-        None => Fact::Absent,
+        None => match context.board.job_is_gone(&namespace, &snapshot.spec.job, &job).await {
+            Ok(true) => Fact::Absent,
+            // one that cannot be read, or that the watch has not brought yet
+            Ok(false) => Fact::Unknown { since: context.clock.now() },
+            Err(error) => {
+                tracing::warn!(%job, %error, "failed to ask for a job");
+                Fact::Unknown { since: context.clock.now() }
+            }
+        },
         Some(found) => match found.status.as_ref().and_then(|status| status.image.clone()) {
             Some(image) => Fact::Known(image),
             None => Fact::Unknown { since: context.clock.now() },

@@ -264,3 +264,15 @@ async fn b17_an_evacuation_does_not_wait_for_the_api_server() {
     world.passes(8, true).await;
     assert_eq!(world.repository.complete(&world.job), [1].into());
 }
+
+#[tokio::test(start_paused = true)]
+async fn b12_a_generation_of_a_job_that_cannot_be_read_is_not_given_up() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    world.cluster.set_unread(crate::driver::cluster::Kind::Job, "alice", "pi", true);
+    world.passes(20, true).await;
+    assert_ne!(world.transfer(1).state, TransferState::Failed);
+    world.cluster.set_unread(crate::driver::cluster::Kind::Job, "alice", "pi", false);
+    world.passes(5, true).await;
+    assert_eq!(world.transfer(1).state, TransferState::Published);
+}

@@ -3,7 +3,7 @@
 //! those are tested on a real API server.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -46,6 +46,8 @@ struct Objects {
     writes: BTreeMap<&'static str, u64>,
     conflicts: u32,
     down: bool,
+    /// Jobs and snapshots that cannot be read.
+    unread: BTreeSet<(Kind, Key)>,
 }
 
 /// Kubernetes in memory.
@@ -81,6 +83,17 @@ impl FakeCluster {
     /// Refuses every write while `down`.
     pub fn set_down(&self, down: bool) {
         self.lock().down = down;
+    }
+
+    /// Makes an object one that cannot be read, or one that can again.
+    pub fn set_unread(&self, kind: Kind, namespace: &str, name: &str, unread: bool) {
+        let key = (kind, (namespace.to_owned(), name.to_owned()));
+        let mut objects = self.lock();
+        if unread {
+            objects.unread.insert(key)
+        } else {
+            objects.unread.remove(&key)
+        };
     }
 
     /// Lets this many of the next status writes meet a conflict.
@@ -402,11 +415,32 @@ impl Cluster for FakeCluster {
 #[async_trait]
 impl ClusterView for FakeCluster {
     fn job(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
-        self.lock().jobs.get(&(namespace.into(), name.into())).cloned().map(Arc::new)
+        let objects = self.lock();
+        let key = (namespace.into(), name.into());
+        objects.jobs.get(&key).filter(|_| !objects.unread.contains(&(Kind::Job, key.clone()))).cloned().map(Arc::new)
     }
 
     fn jobs(&self) -> Vec<Arc<BestEffortJob>> {
-        self.lock().jobs.values().cloned().map(Arc::new).collect()
+        let objects = self.lock();
+        let read = objects.jobs.iter().filter(|(key, _)| !objects.unread.contains(&(Kind::Job, (*key).clone())));
+        read.map(|(_, job)| Arc::new(job.clone())).collect()
+    }
+
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: Option<&JobUid>) -> Result<bool, ClusterError> {
+        let objects = self.lock();
+        if objects.down {
+            return Err(ClusterError::Unreachable("connection refused".into()));
+        }
+        let found = objects.jobs.get(&(namespace.into(), name.into()));
+        Ok(found.is_none_or(|found| uid.is_some_and(|uid| found.metadata.uid.as_ref() != Some(&uid.0))))
+    }
+
+    fn has_all_jobs(&self, namespace: &str) -> bool {
+        !self.lock().unread.iter().any(|(kind, (of, _))| *kind == Kind::Job && of == namespace)
+    }
+
+    fn has_all_snapshots(&self, namespace: &str) -> bool {
+        !self.lock().unread.iter().any(|(kind, (of, _))| *kind == Kind::Snapshot && of == namespace)
     }
 
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
@@ -415,7 +449,9 @@ impl ClusterView for FakeCluster {
 
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
         let objects = self.lock();
-        let of_job = objects.snapshots.iter().filter(|((ns, _), s)| ns == namespace && s.spec.job == job);
+        let read =
+            objects.snapshots.iter().filter(|(key, _)| !objects.unread.contains(&(Kind::Snapshot, (*key).clone())));
+        let of_job = read.filter(|((ns, _), s)| ns == namespace && s.spec.job == job);
         of_job.map(|(_, snapshot)| Arc::new(snapshot.clone())).collect()
     }
 
@@ -456,6 +492,10 @@ impl TransferBoard for FakeCluster {
 
     fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
         ClusterView::job(self, namespace, name)
+    }
+
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: &JobUid) -> Result<bool, ClusterError> {
+        ClusterView::job_is_gone(self, namespace, name, Some(uid)).await
     }
 
     async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, _: &Condition) -> Result<(), ClusterError> {

@@ -9,6 +9,7 @@ pub mod fake;
 pub mod importers;
 pub mod kube;
 pub mod transfers;
+pub mod unread;
 pub mod view;
 
 use std::{sync::Arc, time::Duration};
@@ -135,6 +136,16 @@ pub trait ClusterView: Send + Sync {
 
     /// All jobs, as last seen.
     fn jobs(&self) -> Vec<Arc<BestEffortJob>>;
+
+    /// Whether the job does not exist, asked of the API server itself: one that is not seen may only not be
+    /// readable, or not be known yet. With a uid: whether that job does not, whatever has its name now.
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: Option<&JobUid>) -> Result<bool, ClusterError>;
+
+    /// Whether [`ClusterView::jobs`] has all jobs of a namespace: none is there that cannot be read.
+    fn has_all_jobs(&self, namespace: &str) -> bool;
+
+    /// The same of [`ClusterView::snapshots`].
+    fn has_all_snapshots(&self, namespace: &str) -> bool;
 
     /// A VmImage, as last seen.
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>>;

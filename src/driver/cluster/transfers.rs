@@ -13,8 +13,11 @@ use async_trait::async_trait;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde_json::json;
 
-use super::{ClusterError, kube::refused};
-use crate::api::{BestEffortJob, GROUP, Snapshot, VERSION, snapshot::Transfer};
+use super::{ClusterError, kube::refused, view};
+use crate::{
+    api::{BestEffortJob, GROUP, Snapshot, VERSION, snapshot::Transfer},
+    names::JobUid,
+};
 
 /// Name under which kget owns fields.
 pub const FIELD_MANAGER: &str = "vmdeploy-kget";
@@ -27,6 +30,9 @@ pub trait TransferBoard: Send + Sync {
 
     /// A job, as last seen.
     fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>>;
+
+    /// Whether that job does not exist, asked of the API server itself.
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: &JobUid) -> Result<bool, ClusterError>;
 
     /// Writes `status.transfer` and the condition `Stored` of a snapshot, and nothing else.
     async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, stored: &Condition) -> Result<(), ClusterError>;
@@ -51,6 +57,10 @@ impl TransferBoard for KubeBoard {
 
     fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
         self.jobs.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: &JobUid) -> Result<bool, ClusterError> {
+        view::job_is_gone(&self.client, namespace, name, Some(uid)).await
     }
 
     async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, stored: &Condition) -> Result<(), ClusterError> {

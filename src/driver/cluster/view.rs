@@ -10,7 +10,7 @@ use ::kube::{
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 
-use super::{ClusterError, ClusterView, kube::refused};
+use super::{ClusterError, ClusterView, kube::refused, unread::Unread};
 use crate::{
     api::{BestEffortJob, LABEL_JOB_UID, Snapshot, VmImage},
     names::{JobUid, NodeName},
@@ -25,10 +25,14 @@ pub struct KubeView {
     pub namespace: String,
     /// All jobs.
     pub jobs: Store<BestEffortJob>,
+    /// Jobs that cannot be read.
+    pub unread_jobs: Unread,
     /// All images.
     pub images: Store<VmImage>,
     /// All snapshots.
     pub snapshots: Store<Snapshot>,
+    /// Snapshots that cannot be read.
+    pub unread_snapshots: Unread,
     /// The agent pods, and nothing but them.
     pub agents: Store<Pod>,
     /// The nodes.
@@ -43,6 +47,18 @@ impl ClusterView for KubeView {
 
     fn jobs(&self) -> Vec<Arc<BestEffortJob>> {
         self.jobs.state()
+    }
+
+    async fn job_is_gone(&self, namespace: &str, name: &str, uid: Option<&JobUid>) -> Result<bool, ClusterError> {
+        job_is_gone(&self.client, namespace, name, uid).await
+    }
+
+    fn has_all_jobs(&self, namespace: &str) -> bool {
+        !self.unread_jobs.any_in(namespace)
+    }
+
+    fn has_all_snapshots(&self, namespace: &str) -> bool {
+        !self.unread_snapshots.any_in(namespace)
     }
 
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
@@ -82,6 +98,18 @@ impl ClusterView for KubeView {
         let map = api.get_opt(name).await.map_err(|e| refused(&e))?;
         Ok(map.and_then(|map| map.data?.remove(key)))
     }
+}
+
+/// Asks for nothing but the metadata, which can be read of whatever there is.
+pub(super) async fn job_is_gone(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    uid: Option<&JobUid>,
+) -> Result<bool, ClusterError> {
+    let api: Api<BestEffortJob> = Api::namespaced(client.clone(), namespace);
+    let found = api.get_metadata_opt(name).await.map_err(|e| refused(&e))?;
+    Ok(found.is_none_or(|found| uid.is_some_and(|uid| found.metadata.uid.as_ref() != Some(&uid.0))))
 }
 
 /// Whether an agent pod is one of the job's.

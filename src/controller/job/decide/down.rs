@@ -98,6 +98,12 @@ impl Draft<'_> {
         let ever_ran = self.status.incarnation > 0;
         if ever_ran && !retained && !empty {
             self.because("what the repository has is being removed");
+            if self.seen.unread_snapshots {
+                // it may be to be retained, and what the repository has with it
+                self.because("a Snapshot of the namespace cannot be read");
+                self.wake(Duration::from_secs(10));
+                return;
+            }
             if self.seen.content.known().is_none() {
                 self.wake(Duration::from_secs(5));
                 return;

@@ -228,3 +228,17 @@ fn a_job_deleted_at_the_site_goes_on_when_suspend_is_set_and_unset() {
     life.run(10);
     assert_eq!(life.phase(), JobPhase::Running);
 }
+
+#[test]
+fn b12_content_is_not_removed_beside_a_snapshot_that_cannot_be_read() {
+    let mut life = Life::running(1);
+    life.run(700);
+    life.seen.unread_snapshots = true;
+    life.job.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(life.now));
+    life.run(60);
+    assert!(life.effects("RemoveContent").is_empty() && !life.gone);
+    assert!(life.whys.last().unwrap().contains("cannot be read"));
+    life.seen.unread_snapshots = false;
+    life.run(20);
+    assert!(life.gone && life.effects("RemoveContent").len() == 1);
+}

@@ -101,6 +101,7 @@ pub(super) fn life(members: u32) -> Life {
         barrier: None,
         content: Fact::Known(JobContent::default()),
         snapshots: Vec::new(),
+        unread_snapshots: false,
         sent: BTreeMap::new(),
     };
     Life {
