@@ -59,6 +59,8 @@ pub struct Args {
     subresources: Option<SocketAddr>,
 }
 
+/// The kinds this process reads and writes.
+const KINDS: &[&str] = &["BestEffortJob", "VmImage", "Snapshot"];
 /// Name of the Lease.
 const LEASE: &str = "vmdeploy-operator";
 /// Passes of one controller at the same time.
@@ -121,7 +123,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
 
 impl Process {
     async fn run(&self, stop: CancellationToken) -> anyhow::Result<()> {
-        if !served::wait(&self.client, &["BestEffortJob", "VmImage", "Snapshot"], &self.readiness, &stop).await {
+        if !served::wait(&self.client, KINDS, &self.readiness, &stop).await {
             return Ok(());
         }
         let candidate = Candidate::new(self.client.clone(), &self.config.namespace, LEASE);
@@ -209,6 +211,8 @@ impl Process {
         let result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             result = self.upkeep(&vault, &authority) => result,
+            // what would be written could not be relied on: the process begins again and waits
+            older = served::until_older(&self.client, KINDS, &self.readiness) => Err(older.into()),
             never = count(&figures, &jobs, &self.requests, &sites) => match never {},
         };
         stop.cancel();

@@ -50,6 +50,8 @@ pub struct Args {
     health: Option<SocketAddr>,
 }
 
+/// The kinds this process reads and writes.
+const KINDS: &[&str] = &["BestEffortJob", "Snapshot"];
 /// Name of the Lease.
 const LEASE: &str = "vmdeploy-kget";
 /// Checks of the health page.
@@ -81,7 +83,7 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
     let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
     let key = TicketKey::new(&secret)?;
     let client = Client::try_from(client::config().await?)?;
-    if !served::wait(&client, &["BestEffortJob", "Snapshot"], readiness, &stop).await {
+    if !served::wait(&client, KINDS, readiness, &stop).await {
         return Ok(());
     }
     readiness.not_ready(LEADER, "another process leads");
@@ -94,7 +96,7 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
         let (changed, tasks) = (Arc::new(Notify::new()), TaskTracker::new());
         let snapshots = watch::store(&client, changed.clone(), &tasks, &stop);
         let jobs = watch::store(&client, changed.clone(), &tasks, &stop);
-        let board = KubeBoard { client, snapshots, jobs };
+        let board = KubeBoard { client: client.clone(), snapshots, jobs };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = watch::filled(&board) => readiness.ready(CACHES),
@@ -103,9 +105,12 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
         let board = Arc::new(board);
         let ledger = repository.clone();
         let context = Context::new(Clock::system(), board, agents, repository, ledger, key, changed);
-        transfer::run(Arc::new(context), stop).await;
+        let result = tokio::select! {
+            () = transfer::run(Arc::new(context), stop) => Ok(()),
+            older = served::until_older(&client, KINDS, readiness) => Err(older.into()),
+        };
         tasks.close();
-        Ok(())
+        result
     };
     Ok(candidate.lead(stop, lead).await?)
 }
