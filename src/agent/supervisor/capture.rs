@@ -72,21 +72,23 @@ impl Supervisor {
         if todo != Todo::Work {
             return Ok(());
         }
-        vm.discard(&self.paths).await;
+        if let Some(old) = vm.prepared.as_ref().map(|prepared| prepared.generation) {
+            vm.discard(&self.paths, old).await;
+        }
         let uploading = self.uploading();
         vm.forget_old(&self.paths, uploading).await;
         self.view.change(|facts| facts.captured.retain(|part| vm.captured.contains_key(&part.generation)));
         let idle = tokio::time::timeout(IDLE_LIMIT, self.guest.clone().lock_owned()).await;
         let ready = match idle {
             Ok(gate) => {
-                vm.gate = Some(gate);
+                vm.gate = Some((order.generation, gate));
                 make_ready(vm, &self.paths, order).await
             }
             Err(_) => Err(QemuError::Late("the guest's agent")),
         };
         if let Err(error) = &ready {
-            self.view.change(|facts| facts.barrier.give_up(&error.to_string()));
-            vm.discard(&self.paths).await;
+            self.view.change(|facts| facts.barrier.give_up(order.generation, &error.to_string()));
+            vm.discard(&self.paths, order.generation).await;
         }
         ready.map_err(failed)
     }
@@ -101,7 +103,7 @@ impl Supervisor {
         let elapsed = self.view.elapsed();
         self.view.quietly(|facts| facts.barrier.stopping(elapsed));
         if let Err(error) = capture::stop(&vm.qmp, self.config.max_pause.max(SHORTEST_STOP)).await {
-            self.give_up(vm, &error.to_string()).await;
+            self.give_up(vm, order.generation, &error.to_string()).await;
             return Err(failed(error));
         }
         let (elapsed, now) = (self.view.elapsed(), self.view.now());
@@ -127,8 +129,8 @@ impl Supervisor {
                 Ok(())
             }
             Err(error) => {
-                vm.being_read = false;
-                self.give_up(vm, &error.to_string()).await;
+                vm.being_read.remove(&order.generation);
+                self.give_up(vm, order.generation, &error.to_string()).await;
                 if self.paths.generation(order.generation).exists() {
                     remove_generation(&self.paths, order.generation).await;
                 }
@@ -150,7 +152,7 @@ impl Supervisor {
         let content = [self.paths.output(), frozen.clone()].map(|path| std::fs::metadata(path).map_or(0, |m| m.len()));
         let limit = vm.time_for(vm.memory + content.iter().sum::<u64>());
         capture::begin(&vm.qmp, mechanism, vm.version.resumes_by_itself).await?;
-        vm.being_read = true;
+        vm.being_read.insert(order.generation);
         self.view.change(|facts| facts.barrier.writing());
         if order.resume {
             if mechanism == Mechanism::Stopped {
@@ -209,13 +211,13 @@ impl Supervisor {
     }
 
     /// Makes the part void; the guest runs on.
-    pub(super) async fn give_up(&self, vm: &mut Vm, reason: &str) {
-        tracing::warn!(reason, "a capture is given up");
-        let todo = self.view.change(|facts| facts.barrier.give_up(reason));
+    async fn give_up(&self, vm: &mut Vm, generation: Generation, reason: &str) {
+        tracing::warn!(generation, reason, "a capture is given up");
+        let todo = self.view.change(|facts| facts.barrier.give_up(generation, reason));
         if todo == Todo::Resume && !self.stop.is_cancelled() {
             self.run_on(vm).await;
         }
-        vm.discard(&self.paths).await;
+        vm.discard(&self.paths, generation).await;
     }
 
     /// The order to give a capture up.
@@ -233,20 +235,19 @@ impl Supervisor {
         if todo == Todo::Resume && !self.run_on(vm).await {
             return Err(failed("the guest cannot be resumed"));
         }
-        vm.discard(&self.paths).await;
+        vm.discard(&self.paths, order.generation).await;
         Ok(())
     }
 
     /// Lets the guest run when a limit of the barrier has passed (safety B3).
     pub(super) async fn tick(&self) {
         let elapsed = self.view.elapsed();
-        if self.view.quietly(|facts| facts.barrier.tick(elapsed)) != Todo::Resume {
-            return self.forget_prepared().await;
-        }
+        let (todo, part) = self.view.quietly(|facts| (facts.barrier.tick(elapsed), facts.barrier.part().cloned()));
+        let (Todo::Resume, Some(part)) = (todo, part) else { return self.forget_prepared().await };
         if let Some(vm) = self.vm.lock().await.as_mut() {
             tracing::warn!("nobody has said how the capture goes on: the guest runs on");
             self.run_on(vm).await;
-            vm.discard(&self.paths).await;
+            vm.discard(&self.paths, part.generation).await;
         }
     }
 
@@ -254,10 +255,11 @@ impl Supervisor {
         // whoever holds the VM now goes on with the capture
         let Ok(mut vm) = self.vm.try_lock() else { return };
         let Some(vm) = vm.as_mut() else { return };
-        let late = vm.prepared.as_ref().is_some_and(|prepared| prepared.at.elapsed() > PREPARED_LIMIT);
-        let prepared = |part: &CapturePart| part.state == PartState::Prepared;
-        if late && self.view.read(|facts| facts.barrier.part().is_some_and(prepared)) {
-            self.give_up(vm, "nobody goes on with it").await;
+        let late = vm.prepared.as_ref().filter(|prepared| prepared.at.elapsed() > PREPARED_LIMIT);
+        let Some(generation) = late.map(|prepared| prepared.generation) else { return };
+        let waits = |part: &CapturePart| part.generation == generation && part.state == PartState::Prepared;
+        if self.view.read(|facts| facts.barrier.part().is_some_and(waits)) {
+            self.give_up(vm, generation, "nobody goes on with it").await;
         }
     }
 
@@ -267,12 +269,12 @@ impl Supervisor {
         let result = self.collect(&cut).await;
         let mut vm = self.vm.lock().await;
         let Some(vm) = vm.as_mut() else { return };
-        vm.being_read = false;
+        vm.being_read.remove(&generation);
         match result {
             Ok(bytes) => self.captured(vm, cut, bytes).await,
             Err(error) => {
                 self.end_writing(vm, cut.mechanism, &error).await;
-                self.give_up(vm, &error.to_string()).await;
+                self.give_up(vm, generation, &error.to_string()).await;
                 remove_generation(&self.paths, generation).await;
             }
         }
@@ -286,7 +288,7 @@ impl Supervisor {
         if self.view.read(|facts| facts.barrier.holds_guest()) || vm.prepared.is_some() {
             return Ok(());
         }
-        let (Some((top, base)), Some((active, _))) = (vm.chain.to_commit(vm.being_read), vm.top()) else {
+        let (Some((top, base)), Some((active, _))) = (vm.chain.to_commit(!vm.being_read.is_empty()), vm.top()) else {
             return Ok(());
         };
         let mut urgent = self.urgent.subscribe();
@@ -316,18 +318,18 @@ impl Supervisor {
             ran: cut.ran,
         };
         let elapsed = self.view.elapsed();
-        let whole = self.view.change(|facts| {
-            facts.barrier.captured(elapsed, record.clone(), bytes);
-            let whole = facts.barrier.part().filter(|part| part.state == PartState::Captured).cloned();
+        let (whole, holds) = self.view.change(|facts| {
+            let whole = facts.barrier.captured(elapsed, cut.generation, record.clone(), bytes);
+            let newest = facts.barrier.part().is_some_and(|part| part.generation == cut.generation);
             facts.captured.extend(whole.clone());
-            whole.is_some()
+            (whole.is_some(), newest && facts.barrier.holds_guest())
         });
         if whole {
             vm.captured.insert(cut.generation, record);
             return;
         }
         remove_generation(&self.paths, cut.generation).await;
-        if !cut.resume {
+        if !cut.resume && holds {
             self.run_on(vm).await;
         }
     }

@@ -160,6 +160,51 @@ async fn b3_a_background_capture_that_its_disk_does_not_take_loses_the_guest() {
     node.lost();
 }
 
+/// Generation 1 was given up while it was being written, and ends only when 2 holds the guest.
+#[tokio::test]
+async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
+    let node = Node::new(1).await;
+    node.qemu.lock().disk_hangs = true;
+    node.cut(&order(1, true)).await.unwrap();
+    node.orders.abandon(&order(1, true)).await.unwrap();
+    node.orders.prepare(&order(2, false)).await.unwrap();
+    node.orders.stop(&order(2, false)).await.unwrap();
+    node.qemu.end_writing();
+    let ended = async {
+        while node.supervisor.paths.generation(1).exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("what is void is removed");
+    {
+        let vm = node.supervisor.vm.lock().await;
+        let vm = vm.as_ref().unwrap();
+        assert!(vm.captured.is_empty() && vm.gate.is_some() && vm.prepared.is_some());
+    }
+    assert_eq!((node.part(), node.vm()), (PartState::Stopped, VmState::Stopped));
+    assert!(node.qemu.lock().paused, "the guest ran on before its cut");
+    node.qemu.lock().disk_hangs = true;
+    node.orders.cut(&order(2, false)).await.unwrap();
+    // the first one's end is told once more, and books nothing
+    let cut = Cut {
+        generation: 1,
+        mechanism: Mechanism::Background,
+        resume: true,
+        frozen: node.supervisor.paths.overlay(0),
+        output_bytes: 0,
+        started: true,
+        ran: 1.0,
+        limit: Duration::from_secs(1),
+    };
+    node.supervisor.captured(node.supervisor.vm.lock().await.as_mut().unwrap(), cut, 9).await;
+    assert_eq!(node.part(), PartState::Writing);
+    assert!(node.supervisor.view.render().earlier.is_empty());
+    node.qemu.end_writing();
+    node.until(|part| *part == PartState::Captured).await;
+    assert_eq!(node.supervisor.view.render().capture.unwrap().generation, 2);
+    assert!(node.qemu.lock().paused);
+}
+
 #[tokio::test]
 async fn a_notice_does_not_wait_for_a_merge_of_overlays() {
     let node = Node::new(4).await;

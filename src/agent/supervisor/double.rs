@@ -2,7 +2,7 @@
 //! answers late, never or not at all where a test says so.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -66,6 +66,13 @@ impl Double {
         self.lock().told.iter().any(|told| told == command)
     }
 
+    /// What is being written ends, and what comes from now on ends at once.
+    pub(super) fn end_writing(&self) {
+        let mut machine = self.lock();
+        machine.disk_hangs = false;
+        machine.migration = "completed";
+    }
+
     /// Gives a supervisor a running guest in this QEMU, over a real disk with this many overlays.
     pub(super) async fn run_in(&self, supervisor: &Arc<Supervisor>, overlays: u32) {
         let paths = &supervisor.paths;
@@ -100,7 +107,7 @@ impl Double {
             output: Output::follow(&output, &paths.output(), supervisor.view.clone()).await.unwrap(),
             prepared: None,
             gate: None,
-            being_read: false,
+            being_read: BTreeSet::new(),
             patience: PATIENCE,
             captured: BTreeMap::new(),
         });

@@ -43,7 +43,7 @@ fn place(cache: &Path, digest: &str) -> Option<PathBuf> {
 }
 
 fn local(error: std::io::Error) -> RepositoryError {
-    RepositoryError::Full(format!("the cache of images: {error}"))
+    RepositoryError::local("the cache of images", &error)
 }
 
 /// The file of an image, fetched if the node has none that is right.

@@ -54,7 +54,9 @@ pub(super) enum LoadError {
 impl From<RepositoryError> for LoadError {
     fn from(error: RepositoryError) -> Self {
         match error {
-            RepositoryError::Full(_) | RepositoryError::Unreachable(_) => Self::Node(error.to_string()),
+            RepositoryError::Full(_) | RepositoryError::Unreachable(_) | RepositoryError::Local { .. } => {
+                Self::Node(error.to_string())
+            }
             RepositoryError::NotFound(_)
             | RepositoryError::Damaged(_)
             | RepositoryError::Refused(_)
@@ -225,7 +227,7 @@ impl Supervisor {
             output: output.map_err(node("follow the output"))?,
             prepared: None,
             gate: None,
-            being_read: false,
+            being_read: std::collections::BTreeSet::new(),
             patience: PATIENCE,
             captured: std::collections::BTreeMap::new(),
         });

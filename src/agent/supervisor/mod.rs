@@ -171,7 +171,7 @@ impl Supervisor {
                 let generation = asking.config.restore.unwrap_or_default();
                 let answer = asking.store.get_manifest(&asking.config.job, generation).await;
                 match answer {
-                    Err(RepositoryError::Unreachable(_)) => {}
+                    Err(RepositoryError::Unreachable(_) | RepositoryError::Local { .. }) => {}
                     Err(RepositoryError::Refused(why)) => {
                         tracing::error!(why, "this incarnation is over");
                         asking.stop.cancel();

@@ -1,9 +1,14 @@
-//! Sends a captured generation to the repository.
+//! Sends a captured generation to the repository. A repository that does not answer or has no room is
+//! tried until it takes the bytes, refuses them, or a later generation is to be sent instead: nobody
+//! else has them.
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::Supervisor;
 use crate::{
+    backoff::Backoff,
     driver::{
         agent::{AgentError, UploadOrder, UploadState},
         repository::RepositoryError,
@@ -14,11 +19,29 @@ use crate::{
 
 const KINDS: [FileKind; 3] = [FileKind::Memory, FileKind::Disk, FileKind::Output];
 
+/// Between two attempts.
+const AGAIN: Backoff =
+    Backoff { first: std::time::Duration::from_secs(1), longest: std::time::Duration::from_secs(20) };
+/// A file of the node's own that cannot be read so often never will be.
+const LOCAL_TRIES: u32 = 4;
+
+/// The upload that was ordered last.
+pub(super) struct Upload {
+    pub(super) state: UploadState,
+    /// Ends it: another is to be sent.
+    replaced: CancellationToken,
+}
+
+impl Upload {
+    fn is_over(&self) -> bool {
+        self.state.done || self.state.error.is_some()
+    }
+}
+
 impl Supervisor {
     /// The generation that is being sent now.
     pub(super) fn uploading(&self) -> Option<Generation> {
-        let running = |upload: &&UploadState| !upload.done && upload.error.is_none();
-        self.view.read(|facts| facts.upload.as_ref().filter(running).map(|upload| upload.generation))
+        self.view.read(|facts| facts.upload.as_ref().filter(|now| !now.is_over()).map(|now| now.state.generation))
     }
 
     /// Begins to send a generation; a repetition goes on with what is being done or is done.
@@ -39,21 +62,25 @@ impl Supervisor {
         }
         let fresh = self.view.change(|facts| {
             match &facts.upload {
-                Some(now) if now.generation == order.generation && now.error.is_none() => return Ok(false),
-                Some(now) if !now.done && now.error.is_none() => {
-                    return Err(AgentError::Refused(format!("generation {} is being sent", now.generation)));
+                Some(now) if now.state.generation == order.generation && now.state.error.is_none() => return Ok(None),
+                Some(now) if !now.is_over() && now.state.generation > order.generation => {
+                    return Err(AgentError::Refused(format!("generation {} is being sent", now.state.generation)));
                 }
-                _ => {}
+                Some(now) => now.replaced.cancel(),
+                None => {}
             }
-            facts.upload = Some(UploadState { generation: order.generation, total, ..UploadState::default() });
-            Ok(true)
+            let state = UploadState { generation: order.generation, total, ..UploadState::default() };
+            let replaced = CancellationToken::new();
+            facts.upload = Some(Upload { state, replaced: replaced.clone() });
+            Ok(Some(replaced))
         })?;
-        if fresh {
+        if let Some(replaced) = fresh {
             let (own, order) = (self.clone(), order.clone());
             tokio::spawn(async move {
                 let stop = own.stop.clone();
                 tokio::select! {
                     () = stop.cancelled() => {}
+                    () = replaced.cancelled() => {}
                     () = own.upload(&order) => {}
                 }
             });
@@ -61,37 +88,73 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn upload(&self, order: &UploadOrder) {
-        let result = self.send(order).await;
+    /// What is said of the upload of this generation, if it was not replaced.
+    fn note(&self, generation: Generation, note: impl FnOnce(&mut UploadState)) {
         self.view.change(|facts| {
-            let Some(upload) = &mut facts.upload else { return };
-            match result {
-                Ok(files) => {
-                    upload.sent = upload.total;
-                    upload.files = files;
-                    upload.done = true;
-                }
-                Err(error) => upload.error = Some(error.to_string()),
+            if let Some(now) = facts.upload.as_mut().filter(|now| now.state.generation == generation) {
+                note(&mut now.state);
             }
         });
     }
 
-    async fn send(&self, order: &UploadOrder) -> Result<Vec<PartFile>, RepositoryError> {
+    async fn upload(&self, order: &UploadOrder) {
         let mut files: Vec<PartFile> = Vec::new();
         for kind in KINDS {
-            let before: u64 = files.iter().map(|file| file.size).sum();
-            let progress = |sent: u64| {
-                self.view.quietly(|facts| {
-                    if let Some(upload) = &mut facts.upload {
-                        upload.sent = before + sent;
-                    }
-                });
-            };
-            let path = self.paths.part(order.generation, kind);
-            let (ticket, job, member) = (&order.ticket, &self.config.job, self.config.member);
-            let generation = order.generation;
-            files.push(self.store.put_part(ticket, job, generation, member, kind, &path, &progress).await?);
+            match self.send(order, kind, files.iter().map(|file| file.size).sum()).await {
+                Ok(file) => files.push(file),
+                Err(error) => {
+                    tracing::warn!(%error, generation = order.generation, "a generation cannot be sent");
+                    return self.note(order.generation, |upload| {
+                        upload.waiting = None;
+                        upload.error = Some(error.to_string());
+                    });
+                }
+            }
         }
-        Ok(files)
+        self.note(order.generation, |upload| {
+            upload.sent = upload.total;
+            upload.files = files;
+            upload.done = true;
+        });
+    }
+
+    /// Sends one file, however often that takes.
+    async fn send(&self, order: &UploadOrder, kind: FileKind, before: u64) -> Result<PartFile, RepositoryError> {
+        let generation = order.generation;
+        let progress = |sent: u64| {
+            self.view.quietly(|facts| {
+                if let Some(now) = facts.upload.as_mut().filter(|now| now.state.generation == generation) {
+                    now.state.sent = before + sent;
+                    now.state.waiting = None;
+                }
+            });
+        };
+        let path = self.paths.part(generation, kind);
+        let (mut failures, mut local) = (0, 0);
+        loop {
+            let (job, member) = (&self.config.job, self.config.member);
+            let error = match self.store.put_part(&order.ticket, job, generation, member, kind, &path, &progress).await
+            {
+                Ok(file) => {
+                    self.note(generation, |upload| upload.waiting = None);
+                    return Ok(file);
+                }
+                Err(error @ (RepositoryError::Unreachable(_) | RepositoryError::Full(_))) => error,
+                Err(error @ RepositoryError::Local { .. }) if local + 1 < LOCAL_TRIES => {
+                    local += 1;
+                    error
+                }
+                Err(error) => return Err(error),
+            };
+            failures += 1;
+            tracing::warn!(%error, generation, failures, "an upload is tried again");
+            self.note(generation, |upload| upload.waiting = Some(error.to_string()));
+            let wait = AGAIN.wait(failures, &mut rand::rng());
+            tokio::time::sleep(wait).await;
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "upload_tests.rs"]
+mod tests;

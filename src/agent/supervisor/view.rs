@@ -8,11 +8,11 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::upload::Upload;
 use crate::{
     clock::Clock,
     driver::agent::{
-        AgentConfig, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, UploadState, VmState,
-        barrier::Barrier,
+        AgentConfig, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, VmState, barrier::Barrier,
     },
     store::manifest::MachineRecord,
 };
@@ -26,7 +26,7 @@ pub(super) struct Facts {
     pub(super) barrier: Barrier,
     /// Parts that are whole and still on the disk.
     pub(super) captured: Vec<CapturePart>,
-    pub(super) upload: Option<UploadState>,
+    pub(super) upload: Option<Upload>,
     pub(super) machine: Option<MachineRecord>,
     pub(super) leaving: Option<LeaveCode>,
     ran: Duration,
@@ -150,7 +150,7 @@ impl View {
             notice: facts.noticed.map(|at| at.elapsed()),
             capture: facts.barrier.part().cloned(),
             earlier: facts.earlier(),
-            upload: facts.upload.clone(),
+            upload: facts.upload.as_ref().map(|upload| upload.state.clone()),
             ran: facts.ran(),
             machine: facts.machine.clone(),
             leaving: facts.leaving,

@@ -1,7 +1,7 @@
 //! The VM as the supervisor holds it: QEMU, its disk's chain, its captures on local disk.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -94,10 +94,10 @@ pub(super) struct Vm {
     pub(super) next: u32,
     pub(super) output: Output,
     pub(super) prepared: Option<Prepared>,
-    /// Keeps the guest's channel idle while a capture goes on (safety B9).
-    pub(super) gate: Option<OwnedMutexGuard<Option<Channel>>>,
-    /// Frozen overlays are being read for a generation.
-    pub(super) being_read: bool,
+    /// Keeps the guest's channel idle while the capture of a generation goes on (safety B9).
+    pub(super) gate: Option<(Generation, OwnedMutexGuard<Option<Channel>>)>,
+    /// Generations for which frozen overlays are being read (safety B8).
+    pub(super) being_read: BTreeSet<Generation>,
     /// Writing a capture may take so long, beside the time that its bytes take.
     pub(super) patience: Duration,
     /// What is captured on local disk.
@@ -115,10 +115,10 @@ impl Vm {
         self.patience + Duration::from_secs(bytes / SLOWEST)
     }
 
-    /// Undoes what was prepared.
-    pub(super) async fn discard(&mut self, paths: &Paths) {
-        self.gate = None;
-        let Some(prepared) = self.prepared.take() else { return };
+    /// Undoes what was prepared for a generation.
+    pub(super) async fn discard(&mut self, paths: &Paths, generation: Generation) {
+        self.gate.take_if(|(of, _)| *of == generation);
+        let Some(prepared) = self.prepared.take_if(|prepared| prepared.generation == generation) else { return };
         if let Err(error) = self.close_prepared(&prepared).await {
             tracing::warn!(%error, "failed to undo a prepared capture");
         }

@@ -126,7 +126,7 @@ fn note_failure(context: &Context, snapshot: &str, job: &JobUid, generation: Gen
     tracing::warn!(%job, generation, %error, "the repository did not do it");
     match error {
         // tried again at the next pass
-        RepositoryError::Unreachable(_) | RepositoryError::Full(_) => {}
+        RepositoryError::Unreachable(_) | RepositoryError::Full(_) | RepositoryError::Local { .. } => {}
         RepositoryError::Refused(_)
         | RepositoryError::NotFound(_)
         | RepositoryError::Damaged(_)

@@ -152,7 +152,7 @@ pub enum Effect {
 enum Stage {
     Safe { size: u64 },
     Arrived { part: KeptPart },
-    Sending { sent: u64, total: u64 },
+    Sending { sent: u64, total: u64, stands: Option<String> },
     Ready { bytes: u64 },
     Waiting { why: String },
     Lost { why: String },
@@ -165,7 +165,8 @@ pub fn decide(cases: &[Case], now: Timestamp) -> Plan {
     let staged: Vec<(&Case, Vec<Stage>)> = order.into_iter().map(|case| (case, stages(case, now))).collect();
     let mut link = Link::default();
     for (case, stages) in &staged {
-        if stages.iter().any(|stage| matches!(stage, Stage::Sending { .. })) {
+        // one that stands still leaves the link to others
+        if stages.iter().any(|stage| matches!(stage, Stage::Sending { stands: None, .. })) {
             link.take(case);
         }
     }
@@ -276,11 +277,14 @@ fn agent_stage(case: &Case, agent: &AgentSeen, now: Timestamp) -> Stage {
     if agent.record.is_none() {
         return lost(format!("its agent no longer has generation {}", case.generation));
     }
-    if let Some(other) = upload.filter(|u| u.generation != case.generation && is_moving(u)) {
+    // one that stands still gives way to a later one
+    let holds = |u: &&UploadState| is_moving(u) && (u.waiting.is_none() || u.generation > case.generation);
+    if let Some(other) = upload.filter(|u| u.generation != case.generation && holds(u)) {
         return waiting(format!("its agent still sends generation {}", other.generation));
     }
     if let Some(upload) = own.filter(|u| is_moving(u)) {
-        return Stage::Sending { sent: upload.sent, total: upload.total };
+        let stands = upload.waiting.as_ref().map(|why| format!("member {member}: tried again: {why}"));
+        return Stage::Sending { sent: upload.sent, total: upload.total, stands };
     }
     let failure = own.and_then(|u| u.error.clone());
     let bytes = of_this.map_or(0, |part| part.bytes);
@@ -324,9 +328,10 @@ fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>
                 transfer.sent += size(&part.part);
                 transfer.total += size(&part.part);
             }
-            Stage::Sending { sent, total } => {
+            Stage::Sending { sent, total, stands } => {
                 transfer.sent += sent;
                 transfer.total += total;
+                waiting = waiting.or_else(|| stands.clone());
             }
             Stage::Ready { bytes } => transfer.total += bytes,
             Stage::Waiting { why } => waiting = waiting.or_else(|| Some(why.clone())),

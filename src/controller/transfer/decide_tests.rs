@@ -92,7 +92,8 @@ fn sending(generation: Generation) -> UploadState {
 }
 
 fn done(member: MemberIndex) -> UploadState {
-    UploadState { generation: 7, sent: 100, total: 100, files: stored_part(member).files, done: true, error: None }
+    let files = stored_part(member).files;
+    UploadState { generation: 7, sent: 100, total: 100, files, done: true, ..UploadState::default() }
 }
 
 fn set(agent: &mut AgentSeen, upload: UploadState) {
@@ -212,6 +213,21 @@ fn an_agent_that_still_sends_an_older_generation_is_waited_for() {
     let plan = decide(&[case], now());
     assert_eq!(uploads(&plan), [("s1".into(), 0)]);
     assert!(report(&plan).message.unwrap().contains("generation 6"));
+}
+
+#[test]
+fn an_upload_that_stands_still_holds_nobody_up_and_says_why() {
+    let standing = |generation| UploadState { waiting: Some("no room".into()), ..sending(generation) };
+    let mut case = case();
+    set(&mut case.agents[1], standing(7));
+    let plan = decide(std::slice::from_ref(&case), now());
+    assert_eq!(uploads(&plan), [("s1".into(), 0)]);
+    assert!(report(&plan).message.unwrap().contains("no room"));
+    // an older one gives way, a newer one does not
+    set(&mut case.agents[1], standing(6));
+    assert_eq!(uploads(&decide(std::slice::from_ref(&case), now())), [("s1".into(), 1)]);
+    set(&mut case.agents[1], standing(8));
+    assert_eq!(uploads(&decide(&[case], now())), [("s1".into(), 0)]);
 }
 
 #[rstest]

@@ -179,18 +179,26 @@ impl Barrier {
         }
     }
 
-    /// All bytes are on local disk. A part that was given up meanwhile stays void.
-    pub fn captured(&mut self, now: Duration, record: MemberPart, bytes: u64) {
-        if let Some(part) = &mut self.part
-            && part.state == PartState::Writing
-        {
-            part.state = PartState::Captured;
-            part.record = Some(record);
-            part.bytes = bytes;
-            if self.stopped.is_some() {
-                self.deadline = Some(now + self.stay.unwrap_or(STAY_DOWN_WITHIN));
-            }
+    /// All bytes of a generation are on local disk; its part then. One that was given up meanwhile stays
+    /// void, and says nothing of the capture that came after it.
+    pub fn captured(
+        &mut self,
+        now: Duration,
+        generation: Generation,
+        record: MemberPart,
+        bytes: u64,
+    ) -> Option<CapturePart> {
+        let part = self.part.as_mut().filter(|part| part.generation == generation)?;
+        if part.state != PartState::Writing {
+            return None;
         }
+        part.state = PartState::Captured;
+        part.record = Some(record);
+        part.bytes = bytes;
+        if self.stopped.is_some() {
+            self.deadline = Some(now + self.stay.unwrap_or(STAY_DOWN_WITHIN));
+        }
+        Some(part.clone())
     }
 
     /// Everybody is captured.
@@ -215,15 +223,17 @@ impl Barrier {
             self.highest = self.highest.max(order.generation);
             return Ok(Todo::Nothing);
         }
-        Ok(self.give_up(reason))
+        Ok(self.give_up(order.generation, reason))
     }
 
-    /// Makes the part void, for whatever reason.
-    pub fn give_up(&mut self, reason: &str) -> Todo {
+    /// Makes the part of a generation void, for whatever reason. A guest that stands still for another
+    /// one is left alone.
+    pub fn give_up(&mut self, generation: Generation, reason: &str) -> Todo {
+        let Some(part) = self.part.as_mut().filter(|part| part.generation == generation) else {
+            return Todo::Nothing;
+        };
         self.deadline = None;
-        if let Some(part) = &mut self.part
-            && !matches!(part.state, PartState::Abandoned { .. })
-        {
+        if !matches!(part.state, PartState::Abandoned { .. }) {
             part.state = PartState::Abandoned { reason: reason.into() };
         }
         if self.stopped.is_some() { Todo::Resume } else { Todo::Nothing }

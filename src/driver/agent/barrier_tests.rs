@@ -74,7 +74,7 @@ fn b3_a_member_that_is_not_told_to_stay_down_runs_on() {
     assert_eq!(barrier.cut(&order), Ok(Todo::Work));
     barrier.writing();
     assert_eq!(barrier.tick(at(1000)), Todo::Nothing, "memory is being written");
-    barrier.captured(at(1000), record(), 1);
+    barrier.captured(at(1000), 1, record(), 1);
     assert_eq!(barrier.tick(at(1029)), Todo::Nothing);
     assert_eq!(barrier.tick(at(1030)), Todo::Resume);
     barrier.resumed(at(1030));
@@ -89,7 +89,7 @@ fn b3_stay_down_has_a_limit_too() {
     barrier.cut(&order).unwrap();
     barrier.writing();
     assert_eq!(barrier.stay_down(&order, at(60), at(15)), Ok(Todo::Nothing));
-    barrier.captured(at(20), record(), 1);
+    barrier.captured(at(20), 1, record(), 1);
     assert_eq!(barrier.tick(at(79)), Todo::Nothing);
     assert_eq!(barrier.stay_down(&order, at(60), at(79)), Ok(Todo::Nothing));
     assert_eq!(barrier.tick(at(138)), Todo::Nothing);
@@ -106,7 +106,7 @@ fn every_step_may_come_twice() {
     barrier.writing();
     barrier.resumed(at(11));
     assert_eq!(barrier.cut(&order), Ok(Todo::Nothing));
-    barrier.captured(at(12), record(), 9);
+    barrier.captured(at(12), 1, record(), 9);
     assert_eq!(barrier.cut(&order), Ok(Todo::Nothing));
     assert_eq!(barrier.part().unwrap().bytes, 9);
     assert_eq!(barrier.abandon(&order, "late"), Ok(Todo::Nothing));
@@ -121,8 +121,32 @@ fn a_part_given_up_while_it_is_written_stays_void() {
     barrier.writing();
     barrier.resumed(at(11));
     barrier.abandon(&order, "another member failed").unwrap();
-    barrier.captured(at(12), record(), 9);
+    barrier.captured(at(12), 1, record(), 9);
     assert!(matches!(barrier.part().unwrap().state, PartState::Abandoned { .. }));
+}
+
+#[test]
+fn b2_the_end_of_an_abandoned_capture_is_not_booked_on_the_next() {
+    let first = order(1, true);
+    let mut barrier = stopped_barrier(&first);
+    barrier.cut(&first).unwrap();
+    barrier.writing();
+    barrier.resumed(at(11));
+    barrier.abandon(&first, "another member failed").unwrap();
+    let next = order(2, true);
+    barrier.prepare(&next).unwrap();
+    barrier.stop(&next).unwrap();
+    barrier.stopped(at(20), Timestamp::UNIX_EPOCH);
+    // the first one fails only now: the guest stands still for the next
+    assert_eq!(barrier.give_up(1, "the disk is full"), Todo::Nothing);
+    assert_eq!(barrier.part().unwrap().state, PartState::Stopped);
+    assert_eq!(barrier.tick(at(22)), Todo::Resume, "it keeps its deadline");
+    let mut barrier = stopped_barrier(&next);
+    barrier.cut(&next).unwrap();
+    barrier.writing();
+    assert_eq!(barrier.captured(at(21), 1, record(), 9), None);
+    assert_eq!(barrier.part().unwrap().state, PartState::Writing);
+    assert_eq!(barrier.captured(at(22), 2, record(), 7).unwrap().bytes, 7);
 }
 
 #[test]

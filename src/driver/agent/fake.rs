@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{
     Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, ExecOrder,
-    ExecReply, GuestState, LeaseState, LeaveCode, NodeAgent, PROTOCOL, PartState, UploadOrder, UploadState, VmState,
+    ExecReply, GuestState, LeaseState, LeaveCode, NodeAgent, PROTOCOL, UploadOrder, UploadState, VmState,
     barrier::{Barrier, Todo},
 };
 use crate::{
@@ -239,8 +239,8 @@ impl FakeAgent {
         let mut record = member_part(inner.state.member);
         record.ran = inner.before + inner.state.ran + self.running(&inner);
         record.started = inner.state.guest.started;
-        inner.barrier.captured(self.now(), record, 1 << 20);
-        let whole = inner.barrier.part().filter(|part| part.state == PartState::Captured).cloned();
+        let generation = inner.barrier.part().map(|part| part.generation).unwrap_or_default();
+        let whole = inner.barrier.captured(self.now(), generation, record, 1 << 20);
         inner.captured.extend(whole);
         self.publish(&mut inner);
     }

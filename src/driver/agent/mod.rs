@@ -343,6 +343,9 @@ pub struct UploadState {
     pub done: bool,
     /// Why it failed.
     pub error: Option<String>,
+    /// Why it stands still; it is tried again until it succeeds, is refused, or a later generation is to
+    /// be sent.
+    pub waiting: Option<String>,
 }
 
 /// What every order carries.

@@ -125,6 +125,22 @@ pub enum RepositoryError {
     /// More than this job or member may store.
     #[error("too large for the repository: {0}")]
     TooLarge(String),
+    /// A file of the own machine's could not be read or written: the repository has no part in it.
+    #[error("on this machine: {why}")]
+    Local {
+        /// Which, and why.
+        why: String,
+        /// Whether there is no room.
+        full: bool,
+    },
+}
+
+impl RepositoryError {
+    /// A file of the own machine's that could not be used for this.
+    pub fn local(what: impl std::fmt::Display, error: &std::io::Error) -> Self {
+        let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        Self::Local { why: format!("{what}: {error}"), full }
+    }
 }
 
 impl DriverError for RepositoryError {
@@ -132,13 +148,15 @@ impl DriverError for RepositoryError {
         match self {
             Self::Unreachable(_) => Reason::RepositoryUnreachable,
             Self::Full(_) => Reason::RepositoryFull,
-            Self::Refused(_) | Self::NotFound(_) | Self::Damaged(_) | Self::TooLarge(_) => Reason::TransferFailed,
+            Self::Refused(_) | Self::NotFound(_) | Self::Damaged(_) | Self::TooLarge(_) | Self::Local { .. } => {
+                Reason::TransferFailed
+            }
         }
     }
     fn retry(&self) -> Retry {
         match self {
             Self::Unreachable(_) => Retry::After(Duration::from_secs(2)),
-            Self::Full(_) => Retry::After(Duration::from_secs(30)),
+            Self::Full(_) | Self::Local { .. } => Retry::After(Duration::from_secs(30)),
             Self::Refused(_) | Self::TooLarge(_) => Retry::Denied,
             Self::NotFound(_) => Retry::Gone,
             Self::Damaged(_) => Retry::Bug,

@@ -49,13 +49,7 @@ type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
 type Block = Result<Bytes, io::Error>;
 
 fn local(path: &Path, error: &io::Error) -> RepositoryError {
-    match error.kind() {
-        io::ErrorKind::NotFound => RepositoryError::NotFound(format!("{}: {error}", path.display())),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            RepositoryError::Full(format!("this node, {}: {error}", path.display()))
-        }
-        _ => RepositoryError::Unreachable(format!("{}: {error}", path.display())),
-    }
+    RepositoryError::local(path.display(), error)
 }
 
 /// Waits for a transfer, telling its progress; gives up on one that stands still.
@@ -84,7 +78,7 @@ async fn watched<T>(
 }
 
 async fn joined<T>(task: tokio::task::JoinHandle<T>) -> Result<T, RepositoryError> {
-    task.await.map_err(|e| RepositoryError::Unreachable(format!("the transfer was dropped: {e}")))
+    task.await.map_err(|e| RepositoryError::local("the transfer was dropped", &io::Error::other(e)))
 }
 
 /// What was sent.

@@ -77,7 +77,9 @@ pub enum ErrorKind {
 impl From<RepositoryError> for ErrorReply {
     fn from(error: RepositoryError) -> Self {
         let (kind, message) = match error {
-            RepositoryError::Unreachable(message) => (ErrorKind::Unavailable, message),
+            RepositoryError::Unreachable(message) | RepositoryError::Local { why: message, .. } => {
+                (ErrorKind::Unavailable, message)
+            }
             RepositoryError::Refused(message) => (ErrorKind::Refused, message),
             RepositoryError::NotFound(message) => (ErrorKind::NotFound, message),
             RepositoryError::Damaged(message) => (ErrorKind::Damaged, message),

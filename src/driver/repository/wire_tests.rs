@@ -49,6 +49,24 @@ async fn d1_an_agent_of_another_job_sees_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_the_own_machine_cannot_read_or_write_is_no_fault_of_the_repositorys() {
+    let bench = Bench::real().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    bench.kget.publish(&made).await.unwrap();
+    let (agent, ticket) = (bench.agent(0, 1), bench.ticket(2, 0, 1));
+    let local = |error: RepositoryError| assert!(matches!(error, RepositoryError::Local { .. }), "{error:?}");
+    // one that opens, and fails as it is read
+    let unreadable = bench.directory.path();
+    local(agent.put_part(&ticket, &job(), 2, 0, FileKind::Memory, unreadable, &|_| {}).await.unwrap_err());
+    let missing = bench.directory.path().join("missing");
+    local(agent.put_part(&ticket, &job(), 2, 0, FileKind::Memory, &missing, &|_| {}).await.unwrap_err());
+    let nowhere = missing.join("file");
+    local(agent.get_part(&job(), 1, 0, &made.members[0].files[0], &nowhere, &|_| {}).await.unwrap_err());
+    let full = RepositoryError::local("x", &std::io::ErrorKind::StorageFull.into());
+    assert!(matches!(full, RepositoryError::Local { full: true, .. }));
+}
+
+#[tokio::test]
 async fn a1_an_agent_learns_that_its_incarnation_is_over() {
     let bench = Bench::real().await;
     let made = bench.sent(1, 1).await.unwrap();
