@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::draft::{Draft, after};
+use super::draft::{Draft, after, since};
 use super::members::{agent_ref, state};
 use super::place::restorable;
 use crate::{
@@ -15,6 +15,13 @@ use crate::{
     controller::job::plan::{AgentRef, Effect},
     driver::agent::{LeaveCode, VmState},
 };
+
+/// Members may take this long to load, and longer for what they have to fetch.
+const LOAD_LIMIT: Duration = Duration::from_secs(600);
+/// Bytes that all members together fetch in a second at least.
+const LEAST_RATE: u64 = 8 << 20;
+/// Time that guests have to run once they may.
+const GO_LIMIT: Duration = Duration::from_secs(120);
 
 impl Draft<'_> {
     /// Waits until all have loaded, then lets all run.
@@ -46,9 +53,16 @@ impl Draft<'_> {
         }
         if !vms.iter().all(|vm| matches!(vm, VmState::Loaded | VmState::Running | VmState::Stopped)) {
             self.because("guests are being loaded");
+            if let (Some(member), Some(limit)) = (self.slowest(), self.over(slot, None)) {
+                self.gave_up_start(&format!("{member} within {} s", limit.as_secs()));
+            }
             return;
         }
         if !self.still_newest() || !self.silence_is_over() {
+            return;
+        }
+        if let Some(limit) = self.over(slot, self.silent_until()) {
+            self.gave_up_start(&format!("guests that have loaded did not run within {} s", limit.as_secs()));
             return;
         }
         let agents: Vec<AgentRef> = self
@@ -118,6 +132,51 @@ impl Draft<'_> {
                 false
             }
         }
+    }
+
+    /// The first member that has not loaded, and how far it is.
+    fn slowest(&self) -> Option<String> {
+        self.status.members.iter().find_map(|member| {
+            let far = match &state(self.seen, member)?.vm {
+                VmState::Fetching { done, total } => {
+                    format!("has fetched {} of {} MiB and no more", done >> 20, total >> 20)
+                }
+                VmState::None => "has not begun to load".to_owned(),
+                VmState::Loaded | VmState::Running | VmState::Stopped | VmState::Gone { .. } => return None,
+            };
+            Some(format!("member {} on node {} {far}", member.index, member.node.as_deref().unwrap_or_default()))
+        })
+    }
+
+    /// The time that a start had, if it is over: as long as its bytes may take, but no more than half of
+    /// the slot's. While the repository does not answer nobody is to blame. Guests that had to wait for
+    /// the time of a silent member have some more.
+    fn over(&mut self, slot: &SlotStatus, waited: Option<Timestamp>) -> Option<Duration> {
+        let begun = self.status.origin.as_ref()?.since.as_ref()?.0;
+        let image = self.status.image.as_ref().map_or(0, |image| image.virtual_size);
+        let (vm, restoring) = (&self.job.spec.vm, self.status.origin.as_ref()?.generation.is_some());
+        let disk = vm.disk.map_or(image, |disk| disk.0.max(image));
+        let bytes = disk.saturating_add(if restoring { vm.memory.0 } else { 0 });
+        let fetching = Duration::from_secs(bytes.saturating_mul(u64::from(self.job.spec.members)) / LEAST_RATE);
+        let slot_time = slot.since.as_ref().zip(slot.until.as_ref()).map(|(from, to)| since(from.0, to.0));
+        let most = slot_time.map_or(Duration::MAX, |time| time / 2).max(LOAD_LIMIT);
+        let limit = LOAD_LIMIT.saturating_add(fetching).min(most);
+        let mut end = after(begun, limit);
+        if let Some(waited) = waited {
+            end = end.max(after(waited, GO_LIMIT));
+        }
+        self.wake_at(end);
+        (self.now >= end && self.seen.content.known().is_some()).then_some(limit)
+    }
+
+    /// A start that does not get anywhere: the attempt counts, and another slot is asked for.
+    fn gave_up_start(&mut self, why: &str) {
+        let restoring = self.status.origin.as_ref().is_some_and(|origin| origin.generation.is_some());
+        self.back_off(if restoring { Reason::RestoreFailed } else { Reason::AgentFailed }, why);
+        self.account_work();
+        self.status.kills.node += 1;
+        self.give_up_slot(ReleaseReason::BadNode);
+        self.because("the start took too long");
     }
 
     fn running(&mut self) {

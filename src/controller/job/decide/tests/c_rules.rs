@@ -42,6 +42,58 @@ fn c3_a_generation_that_makes_no_progress_gives_way_then_the_job_stalls() {
     assert_eq!(life.content().generations.len(), 2, "the data is kept");
 }
 
+/// A job of two members whose guests are as `vm` says and stay so; seconds until the slot is left.
+fn seconds_until_given_up(life: &mut Life, vm: &VmState) -> u32 {
+    life.prompt = false;
+    for second in 0..4000 {
+        life.advance(1);
+        life.pass();
+        if life.phase() != JobPhase::Running && life.status().members.iter().all(|m| m.agent.is_some()) {
+            let pod = life.status().members[1].agent.clone().unwrap().pod;
+            let state = life.seen.agents.get_mut(&pod).and_then(|agent| agent.state.as_mut());
+            if let Some(state) = state.filter(|state| state.leaving.is_none()) {
+                state.vm = vm.clone();
+            }
+        }
+        if life.phase() == JobPhase::Queued && second > 0 && life.status().attempt > 1 {
+            return second;
+        }
+    }
+    panic!("never: {:?} {:?}", life.phase(), life.whys.last())
+}
+
+#[rstest::rstest]
+#[case::fetching(VmState::Fetching { done: 5 << 20, total: 9 << 20 }, "member 1 on node node-2 has fetched 5 of 9 MiB")]
+#[case::not_begun(VmState::None, "member 1 on node node-2 has not begun to load")]
+#[case::loaded(VmState::Loaded, "did not run within")]
+fn c3_a_start_that_gets_nowhere_is_given_up_and_counted(#[case] vm: VmState, #[case] why: &str) {
+    let mut life = life(2);
+    life.advance(1);
+    life.pass();
+    let id = loop {
+        life.advance(1);
+        life.pass();
+        if let Some(slot) = life.slots().first() {
+            break slot.id.0.clone();
+        }
+    };
+    assert_eq!(id, "101");
+    let seconds = seconds_until_given_up(&mut life, &vm);
+    // 2 GiB at 8 MiB/s, and ten minutes
+    assert!((850..=870).contains(&seconds), "{seconds}");
+    assert!(life.message("Ready").contains(why), "{}", life.message("Ready"));
+    assert_eq!((life.status().kills.node, life.status().origin.clone().unwrap().tries), (1, 1));
+    // the repository does not answer: nobody is to blame
+    let mut silent = Life::running(2);
+    silent.end_slot("101", End::Preempted);
+    silent.run(30);
+    silent.agent(1).vm = vm;
+    silent.seen.content = crate::driver::Fact::Unknown { since: silent.now };
+    let attempt = silent.status().attempt;
+    silent.run(1500);
+    assert_eq!(silent.status().attempt, attempt);
+}
+
 #[test]
 fn c3_a_job_that_never_starts_stalls_and_is_mended_by_a_new_spec() {
     let mut life = life(1);
