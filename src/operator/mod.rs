@@ -185,6 +185,7 @@ impl Process {
             clock: self.clock.clone(),
             importers: Arc::new(KubeImporters(self.client.clone())),
             cluster: cluster.clone(),
+            view: view.clone(),
             repository: repository.clone(),
             authority: authority.clone(),
         };

@@ -30,7 +30,7 @@ pub(super) fn may(peer: &Identity, action: Action<'_>) -> bool {
         (Identity::Operator, Action::Publish) => false,
         (Identity::Operator, _)
         | (Identity::Kget, Action::Look | Action::Publish | Action::Restore(_))
-        | (Identity::Importer, Action::ReadImage | Action::WriteImage)
+        | (Identity::Importer, Action::WriteImage)
         | (Identity::Agent { .. }, Action::ReadImage) => true,
         (Identity::Agent { job, .. }, Action::Restore(wanted)) => job == wanted,
         (Identity::Repository | Identity::Kget | Identity::Importer | Identity::Agent { .. }, _) => false,

@@ -5,15 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest as _, Sha256};
+
 use crate::store::{
-    layout::{GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation},
+    layout::{DAMAGED, GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation, image_name},
     manifest::Manifest,
 };
 
 /// What to look at.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
-    /// Reads every published file back and compares it with its manifest.
+    /// Reads every published file and every image back and compares it with its manifest or its name.
     Verify(Target),
     /// Prints how much each job and the images take.
     Usage(Target),
@@ -55,7 +57,7 @@ impl Command {
 pub struct Report {
     /// Complete generations.
     pub generations: usize,
-    /// Files their manifests name.
+    /// Files their manifests name, and images.
     pub files: usize,
     /// Bytes read.
     pub bytes: u64,
@@ -81,7 +83,33 @@ pub fn verify(root: &Path) -> io::Result<Report> {
             }
         }
     }
+    verify_images(root, &mut report)?;
     Ok(report)
+}
+
+fn verify_images(root: &Path, report: &mut Report) -> io::Result<()> {
+    for name in names(&root.join(IMAGES))? {
+        let path = root.join(IMAGES).join(&name);
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some(DAMAGED) => report.problems.push(format!(
+                "{IMAGES}/{name} was put aside: the operator imports it again if the source of its VmImage still has \
+                 it"
+            )),
+            // what is known of an image
+            Some(_) => {}
+            None => {
+                report.files += 1;
+                let mut hasher = Sha256::new();
+                report.bytes += io::copy(&mut fs::File::open(&path)?, &mut hasher)?;
+                if image_name(&hasher.finalize()) != format!("sha256:{name}") {
+                    report.problems.push(format!(
+                        "{IMAGES}/{name} is not what its name says: move it away, and the operator imports it again"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn verify_generation(root: &Path, manifest: &Manifest, report: &mut Report) {

@@ -127,6 +127,15 @@ impl Root {
         self.place(&staged, below)
     }
 
+    /// Gives a file another name in its directory; replaces what had it.
+    pub fn set_aside(&self, below: &Path, to: &Path) -> io::Result<()> {
+        let from = self.at(below);
+        self.steps.next("set aside")?;
+        fs::rename(&from, self.at(to))?;
+        self.steps.next("sync after setting aside")?;
+        sync_directory(from.parent().unwrap_or(&self.path))
+    }
+
     /// Takes a file or directory away in one step, then frees its space. Absence is no error.
     pub fn discard(&self, below: &Path) -> io::Result<()> {
         let from = self.at(below);

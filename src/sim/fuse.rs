@@ -167,6 +167,9 @@ impl ClusterView for Fused<dyn ClusterView> {
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>> {
         self.inner.image(namespace, name)
     }
+    fn images(&self) -> Vec<Arc<VmImage>> {
+        self.inner.images()
+    }
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
         self.inner.snapshots(namespace, job)
     }

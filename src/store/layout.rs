@@ -6,6 +6,7 @@
 //! staging/<number>                       being received; worthless after a crash
 //! trash/<number>                         being removed
 //! images/<sha256>
+//! images/<sha256>.damaged                was read and is not what its name says; for a person to look at
 //! images/<sha256>.json                   format and size as a disk, once an import has checked it
 //! jobs/<uid>/record.json                 fence, highest number
 //! jobs/<uid>/generations/<n>/manifest.json
@@ -32,6 +33,8 @@ pub const STAGING: &str = "staging";
 pub const TRASH: &str = "trash";
 /// Directory of the images.
 pub const IMAGES: &str = "images";
+/// Extension of an image that is not what its name says.
+pub const DAMAGED: &str = "damaged";
 /// Directory of the jobs.
 pub const JOBS: &str = "jobs";
 /// Directory of the generations in a job's.
@@ -77,6 +80,11 @@ pub fn image(digest: &str) -> Result<PathBuf, BadName> {
         Some(hex) if is_digest(hex) => Ok(PathBuf::from(IMAGES).join(hex)),
         _ => Err(BadName("an image is named sha256: and 64 hexadecimal digits".into())),
     }
+}
+
+/// Where an image is put that is not what its name says.
+pub fn damaged_image(digest: &str) -> Result<PathBuf, BadName> {
+    Ok(image(digest)?.with_extension(DAMAGED))
 }
 
 /// Where it is kept what an image is as a disk.

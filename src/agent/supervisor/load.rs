@@ -80,6 +80,17 @@ fn node(what: &'static str) -> impl Fn(std::io::Error) -> LoadError {
     move |error| LoadError::Node(format!("failed to {what}: {error}"))
 }
 
+/// An image that the repository does not have, or has damaged, is imported again: it is waited for, as
+/// long as the operator waits for this agent. No generation is to blame.
+fn awaited(error: RepositoryError) -> RepositoryError {
+    match error {
+        RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => {
+            RepositoryError::Unreachable(format!("an image: {error}; waiting until it is imported again"))
+        }
+        other => other,
+    }
+}
+
 /// What was fetched.
 pub(super) struct Fetched {
     disk: PathBuf,
@@ -120,6 +131,28 @@ impl Supervisor {
             self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: parts.max(done) }));
         };
         progress(0);
+        let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
+        let fetched =
+            async |digest: &str| images::image(self.store.as_ref(), cache, digest, &progress).await.map_err(awaited);
+        let mut held = Vec::new();
+        let mut place = |cached: images::Cached| {
+            let path = cached.path.clone();
+            held.push(cached);
+            path
+        };
+        // first, since an image may have to be waited for
+        let disk = place(fetched(&image.disk).await?);
+        let kernel = match &image.kernel {
+            None => None,
+            Some(kernel) => {
+                let kernel = place(fetched(kernel).await?);
+                let initrd = match &image.initrd {
+                    None => None,
+                    Some(initrd) => Some(place(fetched(initrd).await?)),
+                };
+                Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
+            }
+        };
         if let (Some(generation), Some(part)) = (self.config.restore, &part) {
             for file in &part.files {
                 let to = self.paths.vm.join(format!("load-{}", file.kind));
@@ -128,25 +161,6 @@ impl Supervisor {
                 before.fetch_add(file.size, Ordering::Relaxed);
             }
         }
-        let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
-        let mut held = Vec::new();
-        let mut place = |cached: images::Cached| {
-            let path = cached.path.clone();
-            held.push(cached);
-            path
-        };
-        let disk = place(images::image(self.store.as_ref(), cache, &image.disk, &progress).await?);
-        let kernel = match &image.kernel {
-            None => None,
-            Some(kernel) => {
-                let kernel = place(images::image(self.store.as_ref(), cache, kernel, &progress).await?);
-                let initrd = match &image.initrd {
-                    None => None,
-                    Some(initrd) => Some(place(images::image(self.store.as_ref(), cache, initrd, &progress).await?)),
-                };
-                Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
-            }
-        };
         Ok(Fetched { disk, kernel, part, held })
     }
 
@@ -311,5 +325,34 @@ impl Supervisor {
         super::vm::remove(&path).await;
         let output = self.paths.vm.join(format!("load-{}", FileKind::Output));
         tokio::fs::rename(&output, self.paths.output()).await.map_err(node("place the output"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            testing::{FileStore, config},
+            vm::Paths,
+        },
+        *,
+    };
+    use crate::clock::Clock;
+
+    #[tokio::test]
+    async fn an_image_that_is_being_imported_again_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Arc::new(FileStore::new(&root.path().join("store")));
+        let mut config = config(root.path());
+        config.image.disk = store.add_image(b"an image");
+        std::fs::remove_file(root.path().join("store").join(&config.image.disk)).unwrap();
+        let paths = Paths { vm: root.path().into(), cache: root.path().join("cache") };
+        let supervisor = Supervisor::new(config, paths, store.clone(), Clock::system(), None);
+        let fetching = supervisor.fetch();
+        tokio::pin!(fetching);
+        assert!(tokio::time::timeout(Duration::from_millis(300), &mut fetching).await.is_err());
+        store.add_image(b"an image");
+        let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await.unwrap().unwrap();
+        assert_eq!(std::fs::read(fetched.disk).unwrap(), b"an image");
     }
 }

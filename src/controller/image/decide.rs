@@ -68,7 +68,7 @@ const WORKING: Duration = Duration::from_secs(2);
 /// Time between two looks while something does not answer.
 const UNKNOWN: Duration = Duration::from_secs(5);
 /// Time between two looks whether the repository still has an image.
-const IMPORTED: Duration = Duration::from_secs(600);
+const IMPORTED: Duration = Duration::from_secs(120);
 
 /// What must be looked at.
 pub fn wanted(image: &VmImage) -> Wanted {
@@ -160,7 +160,10 @@ impl Turn {
     fn imported(&mut self, seen: &Seen) -> Plan {
         let missing = seen.stored.iter().find(|(_, fact)| **fact == Fact::Absent).map(|(digest, _)| digest.clone());
         if let Some(digest) = missing {
-            let message = format!("the repository no longer has {digest}: importing again");
+            let message = format!(
+                "the repository no longer has {digest} as it was imported (it is gone, or was found damaged): importing \
+                 again; no job starts from it until then"
+            );
             let generation = self.status.observed_generation;
             let conditions = std::mem::take(&mut self.status.conditions);
             self.status = VmImageStatus { conditions, observed_generation: generation, ..Default::default() };

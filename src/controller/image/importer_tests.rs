@@ -51,6 +51,7 @@ fn context() -> Context {
         authority: Arc::new(Authority::create(clock.now()).unwrap()),
         importers: Arc::new(KubeImporters(nowhere)),
         cluster: Arc::new(FakeCluster::new(clock.clone())),
+        view: Arc::new(FakeCluster::new(clock.clone())),
         repository: Arc::new(FakeRepository::new()),
         clock,
     }

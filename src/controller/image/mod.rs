@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     config::Config,
     driver::{
-        cluster::{Cluster, ClusterError, importers::Importers},
+        cluster::{Cluster, ClusterError, ClusterView, importers::Importers},
         repository::Repository,
     },
     tls::Authority,
@@ -36,6 +36,8 @@ pub struct Context {
     pub importers: Arc<dyn Importers>,
     /// Events.
     pub cluster: Arc<dyn Cluster>,
+    /// Reads from Kubernetes.
+    pub view: Arc<dyn ClusterView>,
     /// The repository.
     pub repository: Arc<dyn Repository>,
     /// Signs the certificates of importers that run in a user's namespace.

@@ -1,12 +1,19 @@
 //! What is known of an image: reads only.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
-use super::{Context, decide::wanted, importer};
+use super::{
+    Context,
+    decide::{fingerprint, wanted},
+    importer,
+};
 use crate::{
-    api::VmImage,
+    api::{VmImage, image::ImportResult},
     driver::{Fact, cluster::importers::ImporterState, repository::Repository},
     image::{FileOrder, Outcome, StoredFile},
 };
@@ -56,16 +63,37 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
         // nobody needs to know
         Fact::Unknown { since: now }
     };
-    let present = if importer == Fact::Absent { present(image, &*context.repository).await } else { None };
+    let present = if importer == Fact::Absent {
+        let proven = proven(image, &context.view.images(), &context.config.namespace);
+        present(image, &*context.repository, &proven).await
+    } else {
+        None
+    };
     Seen { importer, present, stored }
 }
 
-/// All files of the spec by their digests, if the repository has them and once checked the disk. What
-/// does not answer is imported, which waits for the repository.
-async fn present(image: &VmImage, repository: &dyn Repository) -> Option<Outcome> {
+/// Digests of files that this image's namespace may have without fetching them: it has fetched them
+/// before, or they are in a standard image, which is everybody's. A digest alone is no right to what
+/// another namespace could fetch (safety D2).
+fn proven(image: &VmImage, all: &[Arc<VmImage>], operator: &str) -> BTreeSet<String> {
+    let ours = |other: &&Arc<VmImage>| {
+        let namespace = other.metadata.namespace.as_deref();
+        namespace == image.metadata.namespace.as_deref() || (other.spec.standard && namespace == Some(operator))
+    };
+    let imported = |other: &Arc<VmImage>| {
+        let status = other.status.clone()?;
+        let record = status.import.as_ref().filter(|record| record.result == ImportResult::Imported)?;
+        (record.fingerprint == fingerprint(other)).then_some([status.digest, status.kernel, status.initrd])
+    };
+    all.iter().filter(ours).filter_map(imported).flatten().flatten().collect()
+}
+
+/// All files of the spec by their digests, if they are proven and the repository has them and once
+/// checked the disk. What does not answer is imported, which waits for the repository.
+async fn present(image: &VmImage, repository: &dyn Repository, proven: &BTreeSet<String>) -> Option<Outcome> {
     let order = importer::order(image);
     let stored = async |file: &FileOrder| {
-        let digest = file.digest.clone()?;
+        let digest = file.digest.clone().filter(|digest| proven.contains(digest))?;
         let size = repository.image(&digest).await.ok()??;
         Some(StoredFile { digest, size })
     };
@@ -93,5 +121,67 @@ async fn size(repository: &dyn Repository, digest: &str, now: Timestamp) -> Fact
             tracing::debug!(%error, digest, "failed to ask for an image");
             Fact::Unknown { since: now }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+    use crate::api::{VmImageStatus, image::ImportRecord};
+
+    fn image(namespace: &str, name: &str, standard: bool) -> VmImage {
+        let text = format!(
+            "apiVersion: vmdeploy.io/v1alpha1\nkind: VmImage\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{standard: {standard}, source: {{http: {{url: 'https://secret.example/{name}', digest: 'sha256:{}'}}}}}}\n",
+            "1".repeat(64)
+        );
+        crate::yaml::read(&text).unwrap()
+    }
+
+    fn imported(mut image: VmImage, result: ImportResult) -> Arc<VmImage> {
+        let at = Time(Timestamp::UNIX_EPOCH);
+        image.status = Some(VmImageStatus {
+            digest: Some(format!("sha256:{}", "1".repeat(64))),
+            import: Some(ImportRecord { fingerprint: fingerprint(&image), result, at }),
+            ..VmImageStatus::default()
+        });
+        Arc::new(image)
+    }
+
+    #[test]
+    fn d2_a_digest_is_no_right_to_what_another_namespace_has() {
+        let wanted = image("bob", "mine", false);
+        let fetched = |namespace, standard| imported(image(namespace, "theirs", standard), ImportResult::Imported);
+        let is_proven = |other| !proven(&wanted, &[other], "vmdeploy-system").is_empty();
+        assert!(!is_proven(fetched("alice", false)));
+        assert!(!is_proven(fetched("alice", true)), "only the operator's standard images are everybody's");
+        assert!(!is_proven(fetched("vmdeploy-system", false)));
+        assert!(is_proven(fetched("vmdeploy-system", true)));
+        assert!(is_proven(fetched("bob", false)));
+        assert!(!is_proven(imported(image("bob", "theirs", false), ImportResult::Failed)));
+        let mut changed = fetched("bob", false).as_ref().clone();
+        changed.spec.source.http.as_mut().unwrap().url = "https://other.example/".into();
+        assert!(!is_proven(Arc::new(changed)), "its spec names something else by now");
+    }
+
+    #[tokio::test]
+    async fn d2_what_is_not_proven_is_fetched() {
+        let repository = crate::driver::repository::fake::FakeRepository::new();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("disk");
+        std::fs::write(&file, [7; 5000]).unwrap();
+        let digest = crate::store::layout::image_name(&<sha2::Sha256 as sha2::Digest>::digest([7; 5000]));
+        let mut wanted = image("bob", "mine", false);
+        wanted.spec.format = crate::api::image::DiskFormat::Raw;
+        wanted.spec.source.http.as_mut().unwrap().digest.clone_from(&digest);
+        use crate::driver::repository::{ByteStore as _, DiskRecord};
+        repository.put_image(&digest, &file).await.unwrap();
+        repository.note_disk(&digest, &DiskRecord { format: wanted.spec.format, virtual_size: 5000 }).await.unwrap();
+        assert_eq!(present(&wanted, &repository, &BTreeSet::new()).await, None);
+        let outcome = present(&wanted, &repository, &[digest].into()).await;
+        assert!(matches!(outcome, Some(Outcome::Imported { virtual_size: 5000, .. })), "{outcome:?}");
     }
 }

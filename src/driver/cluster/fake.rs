@@ -447,6 +447,10 @@ impl ClusterView for FakeCluster {
         self.lock().images.get(&(namespace.into(), name.into())).cloned().map(Arc::new)
     }
 
+    fn images(&self) -> Vec<Arc<VmImage>> {
+        self.lock().images.values().cloned().map(Arc::new).collect()
+    }
+
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
         let objects = self.lock();
         let read =

@@ -150,6 +150,9 @@ pub trait ClusterView: Send + Sync {
     /// A VmImage, as last seen.
     fn image(&self, namespace: &str, name: &str) -> Option<Arc<VmImage>>;
 
+    /// All VmImages, as last seen.
+    fn images(&self) -> Vec<Arc<VmImage>>;
+
     /// The snapshots that name this job, as last seen.
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>>;
 

@@ -65,6 +65,10 @@ impl ClusterView for KubeView {
         self.images.get(&ObjectRef::new(name).within(namespace))
     }
 
+    fn images(&self) -> Vec<Arc<VmImage>> {
+        self.images.state()
+    }
+
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
         self.snapshots.state_filter(|snapshot| {
             snapshot.spec.job == job && snapshot.metadata.namespace.as_deref() == Some(namespace)

@@ -95,7 +95,40 @@ async fn d1_everybody_does_only_what_is_theirs() {
     assert!(is_refused(&kget.retire(&job(), 1).await) && is_refused(&kget.remove_job(&job()).await));
     assert!(is_refused(&bench.operator.publish(&made).await));
     let image = bench.file("image", b"x");
+    // an importer's certificate lies in the namespace of the claim it reads
+    let name = crate::store::layout::image_name(&sha2::Sha256::digest(b"x"));
+    bench.importer.put_image(&name, &image).await.unwrap();
+    assert!(is_refused(&importer.get_image(&name, &bench.directory.path().join("stolen"), &|_| {}).await));
+    assert!(is_refused(&importer.disk_record(&name).await));
     assert!(is_refused(&agent.put_image(&format!("sha256:{}", "0".repeat(64)), &image).await));
+}
+
+#[tokio::test]
+async fn a_damaged_image_is_put_aside_and_replaced() {
+    let bench = Bench::real().await;
+    let (path, content) = (bench.file("image", &noise(700_000)), noise(700_000));
+    let name = crate::store::layout::image_name(&sha2::Sha256::digest(&content));
+    bench.importer.put_image(&name, &path).await.unwrap();
+    let stored = bench.directory.path().join("root").join(crate::store::layout::image(&name).unwrap());
+    let mut spoilt = content.clone();
+    spoilt[600_000] ^= 1;
+    std::fs::write(&stored, spoilt).unwrap();
+    let (agent, to) = (bench.agent(0, 1), bench.directory.path().join("fetched"));
+    let fetched = agent.get_image(&name, &to, &|_| {}).await;
+    assert!(matches!(fetched, Err(RepositoryError::Damaged(_))), "{fetched:?}");
+    for _ in 0..100 {
+        if bench.operator.image(&name).await == Ok(None) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(bench.operator.image(&name).await, Ok(None), "it is imported again");
+    let aside = stored.with_extension("damaged");
+    assert!(aside.exists());
+    bench.importer.put_image(&name, &path).await.unwrap();
+    agent.get_image(&name, &to, &|_| {}).await.unwrap();
+    assert_eq!(std::fs::read(to).unwrap(), content);
+    assert!(stored.exists() && !aside.exists());
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Images: in from importers, out to agents. An image is its digest and never changes.
+//!
+//! What is sent is hashed on its way out: a file that turns out not to be what its name says is put
+//! aside, and the image is imported again as one that is not there.
 
-use std::io::Read as _;
+use std::{io::Read as _, os::unix::fs::MetadataExt as _, sync::Arc};
 
 use axum::{
     Extension, Json,
@@ -9,7 +12,10 @@ use axum::{
     response::Response,
 };
 
-use super::{Reply, Service, allowed, open, send_file};
+use futures::TryStreamExt as _;
+use sha2::{Digest as _, Sha256};
+
+use super::{Reply, Service, allowed, open, read_file, reply};
 use crate::{
     driver::{
         qemu::img::inspect,
@@ -40,7 +46,7 @@ pub(super) async fn receive_image(
             return Err(error.into());
         }
     };
-    let hash = Hash::Sha256(sha2::Digest::new());
+    let hash = Hash::Sha256(Sha256::new());
     let arrival = service.arrivals.begin(format!("image {digest}"));
     let bounds = Bounds { most: service.limits.image, free: service.limits.free };
     let received = match receive(&service.store.root, body, bounds, hash, &arrival).await {
@@ -53,7 +59,10 @@ pub(super) async fn receive_image(
     if digest != received.digest {
         return Err(RepositoryError::Damaged(format!("the image is {}", received.digest)).into());
     }
-    let place = move |store: &Store| store.root.place(&received.staged, &path).map_err(|e| disk_error(&e));
+    let place = move |store: &Store| {
+        store.root.place(&received.staged, &path).map_err(|e| disk_error(&e))?;
+        store.root.discard(&layout::damaged_image(&digest)?).map_err(|e| disk_error(&e))
+    };
     Ok(service.blocking(place).await?)
 }
 
@@ -62,9 +71,51 @@ pub(super) async fn send(
     Extension(peer): Extension<Peer>,
     Path(digest): Path<String>,
 ) -> Reply<Response> {
-    let path = layout::image(&digest)?;
-    let file = service.run(&peer, Action::ReadImage, move |store| open(store, &path, &digest)).await?;
-    Ok(send_file(file).await?)
+    let (path, wanted) = (layout::image(&digest)?, digest.clone());
+    let file = service.run(&peer, Action::ReadImage, move |store| open(store, &path, &wanted)).await?;
+    let identity = FileIdentity::of(&file)?;
+    let (blocks, length) = read_file(file).await?;
+    let (store, mut hasher, mut sent) = (service.store, Some(Sha256::new()), 0);
+    let blocks = blocks.inspect_ok(move |block| {
+        let Some(hash) = &mut hasher else { return };
+        hash.update(block);
+        sent += block.len() as u64;
+        if sent < length {
+            return;
+        }
+        let found = hasher.take().map(|hash| layout::image_name(&hash.finalize()));
+        if found.as_ref() != Some(&digest) {
+            let (store, digest) = (store.clone(), digest.clone());
+            tokio::task::spawn_blocking(move || put_aside(&store, &digest, identity));
+        }
+    });
+    Ok(reply(length, Body::from_stream(blocks)))
+}
+
+/// Which file was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileIdentity(u64, u64);
+
+impl FileIdentity {
+    fn of(file: &std::fs::File) -> Result<Self, RepositoryError> {
+        let found = file.metadata().map_err(|e| disk_error(&e))?;
+        Ok(Self(found.dev(), found.ino()))
+    }
+}
+
+/// Puts a damaged image aside, unless another one has taken its place already.
+fn put_aside(store: &Arc<Store>, digest: &str, read: FileIdentity) {
+    let done = (|| {
+        let path = layout::image(digest)?;
+        if FileIdentity::of(&open(store, &path, digest)?)? == read {
+            store.root.set_aside(&path, &layout::damaged_image(digest)?).map_err(|e| disk_error(&e))?;
+        }
+        Ok::<_, RepositoryError>(())
+    })();
+    match done {
+        Ok(()) => tracing::error!(digest, "an image is damaged: it is put aside, to be imported again"),
+        Err(error) => tracing::error!(digest, %error, "an image is damaged, and could not be put aside"),
+    }
 }
 
 pub(super) async fn disk(

@@ -131,10 +131,19 @@ impl Service {
 
 /// A file as the body of a reply.
 async fn send_file(file: std::fs::File) -> Result<Response, RepositoryError> {
+    let (blocks, length) = read_file(file).await?;
+    Ok(reply(length, Body::from_stream(blocks)))
+}
+
+/// A file in blocks, and its length.
+async fn read_file(file: std::fs::File) -> Result<(ReaderStream<tokio::fs::File>, u64), RepositoryError> {
     let file = tokio::fs::File::from_std(file);
     let length = file.metadata().await.map_err(|e| super::durable::disk_error(&e))?.len();
-    let body = Body::from_stream(ReaderStream::with_capacity(file, 1 << 18));
-    Ok(([(header::CONTENT_LENGTH, length.to_string())], body).into_response())
+    Ok((ReaderStream::with_capacity(file, 1 << 18), length))
+}
+
+fn reply(length: u64, body: Body) -> Response {
+    ([(header::CONTENT_LENGTH, length.to_string())], body).into_response()
 }
 
 /// Opens a file below the root, if it is there.
