@@ -1,6 +1,10 @@
 //! A job as its user sees it: apply, watch, wait.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -67,6 +71,7 @@ pub struct Job {
     pub uid: String,
     /// What its agents print.
     pub output: Collector,
+    vnis: Mutex<BTreeSet<u32>>,
 }
 
 impl Job {
@@ -79,6 +84,7 @@ impl Job {
             snapshots: Api::namespaced(bed.client.clone(), namespace),
             name: made.name_any(),
             output: Collector::start(bed.client.clone(), uid.clone()),
+            vnis: Mutex::default(),
             api,
             uid,
         })
@@ -86,7 +92,16 @@ impl Job {
 
     /// The object as it is now.
     pub async fn get(&self) -> Result<BestEffortJob> {
-        Ok(self.api.get(&self.name).await?)
+        let job = self.api.get(&self.name).await?;
+        if let Some(network) = job.status.as_ref().and_then(|status| status.network.as_ref()) {
+            self.vnis.lock().unwrap_or_else(PoisonError::into_inner).insert(network.vni);
+        }
+        Ok(job)
+    }
+
+    /// The numbers its networks were seen to have.
+    pub fn vnis(&self) -> BTreeSet<u32> {
+        self.vnis.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its snapshots.

@@ -6,16 +6,20 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use vmdeploy::{api::LABEL_JOB_UID, names::JobUid};
 
 use crate::{
+    job::Job,
     site,
     testbed::{SYSTEM, TestBed},
 };
 
+/// Where the nodes hear each other's segments, as the chart has it.
+const OVERLAY_PORT: u16 = 14789;
 /// Nodes on which a job or the repository may leave something.
 const NODES: [&str; 5] = ["1", "2", "3", "4", "5"];
 
-/// Everything of a job with this uid: OAR jobs, pods and their Secrets, and on each node processes, files and network
-/// interfaces. The repository keeps a record of which incarnations it may never take again, but no content.
-pub async fn left(bed: &TestBed, uid: &str) -> Result<Vec<String>> {
+/// Everything of a job: OAR jobs, pods and their Secrets, and on each node processes, files and segments of its
+/// networks. The repository keeps a record of which incarnations it may never take again, but no content.
+pub async fn left(bed: &TestBed, job: &Job) -> Result<Vec<String>> {
+    let uid = job.uid.as_str();
     let mut left: Vec<String> =
         site::unfinished(uid).await?.into_iter().map(|name| format!("OAR job {name}")).collect();
     let ours = ListParams::default().labels(&format!("{LABEL_JOB_UID}={uid}"));
@@ -30,11 +34,21 @@ pub async fn left(bed: &TestBed, uid: &str) -> Result<Vec<String>> {
         "for f in $(grep -ls '[{first}]{rest}' /proc/[0-9]*/cmdline); do echo process $(tr '\\0' ' ' < $f); done; \
          find /var/lib/vmdeploy /run /dev/shm -xdev -name '*[{first}]{rest}*' ! -path '*/repository/jobs/*' 2> /dev/null; \
          find /var/lib/vmdeploy/repository -path '*[{first}]{rest}*' -type f ! -name record.json 2> /dev/null; \
-         ip -o link 2> /dev/null | grep '[{first}]{rest}' || true"
+         {} true",
+        job.vnis().into_iter().map(segment).collect::<String>()
     );
     for node in NODES {
         let text = bed.run(&["node", node, "sh", "-c", &look])?;
         left.extend(text.lines().map(|line| format!("node-{node}: {}", line.chars().take(160).collect::<String>())));
     }
     Ok(left)
+}
+
+/// Shell that says whether a segment with this number is on a node. It is in a namespace without a name, but the kernel
+/// refuses another one with its number and port.
+fn segment(vni: u32) -> String {
+    format!(
+        "if ip link add probe{vni} type vxlan id {vni} dstport {OVERLAY_PORT} 2> /dev/null; \
+         then ip link del probe{vni}; else echo segment {vni}; fi; "
+    )
 }

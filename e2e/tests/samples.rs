@@ -54,6 +54,7 @@ fn samples_are_valid() -> Result<()> {
 
 /// A namespace of the real API server, with our kinds served.
 struct Place {
+    bed: TestBed,
     client: Client,
     namespace: String,
 }
@@ -61,7 +62,8 @@ struct Place {
 impl Place {
     /// A new one on the test bed's API server, if there is a test bed.
     async fn new(name: &str) -> Result<Option<Self>> {
-        let Some(TestBed { client, .. }) = TestBed::find().await? else { return Ok(None) };
+        let Some(bed) = TestBed::find().await? else { return Ok(None) };
+        let client = bed.client.clone();
         let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
         for crd in crds::all() {
             let name = crd["metadata"]["name"].as_str().context("a definition without name")?;
@@ -76,7 +78,7 @@ impl Place {
             ..Namespace::default()
         };
         Api::all(client.clone()).create(&PostParams::default(), &object).await?;
-        Ok(Some(Self { client, namespace }))
+        Ok(Some(Self { bed, client, namespace }))
     }
 
     fn api(&self, kind: &str) -> Api<DynamicObject> {
@@ -98,12 +100,27 @@ fn dry() -> PostParams {
 #[tokio::test]
 async fn samples_are_accepted_by_the_api_server() -> Result<()> {
     let Some(place) = Place::new("samples").await? else { return Ok(()) };
+    // as users do it: kubectl reads YAML its own way
+    let strict = ["create", "--dry-run=server", "--validate=strict", "-f"];
+    let samples_of = root().join("manifests/samples");
+    let place_of = samples_of.to_str().context("a path that is no text")?;
+    let said = place.bed.run(&[&["kubectl", "-n", &place.namespace], &strict[..], &[place_of]].concat())?;
+    ensure!(said.lines().filter(|line| line.contains("created")).count() == samples()?.len(), "{said}");
+    // and the API server keeps every word of it
     for (path, object) in samples()? {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        let object = serde_json::from_value(object)?;
-        place.api(&kind).create(&dry(), &object).await.with_context(|| path)?;
+        let made = place.api(&kind).create(&dry(), &serde_json::from_value(object.clone())?).await?;
+        ensure!(contains(&serde_json::to_value(&made)?["spec"], &object["spec"]), "{path} became {made:?}");
     }
     place.remove().await
+}
+
+/// Whether everything of `part` is in `whole`.
+fn contains(whole: &Value, part: &Value) -> bool {
+    match part {
+        Value::Object(fields) => fields.iter().all(|(name, value)| contains(&whole[name], value)),
+        other => whole == other,
+    }
 }
 
 /// What the API server says about the object of a case.

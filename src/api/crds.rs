@@ -157,6 +157,30 @@ mod tests {
         assert!(seen > 40, "only {seen} values");
     }
 
+    /// `kubectl` and Helm read YAML 1.1, in which a bare `on` is a truth value, also as a key: nobody could write it.
+    #[test]
+    fn no_name_is_something_else_in_yaml() {
+        fn look(path: &str, schema: &Value, found: &mut Vec<String>, seen: &mut usize) {
+            let other = ["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"];
+            for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+                *seen += 1;
+                let path = format!("{path}.{name}");
+                let values = inner["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                if values.chain([name.as_str()]).any(|word| other.contains(&word.to_lowercase().as_str())) {
+                    found.push(path.clone());
+                }
+                look(&path, inner, found, seen);
+                look(&path, &inner["items"], found, seen);
+            }
+        }
+        let (mut found, mut seen) = (Vec::new(), 0);
+        for crd in all() {
+            look("", &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut found, &mut seen);
+        }
+        assert_eq!(found, Vec::<String>::new());
+        assert!(seen > 100, "only {seen} names");
+    }
+
     #[test]
     fn every_field_is_explained() {
         fn look(path: &str, schema: &Value, missing: &mut Vec<String>) {

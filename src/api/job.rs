@@ -198,7 +198,7 @@ pub struct RunSpec {
     pub command: Vec<String>,
     /// On which members it runs.
     #[serde(default)]
-    pub on: RunOn,
+    pub members: RunMembers,
     /// Environment variables.
     #[x_kube(validation = ("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))", "names in env must consist of letters, digits and underscores and not begin with a digit"))]
     #[schemars(length(max = 128), inner(length(max = 8192)))]
@@ -218,7 +218,7 @@ pub struct RunSpec {
 
 /// On which members the command runs.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RunOn {
+pub enum RunMembers {
     /// On member 0 only; the others are there for it to use.
     First,
     /// On every member; the job succeeds when all have ended with 0.

@@ -81,9 +81,10 @@ async fn what_oar_refuses_is_said_in_seconds_and_mended_by_apply() -> Result<()>
     let bed = &bed;
     let oar = |slots: OarSlotSpec| move |spec: &mut BestEffortJobSpec| spec.slots.oar = Some(slots);
     let property = OarSlotSpec { property: Some("no_such_column='x'".into()), ..OarSlotSpec::default() };
-    mistake(bed, &namespace, "property", ("SubmissionRefused", ""), oar(property)).await?;
+    mistake(bed, &namespace, "property", ("SubmissionRefused", "no_such_column"), oar(property)).await?;
     // a name that OAR would choke on is none of its business: only the number of nodes is wrong
-    mistake(bed, &namespace, "a.name-with.dots-0", ("NotEnoughNodes", ""), |spec| spec.members = 40).await
+    mistake(bed, &namespace, "a.name-with.dots-0", ("NotEnoughNodes", "not enough resources"), |spec| spec.members = 40)
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +100,7 @@ async fn an_image_with_another_digest_is_refused_until_it_is_corrected() -> Resu
     let mut object = Counting { ticks: 5, ..Counting::default() }.object("digest")?;
     object.spec.image.as_mut().context("no image")?.name = "bad".into();
     let job = Job::create(&bed, &namespace, &object).await?;
-    job.wait_reason("DigestMismatch", "", SECONDS * 2).await?;
+    job.wait_reason("DigestMismatch", "sha256:", SECONDS * 2).await?;
     ensure!(jobs_ever(&bed, &job.uid)?.is_empty(), "slots were asked for without an image");
     let mut object = images.get("bad").await?;
     object.spec = good;
@@ -129,7 +130,7 @@ async fn a_refused_account_is_said_in_seconds_and_mended_in_its_secret() -> Resu
     object.spec.slots.credentials = Some(SecretReference { name: "oar-alice".into() });
     let before = refusals(&bed)?;
     let job = Job::create(&bed, &namespace, &object).await?;
-    job.wait_reason("CredentialsRefused", "", SECONDS).await?;
+    job.wait_reason("CredentialsRefused", "401", SECONDS).await?;
     let first = refusals(&bed)?;
     tokio::time::sleep(SECONDS).await;
     let second = refusals(&bed)?;

@@ -106,7 +106,7 @@ fn hpcc(members: u32, count: u32) -> Result<BestEffortJob> {
     object(
         members,
         json!({
-            "run": {"on": "First", "command": ["sh", "-c", ROUNDS], "env": env},
+            "run": {"members": "First", "command": ["sh", "-c", ROUNDS], "env": env},
             "access": {"sshKeys": [public]},
             "inputs": [{"path": "/root/.ssh/id_ed25519", "text": private}, {"path": "/root/hpccinf.txt", "text": problem(members)}],
         }),
@@ -209,7 +209,7 @@ async fn an_open_transaction_commits_after_the_kills() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let namespace = bed.parallel_namespace("database").await?;
     let count = 150;
-    let run = json!({"on": "All", "command": ["sh", "-c", DATABASE], "env": {"COUNT": count.to_string()}});
+    let run = json!({"members": "All", "command": ["sh", "-c", DATABASE], "env": {"COUNT": count.to_string()}});
     let job = Job::create(&bed, &namespace, &object(2, json!({"run": run}))?).await?;
     says(&job, 1, "row 20\n").await?;
     twice(&bed, &job, 1, "row 80\n").await?;

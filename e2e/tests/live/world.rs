@@ -39,6 +39,8 @@ pub(crate) async fn computed(bed: &TestBed, job: &Job, members: u32) -> Result<u
     for node in nodes(&job.get().await?) {
         ensure!(bed.qemu_on(&node)? == 1, "the VM on {node} is not seen: nothing would show that it is gone");
     }
+    let found = left(bed, job).await?;
+    ensure!(found.iter().any(|line| line.contains("segment")), "no segment is seen in {found:?}");
     Ok(stored)
 }
 
@@ -90,7 +92,7 @@ pub(crate) async fn nothing_left(bed: &TestBed, job: &Job, forgiven: impl Fn(&st
     let mut last = Vec::new();
     // OAR and the kubelets take their time to remove what has ended
     for _ in 0..30 {
-        last = left(bed, &job.uid).await?;
+        last = left(bed, job).await?;
         last.retain(|line| !forgiven(line));
         if last.is_empty() {
             return Ok(());

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::Supervisor;
 use crate::{
-    api::job::RunOn,
+    api::job::RunMembers,
     driver::{
         guest::{
             GuestError, after_restore,
@@ -83,7 +83,7 @@ impl Supervisor {
     /// Starts the command, unless it was started before, and waits for its end.
     async fn run_command(&self) -> Option<i32> {
         let run = self.config.run.as_ref()?;
-        if run.on == RunOn::First && !self.view.read(|facts| facts.guest.started) {
+        if run.members == RunMembers::First && !self.view.read(|facts| facts.guest.started) {
             self.wait_for_members().await;
         }
         loop {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     api::{
-        job::{RunOn, RunSpec, VmSpec},
+        job::{RunMembers, RunSpec, VmSpec},
         job_status::ResolvedImage,
         quantity::Bytes,
     },
@@ -59,7 +59,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         restore: None,
         run: Some(RunSpec {
             command: vec!["true".into()],
-            on: RunOn::All,
+            members: RunMembers::All,
             env: BTreeMap::new(),
             user: None,
             working_dir: None,

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::RunOn, job_status::NetworkStatus,
+        job::RunMembers, job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR},
@@ -57,7 +57,7 @@ pub fn config(
         Some(network) => Some(member_network(job, placement, network, config)?),
     };
     let name = job.metadata.name.clone().unwrap_or_default();
-    let runs = spec.run.on == RunOn::All || placement.member == 0;
+    let runs = spec.run.members == RunMembers::All || placement.member == 0;
     Some(AgentConfig {
         protocol: PROTOCOL,
         job: uid.clone(),

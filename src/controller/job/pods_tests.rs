@@ -85,7 +85,7 @@ fn an_agent_is_told_what_it_needs() {
     let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new());
     assert!(told_too_early.is_none(), "the network is not known whole");
     let mut first = job.clone();
-    first.spec.run.on = RunOn::First;
+    first.spec.run.members = RunMembers::First;
     assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new()).unwrap().run.is_none());
     let credentials = Credentials { ca: "ca".into(), certificate: "crt".into(), key: "key".into() };
     let secret = secret(&job, &placement, &config, &told, &credentials);

@@ -7,7 +7,7 @@ use super::members::{self, state};
 use crate::{
     api::{
         JobPhase,
-        job::RunOn,
+        job::RunMembers,
         job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotStatus},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
@@ -106,7 +106,7 @@ impl Draft<'_> {
     }
 
     pub(super) fn commanded(&self) -> impl Iterator<Item = &MemberStatus> {
-        let first_only = self.job.spec.run.on == RunOn::First;
+        let first_only = self.job.spec.run.members == RunMembers::First;
         self.status.members.iter().filter(move |member| !first_only || member.index == 0)
     }
 

@@ -8,7 +8,7 @@ use super::life::*;
 use crate::{
     api::{
         JobPhase,
-        job::{OnNotice, RunOn},
+        job::{OnNotice, RunMembers},
         job_status::Kills,
     },
     driver::{
@@ -96,7 +96,7 @@ fn a_command_that_fails_is_tried_again_from_the_image_up_to_the_limit() {
 #[test]
 fn only_member_0_counts_if_only_it_runs_the_command() {
     let mut life = Life::running(3);
-    life.job.spec.run.on = RunOn::First;
+    life.job.spec.run.members = RunMembers::First;
     life.run(5);
     let guest = &mut life.agent(0).guest;
     (guest.exit_code, guest.outputs_kept) = (Some(0), true);
