@@ -305,6 +305,9 @@ pub struct Origin {
     pub since: Option<Time>,
     /// Incarnations in a row that started from this generation and made no progress.
     pub tries: u32,
+    /// Nodes in a row that could not load a guest. They do not count as tries at first.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bad_nodes: u32,
     /// Generations that did not restore; never tried again.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bad: Vec<u32>,

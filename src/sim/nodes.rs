@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::{Health, World};
 use crate::{
-    driver::agent::{AgentConfig, LeaseState, PartState, VmState, fake::FakeAgent},
+    driver::agent::{AgentConfig, LeaseState, LoadFault, PartState, VmState, fake::FakeAgent},
     driver::{
         repository::Repository,
         site::{End, SlotFacts, SlotPhase},
@@ -80,7 +80,7 @@ impl Body {
         self.agent.set_reachable(false);
         self.agent.change(|state| {
             if !matches!(state.vm, VmState::Gone { .. }) {
-                state.vm = VmState::Gone { reason: "killed".into(), cannot_load: false };
+                state.vm = VmState::Gone { reason: "killed".into(), fault: LoadFault::Unknown };
             }
         });
     }
@@ -273,7 +273,7 @@ impl World {
         let manifest = self.repository.manifest(&body.config.job, generation).now_or_never();
         match manifest.expect("the double never waits") {
             Ok(_) if self.broken == Some(generation) => body.agent.change(|state| {
-                state.vm = VmState::Gone { reason: "cannot load it".into(), cannot_load: true };
+                state.vm = VmState::Gone { reason: "cannot load it".into(), fault: LoadFault::Part };
             }),
             Ok(manifest) => {
                 body.before = manifest.members[body.config.member as usize].ran;
@@ -285,7 +285,7 @@ impl World {
             }
             Err(crate::driver::repository::RepositoryError::Unreachable(_)) => {}
             Err(error) => body.agent.change(|state| {
-                state.vm = VmState::Gone { reason: error.to_string(), cannot_load: true };
+                state.vm = VmState::Gone { reason: error.to_string(), fault: LoadFault::Part };
             }),
         }
     }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     driver::{
-        agent::{Accelerator, LeaseState, VmState},
+        agent::{Accelerator, LeaseState, LoadFault, VmState},
         guest::{channel::Channel, seed::Seed},
         qemu::{
             QemuError,
@@ -26,6 +26,7 @@ use crate::{
             img::{self, Chain},
             probe,
             process::{self, Qemu},
+            qmp::QmpError,
             restore,
         },
         repository::RepositoryError,
@@ -43,12 +44,34 @@ const LOAD_LIMIT: Duration = Duration::from_secs(60);
 /// Why there is no VM.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
-    /// What the agent was given cannot be used, here or anywhere.
+    /// What the agent was given cannot be used, or nobody knows why it could not.
     #[error("{0}")]
     Unusable(String),
     /// This node could not do it.
     #[error("{0}")]
     Node(String),
+    /// The repository does not have what the generation says of this member.
+    #[error("{0}")]
+    Part(String),
+}
+
+impl LoadError {
+    /// Whose fault it is.
+    pub(super) fn fault(&self) -> LoadFault {
+        match self {
+            Self::Unusable(_) => LoadFault::Unknown,
+            Self::Node(_) => LoadFault::Node,
+            Self::Part(_) => LoadFault::Part,
+        }
+    }
+
+    /// What goes wrong with the generation itself, and not with an image that all its members share.
+    fn of_part(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => Self::Part(error.to_string()),
+            other => other.into(),
+        }
+    }
 }
 
 impl From<RepositoryError> for LoadError {
@@ -67,12 +90,29 @@ impl From<RepositoryError> for LoadError {
 
 impl From<QemuError> for LoadError {
     fn from(error: QemuError) -> Self {
+        let text = error.to_string();
         match error {
-            QemuError::Io { .. } | QemuError::Late(_) | QemuError::Unwritten(_) => Self::Node(error.to_string()),
-            QemuError::Qmp(_) | QemuError::Program { .. } | QemuError::Migration { .. } | QemuError::Image { .. } => {
-                Self::Unusable(error.to_string())
+            QemuError::Io { .. }
+            | QemuError::Late(_)
+            | QemuError::Unwritten(_)
+            | QemuError::Qmp(QmpError::Late(_) | QmpError::Closed | QmpError::Socket(_)) => Self::Node(text),
+            QemuError::Program { .. } => Self::said(text),
+            QemuError::Qmp(QmpError::Refused { .. }) | QemuError::Migration { .. } | QemuError::Image { .. } => {
+                Self::Unusable(text)
             }
         }
+    }
+}
+
+/// What QEMU says where a node lacks something that others may have.
+const NODES_WORDS: [&str; 6] =
+    ["kvm", "cannot allocate memory", "no space left", "permission denied", "resource busy", "input/output error"];
+
+impl LoadError {
+    /// By the last words of a program that failed.
+    fn said(text: String) -> Self {
+        let words = text.to_lowercase();
+        if NODES_WORDS.iter().any(|word| words.contains(word)) { Self::Node(text) } else { Self::Unusable(text) }
     }
 }
 
@@ -103,34 +143,54 @@ pub(super) struct Fetched {
 impl Supervisor {
     /// Fetches image and generation; waits for a repository that does not answer.
     pub(super) async fn fetch(&self) -> Result<Fetched, LoadError> {
+        // first, since an image may have to be waited for
+        let (disk, kernel, held) = self.patiently(|| self.fetch_images()).await?;
+        let part = self.patiently(|| self.fetch_part()).await.map_err(LoadError::of_part)?;
+        Ok(Fetched { disk, kernel, part, held })
+    }
+
+    async fn patiently<T, F>(&self, mut fetch: impl FnMut() -> F) -> Result<T, RepositoryError>
+    where
+        F: Future<Output = Result<T, RepositoryError>>,
+    {
         loop {
-            match self.try_fetch().await {
+            match fetch().await {
                 Err(RepositoryError::Unreachable(why)) => {
                     tracing::warn!(why, "the repository does not answer");
                     tokio::time::sleep(AGAIN).await;
                 }
-                other => return Ok(other?),
+                other => return other,
             }
         }
     }
 
-    async fn try_fetch(&self) -> Result<Fetched, RepositoryError> {
-        let image = &self.config.image;
+    /// This member's part of the generation to restore, if there is one.
+    async fn fetch_part(&self) -> Result<Option<MemberPart>, RepositoryError> {
+        let Some(generation) = self.config.restore else { return Ok(None) };
+        let manifest = self.store.get_manifest(&self.config.job, generation).await?;
+        let found = manifest.members.into_iter().find(|part| part.index == self.config.member);
+        let part = found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}")))?;
+        let total = part.files.iter().map(|file| file.size).sum();
         let before = AtomicU64::new(0);
-        let part = match self.config.restore {
-            None => None,
-            Some(generation) => {
-                let manifest = self.store.get_manifest(&self.config.job, generation).await?;
-                let found = manifest.members.into_iter().find(|part| part.index == self.config.member);
-                Some(found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}")))?)
-            }
-        };
-        let parts = part.iter().flat_map(|part| &part.files).map(|file| file.size).sum::<u64>();
         let progress = |done: u64| {
             let done = before.load(Ordering::Relaxed) + done;
-            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: parts.max(done) }));
+            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total }));
         };
-        progress(0);
+        for file in &part.files {
+            let to = self.paths.vm.join(format!("load-{}", file.kind));
+            let (job, member) = (&self.config.job, self.config.member);
+            self.store.get_part(job, generation, member, file, &to, &progress).await?;
+            before.fetch_add(file.size, Ordering::Relaxed);
+        }
+        Ok(Some(part))
+    }
+
+    /// The disk, the kernel if it is given, and what keeps the node from removing their files.
+    async fn fetch_images(&self) -> Result<(PathBuf, Option<Kernel>, Vec<images::Cached>), RepositoryError> {
+        let image = &self.config.image;
+        let progress = |done: u64| {
+            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: done }));
+        };
         let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
         let fetched =
             async |digest: &str| images::image(self.store.as_ref(), cache, digest, &progress).await.map_err(awaited);
@@ -140,7 +200,6 @@ impl Supervisor {
             held.push(cached);
             path
         };
-        // first, since an image may have to be waited for
         let disk = place(fetched(&image.disk).await?);
         let kernel = match &image.kernel {
             None => None,
@@ -153,15 +212,7 @@ impl Supervisor {
                 Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
             }
         };
-        if let (Some(generation), Some(part)) = (self.config.restore, &part) {
-            for file in &part.files {
-                let to = self.paths.vm.join(format!("load-{}", file.kind));
-                let (job, member) = (&self.config.job, self.config.member);
-                self.store.get_part(job, generation, member, file, &to, &progress).await?;
-                before.fetch_add(file.size, Ordering::Relaxed);
-            }
-        }
-        Ok(Fetched { disk, kernel, part, held })
+        Ok((disk, kernel, held))
     }
 
     /// Makes the VM of what was fetched, once the lease is held (safety A4).
@@ -257,6 +308,9 @@ impl Supervisor {
         let version = probe::version().await?;
         let kernel = fetched.kernel.as_ref().map(|kernel| kernel.kernel.as_path());
         let accelerator = probe::accelerator(self.config.accelerator, kernel, &self.paths.cache).await;
+        if accelerator == Accelerator::Kvm {
+            probe::kvm().map_err(node("use KVM, which the job wants"))?;
+        }
         let vm = &self.config.vm;
         match &fetched.part {
             None => Ok(MachineRecord {
@@ -275,7 +329,7 @@ impl Supervisor {
                     Accelerator::Tcg | Accelerator::Probe => true,
                 };
                 if !here {
-                    return Err(LoadError::Unusable("the generation was made under KVM, which this node lacks".into()));
+                    return Err(LoadError::Node("the generation was made under KVM, which this node lacks".into()));
                 }
                 let machine = probe::machine(&made.machine).await?;
                 Ok(MachineRecord { qemu: version.text, machine, ..made.clone() })
@@ -319,8 +373,15 @@ impl Supervisor {
         let memory = std::fs::File::open(&path).map_err(node("open the memory"))?;
         let limit = LOAD_LIMIT + Duration::from_secs(size >> 25);
         if let Err(error) = restore::load(qmp, &memory, limit).await {
-            let words = process::last_words(&self.paths.log());
-            return Err(LoadError::Unusable(format!("{error}; QEMU said: {words}")));
+            let text = format!("{error}; QEMU said: {}", process::last_words(&self.paths.log()));
+            return Err(match error {
+                // one that cannot read the stream ends, too: it is not known whose fault that is
+                QemuError::Qmp(QmpError::Closed) | QemuError::Migration { .. } => LoadError::said(text),
+                other => match LoadError::from(other) {
+                    LoadError::Node(_) => LoadError::Node(text),
+                    LoadError::Part(_) | LoadError::Unusable(_) => LoadError::Unusable(text),
+                },
+            });
         }
         super::vm::remove(&path).await;
         let output = self.paths.vm.join(format!("load-{}", FileKind::Output));
@@ -329,30 +390,5 @@ impl Supervisor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{
-        super::{
-            testing::{FileStore, config},
-            vm::Paths,
-        },
-        *,
-    };
-    use crate::clock::Clock;
-
-    #[tokio::test]
-    async fn an_image_that_is_being_imported_again_is_waited_for() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Arc::new(FileStore::new(&root.path().join("store")));
-        let mut config = config(root.path());
-        config.image.disk = store.add_image(b"an image");
-        std::fs::remove_file(root.path().join("store").join(&config.image.disk)).unwrap();
-        let paths = Paths { vm: root.path().into(), cache: root.path().join("cache") };
-        let supervisor = Supervisor::new(config, paths, store.clone(), Clock::system(), None);
-        let fetching = supervisor.fetch();
-        tokio::pin!(fetching);
-        assert!(tokio::time::timeout(Duration::from_millis(300), &mut fetching).await.is_err());
-        store.add_image(b"an image");
-        let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await.unwrap().unwrap();
-        assert_eq!(std::fs::read(fetched.disk).unwrap(), b"an image");
-    }
-}
+#[path = "load_tests.rs"]
+mod tests;

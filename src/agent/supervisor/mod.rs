@@ -43,7 +43,6 @@ pub use orders::Orders;
 
 use self::{
     contact::Contact,
-    load::LoadError,
     view::View,
     vm::{Paths, Vm},
 };
@@ -54,7 +53,7 @@ use super::{
 use crate::{
     clock::Clock,
     driver::{
-        agent::{AgentConfig, LeaseState, LeaveCode, VmState},
+        agent::{AgentConfig, LeaseState, LeaveCode, LoadFault, VmState},
         guest::channel::Channel,
         network::Door,
         qemu::process::{Qemu, last_words},
@@ -151,9 +150,9 @@ impl Supervisor {
                 Err(error) => Err(error),
             };
             if let Err(error) = loaded {
-                let cannot_load = matches!(error, LoadError::Unusable(_));
-                tracing::error!(%error, "the VM cannot be made");
-                own.view.change(|facts| facts.set_vm(VmState::Gone { reason: error.to_string(), cannot_load }));
+                let fault = error.fault();
+                tracing::error!(%error, ?fault, "the VM cannot be made");
+                own.view.change(|facts| facts.set_vm(VmState::Gone { reason: error.to_string(), fault }));
                 own.stop.cancel();
             }
         };
@@ -210,7 +209,7 @@ impl Supervisor {
             } else {
                 format!("QEMU has ended: {}", last_words(&own.paths.log()))
             };
-            own.view.change(|facts| facts.set_vm(VmState::Gone { reason, cannot_load: false }));
+            own.view.change(|facts| facts.set_vm(VmState::Gone { reason, fault: LoadFault::Unknown }));
             own.gone.cancel();
         });
     }
@@ -218,7 +217,7 @@ impl Supervisor {
     /// The VM is of no use any more.
     fn lose_vm(&self, reason: &str) {
         tracing::error!(reason, "the VM is lost");
-        self.view.change(|facts| facts.set_vm(VmState::Gone { reason: reason.into(), cannot_load: false }));
+        self.view.change(|facts| facts.set_vm(VmState::Gone { reason: reason.into(), fault: LoadFault::Unknown }));
         self.stop.cancel();
     }
 
@@ -232,7 +231,7 @@ impl Supervisor {
             self.gone.cancelled().await;
         }
         self.view.change(|facts| {
-            facts.set_vm(VmState::Gone { reason: "it was ended".into(), cannot_load: false });
+            facts.set_vm(VmState::Gone { reason: "it was ended".into(), fault: LoadFault::Unknown });
         });
         tracing::info!(?code, took_ms = begun.elapsed().as_millis(), "left");
     }

@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{
     Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, ExecOrder,
-    ExecReply, GuestState, LeaseState, LeaveCode, NodeAgent, PROTOCOL, UploadOrder, UploadState, VmState,
+    ExecReply, GuestState, LeaseState, LeaveCode, LoadFault, NodeAgent, PROTOCOL, UploadOrder, UploadState, VmState,
     barrier::{Barrier, Todo},
 };
 use crate::{
@@ -211,7 +211,7 @@ impl FakeAgent {
     pub fn lose_lease(&self) {
         self.change(|state| {
             state.lease = LeaseState::Lost;
-            state.vm = VmState::Gone { reason: "the lease is lost".into(), cannot_load: false };
+            state.vm = VmState::Gone { reason: "the lease is lost".into(), fault: LoadFault::Unknown };
         });
         self.lock().reachable = false;
     }
@@ -424,7 +424,7 @@ impl NodeAgent for FakeAgent {
         self.call(Call::Leave, |inner| {
             inner.barrier.admit(authority)?;
             inner.state.leaving = Some(code);
-            self.set_vm(inner, VmState::Gone { reason: "left".into(), cannot_load: false });
+            self.set_vm(inner, VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown });
             Ok(())
         })
     }

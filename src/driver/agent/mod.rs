@@ -262,10 +262,22 @@ pub enum VmState {
     Gone {
         /// Why.
         reason: String,
-        /// Whether the VM could not be made or restored from what the agent was given.
+        /// Whose fault it is that it could not be made or restored.
         #[serde(default)]
-        cannot_load: bool,
+        fault: LoadFault,
     },
+}
+
+/// Whose fault it is that a VM could not be made or restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadFault {
+    /// Nobody's, or nobody knows: the same may help next time.
+    #[default]
+    Unknown,
+    /// The node's: another one may do it.
+    Node,
+    /// The generation's: what the repository has of this member is missing or damaged.
+    Part,
 }
 
 /// The guest and its command.

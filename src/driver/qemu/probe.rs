@@ -82,7 +82,7 @@ pub async fn accelerator(wanted: Accelerator, kernel: Option<&Path>, cache: &Pat
             let answer = if let Ok(answer) = std::fs::read_to_string(&kept) {
                 answer == "yes"
             } else {
-                let answer = std::fs::File::open("/dev/kvm").is_ok() && boots(kernel).await;
+                let answer = kvm().is_ok() && boots(kernel).await;
                 if let Err(error) = std::fs::write(&kept, if answer { "yes" } else { "no" }) {
                     tracing::warn!(%error, "failed to keep the answer of the KVM probe");
                 }
@@ -91,6 +91,11 @@ pub async fn accelerator(wanted: Accelerator, kernel: Option<&Path>, cache: &Pat
             if answer { Accelerator::Kvm } else { Accelerator::Tcg }
         }
     }
+}
+
+/// Whether the node lets us use its processor's virtualisation.
+pub fn kvm() -> std::io::Result<()> {
+    std::fs::File::options().read(true).write(true).open("/dev/kvm").map(drop)
 }
 
 async fn boots(kernel: &Path) -> bool {

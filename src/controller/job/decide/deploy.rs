@@ -5,15 +5,23 @@
 
 use std::time::Duration;
 
-use super::draft::{Draft, since};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::draft::{Draft, after, since};
 use super::members;
 use crate::{
     api::{
         JobPhase, Reason,
         job_status::{MemberPhase, ReleaseReason, SlotState},
     },
-    driver::agent::{LeaseState, LeaveCode, VmState},
+    backoff::Backoff,
+    driver::agent::{LeaseState, LeaveCode, LoadFault, VmState},
 };
+
+/// Nodes that fail in a row without that counting against what they were to load (safety C3).
+const NODE_FAILURES: u32 = 8;
+/// Rest after a node that failed: the site mostly offers the same one at once.
+const BETWEEN_NODES: Backoff = Backoff::OUTSIDE;
 
 impl Draft<'_> {
     /// Brings the members to life on the slot.
@@ -82,12 +90,13 @@ impl Draft<'_> {
 
     /// A member died before all were running: all start again, later with each failure.
     fn start_failed(&mut self, why: &str) {
-        let cannot_load = self.status.members.iter().any(|member| {
-            matches!(
-                members::state(self.seen, member).map(|state| &state.vm),
-                Some(VmState::Gone { cannot_load: true, .. })
-            )
-        });
+        let blames = |whom: LoadFault| {
+            self.status.members.iter().any(|member| {
+                let said = members::state(self.seen, member).map(|state| &state.vm);
+                matches!(said, Some(VmState::Gone { fault, .. }) if *fault == whom)
+            })
+        };
+        let (part, node) = (blames(LoadFault::Part), blames(LoadFault::Node));
         let silent = self.status.members.iter().any(|member| {
             member.phase == MemberPhase::Dead
                 && self.isolated(member)
@@ -95,7 +104,7 @@ impl Draft<'_> {
         });
         let origin = self.status.origin.clone().unwrap_or_default();
         let reason = if origin.generation.is_some() { Reason::RestoreFailed } else { Reason::AgentFailed };
-        if cannot_load
+        if part
             && let (Some(generation), Some(origin)) = (origin.generation, &mut self.status.origin)
             && !origin.bad.contains(&generation)
         {
@@ -103,15 +112,34 @@ impl Draft<'_> {
         }
         self.back_off(reason, why);
         self.account_work();
-        if silent {
+        if node {
+            self.count_bad_node();
+        }
+        if silent || node {
             self.status.kills.node += 1;
             self.give_up_slot(ReleaseReason::BadNode);
-            self.because("a node is lost");
+            self.because(if silent { "a node is lost" } else { "a node could not load its guest" });
             return;
         }
         self.phase(JobPhase::Deploying);
         self.leave(LeaveCode::KeepSlot);
         self.because("a member did not start");
+    }
+
+    /// A node could not load its guest. That says nothing against the generation, as long as it may be
+    /// about this or that node only; the next one is asked for later each time.
+    fn count_bad_node(&mut self) {
+        let Some(origin) = &mut self.status.origin else { return };
+        origin.bad_nodes += 1;
+        if origin.bad_nodes <= NODE_FAILURES {
+            origin.tries = origin.tries.saturating_sub(1);
+        }
+        let wait = BETWEEN_NODES.full(origin.bad_nodes);
+        let until = Time(after(self.now, wait));
+        if let Some(retry) = &mut self.status.retry {
+            retry.not_before = until;
+        }
+        self.wake(wait);
     }
 
     /// Gives the slot back and asks for another.

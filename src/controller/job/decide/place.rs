@@ -110,6 +110,7 @@ impl Draft<'_> {
                     generation,
                     since: Some(self.time()),
                     tries,
+                    bad_nodes: old.bad_nodes,
                     bad,
                     floor: old.floor,
                     work: self.work_of(generation),

@@ -182,6 +182,9 @@ impl Draft<'_> {
     fn running(&mut self) {
         self.phase(JobPhase::Running);
         self.status.retry = None;
+        if let Some(origin) = &mut self.status.origin {
+            origin.bad_nodes = 0;
+        }
         self.plan_next();
         self.note(Reason::JobRunning, format!("attempt {} runs", self.status.attempt));
         self.because("all run");

@@ -8,7 +8,7 @@ use crate::{
     controller::job::plan::{BarrierState, Effect, Plan},
     driver::{
         Fact,
-        agent::{PartState, VmState},
+        agent::{LoadFault, PartState, VmState},
         site::{End, NoticeKind},
     },
 };
@@ -266,13 +266,33 @@ fn b7_a_failed_load_is_a_new_incarnation_of_all_from_the_generation_before() {
     life.start_slot("102");
     life.advance(1);
     life.pass();
-    life.agent(1).vm = VmState::Gone { reason: "the stream is damaged".into(), cannot_load: true };
+    life.agent(1).vm = VmState::Gone { reason: "the stream is damaged".into(), fault: LoadFault::Part };
     life.run(30);
     let status = life.status();
     assert_eq!((status.incarnation, status.phase), (3, JobPhase::Running), "{:?}", life.whys);
     let origin = status.origin.unwrap();
     assert_eq!((origin.generation, origin.bad), (Some(1), vec![2]));
     assert_eq!(status.slots[0].id, "102", "the slot is kept");
+}
+
+#[test]
+fn b7_a_node_that_cannot_load_says_nothing_against_the_generation() {
+    let mut life = Life::running(2);
+    life.run(1300);
+    life.prompt = false;
+    life.end_slot("101", End::Preempted);
+    life.settle();
+    life.start_slot("102");
+    life.advance(1);
+    life.pass();
+    life.agent(1).vm = VmState::Gone { reason: "no space left on device".into(), fault: LoadFault::Node };
+    life.prompt = true;
+    life.run(60);
+    let status = life.status();
+    assert_eq!((status.phase, status.slots[0].id.as_str()), (JobPhase::Running, "103"), "{:?}", life.whys);
+    let origin = status.origin.unwrap();
+    assert_eq!((origin.generation, origin.bad), (Some(2), vec![]));
+    assert_eq!((status.kills.node, origin.tries), (1, 1));
 }
 
 #[test]

@@ -3,17 +3,20 @@
 use super::life::*;
 use crate::{
     api::JobPhase,
-    driver::{agent::VmState, site::End},
+    driver::{
+        agent::{LoadFault, VmState},
+        site::End,
+    },
 };
 
 /// Every guest that is loaded fails.
-fn fail_all(life: &mut Life, cannot_load: bool) {
+fn fail_all(life: &mut Life, fault: LoadFault) {
     for member in 0..life.job.spec.members {
         let placed = life.status().members[member as usize].agent.clone();
         if placed.is_some_and(|a| {
             life.seen.agents.get(&a.pod).is_some_and(|agent| agent.state.as_ref().is_some_and(|s| s.leaving.is_none()))
         }) {
-            life.agent(member).vm = VmState::Gone { reason: "test".into(), cannot_load };
+            life.agent(member).vm = VmState::Gone { reason: "test".into(), fault };
         }
     }
 }
@@ -30,7 +33,7 @@ fn c3_a_generation_that_makes_no_progress_gives_way_then_the_job_stalls() {
         life.pass();
         let origin = life.status().origin.clone().unwrap();
         if matches!(life.phase(), JobPhase::Deploying | JobPhase::Restoring) {
-            fail_all(&mut life, false);
+            fail_all(&mut life, LoadFault::Unknown);
             origins.push((life.status().incarnation, origin.generation));
         }
     }
@@ -95,13 +98,43 @@ fn c3_a_start_that_gets_nowhere_is_given_up_and_counted(#[case] vm: VmState, #[c
 }
 
 #[test]
+fn c3_nodes_that_cannot_load_are_left_and_say_nothing_against_the_generation_for_a_while() {
+    let mut life = Life::running(1);
+    life.run(1300);
+    life.end_slot("101", End::Preempted);
+    let (mut tried, mut slots) = (Vec::new(), Vec::new());
+    for _ in 0..12_000 {
+        life.advance(1);
+        life.pass();
+        let status = life.status();
+        if matches!(life.phase(), JobPhase::Deploying | JobPhase::Restoring) {
+            fail_all(&mut life, LoadFault::Node);
+            tried.push((status.incarnation, status.origin.unwrap().generation));
+            slots.push((status.incarnation, status.slots[0].id.clone()));
+        }
+    }
+    tried.dedup();
+    let generations: Vec<_> = tried.iter().filter(|(i, _)| *i > 1).map(|(_, g)| *g).collect();
+    assert!(
+        generations.len() > 11 && generations[..11] == [Some(2); 11] && generations[11] == Some(1),
+        "{generations:?}"
+    );
+    assert!(life.message("Stalled").contains("RestoreFailed"), "it ends: {}", life.message("Stalled"));
+    slots.retain(|(incarnation, _)| *incarnation > 1);
+    slots.dedup();
+    let mut ids: Vec<_> = slots.iter().map(|(_, id)| id.clone()).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), generations.len(), "each on another slot");
+}
+
+#[test]
 fn c3_a_job_that_never_starts_stalls_and_is_mended_by_a_new_spec() {
     let mut life = life(1);
     for _ in 0..600 {
         life.advance(1);
         life.pass();
         if matches!(life.phase(), JobPhase::Deploying | JobPhase::Starting) {
-            fail_all(&mut life, true);
+            fail_all(&mut life, LoadFault::Unknown);
         }
     }
     assert_eq!(life.effects("CreateAgent").len(), 3);

@@ -12,7 +12,7 @@ use crate::{
         job_status::Kills,
     },
     driver::{
-        agent::VmState,
+        agent::{LoadFault, VmState},
         site::{End, NoticeKind},
     },
 };
@@ -50,7 +50,7 @@ fn a_waiting_slot_deleted_by_a_person_suspends_the_job() {
 fn a_member_that_dies_alone_takes_all_back_on_the_same_slot() {
     let mut life = Life::running(2);
     life.run(700);
-    life.agent(1).vm = VmState::Gone { reason: "QEMU ended".into(), cannot_load: false };
+    life.agent(1).vm = VmState::Gone { reason: "QEMU ended".into(), fault: LoadFault::Unknown };
     life.run(20);
     let status = life.status();
     assert_eq!((status.phase, status.incarnation, status.submission), (JobPhase::Running, 2, 1), "{:?}", life.whys);

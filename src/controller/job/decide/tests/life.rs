@@ -21,7 +21,8 @@ use crate::{
     driver::{
         Fact,
         agent::{
-            AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, PartState, VmState, fake::member_part,
+            AgentState, CapturePart, GuestState, LeaseState, LeaveCode, LoadFault, PROTOCOL, PartState, VmState,
+            fake::member_part,
         },
         repository::{GenerationSummary, JobContent},
         site::{Capabilities, End, Notice, NoticeKind, SlotFacts, SlotPhase},
@@ -408,7 +409,7 @@ impl Life {
                     }
                     let state = heard.state.as_mut().unwrap();
                     state.leaving = Some(*code);
-                    state.vm = VmState::Gone { reason: "left".into(), cannot_load: false };
+                    state.vm = VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown };
                     self.end_pod(&agent.pod);
                 }
                 let slots: Vec<String> = self.status().slots.iter().map(|slot| slot.id.clone()).collect();

@@ -10,7 +10,7 @@ use crate::{
     controller::job::plan::{Effect, Plan},
     driver::{
         Fact,
-        agent::VmState,
+        agent::{LoadFault, VmState},
         site::{End, NoticeKind, SlotPhase},
     },
     names::submission_of,
@@ -22,7 +22,7 @@ enum Event {
     End(End),
     Notice(NoticeKind),
     Silence(u8),
-    MemberGone(u8, bool),
+    MemberGone(u8, LoadFault),
     PodEnds(u8),
     SiteUnknown,
     SiteKnown,
@@ -54,7 +54,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Notice(NoticeKind::Walltime)),
         1 => Just(Event::Notice(NoticeKind::Person)),
         1 => any::<u8>().prop_map(Event::Silence),
-        1 => (any::<u8>(), any::<bool>()).prop_map(|(member, load)| Event::MemberGone(member, load)),
+        1 => (any::<u8>(), prop::sample::select(vec![LoadFault::Unknown, LoadFault::Node, LoadFault::Part]))
+            .prop_map(|(member, fault)| Event::MemberGone(member, fault)),
         1 => any::<u8>().prop_map(Event::PodEnds),
         1 => Just(Event::SiteUnknown),
         2 => Just(Event::SiteKnown),
@@ -196,9 +197,9 @@ impl Story {
                     self.life.silence(member);
                 }
             }
-            Event::MemberGone(pick, cannot_load) => {
+            Event::MemberGone(pick, fault) => {
                 if let Some(member) = self.member(pick) {
-                    self.life.agent(member).vm = VmState::Gone { reason: "x".into(), cannot_load };
+                    self.life.agent(member).vm = VmState::Gone { reason: "x".into(), fault };
                 }
             }
             Event::PodEnds(pick) => {

@@ -1,0 +1,104 @@
+//! Whose fault it is that there is no VM.
+
+use rstest::rstest;
+
+use super::{
+    super::{
+        testing::{FileStore, config},
+        vm::Paths,
+    },
+    *,
+};
+use crate::{
+    clock::Clock,
+    store::manifest::{PartFile, tests::manifest},
+};
+
+fn io() -> std::io::Error {
+    std::io::ErrorKind::StorageFull.into()
+}
+
+fn program(message: &str) -> QemuError {
+    QemuError::Program { program: "qemu", message: message.into() }
+}
+
+#[rstest]
+#[case::disk_full(QemuError::io("write")(io()), LoadFault::Node)]
+#[case::late(QemuError::Late("the start"), LoadFault::Node)]
+#[case::control_late(QmpError::Late("start".into()).into(), LoadFault::Node)]
+#[case::control_closed(QmpError::Closed.into(), LoadFault::Node)]
+#[case::no_kvm(program("Could not access KVM kernel module: No such file"), LoadFault::Node)]
+#[case::no_memory(program("cannot set up guest memory 'pc.ram': Cannot allocate memory"), LoadFault::Node)]
+#[case::wrong_cpu(program("unable to find CPU model 'z80'"), LoadFault::Unknown)]
+#[case::refused_image(QemuError::Image { path: "x".into(), why: "an overlay".into() }, LoadFault::Unknown)]
+fn b7_what_qemu_fails_at_is_never_the_generations_fault(#[case] error: QemuError, #[case] fault: LoadFault) {
+    assert_eq!(LoadError::from(error).fault(), fault);
+}
+
+#[rstest]
+#[case(RepositoryError::Damaged("x".into()), LoadFault::Part, LoadFault::Unknown)]
+#[case(RepositoryError::NotFound("x".into()), LoadFault::Part, LoadFault::Unknown)]
+#[case(RepositoryError::Refused("x".into()), LoadFault::Unknown, LoadFault::Unknown)]
+#[case(RepositoryError::local("x", &io()), LoadFault::Node, LoadFault::Node)]
+fn b7_only_what_the_repository_lacks_of_a_part_is_the_generations_fault(
+    #[case] error: RepositoryError,
+    #[case] of_part: LoadFault,
+    #[case] of_image: LoadFault,
+) {
+    assert_eq!(LoadError::of_part(error.clone()).fault(), of_part);
+    assert_eq!(LoadError::from(error).fault(), of_image);
+}
+
+/// What an agent says that restores generation 1 from this store.
+async fn said(store: FileStore, accelerator: Accelerator, files: Vec<PartFile>) -> (String, LoadFault) {
+    let root = tempfile::tempdir().unwrap();
+    let mut made = manifest(1);
+    made.members[0].files = files;
+    store.publish(&made);
+    let mut config = config(root.path());
+    config.image.disk = store.add_image(b"a disk");
+    (config.accelerator, config.restore) = (accelerator, Some(1));
+    let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
+    let supervisor = Supervisor::new(config, paths, Arc::new(store), Clock::system(), None);
+    supervisor.view.change(|facts| facts.lease = LeaseState::Held);
+    tokio::time::timeout(Duration::from_secs(20), supervisor.clone().live()).await.unwrap();
+    match supervisor.view.render().vm {
+        VmState::Gone { reason, fault } => (reason, fault),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn b7_an_agent_tells_a_damaged_part_from_a_node_without_kvm() {
+    let root = tempfile::tempdir().unwrap();
+    let file = PartFile { kind: FileKind::Disk, size: 4, stored: 4, digest: "not this".into() };
+    let store = FileStore::new(&root.path().join("damaged"));
+    std::fs::write(root.path().join("damaged/part-1-0-disk"), "disk").unwrap();
+    let (reason, fault) = said(store, Accelerator::Tcg, vec![file.clone()]).await;
+    assert_eq!(fault, LoadFault::Part, "{reason}");
+    let (reason, fault) = said(FileStore::new(&root.path().join("empty")), Accelerator::Tcg, vec![file]).await;
+    assert_eq!(fault, LoadFault::Part, "{reason}");
+    if probe::version().await.is_err() || probe::kvm().is_ok() {
+        return eprintln!("skipped in part: no QEMU, or a node with KVM");
+    }
+    let (reason, fault) = said(FileStore::new(&root.path().join("whole")), Accelerator::Kvm, vec![]).await;
+    assert_eq!(fault, LoadFault::Node, "{reason}");
+    assert!(reason.contains("KVM"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_image_that_is_being_imported_again_is_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(FileStore::new(&root.path().join("store")));
+    let mut config = config(root.path());
+    config.image.disk = store.add_image(b"an image");
+    std::fs::remove_file(root.path().join("store").join(&config.image.disk)).unwrap();
+    let paths = Paths { vm: root.path().into(), cache: root.path().join("cache") };
+    let supervisor = Supervisor::new(config, paths, store.clone(), Clock::system(), None);
+    let fetching = supervisor.fetch();
+    tokio::pin!(fetching);
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut fetching).await.is_err());
+    store.add_image(b"an image");
+    let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await.unwrap().unwrap();
+    assert_eq!(std::fs::read(fetched.disk).unwrap(), b"an image");
+}
