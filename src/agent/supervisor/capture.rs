@@ -82,7 +82,13 @@ impl Supervisor {
         let ready = match idle {
             Ok(gate) => {
                 vm.gate = Some((order.generation, gate));
-                make_ready(vm, &self.paths, order).await
+                match make_ready(vm, &self.paths, order).await {
+                    Err(error) if error.is_full() => {
+                        self.make_room().await;
+                        make_ready(vm, &self.paths, order).await
+                    }
+                    ready => ready,
+                }
             }
             Err(_) => Err(QemuError::Late("the guest's agent")),
         };

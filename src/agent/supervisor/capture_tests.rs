@@ -5,7 +5,7 @@ use super::{
     super::{
         double::{Double, Fault},
         orders::Orders,
-        testing::{FileStore, config},
+        testing::{FileStore, Small, config},
     },
     *,
 };
@@ -25,6 +25,10 @@ impl Node {
     async fn new(overlays: u32) -> Self {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
+        Self::at(root, paths, overlays).await
+    }
+
+    async fn at(root: tempfile::TempDir, paths: Paths, overlays: u32) -> Self {
         let store = Arc::new(FileStore::new(&root.path().join("store")));
         let supervisor = Supervisor::new(config(root.path()), paths, store, Clock::system(), None);
         let qemu = Double::default();
@@ -203,6 +207,25 @@ async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
     node.until(|part| *part == PartState::Captured).await;
     assert_eq!(node.supervisor.view.render().capture.unwrap().generation, 2);
     assert!(node.qemu.lock().paused);
+}
+
+#[tokio::test]
+async fn a_capture_takes_the_room_of_images_that_nobody_uses() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root mounts a small disk");
+    }
+    let root = tempfile::tempdir().unwrap();
+    let small = Small::mount(root.path().join("disk"), "100m");
+    let paths = Paths { vm: small.0.join("vm"), cache: small.0.join("cache") };
+    std::fs::create_dir_all(&paths.cache).unwrap();
+    let unused = paths.cache.join(format!("sha256-{}", "0".repeat(64)));
+    std::fs::write(&unused, vec![1; 50 << 20]).unwrap();
+    let node = Node::at(root, paths, 1).await;
+    node.cut(&order(1, true)).await.unwrap();
+    assert!(!unused.exists());
+    node.until(|part| *part == PartState::Captured).await;
+    drop(node);
+    drop(small);
 }
 
 #[tokio::test]

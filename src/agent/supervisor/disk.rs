@@ -42,6 +42,7 @@ impl Supervisor {
         let why = event.data["reason"].as_str().unwrap_or("an error");
         let problem = format!("the guest stands still: its disk on the node takes no data: {why}");
         self.problem(&problem);
+        self.make_room().await;
         let mut until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             tokio::time::sleep(PACE).await;

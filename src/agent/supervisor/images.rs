@@ -1,23 +1,39 @@
 //! The node's cache of images: files named by their digest, which is checked at each use.
 //!
 //! Agents of several jobs share it. Whoever uses a file holds a shared lock on it; only what nobody
-//! holds is removed, the longest unused first, when all together are larger than the limit.
+//! holds is removed, the longest unused first, when all together are larger than the limit or the disk
+//! is full. A name is never given to another file while it has one, and is taken away only under the
+//! lock of the directory, so that who holds a file finds it under its name. Other users of the node
+//! reach neither files nor locks.
 
 use std::{
-    fs::File,
-    io::Read as _,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    fs::{File, Permissions},
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
+    io::Errno,
+};
 use sha2::{Digest as _, Sha256};
 
-use crate::driver::repository::{ByteStore, RepositoryError};
+use crate::driver::{
+    qemu::process,
+    repository::{ByteStore, RepositoryError},
+};
 
 /// A file on its way that is older was left by an agent that died.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// Nobody who keeps to the rules holds a lock that others wait for as long as this.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOCK_PACE: Duration = Duration::from_millis(20);
+/// Others may take a file away, or be first, so often.
+const ATTEMPTS: usize = 4;
+/// Whoever takes names away holds this file.
+const LOCK: &str = "lock";
 
 /// The cache of a node.
 pub(super) struct Cache<'a> {
@@ -32,7 +48,7 @@ pub(super) struct Cache<'a> {
 pub(super) struct Cached {
     /// Where it is.
     pub(super) path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// Where an image lies in the cache; `None` for a digest that is none.
@@ -42,7 +58,7 @@ fn place(cache: &Path, digest: &str) -> Option<PathBuf> {
     valid.then(|| cache.join(format!("sha256-{hex}")))
 }
 
-fn local(error: std::io::Error) -> RepositoryError {
+fn local(error: io::Error) -> RepositoryError {
     RepositoryError::local("the cache of images", &error)
 }
 
@@ -56,43 +72,70 @@ pub(super) async fn image(
     let Some(path) = place(cache.directory, digest) else {
         return Err(RepositoryError::NotFound(format!("{digest:?} is not a digest")));
     };
-    if let Some(cached) = hold(&path).map_err(local)? {
-        if is(&path, digest).await.map_err(local)? {
+    make(cache.directory).map_err(local)?;
+    for _ in 0..ATTEMPTS {
+        if let Some(cached) = hold(&path).await.map_err(local)? {
+            if is(&cached, digest).await.map_err(local)? {
+                return Ok(cached);
+            }
+            tracing::warn!(path = %path.display(), "a cached image is damaged and is fetched again");
+            forget(cached.path, cached.lock).await.map_err(local)?;
+        }
+        let fetched = match fetch(store, cache.directory, digest, &path, progress).await {
+            Err(RepositoryError::Local { why, full: true }) => {
+                tracing::warn!(why, "the disk of the cache is full: what nobody uses is removed");
+                clear(cache.directory, 0).await;
+                fetch(store, cache.directory, digest, &path, progress).await
+            }
+            other => other,
+        };
+        if fetched? && let Some(cached) = hold(&path).await.map_err(local)? {
+            clear(cache.directory, cache.limit).await;
             return Ok(cached);
         }
-        tracing::warn!(path = %path.display(), "a cached image is damaged and is fetched again");
     }
-    tokio::fs::create_dir_all(cache.directory).await.map_err(local)?;
-    let new = cache.directory.join(format!(".{:032x}", rand::random::<u128>()));
-    let fetched = fetch(store, digest, &new, &path, progress).await;
-    if fetched.is_err() {
-        // the store may not have made it
-        let _ = tokio::fs::remove_file(&new).await;
-    }
-    fetched?;
-    let held = hold(&path).map_err(local)?;
-    let held = held.ok_or_else(|| RepositoryError::Unreachable(format!("{digest} was taken away at once")))?;
-    let (directory, limit) = (cache.directory.to_owned(), cache.limit);
-    let swept = tokio::task::spawn_blocking(move || sweep(&directory, limit)).await;
-    if let Err(error) = swept.map_err(std::io::Error::other).and_then(|result| result) {
-        tracing::warn!(%error, "the cache of images could not be cleared");
-    }
-    Ok(held)
+    Err(RepositoryError::Unreachable(format!("{digest} was taken away each time")))
+}
+
+/// Makes the directory, for us and for QEMU to pass through.
+fn make(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    std::fs::set_permissions(directory, Permissions::from_mode(0o710))?;
+    process::show(&File::open(directory)?)
+}
+
+/// No secret, and QEMU reads it as a user of its own; but who can open it can lock it.
+fn close_to_others(file: &File) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o640))?;
+    process::show(file)
 }
 
 /// Opens a file for use, if it is there: it is not removed while it is held, and counts as used now.
-fn hold(path: &Path) -> std::io::Result<Option<Cached>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    flock(&file, FlockOperation::LockShared)?;
-    if !is_still(&file, path) {
-        return Ok(None);
+async fn hold(path: &Path) -> io::Result<Option<Cached>> {
+    let until = Instant::now() + LOCK_LIMIT;
+    loop {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) if is_still(&file, path) => {
+                close_to_others(&file)?;
+                file.set_modified(SystemTime::now())?;
+                return Ok(Some(Cached { path: path.into(), lock: file }));
+            }
+            // another one has its name by now
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => tokio::time::sleep(LOCK_PACE).await,
+            Err(Errno::WOULDBLOCK) => {
+                tracing::warn!(path = %path.display(), "somebody locks a cached image: it is fetched again");
+                forget(path.into(), file).await?;
+                return Ok(None);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
     }
-    file.set_modified(SystemTime::now())?;
-    Ok(Some(Cached { path: path.into(), _lock: file }))
 }
 
 /// Whether the path still names the open file: it may have been removed or replaced before it was held.
@@ -101,8 +144,42 @@ fn is_still(file: &File, path: &Path) -> bool {
     held.is_ok_and(|held| named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())))
 }
 
+/// The lock under which names are taken away. Blocking, for a moment.
+fn lock(directory: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = File::options();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK))?;
+    let until = Instant::now() + LOCK_LIMIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_PACE),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Takes the name of an open file away, unless another one has it by now.
+async fn forget(path: PathBuf, file: File) -> io::Result<()> {
+    let work = move || {
+        let _held = lock(path.parent().unwrap_or(Path::new("/")))?;
+        if is_still(&file, &path) { std::fs::remove_file(&path) } else { Ok(()) }
+    };
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Removes what nobody uses until the rest is within the limit; all of it, for a limit of 0.
+pub(super) async fn clear(directory: &Path, limit: u64) {
+    let directory = directory.to_owned();
+    let swept = tokio::task::spawn_blocking(move || sweep(&directory, limit)).await;
+    if let Err(error) = swept.map_err(io::Error::other).flatten() {
+        tracing::warn!(%error, "the cache of images could not be cleared");
+    }
+}
+
 /// Removes what is unused, the longest unused first, until the rest is within the limit.
-fn sweep(directory: &Path, limit: u64) -> std::io::Result<()> {
+fn sweep(directory: &Path, limit: u64) -> io::Result<()> {
+    let _held = lock(directory)?;
     let (mut files, mut total) = (Vec::new(), 0_u64);
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -133,87 +210,53 @@ fn sweep(directory: &Path, limit: u64) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Brings an image under its name. False: another agent was first.
 async fn fetch(
     store: &dyn ByteStore,
+    directory: &Path,
     digest: &str,
-    new: &Path,
     path: &Path,
     progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(), RepositoryError> {
-    store.get_image(digest, new, progress).await?;
-    // no secret, and QEMU reads it as a user of its own
-    tokio::fs::set_permissions(new, std::fs::Permissions::from_mode(0o644)).await.map_err(local)?;
-    tokio::fs::rename(new, path).await.map_err(local)
+) -> Result<bool, RepositoryError> {
+    let new = directory.join(format!(".{:032x}", rand::random::<u128>()));
+    let placed = match store.get_image(digest, &new, progress).await {
+        Ok(()) => put(&new, path).map_err(local),
+        Err(error) => Err(error),
+    };
+    if !matches!(placed, Ok(true)) {
+        // the store may not have made it
+        let _ = tokio::fs::remove_file(&new).await;
+    }
+    placed
 }
 
-async fn is(path: &Path, digest: &str) -> std::io::Result<bool> {
-    let (path, digest) = (path.to_owned(), digest.to_owned());
+fn put(new: &Path, path: &Path) -> io::Result<bool> {
+    close_to_others(&File::open(new)?)?;
+    match renameat_with(CWD, new, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+async fn is(cached: &Cached, digest: &str) -> io::Result<bool> {
+    let (file, digest) = (cached.lock.try_clone()?, digest.to_owned());
     let work = move || {
-        let mut file = std::fs::File::open(path)?;
-        let (mut hasher, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+        let (mut hasher, mut piece, mut at) = (Sha256::new(), vec![0; 1 << 20], 0);
         loop {
-            match file.read(&mut piece)? {
+            match file.read_at(&mut piece, at)? {
                 0 => break,
-                count => hasher.update(&piece[..count]),
+                count => {
+                    hasher.update(&piece[..count]);
+                    at += count as u64;
+                }
             }
         }
         Ok(digest == format!("sha256:{:x}", hasher.finalize()))
     };
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::testing::FileStore, *};
-
-    const ALL: u64 = u64::MAX;
-
-    #[tokio::test]
-    async fn a_damaged_image_of_the_cache_is_fetched_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::new(&dir.path().join("store"));
-        let digest = store.add_image(b"an image");
-        let directory = dir.path().join("cache");
-        let cache = Cache { directory: &directory, limit: ALL };
-        let first = image(&store, &cache, &digest, &|_| ()).await.unwrap();
-        std::fs::write(&first.path, "damaged").unwrap();
-        let again = image(&store, &cache, &digest, &|_| ()).await.unwrap();
-        assert_eq!(std::fs::read(again.path).unwrap(), b"an image");
-        std::fs::remove_dir_all(dir.path().join("store")).unwrap();
-        assert!(image(&store, &cache, &digest, &|_| ()).await.is_ok(), "a right one needs no repository");
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
-    }
-
-    #[tokio::test]
-    async fn the_longest_unused_goes_first_and_nothing_that_is_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::new(&dir.path().join("store"));
-        let directory = dir.path().join("cache");
-        let cache = Cache { directory: &directory, limit: 25 };
-        let digests: Vec<String> = (0..4_u8).map(|n| store.add_image(format!("{n} ten bytes").as_bytes())).collect();
-        let get = async |n: usize| image(&store, &cache, &digests[n], &|_| ()).await.unwrap();
-        let used = get(0).await;
-        drop(get(1).await);
-        drop(get(2).await);
-        let there = |n: usize| place(&directory, &digests[n]).unwrap().exists();
-        // the first is older, but used
-        assert_eq!([there(0), there(1), there(2)], [true, false, true]);
-        std::fs::write(directory.join(".left"), "by a crash").unwrap();
-        let old = SystemTime::now() - 2 * ABANDONED;
-        File::options().write(true).open(directory.join(".left")).unwrap().set_modified(old).unwrap();
-        drop(used);
-        drop(get(3).await);
-        assert_eq!([there(0), there(2), there(3)], [false, true, true]);
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
-    }
-
-    #[tokio::test]
-    async fn names_that_are_no_digests_reach_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileStore::new(dir.path());
-        for digest in ["", "sha256:", "sha256:../../etc/passwd", "sha512:00", &format!("sha256:{}", "G".repeat(64))] {
-            let error = image(&store, &Cache { directory: dir.path(), limit: ALL }, digest, &|_| ()).await.unwrap_err();
-            assert!(matches!(error, RepositoryError::NotFound(_)), "{digest}");
-        }
-    }
-}
+#[path = "images_tests.rs"]
+mod tests;

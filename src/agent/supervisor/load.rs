@@ -153,8 +153,14 @@ impl Supervisor {
     where
         F: Future<Output = Result<T, RepositoryError>>,
     {
+        let mut cleared = false;
         loop {
             match fetch().await {
+                Err(RepositoryError::Local { why, full: true }) if !cleared => {
+                    tracing::warn!(why, "the disk of the node is full");
+                    self.make_room().await;
+                    cleared = true;
+                }
                 Err(RepositoryError::Unreachable(why)) => {
                     tracing::warn!(why, "the repository does not answer");
                     tokio::time::sleep(AGAIN).await;

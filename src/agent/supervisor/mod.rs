@@ -141,6 +141,15 @@ impl Supervisor {
         self.config.isolation / 4
     }
 
+    /// Removes images that nobody uses, if they take room from the VM.
+    async fn make_room(&self) {
+        use std::os::unix::fs::MetadataExt as _;
+        let device = |path| std::fs::metadata(path).map(|found| found.dev()).ok();
+        if device(&self.paths.vm).is_some_and(|own| device(&self.paths.cache) == Some(own)) {
+            images::clear(&self.paths.cache, 0).await;
+        }
+    }
+
     /// Makes the VM, and keeps the barrier's limits, until everything ends.
     async fn live(self: Arc<Self>) {
         let own = self.clone();

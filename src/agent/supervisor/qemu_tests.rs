@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Orders, Supervisor,
-    testing::{FileStore, config},
+    testing::{FileStore, Small, config},
     vm::Paths,
 };
 use crate::{
@@ -366,25 +366,6 @@ async fn two_members_are_cut_behind_one_barrier() {
     }
     for agent in &agents {
         agent.crash().await;
-    }
-}
-
-/// A small file system, for as long as it is held.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(at: PathBuf, size: &str) -> Self {
-        std::fs::create_dir_all(&at).unwrap();
-        let size = format!("size={size}");
-        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at).status();
-        assert!(mount.unwrap().success());
-        Self(at)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").args(["--lazy"]).arg(&self.0).status();
     }
 }
 

@@ -106,6 +106,10 @@ impl FileStore {
     }
 }
 
+fn unwritten(error: &std::io::Error) -> RepositoryError {
+    RepositoryError::local("the test's file", error)
+}
+
 fn broken(error: impl std::fmt::Display) -> RepositoryError {
     RepositoryError::NotFound(error.to_string())
 }
@@ -181,7 +185,28 @@ impl ByteStore for FileStore {
         to: &Path,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), RepositoryError> {
-        progress(std::fs::copy(self.0.join(digest), to).map_err(broken)?);
+        let content = std::fs::read(self.0.join(digest)).map_err(broken)?;
+        std::fs::write(to, &content).map_err(|error| unwritten(&error))?;
+        progress(content.len() as u64);
         Ok(())
+    }
+}
+
+/// A small file system, for as long as it is held.
+pub(crate) struct Small(pub(crate) PathBuf);
+
+impl Small {
+    pub(crate) fn mount(at: PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
+        let size = format!("size={size}");
+        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at).status();
+        assert!(mount.unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["--lazy"]).arg(&self.0).status();
     }
 }

@@ -58,6 +58,15 @@ pub enum QemuError {
 }
 
 impl QemuError {
+    /// Whether a disk of the node has no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::Program { message, .. } => message.contains("No space left"),
+            Self::Qmp(_) | Self::Migration { .. } | Self::Image { .. } | Self::Unwritten(_) | Self::Late(_) => false,
+        }
+    }
+
     /// Says what was tried when an IO error came.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
