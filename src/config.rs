@@ -1,10 +1,13 @@
 //! The operator's configuration: a YAML file that the chart renders.
 
+mod check;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
 
+pub use self::check::ConfigError;
 use crate::driver::agent::{Accelerator, GuestNetwork};
 
 /// Everything an administrator decides.

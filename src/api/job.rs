@@ -166,6 +166,13 @@ pub struct VmSpec {
     pub machine: String,
 }
 
+impl VmSpec {
+    /// Size of the guest's disk over an image of this size, in bytes.
+    pub fn disk_over(&self, image: u64) -> u64 {
+        self.disk.map_or(image, |disk| disk.0.max(image))
+    }
+}
+
 fn default_memory() -> Bytes {
     Bytes::mebibytes(512)
 }
@@ -192,7 +199,8 @@ impl Default for VmSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunSpec {
-    /// The command and its arguments; exit code 0 is success. Not interpreted by a shell.
+    /// The command and its arguments; exit code 0 is success. Not interpreted by a shell. What it prints is
+    /// kept, up to 4Gi of each member; a command that prints more stands still: let it write to a file.
     #[x_kube(validation = ("self[0] != ''", "command must begin with the name of a program, for example [\"/usr/bin/make\", \"all\"]"))]
     #[schemars(length(min = 1, max = 256), inner(length(max = 8192)))]
     pub command: Vec<String>,

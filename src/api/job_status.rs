@@ -203,6 +203,9 @@ pub struct NetworkStatus {
     pub mtu: u32,
     /// Number of the VXLAN: another one for each incarnation, 0 before the first.
     pub vni: u32,
+    /// UDP port of the VXLAN on the nodes: that of the operator's configuration when the incarnation began,
+    /// 0 before the first.
+    pub port: u16,
 }
 
 /// One virtual machine of the job.

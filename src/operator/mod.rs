@@ -96,8 +96,7 @@ struct Process {
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let text =
         std::fs::read_to_string(&args.config).with_context(|| format!("failed to read {}", args.config.display()))?;
-    let config: Config =
-        crate::yaml::read(&text).with_context(|| format!("failed to understand {}", args.config.display()))?;
+    let config = Config::read(&text).with_context(|| format!("failed to understand {}", args.config.display()))?;
     let (metrics, readiness) = (Metrics::new(), Readiness::expecting([served::CHECK, LEADER, CREDENTIALS, CACHES]));
     // the page is there until everything else has ended
     let health = health::serve(args.health, readiness.clone(), metrics.clone(), CancellationToken::new());

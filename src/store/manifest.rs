@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{job_status::ResolvedImage, snapshot::SnapshotReason},
+    api::{job::VmSpec, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::agent::Accelerator,
     names::{Generation, Incarnation, JobUid, MemberIndex},
 };
@@ -17,10 +17,20 @@ pub const VERSION: u32 = 1;
 pub const MAX_BYTES: usize = 4 << 20;
 /// Most members a job has.
 pub const MAX_MEMBERS: usize = 4096;
-/// As much of a command's output is kept, in bytes.
+/// As much of a command's output is kept, in bytes: its beginning.
 pub const MOST_OUTPUT: u64 = 4 << 30;
 /// Largest file of a part, in bytes.
 pub const MAX_FILE: u64 = 1 << 42;
+
+/// Devices, tables of the disk's format, blocks that do not compress.
+const FORMATS: u64 = 256 << 20;
+
+/// Most bytes of a member's part: memory, disk and output, and something for their formats. `image` is
+/// the size of the image as the guest sees it.
+pub fn most_of_part(vm: &VmSpec, image: u64) -> u64 {
+    let content = vm.memory.0.saturating_add(vm.disk_over(image)).saturating_add(MOST_OUTPUT);
+    content.saturating_add(content / 64).saturating_add(FORMATS)
+}
 
 /// One generation of a job. Published last and atomically; never changed afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -179,8 +179,9 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
     let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
     let wanted = before && status.started.is_none();
     let has = status.network.as_ref().is_some_and(|network| decide::fits(network, job.spec.members));
-    let mut seen =
-        NetworkSeen { pool: config.map(|config| config.pool), subnet: None, mtu: 0, vni: None, overlap: None };
+    let pool = config.map(|config| config.pool);
+    let port = super::pods::network_port(&ctx.config);
+    let mut seen = NetworkSeen { pool, subnet: None, mtu: 0, port, vni: None, overlap: None };
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
     if status.network.is_some() && !over {
         seen.vni = Some(ctx.networks.vni(&uid(job), status.incarnation, || ctx.view.jobs(), now));

@@ -298,6 +298,8 @@ pub struct NetworkSeen {
     pub subnet: Option<ipnet::Ipv4Net>,
     /// Largest packet of guests, as configured now.
     pub mtu: u16,
+    /// UDP port of the VXLANs of new incarnations.
+    pub port: u16,
     /// A number for the VXLAN of the next incarnation.
     pub vni: Option<u32>,
     /// A node whose address is in the pool.

@@ -27,7 +27,7 @@ use crate::{
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR},
     names::lease_directory,
-    store::manifest::MOST_OUTPUT,
+    store::manifest::{MOST_OUTPUT, most_of_part},
     tls::Credentials,
 };
 
@@ -94,6 +94,11 @@ pub fn config(
     })
 }
 
+/// The port of VXLANs as configured now: a job keeps its network when new ones get none.
+pub(super) fn network_port(config: &Config) -> u16 {
+    config.job_network.as_ref().map_or_else(vxlan_port, |ours| ours.port)
+}
+
 /// The member's place in the job's network. None unless all members are placed.
 fn member_network(
     job: &BestEffortJob,
@@ -117,8 +122,7 @@ fn member_network(
     Some(MemberNetwork {
         subnet,
         vni: network.vni,
-        // a job keeps its network when new ones get none
-        port: config.job_network.as_ref().map_or_else(vxlan_port, |ours| ours.port),
+        port: if network.port == 0 { network_port(config) } else { network.port },
         mtu: u16::try_from(network.mtu).ok()?,
         door,
         door_mac: network::mac(door).to_string(),
@@ -223,10 +227,9 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
 fn disk_limit(job: &BestEffortJob) -> Quantity {
     let vm = &job.spec.vm;
     let image = job.status.as_ref().and_then(|status| status.image.as_ref()).map_or(0, |image| image.virtual_size);
-    let disk = vm.disk.map_or(image, |disk| disk.0.max(image));
-    let disk = disk.saturating_add(disk / 64);
-    let generation = vm.memory.0.saturating_add(disk).saturating_add(MOST_OUTPUT);
-    let all = generation.saturating_mul(GENERATIONS).saturating_add(disk.saturating_mul(OVERLAYS));
+    let disk = vm.disk_over(image);
+    let overlays = disk.saturating_add(disk / 64).saturating_mul(OVERLAYS);
+    let all = most_of_part(vm, image).saturating_mul(GENERATIONS).saturating_add(overlays);
     Quantity(format!("{}Mi", all.saturating_add(MOST_OUTPUT).saturating_add(DISK_MARGIN) >> 20))
 }
 

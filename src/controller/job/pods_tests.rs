@@ -7,7 +7,7 @@ fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     let mut job = crate::controller::job::testing::Stage::new().job();
     let uid = uid(&job);
     let status = job.status.get_or_insert_default();
-    status.network = Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77 });
+    status.network = Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77, port: 4789 });
     status.members = identity::members(Some("198.18.3.0/28".parse().unwrap()), 2);
     for member in &mut status.members {
         let endpoint = format!("192.0.2.{}:17703", member.index + 1);
@@ -64,7 +64,7 @@ fn an_agents_disk_has_room_for_all_it_may_hold_and_a_limit() {
     let small = mebibytes(&job);
     assert!(small >= 4 * (1024 + 4096) + 5 * 4096, "{small}");
     job.spec.vm.memory = crate::api::quantity::Bytes::mebibytes(2048);
-    assert_eq!(mebibytes(&job), small + 4 * 1024);
+    assert_eq!(mebibytes(&job), small + 4 * (1024 + 16), "a part's most bytes are those that kget allows");
 }
 
 #[test]
@@ -80,6 +80,15 @@ fn an_agent_is_told_what_it_needs() {
     assert_eq!((network.vni, network.door.to_string().as_str()), (77, "198.18.3.9"));
     let nodes: Vec<String> = network.members.iter().map(|m| format!("{} {} {}", m.name, m.address, m.node)).collect();
     assert_eq!(nodes, ["pi-0 198.18.3.1 192.0.2.1", "pi-1 198.18.3.2 192.0.2.2"]);
+    let mut other = config.clone();
+    let pool = "198.18.0.0/15".parse().unwrap();
+    other.job_network = Some(crate::config::JobNetworkConfig { pool, port: 9999, mtu: 1450 });
+    let later = super::config(&job, &placement, &other, site, 1000, BTreeMap::new()).unwrap();
+    assert_eq!(later.network.unwrap().port, 4789, "all members of an incarnation have the one it began with");
+    let mut older = job.clone();
+    older.status.as_mut().unwrap().network.as_mut().unwrap().port = 0;
+    let older = super::config(&older, &placement, &other, site, 1000, BTreeMap::new()).unwrap();
+    assert_eq!(older.network.unwrap().port, 9999, "written down by an operator that did not know of it");
     let mut unplaced = job.clone();
     unplaced.status.as_mut().unwrap().members[0].agent = None;
     let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new());

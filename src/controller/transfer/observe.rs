@@ -13,8 +13,6 @@ use super::{
 use crate::{
     api::{
         Snapshot,
-        job::VmSpec,
-        job_status::ResolvedImage,
         snapshot::{SnapshotPhase, SnapshotStatus, TransferState},
     },
     driver::{
@@ -23,15 +21,13 @@ use crate::{
         repository::RepositoryError,
     },
     names::{Generation, JobUid},
-    store::manifest::MOST_OUTPUT,
+    store::manifest::most_of_part,
 };
 
 /// Longest time to wait for an agent's word.
 const ANSWER: Duration = Duration::from_secs(2);
 /// An agent that sends nothing for us is asked this often.
 const IDLE: SignedDuration = SignedDuration::from_millis(900);
-/// Devices, tables of the disk's format, blocks that do not compress.
-const FORMATS: u64 = 256 << 20;
 
 /// The snapshots whose bytes must still move, with all that is known of them.
 pub async fn observe(context: &Context) -> Vec<(Arc<Snapshot>, Case)> {
@@ -158,7 +154,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
             None => Fact::Unknown { since: context.clock.now() },
         },
     };
-    let most = found.as_deref().zip(image.known()).map(|(job, image)| most(&job.spec.vm, image));
+    let most = found.as_deref().zip(image.known()).map(|(job, image)| most_of_part(&job.spec.vm, image.virtual_size));
     let created = snapshot.metadata.creation_timestamp.as_ref();
     let taken_at = status.taken_at.as_ref().or(created).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let memory = context.memory();
@@ -194,13 +190,6 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         agents: agents.collect(),
         uid,
     })
-}
-
-/// Most bytes of a member's part: memory, disk and output, and something for their formats.
-fn most(vm: &VmSpec, image: &ResolvedImage) -> u64 {
-    let disk = vm.disk.map_or(image.virtual_size, |disk| disk.0).max(image.virtual_size);
-    let content = vm.memory.0.saturating_add(disk).saturating_add(MOST_OUTPUT);
-    content.saturating_add(content / 64).saturating_add(FORMATS)
 }
 
 async fn kept(

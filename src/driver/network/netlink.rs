@@ -184,7 +184,10 @@ impl Links {
         Ok(())
     }
 
-    /// Entries for all members elsewhere, and for what goes to everybody.
+    /// Entries for all members elsewhere, and for what goes to everybody. The doors of other members need
+    /// none: only an agent that looks whether other members can be reached speaks to a guest elsewhere from
+    /// its door, and what that guest answers is sent to everybody, as all that has no entry. People's
+    /// connections enter at the node of the very member they are for.
     async fn forward(&self, plan: &SegmentPlan) -> Result<(), NetworkError> {
         let index = self.get(VXLAN).await?.header.index;
         let nodes: std::collections::BTreeSet<_> = plan.peers.iter().map(|peer| peer.node).collect();

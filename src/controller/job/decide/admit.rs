@@ -57,8 +57,14 @@ impl Draft<'_> {
     fn network(&self) -> Option<NetworkStatus> {
         let seen = &self.seen.network;
         let kept = self.status.network.clone().filter(|network| fits(network, self.job.spec.members));
-        let offered =
-            || seen.subnet.map(|subnet| NetworkStatus { subnet: subnet.to_string(), mtu: seen.mtu.into(), vni: 0 });
+        let offered = || {
+            seen.subnet.map(|subnet| NetworkStatus {
+                subnet: subnet.to_string(),
+                mtu: seen.mtu.into(),
+                vni: 0,
+                port: 0,
+            })
+        };
         kept.or_else(offered)
     }
 

@@ -164,6 +164,7 @@ impl Draft<'_> {
         self.status.incarnation = incarnation;
         if let (Some(network), Some(vni)) = (&mut self.status.network, self.seen.network.vni) {
             network.vni = vni;
+            network.port = self.seen.network.port;
         }
         self.status.work.lost += self.status.work.useful.saturating_sub(origin.work);
         self.status.work.useful = origin.work;

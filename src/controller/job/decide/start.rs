@@ -155,7 +155,7 @@ impl Draft<'_> {
         let begun = self.status.origin.as_ref()?.since.as_ref()?.0;
         let image = self.status.image.as_ref().map_or(0, |image| image.virtual_size);
         let (vm, restoring) = (&self.job.spec.vm, self.status.origin.as_ref()?.generation.is_some());
-        let disk = vm.disk.map_or(image, |disk| disk.0.max(image));
+        let disk = vm.disk_over(image);
         let bytes = disk.saturating_add(if restoring { vm.memory.0 } else { 0 });
         let fetching = Duration::from_secs(bytes.saturating_mul(u64::from(self.job.spec.members)) / LEAST_RATE);
         let slot_time = slot.since.as_ref().zip(slot.until.as_ref()).map(|(from, to)| since(from.0, to.0));

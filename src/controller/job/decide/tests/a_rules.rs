@@ -293,3 +293,17 @@ fn a_slot_that_the_site_does_not_know_is_not_over() {
     life.run(100);
     assert_eq!((life.done.len(), life.phase()), (0, JobPhase::Running));
 }
+
+/// The members of an incarnation agree on the port whatever becomes of the configuration: an agent may
+/// be made late, by another operator.
+#[test]
+fn the_port_of_a_network_is_written_down_with_its_number() {
+    let mut life = Life::running(2);
+    life.seen.network.port = 9999;
+    life.run(30);
+    assert_eq!(life.status().network.unwrap().port, 4789);
+    life.end_slot("101", End::Preempted);
+    life.run(10);
+    let network = life.status().network.unwrap();
+    assert_eq!((life.status().incarnation, network.port), (2, 9999));
+}

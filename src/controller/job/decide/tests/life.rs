@@ -87,6 +87,7 @@ pub(super) fn life(members: u32) -> Life {
             pool: Some("198.18.0.0/15".parse().unwrap()),
             subnet: Some("198.18.3.0/28".parse().unwrap()),
             mtu: 1450,
+            port: 4789,
             vni: Some(77),
             overlap: None,
         },

@@ -1,0 +1,163 @@
+//! What a configuration must be beside well formed: checked once, when it is read, so that a mistake is
+//! said at the start and not by a job. Pure.
+
+use std::time::Duration;
+
+use super::{AgentsConfig, Config, JobNetworkConfig, SiteConfig};
+use crate::{
+    driver::network::VXLAN_OVERHEAD,
+    yaml::{self, YamlError},
+};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not one.
+    #[error(transparent)]
+    Text(#[from] YamlError),
+    /// It says what cannot be.
+    #[error("{0}")]
+    Bounds(String),
+}
+
+/// Shortest and longest times of silence: agents look for a contact every few seconds.
+const ISOLATION: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
+/// Shortest and longest times a hold waits for its agents.
+const AGENT_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(24 * 3600));
+/// Smallest largest packet: IPv6 needs it.
+const LEAST_MTU: u16 = 1280;
+/// Longest prefix of the pool of job networks: one of the smallest.
+const LONGEST_POOL: u8 = 28;
+
+impl Config {
+    /// Reads a configuration and checks it.
+    pub fn read(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = yaml::read(text)?;
+        config.check().map_err(ConfigError::Bounds)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.namespace.is_empty() {
+            return Err("namespace must name the operator's namespace".into());
+        }
+        let port = self.repository.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) {
+            return Err(format!("repository must be host:port, not {:?}", self.repository));
+        }
+        self.sites.iter().try_for_each(|(name, site)| site.check(&format!("sites.{name}")))?;
+        self.agents.check()?;
+        self.job_network.iter().try_for_each(JobNetworkConfig::check)
+    }
+}
+
+fn within(field: &str, value: Duration, (least, most): (Duration, Duration)) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let (least, most, value) = (least.as_secs(), most.as_secs(), value.as_secs());
+    Err(format!("{field} must be between {least}s and {most}s, not {value}s"))
+}
+
+impl SiteConfig {
+    fn check(&self, field: &str) -> Result<(), String> {
+        if !(self.url.starts_with("http://") || self.url.starts_with("https://")) {
+            return Err(format!("{field}.url must begin with http:// or https://, not {:?}", self.url));
+        }
+        if !self.lease_root.starts_with('/') {
+            return Err(format!("{field}.leaseRoot must be an absolute path, not {:?}", self.lease_root));
+        }
+        within(&format!("{field}.isolation"), self.isolation.into(), ISOLATION)?;
+        within(&format!("{field}.agentWait"), self.agent_wait.into(), AGENT_WAIT)?;
+        if self.max_memory.is_some_and(|most| most.as_mebibytes() < 32) {
+            return Err(format!("{field}.maxMemory must be at least 32Mi: no guest has less"));
+        }
+        Ok(())
+    }
+}
+
+impl AgentsConfig {
+    fn check(&self) -> Result<(), String> {
+        let last = u32::from(self.port_first) + u32::from(self.port_count).saturating_sub(1);
+        if self.port_first < 1024 || self.port_count == 0 || last > u32::from(u16::MAX) {
+            return Err(format!(
+                "agents.portFirst and agents.portCount must give ports from 1024 to 65535, not {} from {} on",
+                self.port_count, self.port_first
+            ));
+        }
+        if self.image.is_empty() {
+            return Err("agents.image must name a container image".into());
+        }
+        if !matches!(self.image_pull_policy.as_str(), "Always" | "IfNotPresent" | "Never") {
+            return Err(format!(
+                "agents.imagePullPolicy must be Always, IfNotPresent or Never, not {:?}",
+                self.image_pull_policy
+            ));
+        }
+        if self.milli_cpu_per_cpu == 0 {
+            return Err("agents.milliCpuPerCpu must be more than 0: guests would not run".into());
+        }
+        Ok(())
+    }
+}
+
+impl JobNetworkConfig {
+    fn check(&self) -> Result<(), String> {
+        let most = u16::MAX - VXLAN_OVERHEAD;
+        if !(LEAST_MTU..=most).contains(&self.mtu) {
+            return Err(format!("jobNetwork.mtu must be between {LEAST_MTU} and {most}, not {}", self.mtu));
+        }
+        if self.port == 0 {
+            return Err("jobNetwork.port must not be 0".into());
+        }
+        if self.pool.prefix_len() > LONGEST_POOL {
+            return Err(format!("jobNetwork.pool must be a /{LONGEST_POOL} or larger, not {}", self.pool));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const GOOD: &str = r"
+namespace: vmdeploy-system
+repository: repository.vmdeploy-system:7700
+agents: {image: 'registry.example/vmdeploy:1', portFirst: 17700, portCount: 64}
+jobNetwork: {pool: 198.18.0.0/15, port: 14789, mtu: 1450}
+sites:
+  rennes: {kind: oar2, url: 'http://oar.example:6668/oarapi', uids: {oar: 1000}, isolation: 2m, agentWait: 5m}
+";
+
+    #[test]
+    fn what_is_right_is_read() {
+        Config::read(GOOD).unwrap();
+        assert!(matches!(Config::read("sites: 1"), Err(ConfigError::Text(_))));
+    }
+
+    #[rstest]
+    #[case::no_port("vmdeploy-system:7700", "vmdeploy-system", "repository must be host:port")]
+    #[case::no_namespace("namespace: vmdeploy-system", "namespace: ''", "namespace must name")]
+    #[case::too_many_ports("portCount: 64", "portCount: 60000", "not 60000 from 17700 on")]
+    #[case::no_ports("portCount: 64", "portCount: 0", "agents.portCount")]
+    #[case::a_port_of_root("portFirst: 17700", "portFirst: 80", "from 1024 to 65535")]
+    #[case::pull("portCount: 64", "imagePullPolicy: Sometimes", "Always, IfNotPresent or Never")]
+    #[case::no_time("portCount: 64", "milliCpuPerCpu: 0", "would not run")]
+    #[case::small_pool("198.18.0.0/15", "198.18.0.0/30", "must be a /28 or larger")]
+    #[case::small_packets("mtu: 1450", "mtu: 100", "between 1280 and 65485, not 100")]
+    #[case::network_port("port: 14789", "port: 0", "jobNetwork.port")]
+    #[case::url("http://oar.example", "oar.example", "sites.rennes.url must begin with http://")]
+    #[case::at_once("isolation: 2m", "isolation: 1s", "sites.rennes.isolation must be between 5s and 3600s, not 1s")]
+    #[case::for_ever("agentWait: 5m", "agentWait: 48h", "sites.rennes.agentWait")]
+    #[case::lease_root("isolation: 2m", "leaseRoot: leases", "must be an absolute path")]
+    #[case::memory("isolation: 2m", "maxMemory: 1Mi", "sites.rennes.maxMemory")]
+    fn what_cannot_be_is_said_with_its_name(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
+        assert!(GOOD.contains(from));
+        let error = Config::read(&GOOD.replacen(from, to, 1)).unwrap_err();
+        assert!(matches!(&error, ConfigError::Bounds(_)), "{error}");
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
