@@ -83,16 +83,18 @@
 //!
 //! <!-- states: begin -->
 //! ```text
-//! Pending        -> ImagePreparing Queued Deploying Evacuating Suspended Failed Terminating
-//! ImagePreparing -> Pending Queued Deploying Evacuating Suspended Failed Terminating
-//! Queued         -> Pending ImagePreparing Deploying Evacuating Suspended Failed Terminating
+//! Pending        -> ImagePreparing Queued Deploying Starting Restoring Evacuating Suspended Failed
+//!                   Terminating
+//! ImagePreparing -> Pending Queued Deploying Starting Restoring Evacuating Suspended Failed Terminating
+//! Queued         -> Pending ImagePreparing Deploying Starting Restoring Evacuating Suspended Failed
+//!                   Terminating
 //! Deploying      -> Queued Starting Restoring Running Evacuating Suspended Failed Terminating
 //! Starting       -> Queued Deploying Running Evacuating Suspended Failed Terminating
 //! Restoring      -> Queued Deploying Running Evacuating Suspended Failed Terminating
 //! Running        -> Snapshotting Queued Deploying Evacuating Completing Suspended Succeeded Failed
 //!                   Terminating
 //! Snapshotting   -> Running Queued Deploying Evacuating Completing Suspended Succeeded Failed Terminating
-//! Evacuating     -> Queued Deploying Completing Suspended Succeeded Failed Terminating
+//! Evacuating     -> Queued Deploying Starting Restoring Completing Suspended Succeeded Failed Terminating
 //! Completing     -> Queued Deploying Evacuating Suspended Succeeded Failed Terminating
 //! Suspended      -> Pending ImagePreparing Queued Deploying Failed Terminating
 //! Succeeded      -> Terminating

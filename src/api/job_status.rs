@@ -18,11 +18,11 @@ pub enum JobPhase {
     ImagePreparing,
     /// Slots are asked for.
     Queued,
-    /// Slots run; agents are being placed on their nodes.
+    /// Slots run; what was there before must be gone first.
     Deploying,
-    /// The guests boot for the first time.
+    /// Agents are placed; the guests boot for the first time.
     Starting,
-    /// The guests are loaded from a generation.
+    /// Agents are placed; the guests are loaded from a generation.
     Restoring,
     /// The job computes.
     Running,

@@ -27,9 +27,9 @@ pub const ALL: [JobPhase; 14] = [
 /// The phases one pass may lead to.
 pub fn next(phase: JobPhase) -> &'static [JobPhase] {
     match phase {
-        Pending => &[ImagePreparing, Queued, Deploying, Evacuating, Suspended, Failed, Terminating],
-        ImagePreparing => &[Pending, Queued, Deploying, Evacuating, Suspended, Failed, Terminating],
-        Queued => &[Pending, ImagePreparing, Deploying, Evacuating, Suspended, Failed, Terminating],
+        Pending => &[ImagePreparing, Queued, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating],
+        ImagePreparing => &[Pending, Queued, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating],
+        Queued => &[Pending, ImagePreparing, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating],
         Deploying => &[Queued, Starting, Restoring, Running, Evacuating, Suspended, Failed, Terminating],
         Starting | Restoring => &[Queued, Deploying, Running, Evacuating, Suspended, Failed, Terminating],
         Running => {
@@ -38,7 +38,7 @@ pub fn next(phase: JobPhase) -> &'static [JobPhase] {
         Snapshotting => {
             &[Running, Queued, Deploying, Evacuating, Completing, Suspended, Succeeded, Failed, Terminating]
         }
-        Evacuating => &[Queued, Deploying, Completing, Suspended, Succeeded, Failed, Terminating],
+        Evacuating => &[Queued, Deploying, Starting, Restoring, Completing, Suspended, Succeeded, Failed, Terminating],
         Completing => &[Queued, Deploying, Evacuating, Suspended, Succeeded, Failed, Terminating],
         Suspended => &[Pending, ImagePreparing, Queued, Deploying, Failed, Terminating],
         Succeeded | Failed => &[Terminating],

@@ -122,10 +122,14 @@ fn admitted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
 }
 
 fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+    let starting = || {
+        let message = stuck(status, seen).unwrap_or_else(|| format!("incarnation {}", status.incarnation));
+        (Truth::False, Reason::AgentsStarting, message)
+    };
     match status.phase {
-        JobPhase::Starting
-        | JobPhase::Restoring
-        | JobPhase::Running
+        // that leases are held is told with what comes of it
+        JobPhase::Starting | JobPhase::Restoring if in_use(status).is_some() => starting(),
+        JobPhase::Running
         | JobPhase::Snapshotting
         | JobPhase::Evacuating
         | JobPhase::Completing
@@ -140,8 +144,7 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
             };
             let alive = status.members.iter().filter(|member| placed(member)).count();
             if alive == status.members.len() {
-                let message = stuck(status, seen).unwrap_or_else(|| format!("incarnation {}", status.incarnation));
-                (Truth::False, Reason::AgentsStarting, message)
+                starting()
             } else if seen.content.known().is_none() && alive == 0 {
                 (Truth::False, Reason::RepositoryUnreachable, "the repository does not answer".into())
             } else {

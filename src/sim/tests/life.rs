@@ -165,8 +165,8 @@ async fn a_job_lives_through_days_of_preemptions() {
 
 /// Each write of a status goes to all who watch: a life with a snapshot and a kill takes few.
 #[rstest]
-#[case::without_notice(false, 15)]
-#[case::with_notice(true, 18)]
+#[case::without_notice(false, 13)]
+#[case::with_notice(true, 16)]
 #[tokio::test(start_paused = true)]
 async fn a_life_takes_few_writes_of_the_status(#[case] notice: bool, #[case] most: u64) {
     let mut world = World::new(4);

@@ -180,6 +180,10 @@ impl Draft<'_> {
         };
         self.note(if origin.generation.is_some() { Reason::Resuming } else { Reason::AgentsStarting }, message);
         let restore = origin.generation;
+        // agents load by themselves: from here on guests are on their way
+        self.phase(if restore.is_some() { JobPhase::Restoring } else { JobPhase::Starting });
+        let now = self.time();
+        self.status.started.get_or_insert(now);
         self.status.origin = Some(origin);
         let wait = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
         let not_after = after(self.now, wait);

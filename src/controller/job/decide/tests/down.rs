@@ -33,16 +33,20 @@ fn in_phase(phase: JobPhase) -> Life {
             life.settle();
             life
         }
-        JobPhase::Deploying | JobPhase::Starting => {
+        JobPhase::Deploying => {
+            let mut life = life(2);
+            life.seen.nodes.clear();
+            life.settle();
+            life
+        }
+        JobPhase::Starting => {
             let mut life = life(2);
             while life.effects("CreateAgent").is_empty() {
                 life.advance(1);
                 life.pass();
             }
             life.agent(1).vm = VmState::Fetching { done: 0, total: 9 };
-            if phase == JobPhase::Starting {
-                life.settle();
-            }
+            life.settle();
             life
         }
         JobPhase::Restoring => {
@@ -203,7 +207,7 @@ fn suspension_holds_nothing_and_the_job_goes_on(
     assert_eq!(life.phase(), JobPhase::Suspended, "{:?}", &life.whys[life.whys.len() - 5..]);
     assert!(life.status().slots.is_empty() && life.seen.pods.is_empty());
     let good = super::life::life(2);
-    (life.seen.site, life.seen.image) = (good.seen.site, good.seen.image);
+    (life.seen.site, life.seen.image, life.seen.nodes) = (good.seen.site, good.seen.image, good.seen.nodes);
     life.job.spec.suspend = false;
     life.job.metadata.generation = Some(3);
     life.prompt = true;
