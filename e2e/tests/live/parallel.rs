@@ -67,7 +67,7 @@ for m in $(seq 0 $((MEMBERS - 1))); do echo "member-$m slots=1"; done > hosts
 while [ $i -lt $COUNT ]; do i=$((i + 1)); rm -f hpccoutf.txt
   mpirun --allow-run-as-root --hostfile hosts -np $MEMBERS --mca btl tcp,self --mca btl_tcp_if_include eth1 \
     --mca oob_tcp_if_include eth1 --mca plm_rsh_args "-o StrictHostKeyChecking=no" hpcc || exit 1
-  echo "round $i $(grep -F '||Ax-b' hpccoutf.txt | tr -s ' ')"
+  echo "round $i $(grep -F '||Ax-b' hpccoutf.txt | grep 'ED$' | tr -s ' ')"
 done"#;
 
 fn object(members: u32, spec: Value) -> Result<BestEffortJob> {

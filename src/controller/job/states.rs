@@ -27,9 +27,15 @@ pub const ALL: [JobPhase; 14] = [
 /// The phases one pass may lead to.
 pub fn next(phase: JobPhase) -> &'static [JobPhase] {
     match phase {
-        Pending => &[ImagePreparing, Queued, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating],
-        ImagePreparing => &[Pending, Queued, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating],
-        Queued => &[Pending, ImagePreparing, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating],
+        Pending => {
+            &[ImagePreparing, Queued, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating]
+        }
+        ImagePreparing => {
+            &[Pending, Queued, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating]
+        }
+        Queued => {
+            &[Pending, ImagePreparing, Deploying, Starting, Restoring, Evacuating, Suspended, Failed, Terminating]
+        }
         Deploying => &[Queued, Starting, Restoring, Running, Evacuating, Suspended, Failed, Terminating],
         Starting | Restoring => &[Queued, Deploying, Running, Evacuating, Suspended, Failed, Terminating],
         Running => {

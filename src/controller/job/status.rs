@@ -129,10 +129,7 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
     match status.phase {
         // that leases are held is told with what comes of it
         JobPhase::Starting | JobPhase::Restoring if in_use(status).is_some() => starting(),
-        JobPhase::Running
-        | JobPhase::Snapshotting
-        | JobPhase::Evacuating
-        | JobPhase::Completing
+        JobPhase::Running | JobPhase::Snapshotting | JobPhase::Evacuating | JobPhase::Completing
             if in_use(status).is_some() =>
         {
             (Truth::True, Reason::LeasesHeld, format!("incarnation {}", status.incarnation))
