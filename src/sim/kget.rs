@@ -46,7 +46,8 @@ impl World {
     async fn transfer_one(&mut self, snapshot: &Snapshot) {
         let status = snapshot.status.clone().unwrap_or_default();
         let (job, generation) = (JobUid(status.job_uid.clone()), status.generation.unwrap_or_default());
-        let order = UploadOrder { generation, incarnation: status.incarnation, ticket: status.incarnation.to_string() };
+        let (incarnation, ticket) = (status.incarnation, status.incarnation.to_string());
+        let order = UploadOrder { epoch: 1, generation, incarnation, ticket };
         let safe = self.kget.safe.entry((job.clone(), generation)).or_default();
         let mut lost = false;
         for member in &status.members {

@@ -104,7 +104,7 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
         let agents = Arc::new(AgentsHttp::new(credentials, None));
         let board = Arc::new(board);
         let ledger = repository.clone();
-        let context = Context::new(Clock::system(), board, agents, repository, ledger, key, changed);
+        let context = Context::new(epoch, Clock::system(), board, agents, repository, ledger, key, changed);
         let result = tokio::select! {
             () = transfer::run(Arc::new(context), stop) => Ok(()),
             older = served::until_older(&client, KINDS, readiness) => Err(older.into()),

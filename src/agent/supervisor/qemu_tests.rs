@@ -92,7 +92,11 @@ impl World {
         let mut members = Vec::new();
         for agent in agents {
             let incarnation = agent.state().incarnation;
-            agent.orders.upload(&UploadOrder { generation, incarnation, ticket: String::new() }).await.unwrap();
+            agent
+                .orders
+                .upload(&UploadOrder { epoch: 1, generation, incarnation, ticket: String::new() })
+                .await
+                .unwrap();
             let state = agent.until("upload", |state| state.upload.as_ref().is_some_and(|upload| upload.done)).await;
             let mut record = state.capture.unwrap().record.unwrap();
             record.files = state.upload.unwrap().files;

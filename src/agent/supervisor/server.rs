@@ -104,6 +104,7 @@ where
 pub(super) fn refusal(error: &AgentError) -> Response {
     let (status, message) = match error {
         AgentError::Refused(why) => (StatusCode::CONFLICT, why),
+        AgentError::Superseded(why) => (StatusCode::PRECONDITION_FAILED, why),
         AgentError::Failed(why) | AgentError::Unreachable(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
     };
     (status, Json(Refusal { message: message.clone() })).into_response()

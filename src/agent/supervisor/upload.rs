@@ -46,9 +46,7 @@ impl Supervisor {
 
     /// Begins to send a generation; a repetition goes on with what is being done or is done.
     pub(super) async fn start_upload(self: &Arc<Self>, order: &UploadOrder) -> Result<(), AgentError> {
-        if order.incarnation != self.config.incarnation {
-            return Err(AgentError::Refused(format!("this is incarnation {}", self.config.incarnation)));
-        }
+        self.view.quietly(|facts| facts.barrier.admit_upload(order))?;
         // not asked of the VM, which a capture or merge may hold
         let known = self.view.read(|facts| facts.captured.iter().any(|part| part.generation == order.generation));
         if !known {

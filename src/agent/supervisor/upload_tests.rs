@@ -131,7 +131,7 @@ impl Node {
     }
 
     async fn order(&self, generation: Generation) -> Result<(), AgentError> {
-        self.supervisor.start_upload(&UploadOrder { generation, incarnation: 1, ticket: "t".into() }).await
+        self.supervisor.start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket: "t".into() }).await
     }
 
     fn state(&self) -> UploadState {

@@ -37,6 +37,10 @@ pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Con
             Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
         }
     }
+    if context.memory().superseded {
+        // what this process knows may be old, and is another's to report
+        return;
+    }
     for (uid, transfer) in &plan.reports {
         let Some((snapshot, _)) = cases.iter().find(|(_, case)| case.uid == *uid) else { continue };
         let now = context.clock.now();
@@ -57,7 +61,7 @@ async fn upload(context: &Context, address: &AgentAddress, generation: Generatio
     let expires = now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX);
     let ticket = Ticket { job: job.clone(), generation, member: *member, incarnation: *incarnation, expires, most };
     let ticket = context.key.sign(&ticket);
-    let order = UploadOrder { generation, incarnation: *incarnation, ticket };
+    let order = UploadOrder { epoch: context.epoch, generation, incarnation: *incarnation, ticket };
     tracing::info!(%job, generation, member, %endpoint, "orders an upload");
     let answer = tokio::time::timeout(ORDER, agent.upload(&order)).await;
     let answer = answer.unwrap_or_else(|_| Err(AgentError::Unreachable("no answer in time".into())));
@@ -73,6 +77,10 @@ async fn upload(context: &Context, address: &AgentAddress, generation: Generatio
         Ok(()) => {
             ordered.times += 1;
             ordered.refused = None;
+        }
+        Err(error @ AgentError::Superseded(_)) => {
+            tracing::error!(%job, generation, member, %error, "another kget leads");
+            memory.superseded = true;
         }
         // whether it ever answers again is seen when it is asked for its state
         Err(AgentError::Unreachable(why)) => ordered.refused = Some(why),

@@ -34,6 +34,8 @@ pub struct Memory {
     pub publishing: HashSet<String>,
     /// Refused publications, by snapshot.
     pub refused: HashMap<String, String>,
+    /// Another kget leads: an agent has obeyed it.
+    pub superseded: bool,
     /// What was reported, by snapshot.
     pub written: HashMap<String, (Timestamp, Transfer)>,
 }

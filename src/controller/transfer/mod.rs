@@ -32,6 +32,8 @@ use crate::{
 
 /// Everything a pass may use.
 pub struct Context {
+    /// Of this leadership: agents obey the latest (safety A9).
+    pub epoch: u64,
     /// The time.
     pub clock: Clock,
     /// Snapshots and jobs.
@@ -51,7 +53,9 @@ pub struct Context {
 
 impl Context {
     /// With nothing remembered.
+    #[expect(clippy::too_many_arguments, reason = "each is a different thing, and none has a default")]
     pub fn new(
+        epoch: u64,
         clock: Clock,
         board: Arc<dyn TransferBoard>,
         agents: Arc<dyn Agents>,
@@ -60,7 +64,7 @@ impl Context {
         key: TicketKey,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { clock, board, agents, repository, ledger, key, changed, memory: Mutex::default() }
+        Self { epoch, clock, board, agents, repository, ledger, key, changed, memory: Mutex::default() }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -77,10 +81,14 @@ pub async fn pass(context: &Arc<Context>) -> Option<Duration> {
     plan.wake
 }
 
-/// Passes until `stop` is cancelled: when something changed, and when a pass asked for another.
+/// Passes until `stop` is cancelled: when something changed, and when a pass asked for another. Ends
+/// early if another kget turns out to lead.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     loop {
         let wake = pass(&context).await;
+        if context.memory().superseded {
+            return;
+        }
         let rest = async {
             match wake {
                 Some(wait) => tokio::time::sleep(wait).await,

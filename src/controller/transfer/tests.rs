@@ -52,7 +52,7 @@ impl World {
         cluster.patch_job_status(&job.metadata, &status).await.unwrap();
         let job = JobUid(job.metadata.uid.clone().unwrap());
         let (agents, repository) = (FakeAgents::default(), FakeRepository::trusting());
-        let context = Self::kget(&clock, &cluster, &agents, &repository);
+        let context = Self::kget(1, &clock, &cluster, &agents, &repository);
         let world = Self { clock, cluster, agents, repository, context, job };
         for member in 0..2 {
             let agent = FakeAgent::loaded(world.job.clone(), member, 1, Duration::from_secs(2), world.clock.clone());
@@ -63,17 +63,24 @@ impl World {
         world
     }
 
-    fn kget(clock: &Clock, cluster: &FakeCluster, agents: &FakeAgents, repository: &FakeRepository) -> Arc<Context> {
+    fn kget(
+        epoch: u64,
+        clock: &Clock,
+        cluster: &FakeCluster,
+        agents: &FakeAgents,
+        repository: &FakeRepository,
+    ) -> Arc<Context> {
         let (ledger, repository) = (Arc::new(repository.clone()), Arc::new(repository.clone()));
         let (board, agents) = (Arc::new(cluster.clone()), Arc::new(agents.clone()));
         let key = TicketKey::new(b"a secret for the tests only").unwrap();
         let changed = Arc::new(Notify::new());
-        Arc::new(Context::new(clock.clone(), board, agents, repository, ledger, key, changed))
+        Arc::new(Context::new(epoch, clock.clone(), board, agents, repository, ledger, key, changed))
     }
 
     /// A new process that remembers nothing.
     fn restart(&mut self) {
-        self.context = Self::kget(&self.clock, &self.cluster, &self.agents, &self.repository);
+        let epoch = self.context.epoch + 1;
+        self.context = Self::kget(epoch, &self.clock, &self.cluster, &self.agents, &self.repository);
     }
 
     fn agent(&self, member: u32) -> Arc<FakeAgent> {
@@ -275,4 +282,31 @@ async fn b12_a_generation_of_a_job_that_cannot_be_read_is_not_given_up() {
     world.cluster.set_unread(crate::driver::cluster::Kind::Job, "alice", "pi", false);
     world.passes(5, true).await;
     assert_eq!(world.transfer(1).state, TransferState::Published);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a9_a_kget_that_no_longer_leads_orders_nothing() {
+    let mut world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    let old = world.context.clone();
+    world.passes(1, false).await;
+    world.restart();
+    world.passes(3, true).await;
+    world.capture(2, SnapshotReason::Periodic).await;
+    let order = |epoch| crate::driver::agent::UploadOrder { epoch, generation: 99, incarnation: 1, ticket: "t".into() };
+    for member in 0..2 {
+        // whatever the new one has ordered
+        let refused = world.agent(member).upload(&order(world.context.epoch)).await;
+        assert!(matches!(refused, Err(AgentError::Refused(_))));
+    }
+    // the old one wakes up
+    let reports = world.cluster.writes()["report"];
+    for _ in 0..10 {
+        pass(&old).await;
+        world.clock.advance(SignedDuration::from_secs(2));
+    }
+    assert_eq!(world.cluster.writes()["report"], reports, "what it takes for lost is not its to report");
+    assert!(world.agent(0).state().await.unwrap().upload.is_none_or(|upload| upload.generation == 1));
+    world.passes(8, true).await;
+    assert_eq!(world.transfer(2).state, TransferState::Published);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{AgentError, Authority, CaptureOrder, CapturePart, PartState, STAY_DOWN_WITHIN};
+use super::{AgentError, Authority, CaptureOrder, CapturePart, PartState, STAY_DOWN_WITHIN, UploadOrder};
 use crate::{
     names::{Generation, Incarnation},
     store::manifest::MemberPart,
@@ -32,6 +32,8 @@ pub struct Barrier {
     incarnation: Incarnation,
     max_pause: Duration,
     epoch: u64,
+    /// The same of those who order uploads, who lead by a Lease of their own.
+    uploads: u64,
     highest: Generation,
     part: Option<CapturePart>,
     resume: bool,
@@ -52,6 +54,7 @@ impl Barrier {
             incarnation,
             max_pause,
             epoch: 0,
+            uploads: 0,
             highest: 0,
             part: None,
             resume: true,
@@ -91,6 +94,18 @@ impl Barrier {
     pub fn leads(&mut self, epoch: u64) -> bool {
         self.epoch = self.epoch.max(epoch);
         self.epoch == epoch
+    }
+
+    /// Refuses an upload for another incarnation, or ordered by a kget that no longer leads (A9).
+    pub fn admit_upload(&mut self, order: &UploadOrder) -> Result<(), AgentError> {
+        if order.incarnation != self.incarnation {
+            return refused(format!("incarnation {} is not {}", order.incarnation, self.incarnation));
+        }
+        if order.epoch < self.uploads {
+            return Err(AgentError::Superseded(format!("epoch {} is older than {}", order.epoch, self.uploads)));
+        }
+        self.uploads = order.epoch;
+        Ok(())
     }
 
     fn same(&mut self, order: &CaptureOrder) -> Result<&mut CapturePart, AgentError> {

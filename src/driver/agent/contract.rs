@@ -106,11 +106,16 @@ pub(crate) async fn holds(agent: &dyn NodeAgent) {
     refuses(agent.stay_down(&last, Duration::from_secs(1))).await;
 
     // b1: only what was captured here, in this incarnation
-    let upload = UploadOrder { generation: 4, incarnation: 1, ticket: "ticket".into() };
+    let upload = UploadOrder { epoch: 2, generation: 4, incarnation: 1, ticket: "ticket".into() };
     refuses(agent.upload(&UploadOrder { incarnation: 2, ..upload.clone() })).await;
     refuses(agent.upload(&UploadOrder { generation: 2, ..upload.clone() })).await;
     agent.upload(&upload).await.unwrap();
     agent.upload(&upload).await.unwrap();
+    // a9: nor what a kget orders that no longer leads, once a later one was heard; a refused one was, too
+    agent.upload(&UploadOrder { epoch: 3, ..upload.clone() }).await.unwrap();
+    assert!(matches!(agent.upload(&upload).await, Err(AgentError::Superseded(_))));
+    refuses(agent.upload(&UploadOrder { epoch: 4, generation: 2, ..upload.clone() })).await;
+    assert!(matches!(agent.upload(&UploadOrder { epoch: 3, ..upload }).await, Err(AgentError::Superseded(_))));
     let state = until(agent, "the upload", |state| state.upload.as_ref().is_some_and(|upload| upload.done)).await;
     assert_eq!(state.upload.unwrap().files.len(), 3);
 

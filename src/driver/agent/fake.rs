@@ -370,9 +370,7 @@ impl NodeAgent for FakeAgent {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         let prompt = self.call(Call::Upload, |inner| {
-            if order.incarnation != inner.state.incarnation {
-                return Err(AgentError::Refused(format!("this is incarnation {}", inner.state.incarnation)));
-            }
+            inner.barrier.admit_upload(order)?;
             let part = inner.captured.iter().find(|part| part.generation == order.generation);
             let Some(part) = part else {
                 return Err(AgentError::Refused("this generation was not captured here".into()));

@@ -120,7 +120,11 @@ async fn check(reply: reqwest::Response) -> Result<reqwest::Response, AgentError
     let text = String::from_utf8_lossy(&bounded(reply).await?).into_owned();
     let message = serde_json::from_str::<Refusal>(&text).map_or(text, |refusal| refusal.message);
     let message: String = message.chars().take(500).collect();
-    if status.is_client_error() { Err(AgentError::Refused(message)) } else { Err(AgentError::Failed(message)) }
+    Err(match status {
+        StatusCode::PRECONDITION_FAILED => AgentError::Superseded(message),
+        refused if refused.is_client_error() => AgentError::Refused(message),
+        _ => AgentError::Failed(message),
+    })
 }
 
 /// The body of an answer, which is no longer than a state may be: what a node sends is not trusted.

@@ -389,6 +389,9 @@ pub struct CaptureOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UploadOrder {
+    /// Of the kget that orders it; 0 from one that knew of none.
+    #[serde(default)]
+    pub epoch: u64,
     /// The generation.
     pub generation: Generation,
     /// The incarnation it was captured in.
@@ -417,6 +420,9 @@ pub enum AgentError {
     /// It refuses: older authority, wrong incarnation, wrong nonce, resumed already.
     #[error("the agent refused: {0}")]
     Refused(String),
+    /// Whoever orders no longer leads: the agent has obeyed a later one.
+    #[error("the agent obeys another: {0}")]
+    Superseded(String),
     /// It tried and failed.
     #[error("the agent failed: {0}")]
     Failed(String),
@@ -429,7 +435,7 @@ impl DriverError for AgentError {
     fn retry(&self) -> Retry {
         match self {
             Self::Unreachable(_) => Retry::After(Duration::from_secs(1)),
-            Self::Refused(_) => Retry::Denied,
+            Self::Refused(_) | Self::Superseded(_) => Retry::Denied,
             Self::Failed(_) => Retry::After(Duration::from_secs(5)),
         }
     }
