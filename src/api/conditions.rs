@@ -37,7 +37,7 @@ pub enum ConditionType {
     SchedulerUnavailable,
     /// The last snapshot failed; present only until one succeeds.
     SnapshotFailed,
-    /// Something of the guest was not put right after a restore; present only while true.
+    /// Something is wrong in a guest, or it does not answer; present only while true.
     GuestDegraded,
     /// The generation is complete in the repository.
     Stored,
@@ -140,6 +140,8 @@ pub enum Reason {
     BackingOff,
     /// The guest's clock or random generator could not be put right.
     GuestNotReset,
+    /// The agent in a running guest does not answer; the message says what to look at.
+    GuestSilent,
     /// Not looked at yet.
     NotYet,
     /// The transfer is under way.

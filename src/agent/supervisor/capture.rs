@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     driver::{
-        agent::{AgentError, CaptureOrder, CapturePart, PartState, VmState, barrier::Todo},
+        agent::{AgentError, CaptureOrder, CapturePart, PartState, VmState, barrier::Todo, limits},
         qemu::{
             QemuError,
             capture::{self, Mechanism, Merge},
@@ -35,6 +35,9 @@ const PREPARED_LIMIT: Duration = Duration::from_secs(60);
 /// A guest that cannot be let run within this time is lost: none is left paused.
 const RESUME_LIMIT: Duration = Duration::from_secs(10);
 
+/// What a guest that stands still has printed is taken within this time, or there is no capture.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
 /// Stopping a guest is given at least this time, however short its pause is to be.
 const SHORTEST_STOP: Duration = Duration::from_millis(100);
 
@@ -48,8 +51,10 @@ struct Cut {
     output_bytes: u64,
     started: bool,
     ran: f64,
-    /// Time for the memory, and as much again for all else.
-    limit: Duration,
+    /// Time for the memory.
+    memory_limit: Duration,
+    /// Time for disk and output after that.
+    files_limit: Duration,
 }
 
 fn failed(error: impl std::fmt::Display) -> AgentError {
@@ -108,7 +113,8 @@ impl Supervisor {
         }
         let elapsed = self.view.elapsed();
         self.view.quietly(|facts| facts.barrier.stopping(elapsed));
-        if let Err(error) = capture::stop(&vm.qmp, self.config.max_pause.max(SHORTEST_STOP)).await {
+        let limit = self.config.max_pause.max(SHORTEST_STOP);
+        if let Err(error) = capture::stop(&vm.qmp, limit).await {
             self.give_up(vm, order.generation, &error.to_string()).await;
             return Err(failed(error));
         }
@@ -117,7 +123,11 @@ impl Supervisor {
             facts.barrier.stopped(elapsed, now);
             facts.set_vm(VmState::Stopped);
         });
-        vm.output.drain().await;
+        if !vm.output.drain(limit).await {
+            let error = QemuError::Late("keeping the command's output");
+            self.give_up(vm, order.generation, &error.to_string()).await;
+            return Err(failed(error));
+        }
         Ok(())
     }
 
@@ -150,29 +160,28 @@ impl Supervisor {
             return Err(QemuError::Late("the preparation"));
         };
         let (overlay, mechanism, frozen) = (prepared.overlay, prepared.mechanism, frozen.to_owned());
-        let output_bytes = drained(vm).await?;
+        let drained = tokio::time::timeout(DRAIN_LIMIT, drained(vm)).await;
+        let output_bytes = drained.map_err(|_| QemuError::Late("keeping the command's output"))??;
         capture::switch(&vm.qmp, &Chain::node(top), &Chain::node(overlay)).await?;
         vm.prepared = None;
         vm.chain.overlays.push((overlay, self.paths.overlay(overlay)));
         let (started, ran) = self.view.read(|facts| (facts.guest.started, facts.ran()));
         let content = [self.paths.output(), frozen.clone()].map(|path| std::fs::metadata(path).map_or(0, |m| m.len()));
-        let limit = vm.time_for(vm.memory + content.iter().sum::<u64>());
+        // a guest that waits for its memory to be written waits no longer than that
+        let paused = order.resume && mechanism == Mechanism::Stopped;
+        let slowest = if paused { limits::SLOWEST_PAUSED } else { limits::SLOWEST };
+        let memory_limit = limits::write_limit(vm.patience, vm.memory, slowest);
+        let files_limit = limits::write_limit(vm.patience, content.iter().sum(), limits::SLOWEST);
         capture::begin(&vm.qmp, mechanism, vm.version.resumes_by_itself).await?;
         vm.being_read.insert(order.generation);
         self.view.change(|facts| facts.barrier.writing());
-        if order.resume {
-            if mechanism == Mechanism::Stopped {
-                let written = capture::written(&vm.qmp, mechanism, limit).await;
-                if let Err(error) = &written {
-                    self.end_writing(vm, mechanism, error).await;
-                }
-                written?;
-            }
+        // one that stands still for it runs on once it is written: nobody waits here that long
+        if order.resume && !paused {
             self.let_run(vm).await?;
         }
         let ran = ran + self.restored_ran();
         let (generation, resume) = (order.generation, order.resume);
-        Ok(Cut { generation, mechanism, resume, frozen, output_bytes, started, ran, limit })
+        Ok(Cut { generation, mechanism, resume, frozen, output_bytes, started, ran, memory_limit, files_limit })
     }
 
     /// Lets the guest run, whatever held it.
@@ -346,8 +355,14 @@ impl Supervisor {
         else {
             return Err(QemuError::Late("the VM"));
         };
-        capture::written(&qmp, cut.mechanism, cut.limit).await?;
-        let rest = tokio::time::timeout(cut.limit, self.collect_rest(cut, &base, format));
+        capture::written(&qmp, cut.mechanism, cut.memory_limit).await?;
+        if cut.resume
+            && cut.mechanism == Mechanism::Stopped
+            && let Some(vm) = self.vm.lock().await.as_mut()
+        {
+            self.let_run(vm).await?;
+        }
+        let rest = tokio::time::timeout(cut.files_limit, self.collect_rest(cut, &base, format));
         rest.await.map_err(|_| QemuError::Late("the copy of disk and output"))?
     }
 
@@ -397,10 +412,10 @@ async fn make_ready(vm: &mut Vm, paths: &Paths, order: &CaptureOrder) -> Result<
 async fn drained(vm: &Vm) -> Result<u64, QemuError> {
     loop {
         let before = vm.output.length();
-        vm.output.drain().await;
+        vm.output.drain(DRAIN_LIMIT).await;
         // a turn of QEMU's main loop, in which it sends on what had no room before
         capture::status(&vm.qmp).await?;
-        vm.output.drain().await;
+        vm.output.drain(DRAIN_LIMIT).await;
         if vm.output.length() == before {
             return Ok(before);
         }

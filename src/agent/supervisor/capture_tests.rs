@@ -198,7 +198,8 @@ async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
         output_bytes: 0,
         started: true,
         ran: 1.0,
-        limit: Duration::from_secs(1),
+        memory_limit: Duration::from_secs(1),
+        files_limit: Duration::from_secs(1),
     };
     node.supervisor.captured(node.supervisor.vm.lock().await.as_mut().unwrap(), cut, 9).await;
     assert_eq!(node.part(), PartState::Writing);
@@ -207,6 +208,57 @@ async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
     node.until(|part| *part == PartState::Captured).await;
     assert_eq!(node.supervisor.view.render().capture.unwrap().generation, 2);
     assert!(node.qemu.lock().paused);
+}
+
+/// A node that cannot write memory behind a running guest, which takes a while to write.
+async fn without_background() -> Node {
+    let node = Node::new(1).await;
+    (node.qemu.lock().no_background, node.qemu.lock().disk_hangs) = (true, true);
+    let cut = tokio::time::timeout(Duration::from_secs(5), node.cut(&order(1, true))).await;
+    cut.expect("the coordinator does not wait that long").unwrap();
+    assert_eq!((node.part(), node.vm()), (PartState::Writing, VmState::Stopped));
+    node
+}
+
+#[tokio::test]
+async fn a_guest_that_stands_still_for_its_memory_runs_on_once_it_is_written() {
+    let node = without_background().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    node.supervisor.tick().await;
+    assert_eq!((node.part(), node.vm()), (PartState::Writing, VmState::Stopped));
+    node.qemu.end_writing();
+    node.until(|part| *part == PartState::Captured).await;
+    node.runs();
+    assert!(node.supervisor.view.render().capture.unwrap().pause_ms.unwrap() >= 300);
+}
+
+#[tokio::test]
+async fn b3_a_guest_whose_memory_is_written_too_slowly_runs_on_without_a_capture() {
+    let node = Node::new(1).await;
+    (node.qemu.lock().no_background, node.qemu.lock().disk_hangs) = (true, true);
+    node.supervisor.vm.lock().await.as_mut().unwrap().patience = Duration::from_millis(300);
+    node.cut(&order(1, true)).await.unwrap();
+    node.until(|part| matches!(part, PartState::Abandoned { .. })).await;
+    drop(node.supervisor.vm.lock().await);
+    node.runs();
+    assert!(node.qemu.was_told("migrate_cancel"));
+}
+
+#[tokio::test]
+async fn b3_an_abandoned_capture_of_a_guest_that_stands_still_lets_it_run() {
+    let node = without_background().await;
+    let given_up = tokio::time::timeout(Duration::from_secs(5), node.orders.abandon(&order(1, true))).await;
+    given_up.expect("it waits for the disk").unwrap();
+    node.void();
+    node.qemu.end_writing();
+    let running = async {
+        while node.vm() != VmState::Running || node.supervisor.paths.generation(1).exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), running).await.unwrap();
+    node.runs();
+    node.void();
 }
 
 #[tokio::test]

@@ -15,11 +15,11 @@ use tokio::{
 
 use super::{
     Supervisor,
-    output::Output,
-    vm::{PATIENCE, Vm},
+    output::{self, Output},
+    vm::Vm,
 };
 use crate::driver::{
-    agent::{LeaseState, VmState, fake::machine_record},
+    agent::{LeaseState, VmState, fake::machine_record, limits::PATIENCE},
     qemu::{
         img::{self, Chain, Format},
         probe::Version,
@@ -48,6 +48,8 @@ pub(super) struct Machine {
     pub(super) disk_hangs: bool,
     /// What is being written cannot be cancelled either.
     pub(super) cannot_cancel: bool,
+    /// Memory is written only while the guest stands still.
+    pub(super) no_background: bool,
     pub(super) faults: BTreeMap<&'static str, Fault>,
     pub(super) told: Vec<String>,
     migration: &'static str,
@@ -77,8 +79,8 @@ impl Double {
     pub(super) async fn run_in(&self, supervisor: &Arc<Supervisor>, overlays: u32) {
         let paths = &supervisor.paths;
         std::fs::create_dir_all(paths.disks()).unwrap();
-        let (qmp, output) = (paths.vm.join("qmp"), paths.vm.join("port"));
-        let (control, port) = (UnixListener::bind(&qmp).unwrap(), UnixListener::bind(&output).unwrap());
+        let (qmp, printed) = (paths.vm.join("qmp"), paths.vm.join("port"));
+        let (control, port) = (UnixListener::bind(&qmp).unwrap(), UnixListener::bind(&printed).unwrap());
         tokio::spawn(self.clone().serve(control));
         tokio::spawn(async move {
             let _held = port.accept().await.unwrap();
@@ -104,7 +106,7 @@ impl Double {
             memory: 1 << 20,
             chain,
             next: overlays,
-            output: Output::follow(&output, &paths.output(), supervisor.view.clone()).await.unwrap(),
+            output: Output::follow(&printed, &paths.output(), supervisor.clone(), output::PATIENCE).await.unwrap(),
             prepared: None,
             gate: None,
             being_read: BTreeSet::new(),
@@ -139,7 +141,9 @@ impl Double {
                 Some(Fault::Never) => std::future::pending().await,
                 Some(Fault::Broken) => return Ok(()),
             }
-            let answer = if matches!(fault, Some(Fault::Refused)) {
+            let background = command["arguments"]["capabilities"][0]["state"] == true;
+            let refused = matches!(fault, Some(Fault::Refused)) || background && self.lock().no_background;
+            let answer = if refused {
                 json!({ "error": { "class": "GenericError", "desc": "no" }, "id": command["id"] })
             } else {
                 json!({ "return": reply, "id": command["id"] })

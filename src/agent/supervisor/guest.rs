@@ -24,6 +24,8 @@ const PACE: Duration = Duration::from_millis(500);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// How long until the repository is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// What a command has printed before its end is taken within this time.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 /// What is kept of one file at most.
 const MOST: u64 = 16 << 30;
 /// Exit code of a command that could not be started, as shells have it.
@@ -50,8 +52,13 @@ impl Supervisor {
         if let Some(channel) = self.guest.lock().await.as_mut() {
             channel.lose_step();
         }
-        while let Err(error) = with_channel!(self, channel => channel.sync(SIGN_OF_LIFE)) {
-            tracing::debug!(%error, "the guest does not answer yet");
+        loop {
+            let answer = with_channel!(self, channel => channel.sync(SIGN_OF_LIFE));
+            self.heard_guest(&answer);
+            match answer {
+                Ok(()) => break,
+                Err(error) => tracing::debug!(%error, "the guest does not answer yet"),
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         if self.config.restore.is_some() {
@@ -68,6 +75,23 @@ impl Supervisor {
     pub(super) fn problem(&self, problem: &str) {
         tracing::warn!(problem, "the guest has a problem");
         self.view.change(|facts| facts.guest.problem = Some(problem.chars().take(500).collect()));
+    }
+
+    /// Takes note of whether the guest's agent answers. Who does not for long is told of: a job whose
+    /// guest does not boot, or has no agent, would seem to compute for ever.
+    fn heard_guest<T>(&self, answer: &Result<T, GuestError>) {
+        let unheard = matches!(answer, Err(GuestError::Late(_) | GuestError::Socket(_)));
+        let limit = self.config.guest_silence.as_secs_f64();
+        let (was, is) = self.view.quietly(|facts| {
+            let (now, was) = (facts.ran(), facts.guest.silent);
+            let since = if unheard { Some(*facts.unheard.get_or_insert(now)) } else { facts.unheard.take() };
+            facts.guest.silent = unheard && since.is_some_and(|since| now - since >= limit);
+            (was, facts.guest.silent)
+        });
+        if was != is {
+            tracing::warn!(silent = is, "whether the guest's agent answers has changed");
+            self.view.change(|_| ());
+        }
     }
 
     /// After a restore: randomness of its own, then the right time.
@@ -87,7 +111,9 @@ impl Supervisor {
             self.wait_for_members().await;
         }
         loop {
-            match with_channel!(self, channel => command::start(channel, run)) {
+            let started = with_channel!(self, channel => command::start(channel, run));
+            self.heard_guest(&started);
+            match started {
                 Ok(Started::Now | Started::Before) => break,
                 Ok(Started::Lost) => {
                     self.problem("the guest has booted again: the command is gone");
@@ -105,7 +131,9 @@ impl Supervisor {
         self.view.change(|facts| facts.guest.started = true);
         loop {
             tokio::time::sleep(PACE).await;
-            match with_channel!(self, channel => command::exit_code(channel)) {
+            let code = with_channel!(self, channel => command::exit_code(channel));
+            self.heard_guest(&code);
+            match code {
                 Ok(None) => {}
                 Ok(Some(code)) => return Some(code),
                 Err(error) => tracing::warn!(%error, "the guest does not say whether its command has ended"),
@@ -117,7 +145,8 @@ impl Supervisor {
     async fn keep_outputs(&self) {
         let output = self.vm.lock().await.as_ref().map(|vm| vm.output.clone());
         if let Some(output) = output {
-            output.drain().await;
+            // one that goes on printing ends nothing any more
+            output.drain(LAST_WORDS).await;
         }
         self.keep(OUTPUT, &self.paths.output()).await;
         for wanted in &self.config.outputs {
@@ -176,3 +205,7 @@ fn stream(file: tokio::fs::File) -> ByteStream {
     let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10);
     pieces.boxed()
 }
+
+#[cfg(test)]
+#[path = "guest_tests.rs"]
+mod tests;

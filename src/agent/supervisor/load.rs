@@ -11,14 +11,10 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Supervisor, images, output,
-    output::Output,
-    vm::{PATIENCE, Vm},
-};
+use super::{Supervisor, images, output, output::Output, vm::Vm};
 use crate::{
     driver::{
-        agent::{Accelerator, LeaseState, LoadFault, VmState},
+        agent::{Accelerator, LeaseState, LoadFault, VmState, limits::PATIENCE},
         guest::{channel::Channel, seed::Seed},
         qemu::{
             QemuError,
@@ -281,7 +277,8 @@ impl Supervisor {
             self.view.change(|facts| facts.guest.started = part.started);
         }
         let sockets = self.paths.sockets();
-        let output = Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.view.clone()).await;
+        let output =
+            Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.clone(), output::PATIENCE).await;
         output::follow_console(&sockets.join(sockets::CONSOLE)).await.map_err(node("follow the console"))?;
         let channel = Channel::connect(&sockets.join(sockets::GUEST_AGENT)).await;
         *self.guest.lock().await = Some(channel.map_err(|error| LoadError::Node(error.to_string()))?);

@@ -1,7 +1,8 @@
 //! The command's output: from a port of the VM into a file and the pod's log.
 //!
 //! The file belongs to the generation: its length at a cut is part of the capture, and a restore
-//! begins with a file of that length.
+//! begins with a file of that length. Nothing is left out of it: what the disk does not take is tried
+//! again while the command waits, and the VM is lost if that lasts.
 
 use std::{
     io::Write as _,
@@ -10,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -18,11 +20,17 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::view::View;
+use super::Supervisor;
 use crate::store::manifest::MOST_OUTPUT;
 
 /// As much of a line is shown.
 const LINE: usize = 240;
+/// A disk that takes no output for this long is not waited for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(500);
+/// What people are told of it.
+const UNKEPT: &str = "its output cannot be kept, and its command waits";
 
 /// The reader of the output.
 #[derive(Clone)]
@@ -32,14 +40,21 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Follows the port into the file, from the file's end on.
-    pub(super) async fn follow(socket: &Path, file: &Path, view: Arc<View>) -> std::io::Result<Self> {
+    /// Follows the port into the file, from the file's end on. The VM of `own` is lost if the file takes
+    /// nothing for as long as `patience`.
+    pub(super) async fn follow(
+        socket: &Path,
+        file: &Path,
+        own: Arc<Supervisor>,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
         let stream = UnixStream::connect(socket).await?;
         let mut options = tokio::fs::OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).open(file).await?;
         let length = Arc::new(AtomicU64::new(file.metadata().await?.len()));
         let (drains, requests) = mpsc::channel(1);
-        tokio::spawn(read(stream, file, length.clone(), requests, Lines::new("job"), Some(view)));
+        let keeper = Keeper { file, length: length.clone(), lines: Lines::new("job"), own, patience };
+        tokio::spawn(read(stream, requests, keeper));
         Ok(Self { drains, length })
     }
 
@@ -48,13 +63,16 @@ impl Output {
         self.length.load(Ordering::Acquire)
     }
 
-    /// Takes what has arrived already. For a guest that stands still.
-    pub(super) async fn drain(&self) {
+    /// Takes what has arrived already, for a guest that stands still. Whether that was done in time.
+    pub(super) async fn drain(&self, limit: Duration) -> bool {
         let (done, wait) = oneshot::channel();
-        if self.drains.send(done).await.is_ok() {
-            // a reader that has ended has drained
-            let _ = wait.await;
-        }
+        let drained = async {
+            if self.drains.send(done).await.is_ok() {
+                // a reader that has ended has drained
+                let _ = wait.await;
+            }
+        };
+        tokio::time::timeout(limit, drained).await.is_ok()
     }
 }
 
@@ -70,20 +88,77 @@ pub(super) async fn follow_console(socket: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn read(
-    mut stream: UnixStream,
-    mut file: tokio::fs::File,
+/// Where the output goes.
+struct Keeper {
+    file: tokio::fs::File,
     length: Arc<AtomicU64>,
-    mut requests: mpsc::Receiver<oneshot::Sender<()>>,
-    mut lines: Lines,
-    view: Option<Arc<View>>,
-) {
+    lines: Lines,
+    own: Arc<Supervisor>,
+    patience: Duration,
+}
+
+impl Keeper {
+    /// Keeps a piece, however often that is tried. False: it is over.
+    async fn keep(&mut self, bytes: &[u8]) -> bool {
+        let mut failing: Option<(Instant, String)> = None;
+        while let Err(error) = self.append(bytes, failing.is_some()).await {
+            let (since, why) = failing.get_or_insert_with(|| {
+                let why = format!("{UNKEPT}: {error}");
+                self.own.problem(&why);
+                (Instant::now(), why)
+            });
+            if since.elapsed() > self.patience {
+                self.own.lose_vm(why);
+            } else {
+                self.own.make_room().await;
+            }
+            tokio::select! {
+                () = self.own.stop.cancelled() => return false,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+        }
+        if failing.is_some() {
+            self.own.view.change(|facts| {
+                facts.guest.problem.take_if(|problem| problem.starts_with(UNKEPT));
+            });
+        }
+        self.length.fetch_add(bytes.len() as u64, Ordering::AcqRel);
+        if let Some(last) = self.lines.take(bytes) {
+            // a guest that prints without end loads nobody: it is seen with the next heartbeat
+            self.own.view.quietly(|facts| facts.guest.last_line = Some(last));
+        }
+        true
+    }
+
+    async fn append(&mut self, bytes: &[u8], again: bool) -> std::io::Result<()> {
+        if again {
+            // a part of it may be there
+            self.file.set_len(self.length.load(Ordering::Acquire)).await?;
+        }
+        self.file.write_all(bytes).await?;
+        self.file.flush().await
+    }
+
+    fn is_full(&self) -> bool {
+        self.length.load(Ordering::Acquire) >= MOST_OUTPUT
+    }
+}
+
+async fn read(mut stream: UnixStream, mut requests: mpsc::Receiver<oneshot::Sender<()>>, mut keeper: Keeper) {
     let mut piece = vec![0; 64 << 10];
     // a drain that found something goes on until it finds nothing
     let mut waiting: Option<oneshot::Sender<()>> = None;
+    let mut told = false;
     loop {
         // the guest waits when there is more
-        let full = length.load(Ordering::Acquire) >= MOST_OUTPUT;
+        let full = keeper.is_full();
+        if full && !told {
+            told = true;
+            keeper.own.problem(&format!(
+                "its output has {} GiB, the most that is kept: its command waits",
+                MOST_OUTPUT >> 30
+            ));
+        }
         let drained = waiting.as_ref().map(|_| pending(&stream, &mut piece, full));
         let count = match drained {
             Some(Some(0)) => return,
@@ -112,17 +187,8 @@ async fn read(
             else => return,
             },
         };
-        if let Err(error) = append(&mut file, &piece[..count]).await {
-            // nothing more can be kept: the guest's command will wait, and people see why
-            if let Some(view) = &view {
-                view.change(|facts| facts.guest.problem = Some(format!("its output cannot be kept: {error}")));
-            }
+        if !keeper.keep(&piece[..count]).await {
             return;
-        }
-        length.fetch_add(count as u64, Ordering::AcqRel);
-        if let (Some(last), Some(view)) = (lines.take(&piece[..count]), &view) {
-            // a guest that prints without end loads nobody: it is seen with the next heartbeat
-            view.quietly(|facts| facts.guest.last_line = Some(last));
         }
     }
 }
@@ -141,11 +207,6 @@ fn pending(stream: &UnixStream, piece: &mut [u8], full: bool) -> Option<usize> {
             Err(_) => return Some(0),
         }
     }
-}
-
-async fn append(file: &mut tokio::fs::File, bytes: &[u8]) -> std::io::Result<()> {
-    file.write_all(bytes).await?;
-    file.flush().await
 }
 
 /// Cuts a stream into lines for the log, whatever the guest sends.
@@ -180,6 +241,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::agent::VmState;
 
     #[test]
     fn d3_lines_of_the_guest_are_bounded_and_harmless() {
@@ -191,22 +253,110 @@ mod tests {
         assert_eq!(lines.take(b"\n").unwrap().len(), LINE);
     }
 
+    struct Followed {
+        output: Output,
+        guest: UnixStream,
+        own: Arc<Supervisor>,
+        file: std::path::PathBuf,
+        _root: tempfile::TempDir,
+    }
+
+    /// Follows a port into a file of this directory, which may be made first.
+    async fn followed(patience: Duration, make: impl FnOnce(&Path)) -> Followed {
+        use super::super::{testing, vm::Paths};
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("vm");
+        std::fs::create_dir_all(&directory).unwrap();
+        make(&directory);
+        let paths = Paths { vm: directory.clone(), cache: root.path().join("cache") };
+        let store = Arc::new(testing::FileStore::new(&root.path().join("store")));
+        let clock = crate::clock::Clock::system();
+        let own = Supervisor::new(testing::config(root.path()), paths, store, clock, None);
+        let (port, file) = (root.path().join("port"), directory.join("file"));
+        let listener = tokio::net::UnixListener::bind(&port).unwrap();
+        let output = Output::follow(&port, &file, own.clone(), patience).await.unwrap();
+        let (guest, _) = listener.accept().await.unwrap();
+        Followed { output, guest, own, file, _root: root }
+    }
+
+    fn numbers() -> Vec<u8> {
+        (0..150_000_u32).flat_map(|n| format!("{n}\n").into_bytes()).collect()
+    }
+
+    async fn until(what: &str, so: impl Fn() -> bool) {
+        let wait = async {
+            while !so() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect(what);
+    }
+
     #[tokio::test]
     async fn a_drain_leaves_nothing_that_was_written_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = super::super::testing::config(dir.path());
-        let view = Arc::new(View::new(&config, crate::clock::Clock::system()));
-        let listener = tokio::net::UnixListener::bind(dir.path().join("port")).unwrap();
-        std::fs::write(dir.path().join("file"), "before ").unwrap();
-        let output = Output::follow(&dir.path().join("port"), &dir.path().join("file"), view).await.unwrap();
-        let (mut guest, _) = listener.accept().await.unwrap();
-        let written: Vec<u8> = (0..150_000_u32).flat_map(|n| format!("{n}\n").into_bytes()).collect();
+        let write = |directory: &Path| std::fs::write(directory.join("file"), "before ").unwrap();
+        let mut job = followed(PATIENCE, write).await;
+        let written = numbers();
         for piece in written.chunks(20_000) {
-            guest.write_all(piece).await.unwrap();
+            job.guest.write_all(piece).await.unwrap();
         }
-        output.drain().await;
-        assert_eq!(output.length(), 7 + written.len() as u64);
-        let kept = std::fs::read(dir.path().join("file")).unwrap();
+        assert!(job.output.drain(Duration::from_secs(20)).await);
+        assert_eq!(job.output.length(), 7 + written.len() as u64);
+        let kept = std::fs::read(&job.file).unwrap();
         assert!(kept.ends_with(&written) && kept.starts_with(b"before 0\n"));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_costs_no_piece_of_the_output() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root mounts a small disk");
+        }
+        let mut small = None;
+        let make = |directory: &Path| {
+            small = Some(super::super::testing::Small::mount(directory.into(), "1200k"));
+            std::fs::write(directory.join("other"), vec![1; 500 << 10]).unwrap();
+        };
+        let mut job = followed(PATIENCE, make).await;
+        let problem = |own: &Supervisor| own.view.render().guest.problem.unwrap_or_default();
+        let written = numbers();
+        let (own, file) = (job.own.clone(), job.file.clone());
+        let sending = tokio::spawn(async move {
+            job.guest.write_all(&numbers()).await.unwrap();
+            job
+        });
+        until("it is said", || problem(&own).contains("cannot be kept")).await;
+        assert!(!sending.is_finished(), "the command does not wait");
+        std::fs::remove_file(file.with_file_name("other")).unwrap();
+        let job = sending.await.unwrap();
+        until("all is kept", || std::fs::metadata(&file).unwrap().len() == written.len() as u64).await;
+        assert!(job.output.drain(Duration::from_secs(20)).await);
+        assert!(std::fs::read(&file).unwrap() == written, "a piece is missing or there twice");
+        assert_eq!(problem(&own), "");
+        assert!(!own.stop.is_cancelled());
+        drop((job, own, small));
+    }
+
+    #[tokio::test]
+    async fn output_that_is_never_kept_loses_the_vm() {
+        // a full disk that needs no rights
+        let make = |directory: &Path| std::os::unix::fs::symlink("/dev/full", directory.join("file")).unwrap();
+        let mut job = followed(Duration::from_millis(300), make).await;
+        job.guest.write_all(b"a line\n").await.unwrap();
+        assert!(!job.output.drain(Duration::from_millis(100)).await, "a drain that waits for a disk ends");
+        let own = job.own.clone();
+        until("it is lost", || own.stop.is_cancelled()).await;
+        let VmState::Gone { reason, .. } = own.view.render().vm else { panic!() };
+        assert!(reason.contains("output cannot be kept") && reason.contains("No space"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_waits_because_its_output_is_too_long_says_so() {
+        let make = |directory: &Path| {
+            let file = std::fs::File::create(directory.join("file")).unwrap();
+            file.set_len(MOST_OUTPUT).unwrap();
+        };
+        let job = followed(PATIENCE, make).await;
+        until("it is said", || job.own.view.render().guest.problem.is_some_and(|p| p.contains("4 GiB"))).await;
+        assert!(job.output.drain(Duration::from_secs(20)).await);
     }
 }

@@ -70,6 +70,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         hostname: "count-0".into(),
         network: None,
         max_pause: Duration::from_secs(2),
+        guest_silence: Duration::from_secs(600),
         accelerator: Accelerator::Tcg,
         guest_network: GuestNetwork::Isolated,
         image_cache: 1 << 40,

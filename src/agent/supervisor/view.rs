@@ -29,6 +29,8 @@ pub(super) struct Facts {
     pub(super) upload: Option<Upload>,
     pub(super) machine: Option<MachineRecord>,
     pub(super) leaving: Option<LeaveCode>,
+    /// Seconds the guest had run when its agent began not to answer.
+    pub(super) unheard: Option<f64>,
     ran: Duration,
     running_since: Option<Instant>,
 }
@@ -79,6 +81,7 @@ impl View {
                 upload: None,
                 machine: None,
                 leaving: None,
+                unheard: None,
                 ran: Duration::ZERO,
                 running_since: None,
             }),

@@ -27,10 +27,6 @@ use crate::{
 
 /// Captured generations that are kept on local disk.
 const KEPT: usize = 2;
-/// Writing a capture may take so long, beside the time that its bytes take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-/// The slowest disk that a capture is written to, in bytes a second.
-const SLOWEST: u64 = 8 << 20;
 
 /// Where the files of one VM lie.
 #[derive(Clone, Debug)]
@@ -108,11 +104,6 @@ impl Vm {
     /// The overlay that is written now.
     pub(super) fn top(&self) -> Option<(u32, &Path)> {
         self.chain.overlays.last().map(|(number, path)| (*number, path.as_path()))
-    }
-
-    /// How long the writing of so many bytes may take; a guest that waits for it waits no longer.
-    pub(super) fn time_for(&self, bytes: u64) -> Duration {
-        self.patience + Duration::from_secs(bytes / SLOWEST)
     }
 
     /// Undoes what was prepared for a generation.

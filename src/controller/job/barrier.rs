@@ -25,8 +25,6 @@ const PREPARE_LIMIT: Duration = Duration::from_secs(30);
 const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks at how far the members have written.
 const LOOK: Duration = Duration::from_millis(300);
-/// Longest watch over members that are to stay down.
-const WATCH_LIMIT: Duration = Duration::from_secs(900);
 
 /// Starts a capture, unless it or another one is under way.
 pub fn begin(capture: &CaptureJob, uid: &JobUid, ctx: &Context) {
@@ -156,7 +154,7 @@ async fn give_up(capture: &CaptureJob, uid: &JobUid, ctx: &Context) {
 /// Once everybody is captured, all stay down (safety B3).
 async fn keep_down(capture: &CaptureJob, uid: &JobUid, ctx: &Context) {
     let begun = Instant::now();
-    while begun.elapsed() < WATCH_LIMIT && !is_given_up(capture, uid, ctx) {
+    while begun.elapsed() < capture.within && !is_given_up(capture, uid, ctx) {
         let captured = capture.agents.iter().all(|agent| {
             let heard = ctx.hearing.heard(&address(agent, uid)).and_then(|heard| heard.last);
             heard

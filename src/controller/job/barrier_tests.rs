@@ -86,6 +86,27 @@ async fn b3_members_of_a_last_capture_are_told_to_stay_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn b3_members_that_write_for_long_are_told_to_stay_down_all_the_same() {
+    let stage = Stage::new();
+    let (agents, capture) = stage.running(false).await;
+    for agent in &agents {
+        agent.set_prompt(false);
+    }
+    begin(&capture, &stage.uid, &stage.ctx);
+    assert_eq!(settled(&stage).await, BarrierState::Cut);
+    sleep(Duration::from_secs(2000)).await;
+    for agent in &agents {
+        agent.captured();
+    }
+    sleep(Duration::from_secs(5)).await;
+    stage.ctx.clock.advance(jiff::SignedDuration::from_secs(45));
+    for agent in &agents {
+        agent.tick();
+        assert_eq!(agent.state().await.unwrap().vm, VmState::Stopped);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_capture_is_conducted_once() {
     let stage = Stage::new();
     let (_, capture) = stage.running(true).await;

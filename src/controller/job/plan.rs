@@ -206,6 +206,8 @@ pub struct CaptureJob {
     pub max_pause: Duration,
     /// If the guests do not run on: how long they stay down once all are captured (safety B3).
     pub stay_down: Duration,
+    /// All have their bytes on local disk within this time, or it is void.
+    pub within: Duration,
     /// The members' agents.
     pub agents: Vec<AgentRef>,
 }

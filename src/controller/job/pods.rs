@@ -25,7 +25,9 @@ use crate::{
         job::RunMembers, job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
-    driver::agent::{AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR},
+    driver::agent::{
+        AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR, guest_silence,
+    },
     names::lease_directory,
     store::manifest::{MOST_OUTPUT, most_of_part},
     tls::Credentials,
@@ -87,6 +89,7 @@ pub fn config(
         hostname: hostname(&name, placement.member),
         network,
         max_pause: spec.snapshots.max_pause.into(),
+        guest_silence: guest_silence(),
         accelerator: config.agents.accelerator,
         guest_network: config.agents.guest_network,
         image_cache: config.agents.image_cache.0,

@@ -260,8 +260,23 @@ fn degraded(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String
     if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting) {
         return None;
     }
-    status.members.iter().find_map(|member| {
-        let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
-        Some((Reason::GuestNotReset, format!("member {}: {problem}", member.index)))
+    let silent = status.members.iter().find_map(|member| {
+        let pod = &member.agent.as_ref()?.pod;
+        let guest = &seen.agents.get(pod)?.state.as_ref()?.guest;
+        guest.silent.then(|| {
+            let missing = if guest.answers { "does not answer any more" } else { "has never answered" };
+            let message = format!(
+                "member {}: qemu-guest-agent {missing} while the guest runs: see whether the image has it installed and \
+                 started, and whether the guest boots: its console is in the log of pod {pod}",
+                member.index
+            );
+            (Reason::GuestSilent, message)
+        })
+    });
+    silent.or_else(|| {
+        status.members.iter().find_map(|member| {
+            let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
+            Some((Reason::GuestNotReset, format!("member {}: {problem}", member.index)))
+        })
     })
 }

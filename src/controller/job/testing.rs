@@ -117,6 +117,7 @@ impl Stage {
             resume,
             max_pause: limit,
             stay_down: Duration::from_secs(60),
+            within: Duration::from_secs(3600),
             agents: refs,
         };
         (agents, capture)

@@ -11,6 +11,7 @@ pub mod barrier;
 pub(crate) mod contract;
 pub mod fake;
 pub mod http;
+pub mod limits;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -107,9 +108,17 @@ pub struct AgentConfig {
     pub accelerator: Accelerator,
     /// What the guest may reach by its first network card.
     pub guest_network: GuestNetwork,
+    /// A guest whose agent does not answer for this long while it runs is told of; it is not ended.
+    #[serde(default = "guest_silence")]
+    pub guest_silence: Duration,
     /// Most bytes of images that the node keeps beyond those in use.
     #[serde(default = "image_cache")]
     pub image_cache: u64,
+}
+
+/// A guest boots, and its agent with it, within this time.
+pub fn guest_silence() -> Duration {
+    Duration::from_secs(600)
 }
 
 /// What agents of an older operator keep.
@@ -286,6 +295,8 @@ pub enum LoadFault {
 pub struct GuestState {
     /// Its guest agent has answered in this incarnation.
     pub answers: bool,
+    /// It was asked in vain for [`AgentConfig::guest_silence`], in which the guest ran.
+    pub silent: bool,
     /// The command was started (in any incarnation).
     pub started: bool,
     /// Exit code of the command.

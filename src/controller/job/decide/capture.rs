@@ -17,12 +17,9 @@ use crate::{
         snapshot::{SnapshotMember, SnapshotPhase, SnapshotReason, SnapshotStatus},
     },
     controller::job::plan::{AgentRef, BarrierState, CaptureJob, Effect},
-    driver::agent::{CapturePart, PartState, VmState},
+    driver::agent::{CapturePart, PartState, VmState, limits},
     names::Generation,
 };
-
-/// A capture that is not on local disk after this time is given up.
-const WRITE_LIMIT: Duration = Duration::from_secs(900);
 
 impl Draft<'_> {
     /// Begins a capture of all members.
@@ -59,8 +56,16 @@ impl Draft<'_> {
             resume: capture.resume,
             max_pause: self.job.spec.snapshots.max_pause.into(),
             stay_down: left + Duration::from_secs(10),
+            within: self.capture_limit(),
             agents,
         }
+    }
+
+    /// How long the members may take until all is on their disks.
+    fn capture_limit(&self) -> Duration {
+        let vm = &self.job.spec.vm;
+        let image = self.status.image.as_ref().map_or(0, |image| image.virtual_size);
+        limits::capture_limit(vm.memory.0, vm.disk.map_or(image, |disk| disk.0))
     }
 
     /// 1 + the highest number that anybody knows of.
@@ -117,7 +122,7 @@ impl Draft<'_> {
             }
             return;
         }
-        if since(capture.since.0, self.now) >= WRITE_LIMIT {
+        if since(capture.since.0, self.now) >= self.capture_limit() {
             self.void_capture("it was not on local disk in time");
             return;
         }

@@ -141,6 +141,24 @@ fn b2_a_new_leader_voids_a_capture_that_nobody_conducts() {
 }
 
 #[test]
+fn a_capture_has_the_time_that_its_size_needs() {
+    let mut life = Life::running(1);
+    life.seen.site.as_mut().unwrap().max_memory = None;
+    life.job.spec.vm.memory = crate::api::quantity::Bytes(32 << 30);
+    life.run(10);
+    life.add_snapshot("mine", SnapshotReason::User);
+    life.advance(1);
+    life.pass();
+    life.agent(0).capture.as_mut().unwrap().state = PartState::Writing;
+    // at the least rate the memory alone takes 4096 s
+    life.run(4100);
+    assert_eq!(life.effects("AbandonCapture").len(), 0);
+    assert!(life.status().snapshots.capture.is_some_and(|capture| !capture.captured), "{:?}", life.whys.last());
+    life.run(1000);
+    assert_eq!(life.effects("AbandonCapture").len(), 1);
+}
+
+#[test]
 fn b3_members_of_a_last_capture_stay_down_for_a_bounded_time() {
     let mut life = Life::running(1);
     life.run(10);

@@ -94,6 +94,22 @@ fn a_command_that_fails_is_tried_again_from_the_image_up_to_the_limit() {
 }
 
 #[test]
+fn a_guest_that_never_answers_is_told_of_and_goes_on() {
+    let mut life = Life::running(2);
+    life.run(5);
+    life.agent(1).guest.silent = true;
+    life.run(5);
+    let said = life.message("GuestDegraded");
+    for part in ["GuestSilent", "member 1", "has never answered", "qemu-guest-agent", "console"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(life.phase(), JobPhase::Running);
+    (life.agent(1).guest.silent, life.agent(1).guest.answers) = (false, true);
+    life.run(5);
+    assert_eq!(life.message("GuestDegraded"), "");
+}
+
+#[test]
 fn only_member_0_counts_if_only_it_runs_the_command() {
     let mut life = Life::running(3);
     life.job.spec.run.members = RunMembers::First;
