@@ -279,7 +279,7 @@ async fn an_agent_boots_captures_stores_leaves_and_another_goes_on() {
     let key = TicketKey::new(SECRET).unwrap();
     let expires = jiff::Timestamp::now() + Duration::from_secs(60);
     let ticket = key.sign(&Ticket { job: JOB.into(), generation: 1, member: 0, incarnation: 1, expires, most: None });
-    first.kget.upload(&UploadOrder { generation: 1, incarnation: 1, ticket }).await.unwrap();
+    first.kget.upload(&UploadOrder { epoch: 1, generation: 1, incarnation: 1, ticket }).await.unwrap();
     let sent = |state: &AgentState| state.upload.as_ref().is_some_and(|upload| upload.done || upload.error.is_some());
     let state = first.until("upload", sent).await;
     let upload = state.upload.unwrap();

@@ -130,7 +130,10 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
-    use crate::api::{VmImageStatus, image::ImportRecord};
+    use crate::{
+        api::{VmImageStatus, image::ImportRecord},
+        driver::repository::{ByteStore as _, DiskRecord},
+    };
 
     fn image(namespace: &str, name: &str, standard: bool) -> VmImage {
         let text = format!(
@@ -177,7 +180,6 @@ mod tests {
         let mut wanted = image("bob", "mine", false);
         wanted.spec.format = crate::api::image::DiskFormat::Raw;
         wanted.spec.source.http.as_mut().unwrap().digest.clone_from(&digest);
-        use crate::driver::repository::{ByteStore as _, DiskRecord};
         repository.put_image(&digest, &file).await.unwrap();
         repository.note_disk(&digest, &DiskRecord { format: wanted.spec.format, virtual_size: 5000 }).await.unwrap();
         assert_eq!(present(&wanted, &repository, &BTreeSet::new()).await, None);
