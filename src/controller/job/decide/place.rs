@@ -98,6 +98,28 @@ impl Draft<'_> {
     fn origin(&mut self, content: &JobContent) -> Option<Origin> {
         let old = self.status.origin.clone().unwrap_or_default();
         let mut bad = old.bad.clone();
+        // held for this job, and so never taken away by us
+        let stored = self.status.snapshots.last_stored.filter(|stored| *stored > old.floor && !bad.contains(stored));
+        if let Some(stored) = stored
+            && !content.generations.iter().any(|summary| summary.generation == stored)
+        {
+            match restorable(content, &old, &bad, self.job.spec.members) {
+                Some(older) => self.warn(
+                    Reason::RestoreFailed,
+                    format!("the repository no longer has generation {stored}: going back to {}", older.generation),
+                ),
+                None => {
+                    self.stall(
+                        Reason::RestoreFailed,
+                        format!(
+                            "the repository no longer has generation {stored}, nor another: bring its data back, then set \
+                             suspend to true and to false again; to begin from the image make another job"
+                        ),
+                    );
+                    return None;
+                }
+            }
+        }
         loop {
             let newest = restorable(content, &old, &bad, self.job.spec.members);
             let generation = newest.map(|summary| summary.generation);

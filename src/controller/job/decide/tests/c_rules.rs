@@ -45,6 +45,37 @@ fn c3_a_generation_that_makes_no_progress_gives_way_then_the_job_stalls() {
     assert_eq!(life.content().generations.len(), 2, "the data is kept");
 }
 
+/// Another volume is mounted where the repository's was: what it does not have is not what never was.
+#[test]
+fn c3_a_repository_that_lost_its_data_is_no_reason_to_begin_anew() {
+    let mut life = Life::running(1);
+    life.run(700);
+    assert_eq!(life.status().snapshots.last_stored, Some(1));
+    let kept = std::mem::take(life.content());
+    let work = life.status().work.useful;
+    life.end_slot("101", End::Preempted);
+    life.run(60);
+    assert_eq!(life.effects("CreateAgent").len(), 1, "{:?}", life.whys.last());
+    assert!(life.message("Stalled").contains("no longer has generation 1"), "{}", life.message("Stalled"));
+    assert!(life.status().slots.is_empty(), "a stalled job holds nothing");
+    assert_eq!((life.status().snapshots.last_stored, life.status().work.useful), (Some(1), work));
+    *life.content() = kept;
+    life.job.metadata.generation = Some(2);
+    life.run(20);
+    assert_eq!((life.phase(), life.status().origin.unwrap().generation), (JobPhase::Running, Some(1)));
+}
+
+#[test]
+fn c3_an_older_generation_serves_where_the_newest_is_gone() {
+    let mut life = Life::running(1);
+    life.run(1300);
+    assert_eq!(life.status().snapshots.last_stored, Some(2));
+    life.content().generations.retain(|summary| summary.generation == 1);
+    life.end_slot("101", End::Preempted);
+    life.run(30);
+    assert_eq!((life.phase(), life.status().origin.unwrap().generation), (JobPhase::Running, Some(1)));
+}
+
 /// A job of two members whose guests are as `vm` says and stay so; seconds until the slot is left.
 fn seconds_until_given_up(life: &mut Life, vm: &VmState) -> u32 {
     life.prompt = false;
