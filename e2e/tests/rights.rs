@@ -129,12 +129,14 @@ async fn only_who_may_edit_jobs_gets_into_their_guests() -> Result<()> {
             http::Request::post(paths::exec(&namespace, "nothing", 0)).header("content-type", "application/json");
         let exec = exec.body(serde_json::to_vec(&json!({"command": ["id"], "timeout": 5}))?)?;
         let port = get(paths::port(&namespace, "nothing", 0, 22))?;
+        let console = http::Request::post(paths::console(&namespace, "nothing", 0)).body(Vec::new())?;
         let answers = [
             answer(client.request_text(logs).await)?,
             answer(client.request_text(exec).await)?,
             answer(client.connect(port).await)?,
+            answer(client.connect(console).await)?,
         ];
-        ensure!(answers == [log, inside, inside], "{name}: {answers:?}");
+        ensure!(answers == [log, inside, inside, inside], "{name}: {answers:?}");
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod connect;
+pub mod console;
 pub mod crds;
 pub mod exec;
 pub mod explain;
@@ -19,6 +20,8 @@ use crate::shutdown::by_hand;
 pub enum ByHand {
     /// Joins a TCP port of a guest with standard input and output.
     Connect(connect::Args),
+    /// Opens the serial console of a guest.
+    Console(console::Args),
     /// Copies files to a guest, or from it, by scp.
     Cp(ssh::CopyArgs),
     /// Runs a command in a guest, also in one without an ssh server.
@@ -37,6 +40,7 @@ pub enum ByHand {
 pub fn run(command: ByHand) -> anyhow::Result<ExitCode> {
     match command {
         ByHand::Connect(args) => by_hand(connect::run(args)),
+        ByHand::Console(args) => by_hand(console::run(args)),
         ByHand::Cp(args) => by_hand(ssh::copy(args)),
         ByHand::Exec(args) => return by_hand(exec::run(args)),
         ByHand::Explain(args) => by_hand(explain::run(args)),

@@ -47,6 +47,7 @@ pub fn router(source: Arc<Source>) -> Router {
         .route(&format!("{job}/logs"), get(logs))
         .route(&format!("{job}/outputs/{{*path}}"), get(output))
         .route(&format!("{job}/portforward"), get(guest::connect))
+        .route(&format!("{job}/attach"), post(guest::console))
         .route(&format!("{job}/exec"), post(guest::exec))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such subresource") })
         .with_state(source)
@@ -64,7 +65,7 @@ fn resources() -> Value {
     };
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": format!("{GROUP}/{VERSION}"),
         "resources": [resource("logs", "get"), resource("outputs", "get"), resource("portforward", "get"),
-            resource("exec", "create")]})
+            resource("attach", "create"), resource("exec", "create")]})
 }
 
 async fn logs(

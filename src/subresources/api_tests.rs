@@ -81,6 +81,11 @@ async fn discovery_names_the_subresources() {
     let names: Vec<_> = list["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
     assert_eq!(
         (status, names),
-        (200, ["logs", "outputs", "portforward", "exec"].map(|name| json!(format!("besteffortjobs/{name}"))).to_vec())
+        (
+            200,
+            ["logs", "outputs", "portforward", "attach", "exec"]
+                .map(|name| json!(format!("besteffortjobs/{name}")))
+                .to_vec()
+        )
     );
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     driver::agent::{AgentError, ExecOrder, NodeAgent},
     names::MemberIndex,
-    stream,
+    stream::{self, Connection},
 };
 
 /// Bytes on their way, in each direction.
@@ -57,30 +57,50 @@ fn agent(source: &Source, namespace: &str, name: &str, member: u32) -> Result<Ar
     source.agent(&*source.job(namespace, name, member)?, member)
 }
 
-/// Joins the person with the agent; the stream is theirs, and only passes through here.
+/// Joins the person with a port of the guest.
 pub(super) async fn connect(
     State(source): State<Arc<Source>>,
     Path((namespace, name)): Path<(String, String)>,
     Query(Port { member, port }): Query<Port>,
+    request: Request,
+) -> Response {
+    let way = async { Ok(agent(&source, &namespace, &name, member)?.connect(port).await?) };
+    join(request, way, format!("port {port} of {namespace}/{name}, member {member}")).await
+}
+
+/// Joins the person with the guest's serial console.
+pub(super) async fn console(
+    State(source): State<Arc<Source>>,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(Of { member }): Query<Of>,
+    request: Request,
+) -> Response {
+    let way = async { Ok(agent(&source, &namespace, &name, member)?.console().await?) };
+    join(request, way, format!("the console of {namespace}/{name}, member {member}")).await
+}
+
+/// Joins the person with the agent; the stream is theirs, and only passes through here.
+async fn join(
     mut request: Request,
+    way: impl Future<Output = Result<Connection, SourceError>>,
+    to: String,
 ) -> Response {
     let key = match stream::asked(request.headers()) {
         Ok(key) => key,
         Err(why) => return failure(StatusCode::BAD_REQUEST, why),
     };
-    let found = async { Ok(agent(&source, &namespace, &name, member)?.connect(port).await?) };
-    let mut guest = match found.await {
+    let mut guest = match way.await {
         Ok(guest) => guest,
         Err(error) => return refusal(&error),
     };
     let user = user(request.headers()).to_owned();
-    tracing::info!(user, namespace, job = name, member, port, "a connection to a guest");
+    tracing::info!(user, to, "a connection to a guest");
     let (reply, connection) = stream::agree(&key, &mut request);
     tokio::spawn(async move {
         if let Ok(connection) = connection.await {
             let mut person = TokioIo::new(connection);
             let ended = tokio::io::copy_bidirectional_with_sizes(&mut person, &mut guest, BUFFER, BUFFER).await;
-            tracing::info!(user, namespace, job = name, member, port, ?ended, "a connection to a guest has ended");
+            tracing::info!(user, to, ?ended, "a connection to a guest has ended");
         }
     });
     reply.into_response()

@@ -99,3 +99,25 @@ async fn a_command_goes_to_the_guest_and_its_result_comes_back() {
     assert_eq!(refused.status().as_u16(), 409);
     assert!(refused.text().await.unwrap().contains("no guests now"));
 }
+
+#[tokio::test]
+async fn a_console_is_asked_for_as_a_command_is() {
+    let address = server().await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, axum::body::Body>(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let ask = |method: &str| {
+        let request = axum::http::Request::builder().method(method).uri(paths::console("team", "pi", 0));
+        let request = request.header("connection", "upgrade").header("upgrade", "websocket");
+        let request = request.header("sec-websocket-key", "a2V5").header("sec-websocket-protocol", PROTOCOL);
+        request.header("host", "x").body(axum::body::Body::empty()).unwrap()
+    };
+    assert_eq!(sender.send_request(ask("GET")).await.unwrap().status(), 405, "who may only look does not type");
+    let reply = sender.send_request(ask("POST")).await.unwrap();
+    assert_eq!(reply.status(), 101);
+    let socket = stream::over(TokioIo::new(hyper::upgrade::on(reply).await.unwrap()), End::User).await;
+    let mut back = Vec::new();
+    stream::carry(socket, End::User, &b"ls\r"[..], &mut back).await.unwrap();
+    assert_eq!(back, b"ls\r");
+}

@@ -24,6 +24,11 @@ pub fn port(namespace: &str, job: &str, member: MemberIndex, port: u16) -> Strin
     format!("{}/portforward?member={member}&port={port}", of_job(namespace, job))
 }
 
+/// Address of a member's serial console. The name is one under which the API server lets a request last.
+pub fn console(namespace: &str, job: &str, member: MemberIndex) -> String {
+    format!("{}/attach?member={member}", of_job(namespace, job))
+}
+
 /// Address of commands in a member's guest.
 pub fn exec(namespace: &str, job: &str, member: MemberIndex) -> String {
     format!("{}/exec?member={member}", of_job(namespace, job))

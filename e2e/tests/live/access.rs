@@ -52,6 +52,29 @@ impl User {
     }
 }
 
+/// Shows what is typed at the console.
+const SHOWN: &str = "setsid sh -c 'read line; echo shown $line' < /dev/ttyS0 > /dev/ttyS0 2>&1 & true";
+
+impl User {
+    /// What the console shows for a line that is typed there, until the key that leaves.
+    fn console(&self, line: &str) -> Result<String> {
+        let mut console = self.vmdeploy("console", &["count"]);
+        let mut console = console.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let (mut keys, mut screen) =
+            (console.stdin.take().context("no input")?, console.stdout.take().context("no output")?);
+        keys.write_all(line.as_bytes())?;
+        let (mut shown, mut piece) = (String::new(), [0; 256]);
+        while !shown.contains("shown ") || !shown.ends_with('\n') {
+            let count = screen.read(&mut piece)?;
+            ensure!(count > 0, "the console ended after {shown:?}");
+            shown.push_str(&String::from_utf8_lossy(&piece[..count]));
+        }
+        keys.write_all(b"\x1d")?;
+        ensure!(console.wait()?.success(), "the console did not end well");
+        Ok(shown)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_runs_commands_in_a_guest_and_reaches_its_ports() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
@@ -91,6 +114,10 @@ async fn a_user_runs_commands_in_a_guest_and_reaches_its_ports() -> Result<()> {
     let answer = user.asks("7100", &lines)?;
     ensure!(answer.status.success(), "{:?}", String::from_utf8_lossy(&answer.stderr));
     ensure!(answer.stdout == wanted.as_bytes(), "{} bytes instead of {}", answer.stdout.len(), wanted.len());
+    let started = user.exec(SHOWN)?;
+    ensure!(started.status.success(), "{started:?}");
+    let shown = user.console("hello\n")?;
+    ensure!(shown.contains("shown hello"), "{shown:?}");
     ends_right(&bed, &job, &counting).await?;
     Ok(())
 }

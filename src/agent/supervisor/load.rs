@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Supervisor, images, output, output::Output, vm::Vm};
+use super::{Supervisor, console::Console, images, output, output::Output, vm::Vm};
 use crate::{
     driver::{
         agent::{Accelerator, LeaseState, LoadFault, VmState, limits::PATIENCE},
@@ -279,7 +279,9 @@ impl Supervisor {
         let sockets = self.paths.sockets();
         let output =
             Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.clone(), output::PATIENCE).await;
-        output::follow_console(&sockets.join(sockets::CONSOLE)).await.map_err(node("follow the console"))?;
+        let console = Console::follow(&sockets.join(sockets::CONSOLE)).await.map_err(node("follow the console"))?;
+        // there is one VM in an agent's life
+        let _ = self.console.set(console);
         let channel = Channel::connect(&sockets.join(sockets::GUEST_AGENT)).await;
         *self.guest.lock().await = Some(channel.map_err(|error| LoadError::Node(error.to_string()))?);
         *self.vm.lock().await = Some(Vm {

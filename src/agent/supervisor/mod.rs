@@ -5,6 +5,7 @@
 //! and ends with its fence.
 
 mod capture;
+mod console;
 mod contact;
 mod disk;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use orders::Orders;
 
 use self::{
+    console::Console,
     contact::Contact,
     view::View,
     vm::{Paths, Vm},
@@ -86,6 +88,8 @@ pub struct Supervisor {
     guest: Arc<Mutex<Option<Channel>>>,
     /// The way to the guest through the job's network.
     door: OnceLock<Door>,
+    /// The guest's serial console.
+    console: OnceLock<Console>,
     /// People's connections and commands: so many more may come.
     visits: Arc<Semaphore>,
     /// Seconds the guest had run before this incarnation, as bits.
@@ -116,6 +120,7 @@ impl Supervisor {
             urgent: watch::Sender::new(0),
             guest: Arc::new(Mutex::new(None)),
             door: OnceLock::new(),
+            console: OnceLock::new(),
             visits: Arc::new(Semaphore::new(visit::MOST)),
             restored_ran: AtomicU64::new(0),
             stop: CancellationToken::new(),

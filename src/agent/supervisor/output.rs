@@ -76,18 +76,6 @@ impl Output {
     }
 }
 
-/// Follows the serial console into the pod's log.
-pub(super) async fn follow_console(socket: &Path) -> std::io::Result<()> {
-    let mut stream = UnixStream::connect(socket).await?;
-    tokio::spawn(async move {
-        let (mut lines, mut piece) = (Lines::new("console"), vec![0; 16 << 10]);
-        while let Ok(count @ 1..) = stream.read(&mut piece).await {
-            lines.take(&piece[..count]);
-        }
-    });
-    Ok(())
-}
-
 /// Where the output goes.
 struct Keeper {
     file: tokio::fs::File,
@@ -210,18 +198,18 @@ fn pending(stream: &UnixStream, piece: &mut [u8], full: bool) -> Option<usize> {
 }
 
 /// Cuts a stream into lines for the log, whatever the guest sends.
-struct Lines {
+pub(super) struct Lines {
     prefix: &'static str,
     open: Vec<u8>,
 }
 
 impl Lines {
-    fn new(prefix: &'static str) -> Self {
+    pub(super) fn new(prefix: &'static str) -> Self {
         Self { prefix, open: Vec::new() }
     }
 
     /// Prints the lines that are whole now; the last of them.
-    fn take(&mut self, bytes: &[u8]) -> Option<String> {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Option<String> {
         let mut last = None;
         for byte in bytes {
             if *byte == b'\n' {

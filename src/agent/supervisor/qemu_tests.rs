@@ -401,3 +401,49 @@ async fn b3_a_guest_whose_disk_stays_full_is_lost() {
     let VmState::Gone { reason, .. } = agent.state().vm else { panic!("{:?}", agent.state()) };
     assert!(reason.contains("No space"), "{reason}");
 }
+
+/// A shell at the serial console.
+const SHELL: &str = "setsid -c sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1 & true";
+
+impl Agent {
+    /// Types a line at the console, and waits for what is to come of it.
+    async fn types(&self, line: &str, answer: &str) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut person, guest) = tokio::io::duplex(4096);
+        let supervisor = self.supervisor.clone();
+        let attached = tokio::spawn(async move {
+            let (from, to) = tokio::io::split(guest);
+            supervisor.console.get().unwrap().attach(from, to).await;
+        });
+        let (mut shown, begun) = (String::new(), Instant::now());
+        while !shown.contains(answer) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the console shows {shown:?}");
+            // the shell may not have come up yet, or nobody may have been attached in time
+            person.write_all(line.as_bytes()).await.unwrap();
+            let mut piece = [0; 4096];
+            while let Ok(count) = tokio::time::timeout(Duration::from_secs(2), person.read(&mut piece)).await {
+                shown.push_str(&String::from_utf8_lossy(&piece[..count.unwrap()]));
+            }
+        }
+        attached.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_console_is_used_before_and_after_a_restore() {
+    let Some(world) = World::new(COUNT) else { return };
+    let first = world.agent("first", world.config.clone());
+    first.go().await;
+    first.counts(3).await;
+    first.ask(SHELL).await;
+    first.types("x=41; echo it is $((x+1))\r", "it is 42").await;
+    first.capture(&order(1, 1, true)).await;
+    first.types("echo on $x\r", "on 41").await;
+    world.store(&[&first], 1).await;
+    first.crash().await;
+    let second = world.agent("second", world.restoring(1, 2));
+    second.go().await;
+    second.types("echo again $((x+2))\r", "again 43").await;
+    second.counts(3).await;
+    second.crash().await;
+}

@@ -42,6 +42,7 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
         )
         .route("/v1/output", get(output))
         .route("/v1/connect", get(visit::connect))
+        .route("/v1/console", get(visit::console))
         .route("/v1/exec", post(exec))
         .layer(middleware::from_fn(operator_only));
     Router::new()

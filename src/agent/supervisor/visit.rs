@@ -1,5 +1,5 @@
-//! People in the guest: connections to its TCP ports through the job's network, and commands by its
-//! agent. Only this member's own guest is reached, and only so many visits at once.
+//! People in the guest: connections to its TCP ports through the job's network, its serial console, and
+//! commands by its agent. Only this member's own guest is reached, and only so many visits at once.
 
 use std::{
     io::ErrorKind,
@@ -15,7 +15,11 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::OwnedSemaphorePermit,
+};
 
 use super::{Supervisor, guest::with_channel, server::refusal};
 use crate::{
@@ -30,6 +34,8 @@ use crate::{
 pub(super) const MOST: usize = 16;
 /// Time for the guest to accept a connection.
 const ACCEPT: Duration = Duration::from_secs(10);
+/// Bytes of a console on their way to somebody.
+const AHEAD: usize = 16 << 10;
 /// How often the end of a command is asked for.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -55,16 +61,31 @@ pub(super) async fn connect(
     };
     let (reply, connection) = stream::agree(&key, &mut request);
     tokio::spawn(async move {
-        let carried = async {
-            let connection = connection.await.map_err(|_| StreamError::Cut)?;
-            let socket = stream::over(TokioIo::new(connection), End::Guest).await;
-            let (from, to) = guest.into_split();
-            stream::carry(socket, End::Guest, from, to).await
-        };
-        tokio::select! {
-            () = supervisor.stop.cancelled() => {}
-            ended = carried => if let Err(error) = ended {
-                tracing::debug!(%error, port, "a connection to the guest ended early");
+        let (from, to) = guest.into_split();
+        supervisor.carry(connection, from, to).await;
+        drop(visit);
+    });
+    reply.into_response()
+}
+
+/// Joins the guest's serial console with whoever asks.
+pub(super) async fn console(State(supervisor): State<Arc<Supervisor>>, mut request: Request) -> Response {
+    let key = match stream::asked(request.headers()) {
+        Ok(key) => key,
+        Err(why) => return refusal(&AgentError::Refused(why.into())),
+    };
+    let visit = match supervisor.visit() {
+        Ok(visit) => visit,
+        Err(error) => return refusal(&error),
+    };
+    let (reply, connection) = stream::agree(&key, &mut request);
+    tokio::spawn(async move {
+        if let Some(console) = supervisor.console.get() {
+            let (person, guest) = tokio::io::duplex(AHEAD);
+            let ((from, to), (typed, shown)) = (tokio::io::split(guest), tokio::io::split(person));
+            tokio::select! {
+                () = supervisor.carry(connection, from, to) => {}
+                () = console.attach(typed, shown) => {}
             }
         }
         drop(visit);
@@ -73,6 +94,26 @@ pub(super) async fn connect(
 }
 
 impl Supervisor {
+    /// Carries bytes between the guest and whoever asked, until either ends or the VM does.
+    async fn carry(
+        &self,
+        connection: hyper::upgrade::OnUpgrade,
+        from: impl AsyncRead + Unpin,
+        to: impl AsyncWrite + Unpin,
+    ) {
+        let carried = async {
+            let connection = connection.await.map_err(|_| StreamError::Cut)?;
+            let socket = stream::over(TokioIo::new(connection), End::Guest).await;
+            stream::carry(socket, End::Guest, from, to).await
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            ended = carried => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to the guest ended early");
+            }
+        }
+    }
+
     fn visit(&self) -> Result<OwnedSemaphorePermit, AgentError> {
         match self.view.read(|facts| facts.vm.clone()) {
             VmState::Running | VmState::Stopped => {}

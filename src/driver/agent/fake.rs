@@ -289,6 +289,22 @@ impl FakeAgent {
     }
 }
 
+/// A guest's end that says what it hears.
+fn echo() -> Connection {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (guest, echo) = tokio::io::duplex(1 << 16);
+    tokio::spawn(async move {
+        let (from, to) = tokio::io::split(guest);
+        stream::carry(stream::over(far, End::Guest).await, End::Guest, from, to).await
+    });
+    tokio::spawn(async move {
+        let (mut from, mut to) = tokio::io::split(echo);
+        let copied = tokio::io::copy(&mut from, &mut to).await;
+        copied.and(to.shutdown().await)
+    });
+    Box::new(near)
+}
+
 #[async_trait]
 impl NodeAgent for FakeAgent {
     async fn state(&self) -> Result<AgentState, AgentError> {
@@ -397,18 +413,13 @@ impl NodeAgent for FakeAgent {
         if port == 1 {
             return Err(AgentError::Refused("nothing listens at port 1".into()));
         }
-        let (near, far) = tokio::io::duplex(1 << 16);
-        let (guest, echo) = tokio::io::duplex(1 << 16);
-        tokio::spawn(async move {
-            let (from, to) = tokio::io::split(guest);
-            stream::carry(stream::over(far, End::Guest).await, End::Guest, from, to).await
-        });
-        tokio::spawn(async move {
-            let (mut from, mut to) = tokio::io::split(echo);
-            let copied = tokio::io::copy(&mut from, &mut to).await;
-            copied.and(to.shutdown().await)
-        });
-        Ok(Box::new(near))
+        Ok(echo())
+    }
+
+    /// Its console shows what is typed.
+    async fn console(&self) -> Result<Connection, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        Ok(echo())
     }
 
     /// Its guest knows no command: it prints what it was asked.

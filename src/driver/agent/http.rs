@@ -110,6 +110,24 @@ impl AgentHttp {
         let request = self.request(Method::POST, path)?.json(body).timeout(limit);
         check(request.send().await.map_err(unreachable)?).await.map(|_| ())
     }
+
+    /// Asks for a stream to or from the guest.
+    async fn stream(&self, path: &str) -> Result<Connection, AgentError> {
+        let request = self
+            .request(Method::GET, path)?
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, generate_key())
+            .header(header::SEC_WEBSOCKET_PROTOCOL, stream::PROTOCOL);
+        let reply = tokio::time::timeout(CONNECT, request.send()).await;
+        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
+        if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Box::new(reply.upgrade().await.map_err(unreachable)?));
+        }
+        check(reply).await?;
+        Err(AgentError::Failed("the agent does not agree to a connection".into()))
+    }
 }
 
 async fn check(reply: reqwest::Response) -> Result<reqwest::Response, AgentError> {
@@ -197,20 +215,11 @@ impl NodeAgent for AgentHttp {
     }
 
     async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
-        let request = self
-            .request(Method::GET, &format!("connect?port={port}"))?
-            .header(header::CONNECTION, "Upgrade")
-            .header(header::UPGRADE, "websocket")
-            .header(header::SEC_WEBSOCKET_VERSION, "13")
-            .header(header::SEC_WEBSOCKET_KEY, generate_key())
-            .header(header::SEC_WEBSOCKET_PROTOCOL, stream::PROTOCOL);
-        let reply = tokio::time::timeout(CONNECT, request.send()).await;
-        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
-        if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(Box::new(reply.upgrade().await.map_err(unreachable)?));
-        }
-        check(reply).await?;
-        Err(AgentError::Failed("the agent does not agree to a connection".into()))
+        self.stream(&format!("connect?port={port}")).await
+    }
+
+    async fn console(&self) -> Result<Connection, AgentError> {
+        self.stream("console").await
     }
 
     async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {

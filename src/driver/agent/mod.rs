@@ -531,6 +531,11 @@ pub trait NodeAgent: Send + Sync {
         Err(AgentError::Refused("its guest is not reached this way".into()))
     }
 
+    /// The guest's serial console; what comes is as of [`Self::connect`].
+    async fn console(&self) -> Result<Connection, AgentError> {
+        Err(AgentError::Refused("it shows no console".into()))
+    }
+
     /// Runs a command in the guest and waits for its end. Not to be repeated without thought.
     async fn exec(&self, _order: &ExecOrder) -> Result<ExecReply, AgentError> {
         Err(AgentError::Refused("its guest runs no commands".into()))
