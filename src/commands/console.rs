@@ -73,7 +73,7 @@ async fn typed(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin
     }
     // nobody waits for more, if it fails
     let _ = to.shutdown().await;
-    std::future::pending().await;
+    std::future::pending::<()>().await;
 }
 
 /// A terminal that passes every key on; as it was before, once this is dropped.

@@ -57,7 +57,7 @@ impl Console {
         drop(shown);
         let typing = async {
             take(from, &typed).await;
-            std::future::pending().await;
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = give(received, to) => {}
