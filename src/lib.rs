@@ -142,6 +142,10 @@
 //! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
 //!   node has no name there and lives by the file descriptors of its agent and QEMU.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
+//! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
+//!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
+//! - **Images**: whoever has fetched one, or the operator for all. A digest alone gives no namespace what
+//!   another one has fetched.
 //!
 //! # Where this version differs from the plan
 //!
