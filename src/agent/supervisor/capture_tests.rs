@@ -29,9 +29,12 @@ impl Node {
     }
 
     async fn at(root: tempfile::TempDir, paths: Paths, overlays: u32) -> Self {
+        Self::with(root, paths, overlays, Double::default()).await
+    }
+
+    async fn with(root: tempfile::TempDir, paths: Paths, overlays: u32, qemu: Double) -> Self {
         let store = Arc::new(FileStore::new(&root.path().join("store")));
         let supervisor = Supervisor::new(config(root.path()), paths, store, Clock::system(), None);
-        let qemu = Double::default();
         qemu.run_in(&supervisor, overlays).await;
         Self { orders: Orders(supervisor.clone()), supervisor, qemu, _root: root }
     }
@@ -259,6 +262,22 @@ async fn b3_an_abandoned_capture_of_a_guest_that_stands_still_lets_it_run() {
     tokio::time::timeout(Duration::from_secs(20), running).await.unwrap();
     node.runs();
     node.void();
+}
+
+#[tokio::test]
+async fn b3_a_guest_whose_output_waits_for_the_disk_does_not_stand_still_for_it() {
+    let root = tempfile::tempdir().unwrap();
+    let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
+    std::fs::create_dir_all(&paths.vm).unwrap();
+    std::os::unix::fs::symlink("/dev/full", paths.output()).unwrap();
+    let qemu = Double::default();
+    qemu.lock().prints = b"a line\n".to_vec();
+    let node = Node::with(root, paths, 1, qemu).await;
+    node.orders.prepare(&order(1, true)).await.unwrap();
+    let stopped = tokio::time::timeout(Duration::from_secs(10), node.orders.stop(&order(1, true))).await;
+    assert!(stopped.expect("it stands still for ever").is_err());
+    node.void();
+    node.runs();
 }
 
 #[tokio::test]

@@ -50,6 +50,10 @@ pub(super) struct Machine {
     pub(super) cannot_cancel: bool,
     /// Memory is written only while the guest stands still.
     pub(super) no_background: bool,
+    /// It stays paused, whatever it is told.
+    pub(super) stuck: bool,
+    /// What its command has printed when it starts.
+    pub(super) prints: Vec<u8>,
     pub(super) faults: BTreeMap<&'static str, Fault>,
     pub(super) told: Vec<String>,
     migration: &'static str,
@@ -81,9 +85,11 @@ impl Double {
         std::fs::create_dir_all(paths.disks()).unwrap();
         let (qmp, printed) = (paths.vm.join("qmp"), paths.vm.join("port"));
         let (control, port) = (UnixListener::bind(&qmp).unwrap(), UnixListener::bind(&printed).unwrap());
+        let printed_words = self.lock().prints.clone();
         tokio::spawn(self.clone().serve(control));
         tokio::spawn(async move {
-            let _held = port.accept().await.unwrap();
+            let (mut held, _) = port.accept().await.unwrap();
+            held.write_all(&printed_words).await.unwrap();
             std::future::pending::<()>().await;
         });
         let (base, size) = (paths.vm.join("base"), 1 << 20);
@@ -172,7 +178,7 @@ impl Machine {
         };
         match name {
             "stop" => self.paused = true,
-            "cont" => self.paused = false,
+            "cont" => self.paused = self.stuck,
             "migrate" => self.migration = if self.disk_hangs { "active" } else { "completed" },
             "migrate_cancel" if !self.cannot_cancel => self.migration = "cancelled",
             "block-commit" if !self.disk_hangs => event = Some("BLOCK_JOB_COMPLETED"),

@@ -19,6 +19,7 @@ mod output;
 #[cfg(test)]
 mod qemu_tests;
 mod server;
+mod standing;
 #[cfg(test)]
 pub(crate) mod testing;
 mod upload;

@@ -51,10 +51,11 @@ impl NodeAgent for Orders {
         self.0.view.change(|facts| facts.set_vm(VmState::Running));
         tracing::info!("the guest runs");
         let (own, stop) = (self.0.clone(), self.0.stop.clone());
+        let followed = futures::future::join(own.clone().follow_guest(), own.keep_running());
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = own.follow_guest() => {}
+                _ = followed => {}
             }
         });
         Ok(())

@@ -302,7 +302,7 @@ mod tests {
         let mut small = None;
         let make = |directory: &Path| {
             small = Some(super::super::testing::Small::mount(directory.into(), "1200k"));
-            std::fs::write(directory.join("other"), vec![1; 500 << 10]).unwrap();
+            std::fs::write(directory.join("other"), vec![1; 900 << 10]).unwrap();
         };
         let mut job = followed(PATIENCE, make).await;
         let problem = |own: &Supervisor| own.view.render().guest.problem.unwrap_or_default();

@@ -172,8 +172,6 @@ mod tests {
 
     #[tokio::test]
     async fn d2_what_is_not_proven_is_fetched() {
-        use crate::driver::repository::{ByteStore as _, DiskRecord};
-
         let repository = crate::driver::repository::fake::FakeRepository::new();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("disk");

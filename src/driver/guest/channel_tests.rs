@@ -2,7 +2,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream};
 
 use super::*;
 
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A guest agent that sends `first` before anything else and answers pings and syncs.
 fn agent(first: Vec<u8>) -> DuplexStream {
