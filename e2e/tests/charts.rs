@@ -27,7 +27,7 @@ fn the_rendered_configuration_is_read() -> Result<()> {
     let all = install()?;
     let map = all.iter().find(|object| object["kind"] == "ConfigMap").context("no ConfigMap")?;
     let text = map["data"]["config.yaml"].as_str().context("no config.yaml")?;
-    let config: Config = yaml::read(text)?;
+    let config = Config::read(text)?;
     ensure!(config.sites.is_empty() && config.namespace == "vmdeploy");
     ensure!(config.repository == "vmdeploy-repository.vmdeploy.svc:7443", config.repository);
     Ok(())
