@@ -158,7 +158,7 @@
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
 //! - **One reservation for all members.** `Gang` works; `PerMember` is refused with `NotSupported`, and so
-//!   is a master.
+//!   is a master on a node of its own.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new

@@ -43,6 +43,10 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
         "restoreFrom cannot change once the first guest has started: make another job"
     ),
     validation = (
+        "!has(oldSelf.status) || !has(oldSelf.status.started) || (has(self.spec.network) ? self.spec.network.master : 'None') == (has(oldSelf.spec.network) ? oldSelf.spec.network.master : 'None')",
+        "network.master cannot change once the first guest has started: make another job"
+    ),
+    validation = (
         "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
         "slots.site and slots.credentials cannot change while slots are held or asked for: set suspend to true first"
     ),
@@ -59,7 +63,8 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
 #[x_kube(cel)]
 #[x_kube(
     validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
-    validation = ("!has(self.network) || self.network.master == 'None'", "network.master Shared and Dedicated are not available in this version: use None"),
+    validation = ("!has(self.network) || self.network.master != 'Dedicated'", "network.master Dedicated is not available in this version: use Shared"),
+    validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
     validation = ("self.slots.allocation != 'PerMember' || self.members == 1 || has(self.slots.acquireTimeout)", "slots.allocation PerMember needs slots.acquireTimeout, for example 10m: the slots come one by one")
 )]
@@ -419,7 +424,7 @@ pub enum OnNotice {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkSpec {
-    /// Whether one more node serves as the way in to the members.
+    /// The way in to the members from outside the cluster.
     pub master: Master,
     /// What carries the network between the nodes.
     pub kind: NetworkKind,
@@ -437,10 +442,12 @@ pub enum NetworkKind {
     SiteSubnet,
 }
 
-/// The way in to the members.
+/// The way in to the members from outside the cluster: an ssh server on a node's address, for the keys of
+/// access.sshKeys, that connects to members (`ssh -J`) and does nothing else. status.network.master says
+/// where it is.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Master {
-    /// No extra node.
+    /// None.
     #[default]
     None,
     /// On member 0's node.

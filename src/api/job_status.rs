@@ -206,6 +206,19 @@ pub struct NetworkStatus {
     /// UDP port of the VXLAN on the nodes: that of the operator's configuration when the incarnation began,
     /// 0 before the first.
     pub port: u16,
+    /// The way in to the members, while they run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<WayIn>,
+}
+
+/// The way in to the members from outside the cluster, of the present incarnation.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WayIn {
+    /// `address:port` of its ssh server, for `ssh -J`.
+    pub address: String,
+    /// The server's host key as `known_hosts` has it: the same for the job's whole life.
+    pub host_key: String,
 }
 
 /// One virtual machine of the job.

@@ -264,6 +264,7 @@ impl Supervisor {
             incoming: fetched.part.is_some(),
         };
         let tap = self.join_network().await?;
+        self.serve_master();
         let qemu = Qemu::start(&definition, &self.paths.log(), tap).await?;
         let qmp = qemu.qmp.clone();
         tokio::spawn(self.clone().follow_disk(qmp.clone()));

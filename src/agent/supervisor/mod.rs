@@ -13,6 +13,7 @@ mod double;
 mod guest;
 mod images;
 mod load;
+mod master;
 mod network;
 mod orders;
 mod output;
@@ -88,7 +89,7 @@ pub struct Supervisor {
     urgent: watch::Sender<usize>,
     guest: Arc<Mutex<Option<Channel>>>,
     /// The way to the guest through the job's network.
-    door: OnceLock<Door>,
+    door: OnceLock<Arc<Door>>,
     /// The guest's serial console.
     console: OnceLock<Console>,
     /// People's connections and commands: so many more may come.

@@ -5,6 +5,7 @@ use std::{
     io::ErrorKind,
     net::SocketAddrV4,
     os::fd::OwnedFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -41,7 +42,7 @@ impl Supervisor {
         let segment = netlink::make(plan(network, self.config.member)?).await?;
         let (tap, door) = segment.split();
         // it is made once in an agent's life
-        let _ = self.door.set(door);
+        let _ = self.door.set(Arc::new(door));
         Ok(Some(tap))
     }
 
@@ -94,18 +95,25 @@ impl Supervisor {
 fn plan(network: &MemberNetwork, own: u32) -> Result<SegmentPlan, LoadError> {
     let mac = |text: &str| text.parse::<Mac>().map_err(|error| LoadError::Unusable(error.to_string()));
     let family = |address| LoadError::Unusable(format!("job networks need nodes with IPv4 addresses, not {address}"));
-    let at = |member: &NetworkMember| Ok(Peer { mac: mac(&member.mac)?, node: v4(member.node).map_err(family)? });
-    let all = network.members.iter().map(at).collect::<Result<Vec<_>, LoadError>>()?;
     let own = own as usize;
-    let here = all.get(own).ok_or_else(|| LoadError::Unusable("the job's network lacks this member".into()))?;
+    let here = network.members.get(own);
+    let here = here.ok_or_else(|| LoadError::Unusable("the job's network lacks this member".into()))?;
+    let mut peers = Vec::new();
+    for (_, member) in network.members.iter().enumerate().filter(|(index, _)| *index != own) {
+        let node = v4(member.node).map_err(family)?;
+        // its guest, and its agent: what is meant for one node does not go to all
+        for text in [Some(&member.mac), member.door_mac.as_ref()].into_iter().flatten() {
+            peers.push(Peer { mac: mac(text)?, node });
+        }
+    }
     Ok(SegmentPlan {
         vni: network.vni,
         port: network.port,
         mtu: network.mtu,
-        node: here.node,
+        node: v4(here.node).map_err(family)?,
         door: (network.door, network.subnet.prefix_len()),
         door_mac: mac(&network.door_mac)?,
-        peers: all.iter().enumerate().filter(|(index, _)| *index != own).map(|(_, peer)| *peer).collect(),
+        peers,
     })
 }
 
@@ -118,6 +126,7 @@ mod tests {
             name: format!("pi-{index}"),
             address: std::net::Ipv4Addr::new(198, 18, 0, 1 + index),
             mac: format!("02:76:c6:12:00:0{}", 1 + index),
+            door_mac: (index > 0).then(|| format!("02:76:c6:12:00:1{index}")),
             node: std::net::IpAddr::from([192, 0, 2, 10 + index]),
         }
     }
@@ -136,7 +145,15 @@ mod tests {
         let made = plan(&network, 1).unwrap();
         assert_eq!(made.node.to_string(), "192.0.2.11");
         let peers: Vec<String> = made.peers.iter().map(|peer| format!("{} {}", peer.mac, peer.node)).collect();
-        assert_eq!(peers, ["02:76:c6:12:00:01 192.0.2.10", "02:76:c6:12:00:03 192.0.2.12"]);
+        assert_eq!(
+            peers,
+            [
+                // written by an operator that names no doors
+                "02:76:c6:12:00:01 192.0.2.10",
+                "02:76:c6:12:00:03 192.0.2.12",
+                "02:76:c6:12:00:12 192.0.2.12",
+            ]
+        );
         assert!(plan(&network, 3).is_err());
         let mut v6 = network;
         v6.members[2].node = "fd00::1".parse().unwrap();

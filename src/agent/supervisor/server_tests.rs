@@ -199,7 +199,7 @@ async fn with_guest() -> Served {
         "members": [{"name": "count-0", "address": "127.0.0.1", "mac": "02:76:c6:12:00:01", "node": "192.0.2.1"}],
     });
     let served = Served::with(|config| config.network = Some(serde_json::from_value(network).unwrap())).await;
-    served.supervisor.door.set(crate::driver::network::Door::here()).unwrap();
+    served.supervisor.door.set(Arc::new(crate::driver::network::Door::here())).unwrap();
     served.supervisor.view.change(|facts| facts.set_vm(VmState::Running));
     served
 }

@@ -69,6 +69,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         ssh_keys: Vec::new(),
         hostname: "count-0".into(),
         network: None,
+        master: None,
         max_pause: Duration::from_secs(2),
         guest_silence: Duration::from_secs(600),
         accelerator: Accelerator::Tcg,

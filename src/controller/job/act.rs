@@ -21,6 +21,7 @@ use crate::{
     driver::{
         agent::{AgentAddress, AgentError, Authority, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
+        jump::key::HostKey,
         site::{Credentials, Site, SiteError, SlotRequest},
     },
     names::{Identity, JobUid},
@@ -211,7 +212,8 @@ async fn create_agent(
         Err(_) if placement.restore.is_some() => BTreeMap::new(),
         Err(missing) => return Err(Error::Vanished(format!("inputs not found: {}", missing.join(", ")))),
     };
-    let told = pods::config(job, placement, &ctx.config, site, owner, inputs)
+    let host_key = HostKey::of_job(&ctx.authority.key, uid);
+    let told = pods::config(job, placement, &ctx.config, site, owner, inputs, host_key)
         .ok_or_else(|| vanished("the job was never accepted"))?;
     let identity = Identity::Agent { job: uid.clone(), member: placement.member, incarnation: placement.incarnation };
     let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;

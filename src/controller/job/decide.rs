@@ -12,6 +12,7 @@ mod draft;
 mod evacuate;
 mod finish;
 mod lose;
+mod master;
 mod members;
 mod place;
 mod queue;
@@ -24,7 +25,7 @@ mod tests;
 use jiff::Timestamp;
 
 use self::draft::{Draft, after, since};
-pub(crate) use self::{admit::fits, draft::sent_key};
+pub(crate) use self::{admit::fits, draft::sent_key, master::wanted};
 use super::plan::{Effect, Plan, Seen};
 use crate::api::{BestEffortJob, FINALIZER, JobPhase};
 
@@ -60,6 +61,7 @@ pub fn decide(job: &BestEffortJob, seen: &Seen, now: Timestamp) -> Plan {
     let goal = goal(&d);
     d.track_capture();
     step(&mut d, goal);
+    d.show_master();
     super::status::conditions(&mut d.status, job, seen, now);
     d.finish()
 }

@@ -18,12 +18,14 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, Reason, VmImage,
         conditions,
+        job::Master,
         job_status::{MemberPhase, ResolvedImage, SlotState},
     },
     driver::{
         Fact,
         agent::AgentAddress,
         cluster::ClusterError,
+        jump::key::HostKey,
         repository::JobContent,
         site::{Credentials, SlotPhase},
     },
@@ -181,7 +183,10 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
     let has = status.network.as_ref().is_some_and(|network| decide::fits(network, job.spec.members));
     let pool = config.map(|config| config.pool);
     let port = super::pods::network_port(&ctx.config);
-    let mut seen = NetworkSeen { pool, subnet: None, mtu: 0, port, vni: None, overlap: None };
+    let mut seen = NetworkSeen { pool, subnet: None, mtu: 0, port, vni: None, overlap: None, host_key: None };
+    if decide::wanted(&job.spec) != Master::None {
+        seen.host_key = Some(HostKey::of_job(&ctx.authority.key, &uid(job)).public());
+    }
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
     if status.network.is_some() && !over {
         seen.vni = Some(ctx.networks.vni(&uid(job), status.incarnation, || ctx.view.jobs(), now));

@@ -306,6 +306,8 @@ pub struct NetworkSeen {
     pub vni: Option<u32>,
     /// A node whose address is in the pool.
     pub overlap: Option<NodeName>,
+    /// The host key of the job's way in, its public half, if the job asks for one.
+    pub host_key: Option<String>,
 }
 
 /// The image.

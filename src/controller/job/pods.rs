@@ -3,7 +3,7 @@
 //! The pod is bound to its node by name and stays there: it tolerates every taint without limit, is
 //! never restarted, and nothing of it can be evicted before others (safety A7, A8).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use k8s_openapi::{
     ByteString,
@@ -15,6 +15,7 @@ use k8s_openapi::{
 };
 
 use super::{
+    decide::wanted,
     identity::hostname,
     network,
     plan::{AgentPlacement, uid},
@@ -22,12 +23,15 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::RunMembers, job_status::NetworkStatus,
+        job::{Master, RunMembers},
+        job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
-        AgentConfig, CONFIG_DIR, LeaseConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR, guest_silence,
+        AgentConfig, CONFIG_DIR, LeaseConfig, MasterConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR,
+        guest_silence,
     },
+    driver::jump::key::HostKey,
     names::lease_directory,
     store::manifest::{MOST_OUTPUT, most_of_part},
     tls::Credentials,
@@ -52,6 +56,7 @@ pub fn config(
     site: &SiteConfig,
     owner: u32,
     inputs: BTreeMap<String, String>,
+    host_key: HostKey,
 ) -> Option<AgentConfig> {
     let (spec, status, uid) = (&job.spec, job.status.as_ref()?, uid(job));
     let network = match &status.network {
@@ -88,6 +93,7 @@ pub fn config(
         ssh_keys: spec.access.clone().unwrap_or_default().ssh_keys,
         hostname: hostname(&name, placement.member),
         network,
+        master: master(job, placement, config, host_key),
         max_pause: spec.snapshots.max_pause.into(),
         guest_silence: guest_silence(),
         accelerator: config.agents.accelerator,
@@ -95,6 +101,23 @@ pub fn config(
         image_cache: config.agents.image_cache.0,
         job_name: name,
     })
+}
+
+/// Where the way in is served, beside an agent: as far from the first port of all ways in as the agent's
+/// from theirs, so that two on a node do not meet where their agents do not.
+pub(super) fn master_address(agent: SocketAddr, count: u16) -> Option<SocketAddr> {
+    Some(SocketAddr::new(agent.ip(), agent.port().checked_add(count)?))
+}
+
+/// The way in, if this agent serves it.
+fn master(job: &BestEffortJob, placement: &AgentPlacement, config: &Config, host_key: HostKey) -> Option<MasterConfig> {
+    let serves = match wanted(&job.spec) {
+        Master::None => false,
+        Master::Shared => placement.member == 0,
+        Master::Dedicated => placement.member == job.spec.members,
+    };
+    let listen = master_address(placement.endpoint, config.agents.port_count).filter(|_| serves)?;
+    Some(MasterConfig { listen, host_key })
 }
 
 /// The port of VXLANs as configured now: a job keeps its network when new ones get none.
@@ -119,6 +142,7 @@ fn member_network(
             name: hostname(name, member.index),
             address: member.address.parse().ok()?,
             mac: member.mac.clone(),
+            door_mac: Some(network::mac(network::door(subnet, member.index)).to_string()),
             node: endpoint.ip(),
         })
     });

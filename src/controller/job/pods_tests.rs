@@ -7,7 +7,8 @@ fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     let mut job = crate::controller::job::testing::Stage::new().job();
     let uid = uid(&job);
     let status = job.status.get_or_insert_default();
-    status.network = Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77, port: 4789 });
+    status.network =
+        Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77, port: 4789, master: None });
     status.members = identity::members(Some("198.18.3.0/28".parse().unwrap()), 2);
     for member in &mut status.members {
         let endpoint = format!("192.0.2.{}:17703", member.index + 1);
@@ -35,6 +36,31 @@ fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     };
     let config = (*crate::controller::job::testing::Stage::new().ctx.config).clone();
     (job, placement, config)
+}
+
+fn key() -> HostKey {
+    HostKey::of_job("secret", &"uid".into())
+}
+
+#[test]
+fn the_way_in_is_served_by_the_first_member_beside_its_agent() {
+    let (mut job, mut placement, config) = parts();
+    let told = |job: &BestEffortJob, placement: &AgentPlacement| {
+        super::config(job, placement, &config, &config.sites["rennes"], 1000, BTreeMap::new(), key()).unwrap().master
+    };
+    placement.member = 0;
+    assert_eq!(told(&job, &placement), None);
+    job.spec.network = Some(crate::api::job::NetworkSpec { master: Master::Shared, ..Default::default() });
+    let master = told(&job, &placement).unwrap();
+    assert_eq!((master.listen.to_string().as_str(), &master.host_key), ("192.0.2.2:17767", &key()));
+    placement.member = 1;
+    assert_eq!(told(&job, &placement), None);
+    // where agents do not meet, their ways in do not, and neither meets the other
+    let at = |port| master_address(SocketAddr::from(([192, 0, 2, 1], port)), 64).unwrap().port();
+    let (agents, ways): (Vec<u16>, Vec<u16>) = (17700..17764).map(|port| (port, at(port))).unzip();
+    let all: std::collections::BTreeSet<_> = agents.iter().chain(&ways).collect();
+    assert_eq!(all.len(), 128);
+    assert_eq!(master_address(SocketAddr::from(([192, 0, 2, 1], 65500)), 64), None);
 }
 
 #[test]
@@ -71,7 +97,7 @@ fn an_agents_disk_has_room_for_all_it_may_hold_and_a_limit() {
 fn an_agent_is_told_what_it_needs() {
     let (job, placement, config) = parts();
     let site = &config.sites["rennes"];
-    let told = super::config(&job, &placement, &config, site, 1000, BTreeMap::new()).unwrap();
+    let told = super::config(&job, &placement, &config, site, 1000, BTreeMap::new(), key()).unwrap();
     assert_eq!((told.member, told.members, told.incarnation, told.restore), (1, 2, 3, Some(7)));
     assert_eq!(told.lease.directory, format!("{}-41", uid(&job).short()));
     assert_eq!(told.hostname, "pi-1");
@@ -83,19 +109,19 @@ fn an_agent_is_told_what_it_needs() {
     let mut other = config.clone();
     let pool = "198.18.0.0/15".parse().unwrap();
     other.job_network = Some(crate::config::JobNetworkConfig { pool, port: 9999, mtu: 1450 });
-    let later = super::config(&job, &placement, &other, site, 1000, BTreeMap::new()).unwrap();
+    let later = super::config(&job, &placement, &other, site, 1000, BTreeMap::new(), key()).unwrap();
     assert_eq!(later.network.unwrap().port, 4789, "all members of an incarnation have the one it began with");
     let mut older = job.clone();
     older.status.as_mut().unwrap().network.as_mut().unwrap().port = 0;
-    let older = super::config(&older, &placement, &other, site, 1000, BTreeMap::new()).unwrap();
+    let older = super::config(&older, &placement, &other, site, 1000, BTreeMap::new(), key()).unwrap();
     assert_eq!(older.network.unwrap().port, 9999, "written down by an operator that did not know of it");
     let mut unplaced = job.clone();
     unplaced.status.as_mut().unwrap().members[0].agent = None;
-    let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new());
+    let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new(), key());
     assert!(told_too_early.is_none(), "the network is not known whole");
     let mut first = job.clone();
     first.spec.run.members = RunMembers::First;
-    assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new()).unwrap().run.is_none());
+    assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new(), key()).unwrap().run.is_none());
     let credentials = Credentials { ca: "ca".into(), certificate: "crt".into(), key: "key".into() };
     let secret = secret(&job, &placement, &config, &told, &credentials);
     let data = secret.data.unwrap();

@@ -20,7 +20,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{DriverError, Retry, repository::ByteStream};
+use super::{DriverError, Retry, jump::key::HostKey, repository::ByteStream};
 use crate::{
     api::{
         Reason,
@@ -102,6 +102,9 @@ pub struct AgentConfig {
     pub hostname: String,
     /// The job's own network, if jobs have one.
     pub network: Option<MemberNetwork>,
+    /// The way in to the members, if this agent serves it.
+    #[serde(default)]
+    pub master: Option<MasterConfig>,
     /// Limit of the barrier: a stopped guest that hears nothing this long runs on.
     pub max_pause: Duration,
     /// How QEMU runs the guest.
@@ -149,6 +152,16 @@ pub struct MemberNetwork {
     pub members: Vec<NetworkMember>,
 }
 
+/// The way in to a job's members: an ssh server for the keys of the guests' root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MasterConfig {
+    /// Where it is served: the node's own address.
+    pub listen: SocketAddr,
+    /// Its host key.
+    pub host_key: HostKey,
+}
+
 /// What everybody in a job's network knows of a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -159,6 +172,9 @@ pub struct NetworkMember {
     pub address: std::net::Ipv4Addr,
     /// Hardware address there.
     pub mac: String,
+    /// Hardware address of its agent there.
+    #[serde(default)]
+    pub door_mac: Option<String>,
     /// Address of its node.
     pub node: std::net::IpAddr,
 }

@@ -35,14 +35,14 @@ pub struct SegmentPlan {
     pub door: (Ipv4Addr, u8),
     /// Hardware address of that.
     pub door_mac: Mac,
-    /// All members on other nodes.
+    /// All members on other nodes, and their agents.
     pub peers: Vec<Peer>,
 }
 
-/// A member on another node.
+/// A member on another node, or its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Hardware address of its card in the job's network.
+    /// Hardware address in the job's network.
     pub mac: Mac,
     /// Address of its node.
     pub node: Ipv4Addr,

@@ -59,6 +59,8 @@ fn put_guest(segment: &Segment, node: u8) -> fs::File {
     let room = segment_namespace(segment);
     let guest = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // it says nothing unasked
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         fs::File::open("/proc/thread-self/ns/net").unwrap()
     });
     let guest = guest.join().unwrap();
@@ -139,6 +141,31 @@ fn the_agent_reaches_the_guest_of_its_own_node() {
             stream.unwrap();
             let (_, from) = servers[usize::from(node) - 1].accept().unwrap();
             assert_eq!(from.ip(), Ipv4Addr::new(10, 64, 0, 8 + node));
+        }
+    });
+}
+
+#[test]
+fn what_is_meant_for_one_door_does_not_go_to_all_nodes() {
+    on_a_node(|| {
+        let [_near, far] = two_nodes();
+        // the third node is not there: who sends to it asks for it
+        for (vni, known) in [(7, true), (8, false)] {
+            let mut there = plan(vni, 2, &[1, 3]);
+            let here = plan(vni, 1, &[2]);
+            if known {
+                there.peers.push(Peer { mac: here.door_mac, node: here.node });
+            }
+            let a = block_on(make(here)).unwrap();
+            let b = within(&far, || block_on(make(there))).unwrap();
+            let guest = put_guest(&b, 2);
+            let server = within(&guest, || TcpListener::bind("0.0.0.0:22").unwrap());
+            let (_tap, door) = a.split();
+            let to = SocketAddrV4::new(Ipv4Addr::new(10, 64, 0, 2), 22);
+            block_on(async { door.connect(to, Duration::from_secs(5)).await.map(drop) }).unwrap();
+            server.accept().unwrap();
+            let asked = within(&far, || ip("neigh show 192.0.2.3"));
+            assert_eq!(asked.is_empty(), known, "{asked}");
         }
     });
 }

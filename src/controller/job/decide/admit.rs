@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::draft::Draft;
+use super::{draft::Draft, master::wanted};
 use crate::{
     api::{
         JobPhase, Reason,
@@ -63,6 +63,7 @@ impl Draft<'_> {
                 mtu: seen.mtu.into(),
                 vni: 0,
                 port: 0,
+                master: None,
             })
         };
         kept.or_else(offered)
@@ -71,7 +72,11 @@ impl Draft<'_> {
     /// What stands against a network for the job.
     fn no_network(&self) -> Option<(Reason, String)> {
         let seen = &self.seen.network;
-        let pool = seen.pool?;
+        let Some(pool) = seen.pool else {
+            let message = "network.master is the way in to the job's network, and the operator's configuration gives jobs none: use None";
+            let has = self.status.network.is_some() || wanted(&self.job.spec) == Master::None;
+            return (!has).then(|| (Reason::NotSupported, message.to_owned()));
+        };
         if let Some(node) = &seen.overlap {
             let message = format!(
                 "the pool of job networks, {pool}, contains the address of node {node}: jobNetwork.pool of the operator's configuration must overlap nothing that nodes or guests reach"
@@ -168,8 +173,8 @@ fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
         return Some("slots.allocation PerMember is not available yet: use Gang".into());
     }
     let network = spec.network.clone().unwrap_or_default();
-    if network.master != Master::None {
-        return Some("network.master is not available yet: use None".into());
+    if network.master == Master::Dedicated {
+        return Some("network.master Dedicated is not available yet: use Shared".into());
     }
     if network.kind != NetworkKind::Overlay {
         return Some(format!("network.kind {:?} is not available yet: use Overlay", network.kind));

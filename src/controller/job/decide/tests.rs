@@ -9,4 +9,5 @@ mod down;
 mod ends;
 mod life;
 mod main_path;
+mod master;
 mod properties;

@@ -90,6 +90,7 @@ pub(super) fn life(members: u32) -> Life {
             port: 4789,
             vni: Some(77),
             overlap: None,
+            host_key: Some("ssh-ed25519 AAAA".into()),
         },
         missing_inputs: Fact::Absent,
         slots: Fact::Known(Vec::new()),

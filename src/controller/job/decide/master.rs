@@ -1,0 +1,44 @@
+//! The way in: what people are told of it, and whether it can be.
+
+use std::net::SocketAddr;
+
+use super::draft::Draft;
+use crate::{
+    api::{
+        BestEffortJobSpec, JobPhase,
+        job::Master,
+        job_status::{MemberStatus, WayIn},
+    },
+    controller::job::pods,
+};
+
+/// What kind of way in a job asks for.
+pub(crate) fn wanted(spec: &BestEffortJobSpec) -> Master {
+    spec.network.as_ref().map(|network| network.master).unwrap_or_default()
+}
+
+impl Draft<'_> {
+    /// Tells of the way in while the members run; there is none at other times.
+    pub(super) fn show_master(&mut self) {
+        let runs = matches!(self.status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing);
+        let found = self.way_in().filter(|_| runs);
+        if let Some(network) = &mut self.status.network {
+            network.master = found;
+        }
+    }
+
+    fn way_in(&self) -> Option<WayIn> {
+        let agent = self.master_place()?.agent.as_ref().filter(|agent| agent.incarnation == self.status.incarnation)?;
+        let endpoint: SocketAddr = agent.endpoint.parse().ok()?;
+        let address = pods::master_address(endpoint, self.seen.setup.port_count)?.to_string();
+        Some(WayIn { address, host_key: self.seen.network.host_key.clone()? })
+    }
+
+    /// Whose agent serves the way in.
+    fn master_place(&self) -> Option<&MemberStatus> {
+        match wanted(&self.job.spec) {
+            Master::None | Master::Dedicated => None,
+            Master::Shared => self.status.members.first(),
+        }
+    }
+}
