@@ -109,7 +109,7 @@
 //!    looked up instead of sent again.
 //! 3. **Slots run.** The hold (the script in the OAR job) waits on each node for the agent's lease
 //!    directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
-//!    agent pod per member is made on the slot's nodes. An agent starts nothing before it has seen its
+//!    agent pod per member is made on the slot's nodes, and one more for a master on a node of its own. An agent starts nothing before it has seen its
 //!    lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
@@ -141,6 +141,7 @@
 //!   incarnation, a generation's number.
 //! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
 //!   node has no name there and lives by the file descriptors of its agent and QEMU.
+//! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
@@ -157,8 +158,7 @@
 //!   same manifest.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
-//! - **One reservation for all members.** `Gang` works; `PerMember` is refused with `NotSupported`, and so
-//!   is a master on a node of its own.
+//! - **One reservation for all members.** `Gang` works; `PerMember` is refused with `NotSupported`.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new

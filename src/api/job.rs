@@ -63,7 +63,6 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
 #[x_kube(cel)]
 #[x_kube(
     validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
-    validation = ("!has(self.network) || self.network.master != 'Dedicated'", "network.master Dedicated is not available in this version: use Shared"),
     validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
     validation = ("self.slots.allocation != 'PerMember' || self.members == 1 || has(self.slots.acquireTimeout)", "slots.allocation PerMember needs slots.acquireTimeout, for example 10m: the slots come one by one")
@@ -452,7 +451,7 @@ pub enum Master {
     None,
     /// On member 0's node.
     Shared,
-    /// On a node of its own: one more slot is asked for.
+    /// On a node of its own, which runs no virtual machine: one node more is asked for.
     Dedicated,
 }
 

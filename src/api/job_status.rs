@@ -74,6 +74,10 @@ pub struct BestEffortJobStatus {
     /// The members of the job; index, address and MAC never change.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// The node that only serves the way in, with network.master Dedicated, and the agent on it. It has no
+    /// virtual machine; its index is the number of members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<MemberStatus>,
     /// The job's own network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,
@@ -99,6 +103,18 @@ pub struct BestEffortJobStatus {
     pub suspended: Option<Suspended>,
     /// Seconds of all earlier suspensions; they do not count towards activeDeadline.
     pub suspended_seconds: u64,
+}
+
+impl BestEffortJobStatus {
+    /// All that have an agent: the members, and a master on a node of its own.
+    pub fn everyone(&self) -> impl Iterator<Item = &MemberStatus> {
+        self.members.iter().chain(&self.master)
+    }
+
+    /// The same, to be changed.
+    pub fn everyone_mut(&mut self) -> impl Iterator<Item = &mut MemberStatus> {
+        self.members.iter_mut().chain(&mut self.master)
+    }
 }
 
 /// A request to the scheduler whose outcome is not known yet.

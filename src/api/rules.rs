@@ -57,6 +57,14 @@ fn good_objects_are_accepted() {
 }
 
 #[test]
+fn a_way_in_is_accepted_with_keys() {
+    for master in ["Shared", "Dedicated"] {
+        let spec = json!({"network": {"master": master}, "access": {"sshKeys": ["ssh-ed25519 AAAA a"]}});
+        assert_eq!(verdict("BestEffortJob", patched("BestEffortJob", &json!({"spec": spec}), None), None), Ok(()));
+    }
+}
+
+#[test]
 fn mistakes_are_mended_by_apply_before_the_start() {
     for patch in [
         json!({"spec": {"members": 4}}),

@@ -16,13 +16,13 @@ use e2e::{
 use crate::world::{BOOT, ends_right, gone};
 
 /// Answers each line in capitals, and says goodbye when no more come.
-const LISTENER: &str = r#"perl -e 'use IO::Socket::INET;
+pub(crate) const LISTENER: &str = r#"perl -e 'use IO::Socket::INET;
 my $l = IO::Socket::INET->new(LocalPort => 7100, Listen => 1, ReuseAddr => 1) or die "listen: $!";
 while (my $c = $l->accept) { while (my $line = <$c>) { print $c uc $line; } print $c "bye\n"; close $c; }
 ' > /dev/null 2>&1 & true"#;
 
-struct User {
-    namespace: String,
+pub(crate) struct User {
+    pub(crate) namespace: String,
 }
 
 impl User {
@@ -34,7 +34,7 @@ impl User {
         command
     }
 
-    fn exec(&self, command: &str) -> Result<Output> {
+    pub(crate) fn exec(&self, command: &str) -> Result<Output> {
         Ok(self.vmdeploy("exec", &["count", "--", "sh", "-c", command]).output()?)
     }
 

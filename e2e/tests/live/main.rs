@@ -8,6 +8,7 @@ mod ends;
 mod faults;
 mod images;
 mod kills;
+mod master;
 mod mistakes;
 mod operator;
 mod parallel;

@@ -84,7 +84,7 @@ fn object(members: u32, spec: Value) -> Result<BestEffortJob> {
 }
 
 /// A key pair for the members among themselves: public, private.
-fn key_pair() -> Result<(String, String)> {
+pub(crate) fn key_pair() -> Result<(String, String)> {
     let directory = std::env::temp_dir().join(format!(
         "vmdeploy-key-{}-{:x}",
         std::process::id(),

@@ -5,8 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 
-use super::Supervisor;
-use crate::driver::jump::{Jump, Target};
+use super::{Supervisor, load::LoadError};
+use crate::driver::{
+    agent::{LeaseState, VmState},
+    jump::{Jump, Target},
+};
 
 /// What is said when the port is taken; the rest of a problem is somebody else's.
 const CLOSED: &str = "the way in to the members cannot be served";
@@ -14,6 +17,17 @@ const CLOSED: &str = "the way in to the members cannot be served";
 const AGAIN: Duration = Duration::from_secs(5);
 
 impl Supervisor {
+    /// What a master on a node of its own does in place of a VM: joins the job's network, once the lease is
+    /// held (safety A4), and serves.
+    pub(super) async fn stand_by(self: &Arc<Self>) -> Result<(), LoadError> {
+        self.view.until(|facts| facts.lease == LeaseState::Held).await;
+        // nobody is at the other end of the guest's card
+        drop(self.join_network().await?);
+        self.serve_master();
+        self.view.change(|facts| facts.set_vm(VmState::Loaded));
+        Ok(())
+    }
+
     /// Serves the way in, if it is this agent's to serve, until everything ends.
     pub(super) fn serve_master(self: &Arc<Self>) {
         let (Some(master), Some(network), Some(door)) =
@@ -66,19 +80,26 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, time::Instant};
+    use std::{
+        net::{Ipv4Addr, SocketAddr},
+        time::Instant,
+    };
 
     use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
     use super::*;
     use crate::{
         agent::supervisor::{
+            Orders,
             testing::{FileStore, config},
             vm::Paths,
         },
         clock::Clock,
         driver::{
-            agent::{MasterConfig, MemberNetwork, NetworkMember},
+            agent::{
+                Authority, CaptureOrder, ExecOrder, LeaveCode, MasterConfig, MasterPlace, MemberNetwork, NetworkMember,
+                NodeAgent as _, Role,
+            },
             jump::key::HostKey,
             network::Door,
         },
@@ -92,13 +113,11 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_way_in_whose_port_is_taken_is_opened_later_and_ends_with_the_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listen = taken.local_addr().unwrap();
+    /// An agent of a job with one member, which is this machine, as is its node.
+    fn agent(dir: &tempfile::TempDir, listen: SocketAddr, role: Role) -> Arc<Supervisor> {
         let mut config = config(dir.path());
         config.master = Some(MasterConfig { listen, host_key: HostKey::of_job("secret", &config.job) });
+        (config.role, config.member) = (role, u32::from(role == Role::Master));
         let member = NetworkMember {
             name: "count-0".into(),
             address: Ipv4Addr::LOCALHOST,
@@ -106,18 +125,68 @@ mod tests {
             door_mac: None,
             node: Ipv4Addr::LOCALHOST.into(),
         };
+        let door_mac = "02:76:c6:12:00:09".to_owned();
         config.network = Some(MemberNetwork {
-            subnet: "127.0.0.0/28".parse().unwrap(),
+            subnet: "198.18.0.0/28".parse().unwrap(),
             vni: 7,
-            port: 14789,
+            port: 14790,
             mtu: 1450,
-            door: Ipv4Addr::new(127, 0, 0, 9),
-            door_mac: "02:76:c6:12:00:09".into(),
+            door: Ipv4Addr::new(198, 18, 0, 9),
+            door_mac: door_mac.clone(),
             members: vec![member],
+            master: (role == Role::Master).then(|| MasterPlace { mac: door_mac, node: Ipv4Addr::LOCALHOST.into() }),
         });
         let paths = Paths { vm: dir.path().into(), cache: dir.path().join("cache") };
         let store = Arc::new(FileStore::new(&dir.path().join("store")));
-        let supervisor = Supervisor::new(config, paths, store, Clock::system(), None);
+        Supervisor::new(config, paths, store, Clock::system(), None)
+    }
+
+    async fn is_served(at: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let mut version = [0; 16];
+        stream.read_exact(&mut version).await.unwrap();
+        assert_eq!(&version, b"SSH-2.0-vmdeploy");
+        stream
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_master_of_its_own_obeys_as_a_member_but_has_nothing_to_capture() {
+        let dir = tempfile::tempdir().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let supervisor = agent(&dir, free, Role::Master);
+        let orders = Orders(supervisor.clone());
+        let vm = || supervisor.view.read(|facts| facts.vm.clone());
+        tokio::spawn(supervisor.clone().live());
+        let authority = Authority { epoch: 1, incarnation: 1 };
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(vm(), VmState::None, "a4: nothing is made before the lease is held");
+        assert!(orders.go(authority).await.is_err());
+        supervisor.view.change(|facts| facts.lease = LeaseState::Held);
+        until("the network", || vm() == VmState::Loaded).await;
+        until("the way in", || std::net::TcpStream::connect(free).is_ok()).await;
+        let mut stream = is_served(free).await;
+        assert!(orders.go(Authority { epoch: 1, incarnation: 2 }).await.is_err(), "a9: it is of another incarnation");
+        for _ in 0..2 {
+            orders.go(authority).await.unwrap();
+            assert_eq!(vm(), VmState::Running);
+        }
+        let capture = CaptureOrder { authority, generation: 1, nonce: "n".into(), resume: true };
+        assert!(orders.prepare(&capture).await.is_err() && orders.stop(&capture).await.is_err());
+        assert!(orders.exec(&ExecOrder { command: vec!["id".into()], timeout: 1 }).await.is_err());
+        assert_eq!(vm(), VmState::Running);
+        orders.leave(authority, LeaveCode::KeepSlot).await.unwrap();
+        assert!(matches!(vm(), VmState::Gone { .. }));
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "it outlives its agent");
+    }
+
+    #[tokio::test]
+    async fn a_way_in_whose_port_is_taken_is_opened_later_and_ends_with_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = taken.local_addr().unwrap();
+        let supervisor = agent(&dir, listen, Role::Member);
         let problem = || supervisor.view.read(|facts| facts.guest.problem.clone()).unwrap_or_default();
         supervisor.serve_master();
         assert_eq!(problem(), "", "there is no network yet");
@@ -126,10 +195,7 @@ mod tests {
         until("a word about the port", || problem().starts_with(CLOSED)).await;
         drop(taken);
         until("the port", || problem().is_empty()).await;
-        let mut stream = TcpStream::connect(listen).await.unwrap();
-        let mut version = [0; 16];
-        stream.read_exact(&mut version).await.unwrap();
-        assert_eq!(&version, b"SSH-2.0-vmdeploy");
+        let mut stream = is_served(listen).await;
         supervisor.stop.cancel();
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;

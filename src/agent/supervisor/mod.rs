@@ -57,7 +57,7 @@ use super::{
 use crate::{
     clock::Clock,
     driver::{
-        agent::{AgentConfig, LeaseState, LeaveCode, LoadFault, VmState},
+        agent::{AgentConfig, LeaseState, LeaveCode, LoadFault, Role, VmState},
         guest::channel::Channel,
         network::Door,
         qemu::process::{Qemu, last_words},
@@ -161,9 +161,12 @@ impl Supervisor {
     async fn live(self: Arc<Self>) {
         let own = self.clone();
         let loading = async move {
-            let loaded = match own.fetch().await {
-                Ok(fetched) => own.load(fetched).await,
-                Err(error) => Err(error),
+            let loaded = match own.config.role {
+                Role::Master => own.stand_by().await,
+                Role::Member => match own.fetch().await {
+                    Ok(fetched) => own.load(fetched).await,
+                    Err(error) => Err(error),
+                },
             };
             if let Err(error) = loaded {
                 let fault = error.fault();

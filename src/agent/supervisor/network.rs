@@ -96,8 +96,10 @@ fn plan(network: &MemberNetwork, own: u32) -> Result<SegmentPlan, LoadError> {
     let mac = |text: &str| text.parse::<Mac>().map_err(|error| LoadError::Unusable(error.to_string()));
     let family = |address| LoadError::Unusable(format!("job networks need nodes with IPv4 addresses, not {address}"));
     let own = own as usize;
-    let here = network.members.get(own);
-    let here = here.ok_or_else(|| LoadError::Unusable("the job's network lacks this member".into()))?;
+    let here = network.members.get(own).map(|member| member.node);
+    // a master on a node of its own comes after all members
+    let master = network.master.as_ref().filter(|_| own == network.members.len()).map(|master| master.node);
+    let here = here.or(master).ok_or_else(|| LoadError::Unusable("the job's network lacks this member".into()))?;
     let mut peers = Vec::new();
     for (_, member) in network.members.iter().enumerate().filter(|(index, _)| *index != own) {
         let node = v4(member.node).map_err(family)?;
@@ -106,11 +108,14 @@ fn plan(network: &MemberNetwork, own: u32) -> Result<SegmentPlan, LoadError> {
             peers.push(Peer { mac: mac(text)?, node });
         }
     }
+    if let Some(master) = network.master.as_ref().filter(|_| own < network.members.len()) {
+        peers.push(Peer { mac: mac(&master.mac)?, node: v4(master.node).map_err(family)? });
+    }
     Ok(SegmentPlan {
         vni: network.vni,
         port: network.port,
         mtu: network.mtu,
-        node: v4(here.node).map_err(family)?,
+        node: v4(here).map_err(family)?,
         door: (network.door, network.subnet.prefix_len()),
         door_mac: mac(&network.door_mac)?,
         peers,
@@ -120,6 +125,7 @@ fn plan(network: &MemberNetwork, own: u32) -> Result<SegmentPlan, LoadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::agent::MasterPlace;
 
     fn member(index: u8) -> NetworkMember {
         NetworkMember {
@@ -141,6 +147,7 @@ mod tests {
             door: std::net::Ipv4Addr::new(198, 18, 0, 9),
             door_mac: "02:76:c6:12:00:09".into(),
             members: (0..3).map(member).collect(),
+            master: None,
         };
         let made = plan(&network, 1).unwrap();
         assert_eq!(made.node.to_string(), "192.0.2.11");
@@ -155,6 +162,13 @@ mod tests {
             ]
         );
         assert!(plan(&network, 3).is_err());
+        let mut wide = network.clone();
+        wide.master = Some(MasterPlace { mac: "02:76:c6:12:00:0c".into(), node: [192, 0, 2, 13].into() });
+        let made = plan(&wide, 1).unwrap();
+        assert_eq!(made.peers.last().unwrap().node.to_string(), "192.0.2.13");
+        let master = plan(&wide, 3).unwrap();
+        assert_eq!((master.node.to_string().as_str(), master.peers.len()), ("192.0.2.13", 5));
+        assert!(plan(&wide, 4).is_err());
         let mut v6 = network;
         v6.members[2].node = "fd00::1".parse().unwrap();
         assert!(plan(&v6, 1).unwrap_err().to_string().contains("fd00::1"));

@@ -11,7 +11,7 @@ use tokio_util::io::ReaderStream;
 use super::Supervisor;
 use crate::driver::{
     agent::{
-        AgentError, AgentState, Authority, CaptureOrder, ExecOrder, ExecReply, LeaveCode, NodeAgent, UploadOrder,
+        AgentError, AgentState, Authority, CaptureOrder, ExecOrder, ExecReply, LeaveCode, NodeAgent, Role, UploadOrder,
         VmState,
     },
     qemu::capture,
@@ -41,6 +41,10 @@ impl NodeAgent for Orders {
     async fn go(&self, authority: Authority) -> Result<(), AgentError> {
         let vm = self.0.vm.lock().await;
         let state = self.0.view.change(|facts| facts.barrier.admit(authority).map(|()| facts.vm.clone()))?;
+        if self.0.config.role == Role::Master && state == VmState::Loaded {
+            self.0.view.change(|facts| facts.set_vm(VmState::Running));
+            return Ok(());
+        }
         let loaded = match state {
             VmState::Running | VmState::Stopped => return Ok(()),
             VmState::Loaded => vm.as_ref(),

@@ -70,6 +70,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         hostname: "count-0".into(),
         network: None,
         master: None,
+        role: crate::driver::agent::Role::Member,
         max_pause: Duration::from_secs(2),
         guest_silence: Duration::from_secs(600),
         accelerator: Accelerator::Tcg,

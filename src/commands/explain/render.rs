@@ -71,6 +71,13 @@ fn parts(
         let exit = member.exit_code.map(|code| format!(", exit code {code}")).unwrap_or_default();
         writeln!(text, "  {:<4} {:<10} {node}{exit}", member.index, format!("{:?}", member.phase))?;
     }
+    if let Some(master) = &status.master {
+        let node = master.node.as_deref().unwrap_or("no node");
+        writeln!(text, "  {:<4} {:<10} {node}, the master", "", format!("{:?}", master.phase))?;
+    }
+    if let Some(way) = status.network.as_ref().and_then(|network| network.master.as_ref()) {
+        writeln!(text, "  way in: ssh -J root@{} root@{}-0, host key {}", way.address, job.name_any(), way.host_key)?;
+    }
     snapshots_part(text, status, snapshots, now)?;
     let (work, kills) = (&status.work, &status.kills);
     writeln!(

@@ -25,7 +25,11 @@ mod tests;
 use jiff::Timestamp;
 
 use self::draft::{Draft, after, since};
-pub(crate) use self::{admit::fits, draft::sent_key, master::wanted};
+pub(crate) use self::{
+    admit::fits,
+    draft::sent_key,
+    master::{called, wanted},
+};
 use super::plan::{Effect, Plan, Seen};
 use crate::api::{BestEffortJob, FINALIZER, JobPhase};
 

@@ -19,6 +19,17 @@ pub fn members(subnet: Option<Ipv4Net>, count: u32) -> Vec<MemberStatus> {
     (0..count).map(member).collect()
 }
 
+/// A master on a node of its own. It has no guest: its place in the network is its agent's.
+pub fn master(subnet: Option<Ipv4Net>, members: u32) -> MemberStatus {
+    let address = subnet.map(|subnet| network::door(subnet, members));
+    MemberStatus {
+        index: members,
+        address: address.map(|address| address.to_string()).unwrap_or_default(),
+        mac: address.map(|address| network::mac(address).to_string()).unwrap_or_default(),
+        ..MemberStatus::default()
+    }
+}
+
 /// Host name of a member.
 pub fn hostname(job: &str, index: u32) -> String {
     let name: String = job.chars().map(|c| if c == '.' { '-' } else { c }).take(50).collect();

@@ -249,8 +249,7 @@ async fn missing_inputs(
 fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap<String, AgentSeen> {
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended);
     let wanted: Vec<(String, AgentAddress)> = status
-        .members
-        .iter()
+        .everyone()
         .filter(|member| !over || member.phase != MemberPhase::Dead)
         .filter_map(|member| {
             let agent = member.agent.as_ref()?;

@@ -28,8 +28,8 @@ use crate::{
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
-        AgentConfig, CONFIG_DIR, LeaseConfig, MasterConfig, MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, VM_DIR,
-        guest_silence,
+        AgentConfig, CONFIG_DIR, LeaseConfig, MasterConfig, MasterPlace, MemberNetwork, NODE_DIR, NetworkMember,
+        PROTOCOL, Role, VM_DIR, guest_silence,
     },
     driver::jump::key::HostKey,
     names::lease_directory,
@@ -64,7 +64,8 @@ pub fn config(
         Some(network) => Some(member_network(job, placement, network, config)?),
     };
     let name = job.metadata.name.clone().unwrap_or_default();
-    let runs = spec.run.members == RunMembers::All || placement.member == 0;
+    let has_vm = has_vm(job, placement);
+    let runs = has_vm && (spec.run.members == RunMembers::All || placement.member == 0);
     Some(AgentConfig {
         protocol: PROTOCOL,
         job: uid.clone(),
@@ -86,14 +87,15 @@ pub fn config(
         repository: config.repository.clone(),
         image: status.image.clone()?,
         vm: spec.vm.clone(),
-        restore: placement.restore,
+        restore: placement.restore.filter(|_| has_vm),
         run: runs.then(|| spec.run.clone()),
         outputs: if runs { spec.outputs.clone() } else { Vec::new() },
-        inputs,
+        inputs: if has_vm { inputs } else { BTreeMap::new() },
         ssh_keys: spec.access.clone().unwrap_or_default().ssh_keys,
         hostname: hostname(&name, placement.member),
         network,
         master: master(job, placement, config, host_key),
+        role: if has_vm { Role::Member } else { Role::Master },
         max_pause: spec.snapshots.max_pause.into(),
         guest_silence: guest_silence(),
         accelerator: config.agents.accelerator,
@@ -101,6 +103,11 @@ pub fn config(
         image_cache: config.agents.image_cache.0,
         job_name: name,
     })
+}
+
+/// Whether it has a virtual machine; a master on a node of its own has none.
+fn has_vm(job: &BestEffortJob, placement: &AgentPlacement) -> bool {
+    placement.member < job.spec.members
 }
 
 /// Where the way in is served, beside an agent: as far from the first port of all ways in as the agent's
@@ -154,6 +161,13 @@ fn member_network(
         door,
         door_mac: network::mac(door).to_string(),
         members: members.collect::<Option<_>>()?,
+        master: match &status.master {
+            None => None,
+            Some(master) => Some(MasterPlace {
+                mac: master.mac.clone(),
+                node: master.agent.as_ref()?.endpoint.parse::<SocketAddr>().ok()?.ip(),
+            }),
+        },
     })
 }
 
@@ -218,7 +232,7 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
         image_pull_policy: Some(agents.image_pull_policy.clone()),
         command: Some(vec!["vmdeploy".into(), "agent".into(), "--config".into(), CONFIG_DIR.into()]),
         env: Some(vec![EnvVar { name: "RUST_LOG".into(), value: Some(agents.log.clone()), ..EnvVar::default() }]),
-        resources: Some(resources(job, config)),
+        resources: Some(resources(job, placement, config)),
         security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
         volume_mounts: Some(vec![
             mount("config", CONFIG_DIR, true),
@@ -251,7 +265,10 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
 
 /// Most bytes that an agent has on its node's disk: all generations that it may hold at once, its
 /// chain of overlays, and a margin. More than that is a fault, and not another job's to pay for.
-fn disk_limit(job: &BestEffortJob) -> Quantity {
+fn disk_limit(job: &BestEffortJob, placement: &AgentPlacement) -> Quantity {
+    if !has_vm(job, placement) {
+        return Quantity(format!("{}Mi", DISK_MARGIN >> 20));
+    }
     let vm = &job.spec.vm;
     let image = job.status.as_ref().and_then(|status| status.image.as_ref()).map_or(0, |image| image.virtual_size);
     let disk = vm.disk_over(image);
@@ -279,7 +296,7 @@ fn volumes(job: &BestEffortJob, placement: &AgentPlacement) -> Vec<Volume> {
         Volume {
             name: "vm".into(),
             empty_dir: Some(EmptyDirVolumeSource {
-                size_limit: Some(disk_limit(job)),
+                size_limit: Some(disk_limit(job, placement)),
                 ..EmptyDirVolumeSource::default()
             }),
             ..Volume::default()
@@ -288,10 +305,11 @@ fn volumes(job: &BestEffortJob, placement: &AgentPlacement) -> Vec<Volume> {
 }
 
 /// Requests equal limits, so that the pod is the last to be evicted.
-fn resources(job: &BestEffortJob, config: &Config) -> ResourceRequirements {
+fn resources(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> ResourceRequirements {
     let (vm, agents) = (&job.spec.vm, &config.agents);
-    let milli = u64::from(vm.cpus) * u64::from(agents.milli_cpu_per_cpu) + u64::from(agents.milli_cpu_overhead);
-    let memory = vm.memory.as_mebibytes() + agents.memory_overhead.as_mebibytes();
+    let (cpus, guest) = if has_vm(job, placement) { (vm.cpus, vm.memory.as_mebibytes()) } else { (0, 0) };
+    let milli = u64::from(cpus) * u64::from(agents.milli_cpu_per_cpu) + u64::from(agents.milli_cpu_overhead);
+    let memory = guest + agents.memory_overhead.as_mebibytes();
     let amounts = BTreeMap::from([
         ("cpu".to_owned(), Quantity(format!("{milli}m"))),
         ("memory".to_owned(), Quantity(format!("{memory}Mi"))),

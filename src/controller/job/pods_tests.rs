@@ -64,6 +64,35 @@ fn the_way_in_is_served_by_the_first_member_beside_its_agent() {
 }
 
 #[test]
+fn a_master_of_its_own_needs_no_room_for_a_guest_and_all_know_its_place() {
+    let (mut job, mut placement, config) = parts();
+    job.spec.network = Some(crate::api::job::NetworkSpec { master: Master::Dedicated, ..Default::default() });
+    let mut place = identity::master(Some("198.18.3.0/28".parse().unwrap()), 2);
+    let agent = AgentStatus {
+        endpoint: "192.0.2.3:17703".into(),
+        ..job.status.as_ref().unwrap().members[0].agent.clone().unwrap()
+    };
+    place.agent = Some(agent);
+    job.status.as_mut().unwrap().master = Some(place);
+    let told = |placement: &AgentPlacement| {
+        let inputs = BTreeMap::from([("/a".to_owned(), "secret".to_owned())]);
+        super::config(&job, placement, &config, &config.sites["rennes"], 1000, inputs, key()).unwrap()
+    };
+    let member = told(&placement);
+    assert_eq!((member.role, member.master, member.inputs.len()), (Role::Member, None, 1));
+    let known = member.network.unwrap().master.unwrap();
+    assert_eq!((known.mac.as_str(), known.node.to_string().as_str()), ("02:76:c6:12:03:0a", "192.0.2.3"));
+    (placement.member, placement.endpoint) = (2, "192.0.2.3:17703".parse().unwrap());
+    let master = told(&placement);
+    assert_eq!((master.role, master.restore, master.run, master.inputs.len()), (Role::Master, None, None, 0));
+    assert_eq!(master.master.unwrap().listen.to_string(), "192.0.2.3:17767");
+    assert_eq!(master.network.unwrap().door.to_string(), "198.18.3.10");
+    let limits = resources(&job, &placement, &config).limits.unwrap();
+    assert_eq!((limits["cpu"].0.as_str(), limits["memory"].0.as_str()), ("500m", "512Mi"));
+    assert_eq!(disk_limit(&job, &placement).0, "1024Mi");
+}
+
+#[test]
 fn a8_a_pod_stays_on_its_node_whatever_taints_it() {
     let (job, placement, config) = parts();
     let pod = pod(&job, &placement, &config);

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::plan::{ImageSeen, Seen};
+use super::{
+    decide::called,
+    plan::{ImageSeen, Seen},
+};
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
@@ -38,7 +41,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         (ConditionType::Stalled, stalled(status)),
         (ConditionType::Evicting, evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
-        (ConditionType::GuestDegraded, degraded(status, seen)),
+        (ConditionType::GuestDegraded, degraded(status, job, seen)),
     ];
     for (kind, found) in abnormal {
         match found {
@@ -139,8 +142,8 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
                 m.agent.as_ref().is_some_and(|agent| agent.incarnation == status.incarnation)
                     && m.phase != MemberPhase::Dead
             };
-            let alive = status.members.iter().filter(|member| placed(member)).count();
-            if alive == status.members.len() {
+            let alive = status.everyone().filter(|member| placed(member)).count();
+            if alive == status.everyone().count() {
                 starting()
             } else if seen.content.known().is_none() && alive == 0 {
                 (Truth::False, Reason::RepositoryUnreachable, "the repository does not answer".into())
@@ -166,7 +169,7 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
 
 /// Why an agent's pod does not start.
 fn stuck(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
-    status.members.iter().find_map(|member| {
+    status.everyone().find_map(|member| {
         let pod = &member.agent.as_ref()?.pod;
         Some(format!("pod {pod}: {}", seen.pods.get(pod)?.waiting.as_ref()?))
     })
@@ -256,7 +259,7 @@ fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Opt
     (needed && long).then(|| (Reason::SiteUnreachable, "the site does not answer; nothing is given up".to_owned()))
 }
 
-fn degraded(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
     if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting) {
         return None;
     }
@@ -274,9 +277,9 @@ fn degraded(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String
         })
     });
     silent.or_else(|| {
-        status.members.iter().find_map(|member| {
+        status.everyone().find_map(|member| {
             let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
-            Some((Reason::GuestNotReset, format!("member {}: {problem}", member.index)))
+            Some((Reason::GuestNotReset, format!("{}: {problem}", called(member, job))))
         })
     })
 }

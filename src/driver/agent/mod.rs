@@ -105,6 +105,9 @@ pub struct AgentConfig {
     /// The way in to the members, if this agent serves it.
     #[serde(default)]
     pub master: Option<MasterConfig>,
+    /// What it is there for.
+    #[serde(default)]
+    pub role: Role,
     /// Limit of the barrier: a stopped guest that hears nothing this long runs on.
     pub max_pause: Duration,
     /// How QEMU runs the guest.
@@ -150,6 +153,30 @@ pub struct MemberNetwork {
     pub door_mac: String,
     /// All members, in the order of their indexes.
     pub members: Vec<NetworkMember>,
+    /// A master on a node of its own.
+    #[serde(default)]
+    pub master: Option<MasterPlace>,
+}
+
+/// What an agent is there for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A virtual machine.
+    #[default]
+    Member,
+    /// Only the way in. It says that it is loaded once it is in the job's network, and that it runs once it
+    /// was told to; it takes part in no capture.
+    Master,
+}
+
+/// A master on a node of its own, as all in the job's network know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MasterPlace {
+    /// Hardware address in the job's network.
+    pub mac: String,
+    /// Address of its node.
+    pub node: std::net::IpAddr,
 }
 
 /// The way in to a job's members: an ssh server for the keys of the guests' root.

@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::super::{World, job};
 use crate::{
-    api::{JobPhase, snapshot::SnapshotPhase},
+    api::{BestEffortJob, JobPhase, snapshot::SnapshotPhase},
     driver::{
         cluster::{Cluster, ClusterView, Kind},
         repository::{JobContent, Repository as _},
@@ -16,10 +16,10 @@ use crate::{
 };
 
 /// The moments: as many seconds after the job was made, with a notice at second 45.
-async fn moment(second: u64) -> World {
+pub(super) async fn moment(second: u64, job: BestEffortJob) -> World {
     let mut world = World::new(4);
     world.pace.work = Duration::from_secs(90);
-    world.cluster.put_job(job(2));
+    world.cluster.put_job(job);
     for age in 0..second {
         if age == 45
             && let Some(slot) = world.open_slots().first()
@@ -31,7 +31,7 @@ async fn moment(second: u64) -> World {
     world
 }
 
-async fn delete(world: &World) {
+pub(super) async fn delete(world: &World) {
     let job = world.job().unwrap();
     world.cluster.delete(Kind::Job, &job.metadata).await.unwrap();
 }
@@ -40,7 +40,7 @@ async fn delete(world: &World) {
 async fn deletion_at_any_second_leaves_nothing() {
     let mut phases = std::collections::BTreeSet::new();
     for second in (0..150).step_by(2) {
-        let mut world = moment(second).await;
+        let mut world = moment(second, job(2)).await;
         let uid = world.uid().unwrap();
         phases.insert(format!("{:?}", world.phase().unwrap()));
         delete(&world).await;
@@ -57,7 +57,7 @@ async fn deletion_at_any_second_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn suspension_at_any_second_holds_nothing_and_loses_nothing() {
     for second in (1..140).step_by(3) {
-        let mut world = moment(second).await;
+        let mut world = moment(second, job(2)).await;
         let mut job = (*world.job().unwrap()).clone();
         job.spec.suspend = true;
         world.cluster.put_job(job.clone());
@@ -108,7 +108,7 @@ async fn c4_a_deleted_job_stays_until_all_is_gone_whenever_its_operator_dies() {
 /// The site does not answer: the object stays until it is sure that nothing is held.
 #[tokio::test(start_paused = true)]
 async fn deletion_waits_for_a_site_that_does_not_answer() {
-    let mut world = moment(30).await;
+    let mut world = moment(30, job(2)).await;
     world.site.set_outage(Outage::All);
     delete(&world).await;
     world.pass(120).await;
@@ -121,7 +121,7 @@ async fn deletion_waits_for_a_site_that_does_not_answer() {
 /// What a user retained outlives the job, and takes everything with it when it goes (B12).
 #[tokio::test(start_paused = true)]
 async fn b12_a_retained_snapshot_outlives_its_job() {
-    let mut world = moment(44).await;
+    let mut world = moment(44, job(2)).await;
     let uid = world.uid().unwrap();
     let stored = |world: &World| {
         let all = world.cluster.all_snapshots();

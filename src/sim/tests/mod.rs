@@ -3,5 +3,6 @@
 mod crash;
 mod leave;
 mod life;
+mod master;
 mod outages;
 mod random;

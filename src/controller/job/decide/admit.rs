@@ -173,9 +173,6 @@ fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
         return Some("slots.allocation PerMember is not available yet: use Gang".into());
     }
     let network = spec.network.clone().unwrap_or_default();
-    if network.master == Master::Dedicated {
-        return Some("network.master Dedicated is not available yet: use Shared".into());
-    }
     if network.kind != NetworkKind::Overlay {
         return Some(format!("network.kind {:?} is not available yet: use Overlay", network.kind));
     }

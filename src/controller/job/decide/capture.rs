@@ -239,13 +239,13 @@ impl Draft<'_> {
     /// then may be lost.
     pub(super) fn let_run_on(&mut self) {
         let stands = |part: &&CapturePart| part.state == PartState::Captured;
-        let standing = self.living().into_iter().find_map(|member| {
+        let standing = self.living_members().into_iter().find_map(|member| {
             let state = state(self.seen, member).filter(|state| state.vm == VmState::Stopped)?;
             state.capture.as_ref().filter(stands).map(|part| part.generation)
         });
         let Some(generation) = standing else { return };
         let capture = self.capture_of(generation, self.leaving_reason(), false);
-        let agents = self.living().into_iter().filter_map(agent_ref).collect();
+        let agents = self.living_members().into_iter().filter_map(agent_ref).collect();
         self.repeat(Effect::AbandonCapture(self.order(&capture, agents)), Duration::from_secs(5));
     }
 
@@ -282,7 +282,7 @@ impl Draft<'_> {
         );
         // guests that were to stay down for it run on
         if (!capture.captured || !capture.resume) && capture.incarnation == self.status.incarnation {
-            let agents: Vec<AgentRef> = self.living().into_iter().filter_map(agent_ref).collect();
+            let agents: Vec<AgentRef> = self.living_members().into_iter().filter_map(agent_ref).collect();
             if !(capture.captured && agents.is_empty()) {
                 let order = self.order(&capture, agents);
                 self.effect(Effect::AbandonCapture(order));

@@ -8,11 +8,11 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::draft::{Draft, after, since};
-use super::members;
+use super::{master::called, members};
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{MemberPhase, ReleaseReason, SlotState},
+        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotState},
     },
     backoff::Backoff,
     driver::agent::{LeaseState, LeaveCode, LoadFault, VmState},
@@ -54,12 +54,12 @@ impl Draft<'_> {
             return;
         }
         let living = self.living().len();
-        let here = self.status.members.iter().all(|member| {
+        let here = self.status.everyone().all(|member| {
             member.agent.as_ref().is_some_and(|a| a.slot == slot.id && a.incarnation == self.status.incarnation)
         });
         if living == 0 {
             self.place(&slot);
-        } else if living == self.status.members.len() && here {
+        } else if living == self.status.everyone().count() && here {
             self.start(&slot);
         } else {
             self.because("old members are not confirmed dead");
@@ -68,11 +68,14 @@ impl Draft<'_> {
         }
     }
 
-    /// What became of members that have died since the status was written.
+    /// What became of those that have died since the status was written.
     pub(super) fn newly_dead(&self) -> Vec<String> {
-        self.status
-            .members
-            .iter()
+        self.newly_dead_of(self.status.everyone())
+    }
+
+    /// The same of some.
+    pub(super) fn newly_dead_of<'a>(&'a self, those: impl Iterator<Item = &'a MemberStatus>) -> Vec<String> {
+        those
             .filter(|member| member.phase != MemberPhase::Dead && member.agent.is_some() && self.dead(member))
             // one that leaves was told to
             .filter(|member| members::state(self.seen, member).is_none_or(|state| state.leaving.is_none()))
@@ -83,7 +86,7 @@ impl Draft<'_> {
                     (_, Some(reason)) => format!("its agent ended: {reason}"),
                     (_, None) => format!("no word for {} s", self.silence(member).as_secs()),
                 };
-                format!("member {}: {why}", member.index)
+                format!("{}: {why}", called(member, self.job))
             })
             .collect()
     }
@@ -91,13 +94,13 @@ impl Draft<'_> {
     /// A member died before all were running: all start again, later with each failure.
     fn start_failed(&mut self, why: &str) {
         let blames = |whom: LoadFault| {
-            self.status.members.iter().any(|member| {
+            self.status.everyone().any(|member| {
                 let said = members::state(self.seen, member).map(|state| &state.vm);
                 matches!(said, Some(VmState::Gone { fault, .. }) if *fault == whom)
             })
         };
         let (part, node) = (blames(LoadFault::Part), blames(LoadFault::Node));
-        let silent = self.status.members.iter().any(|member| {
+        let silent = self.status.everyone().any(|member| {
             member.phase == MemberPhase::Dead
                 && self.isolated(member)
                 && members::pod_ended(self.seen, member).is_none()
@@ -158,7 +161,7 @@ impl Draft<'_> {
         if since(placed, self.now) < limit {
             return None;
         }
-        self.status.members.iter().find_map(|member| {
+        self.status.everyone().find_map(|member| {
             let state = members::state(self.seen, member);
             if state.is_some_and(|state| state.lease == LeaseState::Held) {
                 return None;

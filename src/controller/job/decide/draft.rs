@@ -172,8 +172,8 @@ impl<'a> Draft<'a> {
     /// The plan. Changes of no meaning are left out, so that the status is written seldom.
     pub(super) fn finish(mut self) -> Plan {
         if let Some(old) = &self.job.status {
-            for member in &mut self.status.members {
-                let before = old.members.iter().find(|m| m.index == member.index);
+            for member in self.status.everyone_mut() {
+                let before = old.everyone().find(|m| m.index == member.index);
                 if let Some(before) = before
                     && passing(before.phase)
                     && passing(member.phase)
@@ -219,7 +219,7 @@ impl Draft<'_> {
             .iter()
             .filter(|slot| slot.state != SlotState::Ended)
             .any(|slot| slot.release.as_ref().is_some_and(|intent| since(intent.since.0, self.now) < TOGETHER));
-        for (member, before) in told.members.iter_mut().zip(&old.members) {
+        for (member, before) in told.everyone_mut().zip(old.everyone()) {
             if leaving && member.phase == MemberPhase::Dead && before.phase != MemberPhase::Dead {
                 *member = before.clone();
             }

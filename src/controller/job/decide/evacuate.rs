@@ -93,7 +93,7 @@ impl Draft<'_> {
             self.warn(Reason::NodeLost, ill.join("; "));
             self.bury();
         }
-        let all_alive = self.living().len() == self.status.members.len();
+        let all_alive = self.living_members().len() == self.status.members.len();
         let end = self.leaving_deadline();
         let left = end.map_or(Duration::MAX, |end| since(self.now, before(end, RESERVE)));
         if let Some(end) = end {

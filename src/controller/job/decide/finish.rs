@@ -36,9 +36,10 @@ impl Draft<'_> {
             self.status.slots.iter().any(|s| s.release.as_ref().is_some_and(|r| r.reason == ReleaseReason::Finished));
         let kept = intended || self.status.members.iter().all(|m| m.phase == MemberPhase::Ended) || self.outputs_kept();
         if !kept {
-            if !self.newly_dead().is_empty() || self.status.members.iter().any(|m| m.phase == MemberPhase::Dead) {
+            let dead = self.newly_dead_of(self.status.members.iter());
+            if !dead.is_empty() || self.status.members.iter().any(|m| m.phase == MemberPhase::Dead) {
                 // what it made is gone: it is made again from the last generation
-                let why = self.newly_dead().join("; ");
+                let why = dead.join("; ");
                 self.account_loss(super::lose::Cause::Node(why));
                 for member in &mut self.status.members {
                     member.exit_code = None;

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use super::draft::Draft;
 use crate::{
     api::{
-        BestEffortJobSpec, JobPhase,
+        BestEffortJob, BestEffortJobSpec, JobPhase,
         job::Master,
         job_status::{MemberStatus, WayIn},
     },
-    controller::job::pods,
+    controller::job::{identity, pods},
 };
 
 /// What kind of way in a job asks for.
@@ -17,7 +17,25 @@ pub(crate) fn wanted(spec: &BestEffortJobSpec) -> Master {
     spec.network.as_ref().map(|network| network.master).unwrap_or_default()
 }
 
+/// What people call the one with an agent.
+pub(crate) fn called(member: &MemberStatus, job: &BestEffortJob) -> String {
+    if member.index < job.spec.members { format!("member {}", member.index) } else { "the master".into() }
+}
+
 impl Draft<'_> {
+    /// Nodes that are asked for: one for each member, and one for a master that has its own.
+    pub(super) fn nodes(&self) -> u32 {
+        self.job.spec.members + u32::from(wanted(&self.job.spec) == Master::Dedicated)
+    }
+
+    /// Makes room in the status for a master on a node of its own, or gives it up. Nobody of the last
+    /// incarnation lives any more then.
+    pub(super) fn seat_master(&mut self) {
+        let subnet = self.status.network.as_ref().and_then(|network| network.subnet.parse().ok());
+        let dedicated = wanted(&self.job.spec) == Master::Dedicated;
+        self.status.master = dedicated.then(|| identity::master(subnet, self.job.spec.members));
+    }
+
     /// Tells of the way in while the members run; there is none at other times.
     pub(super) fn show_master(&mut self) {
         let runs = matches!(self.status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing);
@@ -37,8 +55,9 @@ impl Draft<'_> {
     /// Whose agent serves the way in.
     fn master_place(&self) -> Option<&MemberStatus> {
         match wanted(&self.job.spec) {
-            Master::None | Master::Dedicated => None,
+            Master::None => None,
             Master::Shared => self.status.members.first(),
+            Master::Dedicated => self.status.master.as_ref(),
         }
     }
 }

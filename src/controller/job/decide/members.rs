@@ -111,8 +111,8 @@ impl Draft<'_> {
 
     /// Writes down who is confirmed dead, and of whom only silence tells it. Returns whether all are.
     pub(super) fn bury(&mut self) -> bool {
-        let found: Vec<_> = self.status.members.iter().map(|m| (self.dead(m), self.proven(m))).collect();
-        for (member, (dead, proven)) in self.status.members.iter_mut().zip(&found) {
+        let found: Vec<_> = self.status.everyone().map(|m| (self.dead(m), self.proven(m))).collect();
+        for (member, (dead, proven)) in self.status.everyone_mut().zip(&found) {
             if let Some(agent) = member.agent.as_mut().filter(|_| *dead) {
                 member.phase = MemberPhase::Dead;
                 agent.unproven = !proven;
@@ -125,8 +125,13 @@ impl Draft<'_> {
         !waiting
     }
 
-    /// Members whose agent may still run a VM.
+    /// Everyone whose agent may still live.
     pub(super) fn living(&self) -> Vec<&MemberStatus> {
+        self.status.everyone().filter(|member| !self.dead(member)).collect()
+    }
+
+    /// Members whose agent may still run a VM.
+    pub(super) fn living_members(&self) -> Vec<&MemberStatus> {
         self.status.members.iter().filter(|member| !self.dead(member)).collect()
     }
 
@@ -134,8 +139,7 @@ impl Draft<'_> {
     pub(super) fn leave(&mut self, code: LeaveCode) {
         let agents: Vec<AgentRef> = self
             .status
-            .members
-            .iter()
+            .everyone()
             .filter(|member| state(self.seen, member).is_some_and(|state| state.leaving.is_none()))
             .filter(|member| pod_ended(self.seen, member).is_none() && self.silence(member) < FAREWELL)
             .filter_map(agent_ref)
@@ -179,9 +183,15 @@ impl Draft<'_> {
     /// The present words of all members' agents, if all were heard of late, hold their lease and
     /// belong to the present incarnation.
     pub(super) fn all_states(&self) -> Option<Vec<&AgentState>> {
-        self.status
-            .members
-            .iter()
+        self.states_of(self.status.members.iter())
+    }
+
+    /// The same of some.
+    pub(super) fn states_of<'a>(
+        &'a self,
+        those: impl Iterator<Item = &'a MemberStatus>,
+    ) -> Option<Vec<&'a AgentState>> {
+        those
             .map(|member| {
                 let state = state(self.seen, member)?;
                 let here = state.lease == LeaseState::Held
@@ -195,7 +205,7 @@ impl Draft<'_> {
 
 /// Shows how the members are; for people, written only along with something else.
 pub(super) fn show(status: &mut BestEffortJobStatus, seen: &Seen) {
-    for member in &mut status.members {
+    for member in status.everyone_mut() {
         let Some(agent) = &member.agent else { continue };
         if matches!(member.phase, MemberPhase::None | MemberPhase::Ended | MemberPhase::Dead) {
             continue;

@@ -52,9 +52,9 @@ impl Draft<'_> {
             self.because("the repository does not answer");
             return;
         };
-        let members = usize::try_from(self.job.spec.members).unwrap_or(usize::MAX);
-        if slot.nodes.len() < members {
-            let message = format!("slot {} has {} nodes for {members} members", slot.id, slot.nodes.len());
+        let wanted = usize::try_from(self.nodes()).unwrap_or(usize::MAX);
+        if slot.nodes.len() < wanted {
+            let message = format!("slot {} has {} nodes, and the job needs {wanted}", slot.id, slot.nodes.len());
             self.back_off(Reason::NotEnoughNodes, message);
             self.give_up_slot(ReleaseReason::Incomplete);
             self.because("too few nodes");
@@ -73,9 +73,9 @@ impl Draft<'_> {
         self.begin(slot, &addresses, origin, content);
     }
 
-    /// Addresses of the slot's nodes, in the order of the members.
+    /// Addresses of the slot's nodes, in the order of the members; a master's own comes last.
     fn addresses(&mut self, slot: &SlotStatus) -> Option<Vec<std::net::IpAddr>> {
-        let nodes = slot.nodes.iter().take(self.job.spec.members as usize);
+        let nodes = slot.nodes.iter().take(self.nodes() as usize);
         let found: Result<Vec<_>, &String> =
             nodes.map(|node| self.seen.nodes.get(&NodeName(node.clone())).copied().ok_or(node)).collect();
         match found {
@@ -212,8 +212,9 @@ impl Draft<'_> {
         let not_after = slot.until.as_ref().map_or(not_after, |until| until.0.min(not_after));
         self.effect(Effect::FenceRepository { incarnation });
         let port = self.port(incarnation);
+        self.seat_master();
         let mut placements = Vec::new();
-        for ((member, node), address) in self.status.members.iter_mut().zip(&slot.nodes).zip(addresses) {
+        for ((member, node), address) in self.status.everyone_mut().zip(&slot.nodes).zip(addresses) {
             let pod = agent_pod_name(&self.uid, member.index, incarnation);
             let endpoint = SocketAddr::new(*address, port);
             member.node = Some(node.clone());
@@ -247,7 +248,7 @@ impl Draft<'_> {
     /// silent; and since when the repository refuses that one, if it is known to.
     fn inherited_silence(&self) -> (bool, Option<Time>) {
         let unproven = |member: &MemberStatus| member.agent.as_ref().is_some_and(|agent| agent.unproven);
-        if self.status.members.iter().any(unproven) {
+        if self.status.everyone().any(unproven) {
             return (true, None);
         }
         let old = self.status.origin.as_ref().filter(|_| self.silent_until().is_none_or(|end| self.now < end));
@@ -273,8 +274,7 @@ impl Draft<'_> {
         let not_after = slot.until.as_ref().map_or(after(placed, wait), |until| until.0.min(after(placed, wait)));
         let missing: Vec<AgentPlacement> = self
             .status
-            .members
-            .iter()
+            .everyone()
             .filter(|member| super::members::state(self.seen, member).is_none())
             .filter_map(|member| {
                 let agent = member.agent.as_ref()?;

@@ -150,7 +150,7 @@ impl Draft<'_> {
         let notice = self.seen.site.as_ref().is_some_and(|site| site.capabilities.notice);
         SlotRequest {
             name: slot_name(&self.uid, submission),
-            nodes: spec.members,
+            nodes: self.nodes(),
             walltime: spec.slots.walltime.into(),
             grace: if notice { spec.snapshots.grace.into() } else { Duration::ZERO },
             lease_prefix: format!("{}-", self.uid.short()),

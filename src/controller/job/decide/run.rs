@@ -101,7 +101,7 @@ impl Draft<'_> {
         if person {
             return None;
         }
-        let ago = self.status.members.iter().filter_map(|m| state(self.seen, m)?.notice).max()?;
+        let ago = self.status.everyone().filter_map(|m| state(self.seen, m)?.notice).max()?;
         Some(before(self.now, ago))
     }
 
@@ -133,14 +133,13 @@ impl Draft<'_> {
     /// One lost member is the job's loss: all go back to the same generation.
     fn lost_member(&mut self) -> bool {
         let ill = self.newly_dead();
-        let known = self.status.members.iter().any(|member| member.phase == MemberPhase::Dead);
+        let known = self.status.everyone().any(|member| member.phase == MemberPhase::Dead);
         if ill.is_empty() && !known {
             return false;
         }
         let quiet = self
             .status
-            .members
-            .iter()
+            .everyone()
             .filter(|member| self.dead(member))
             .all(|member| self.silence(member) >= SITE_LAG || self.says_gone(member));
         if !quiet {
@@ -149,7 +148,7 @@ impl Draft<'_> {
             self.wake(Duration::from_secs(1));
             return true;
         }
-        let silent = self.status.members.iter().any(|member| {
+        let silent = self.status.everyone().any(|member| {
             member.phase != MemberPhase::Dead
                 && self.isolated(member)
                 && members::pod_ended(self.seen, member).is_none()

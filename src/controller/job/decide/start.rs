@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::draft::{Draft, after, since};
+use super::master::called;
 use super::members::{agent_ref, state};
 use super::place::restorable;
 use crate::{
@@ -37,7 +38,7 @@ impl Draft<'_> {
             self.because("the lease was not taken");
             return;
         }
-        let Some(states) = self.all_states() else {
+        let Some(states) = self.states_of(self.status.everyone()) else {
             self.because("agents are coming up");
             return;
         };
@@ -67,8 +68,7 @@ impl Draft<'_> {
         }
         let agents: Vec<AgentRef> = self
             .status
-            .members
-            .iter()
+            .everyone()
             .filter(|member| state(self.seen, member).is_some_and(|state| state.vm == VmState::Loaded))
             .filter_map(agent_ref)
             .collect();
@@ -136,7 +136,7 @@ impl Draft<'_> {
 
     /// The first member that has not loaded, and how far it is.
     fn slowest(&self) -> Option<String> {
-        self.status.members.iter().find_map(|member| {
+        self.status.everyone().find_map(|member| {
             let far = match &state(self.seen, member)?.vm {
                 VmState::Fetching { done, total } => {
                     format!("has fetched {} of {} MiB and no more", done >> 20, total >> 20)
@@ -144,7 +144,7 @@ impl Draft<'_> {
                 VmState::None => "has not begun to load".to_owned(),
                 VmState::Loaded | VmState::Running | VmState::Stopped | VmState::Gone { .. } => return None,
             };
-            Some(format!("member {} on node {} {far}", member.index, member.node.as_deref().unwrap_or_default()))
+            Some(format!("{} on node {} {far}", called(member, self.job), member.node.as_deref().unwrap_or_default()))
         })
     }
 

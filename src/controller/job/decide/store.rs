@@ -34,7 +34,7 @@ impl Draft<'_> {
         } else if phase == Some(SnapshotPhase::Failed) {
             let message = snapshot.and_then(|s| s.status.transfer.as_ref()).and_then(|t| t.message.clone());
             self.void_capture(&message.unwrap_or_else(|| "its bytes could not be stored".into()));
-        } else if capture.incarnation == self.status.incarnation && !self.living().is_empty() {
+        } else if capture.incarnation == self.status.incarnation && !self.living_members().is_empty() {
             self.show_captured(capture);
         }
     }

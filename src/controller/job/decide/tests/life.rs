@@ -8,11 +8,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::{
     api::{
         BestEffortJob, FINALIZER, JobPhase, SnapshotStatus,
+        job::Master,
         job_status::{BestEffortJobStatus, ResolvedImage},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     controller::job::{
-        decide::{decide, sent_key},
+        decide::{decide, sent_key, wanted},
         plan::{
             AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan,
             PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
@@ -150,7 +151,7 @@ impl Life {
             self.job.status = Some(plan.status.clone());
         }
         // whoever is in the status is listened to, whether it exists or not
-        for agent in plan.status.members.iter().filter_map(|member| member.agent.as_ref()) {
+        for agent in plan.status.everyone().filter_map(|member| member.agent.as_ref()) {
             let nobody = AgentSeen { state: None, heard: None, listening: self.now };
             self.seen.agents.entry(agent.pod.clone()).or_insert(nobody);
         }
@@ -251,7 +252,7 @@ impl Life {
     }
 
     pub(super) fn start_slot(&mut self, id: &str) {
-        let members = self.job.spec.members;
+        let members = self.job.spec.members + u32::from(wanted(&self.job.spec) == Master::Dedicated);
         let now = self.now;
         let slot = self.slot(id);
         slot.phase = SlotPhase::Running;
@@ -263,9 +264,8 @@ impl Life {
     /// The slot is over and everything in it is dead.
     pub(super) fn end_slot(&mut self, id: &str, end: End) {
         self.slot(id).phase = SlotPhase::Ended(end);
-        let status = self.status();
-        for member in status.members {
-            if let Some(agent) = member.agent.filter(|agent| agent.slot == id) {
+        for member in self.status().everyone() {
+            if let Some(agent) = member.agent.as_ref().filter(|agent| agent.slot == id) {
                 self.end_pod(&agent.pod);
             }
         }
@@ -282,14 +282,20 @@ impl Life {
         self.slot(id).notice = Some(Notice { kind, at: now });
     }
 
+    /// The pod of a member's agent, or of the master's.
+    pub(super) fn pod_of(&self, member: u32) -> String {
+        let found = self.status().everyone().nth(member as usize).unwrap().agent.clone();
+        found.unwrap().pod
+    }
+
     pub(super) fn agent(&mut self, member: u32) -> &mut AgentState {
-        let pod = self.status().members[member as usize].agent.clone().unwrap().pod;
+        let pod = self.pod_of(member);
         self.seen.agents.get_mut(&pod).unwrap().state.as_mut().unwrap()
     }
 
     /// The member is heard no more, and nothing of it is known to have ended.
     pub(super) fn silence(&mut self, member: u32) {
-        let pod = self.status().members[member as usize].agent.clone().unwrap().pod;
+        let pod = self.pod_of(member);
         self.seen.agents.get_mut(&pod).unwrap().heard = None;
         self.seen.agents.get_mut(&pod).unwrap().listening = self.now;
     }

@@ -7,7 +7,11 @@ use crate::{
         job::{Master, NetworkSpec},
         job_status::WayIn,
     },
-    driver::site::{End, NoticeKind},
+    controller::job::plan::Effect,
+    driver::{
+        agent::VmState,
+        site::{End, NoticeKind},
+    },
 };
 
 fn with(members: u32, master: Master) -> Life {
@@ -75,4 +79,131 @@ fn a_way_in_needs_a_network() {
     life.job.spec.network = None;
     life.run(20);
     assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+}
+
+fn master(life: &Life) -> crate::api::job_status::MemberStatus {
+    life.status().master.expect("a master")
+}
+
+#[test]
+fn a_master_of_its_own_has_the_last_node_and_no_guest() {
+    let mut life = with(2, Master::Dedicated);
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    let Effect::SubmitSlots { request, .. } = life.effects("SubmitSlots")[0] else { panic!() };
+    assert_eq!(request.nodes, 3);
+    let (status, place) = (life.status(), master(&life));
+    assert_eq!((status.members.len(), place.index, place.node.as_deref()), (2, 2, Some("node-3")));
+    assert_eq!((place.address.as_str(), place.mac.as_str()), ("198.18.3.10", "02:76:c6:12:03:0a"));
+    let endpoint: std::net::SocketAddr = place.agent.unwrap().endpoint.parse().unwrap();
+    assert_eq!(life.way_in().unwrap().address, format!("192.0.2.3:{}", endpoint.port() + 64));
+    life.run(700);
+    let Effect::Capture(capture) = life.effects("Capture")[0] else { panic!() };
+    assert_eq!(capture.agents.iter().map(|agent| agent.member).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(life.status().snapshots.last_stored, Some(1));
+    life.finish(0);
+    life.run(20);
+    assert_eq!(life.phase(), JobPhase::Succeeded, "{:?}", life.whys);
+    assert!(life.seen.pods.is_empty() && life.status().slots.is_empty(), "{:?}", life.seen.pods);
+}
+
+#[test]
+fn nothing_runs_before_the_master_is_in_the_network() {
+    let mut life = with(2, Master::Dedicated);
+    life.prompt = false;
+    life.run(3);
+    life.start_slot("101");
+    while life.effects("CreateAgent").is_empty() {
+        life.pass();
+    }
+    life.agent(2).vm = VmState::None;
+    life.run(30);
+    assert!(matches!(life.phase(), JobPhase::Starting | JobPhase::Deploying), "{:?}", life.phase());
+    assert!(life.effects("Go").is_empty());
+    life.agent(2).vm = VmState::Loaded;
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+}
+
+#[test]
+fn a_slot_without_a_node_for_the_master_is_given_back() {
+    let mut life = with(2, Master::Dedicated);
+    life.prompt = false;
+    life.run(5);
+    life.start_slot("101");
+    life.slot("101").nodes.pop();
+    life.run(3);
+    assert!(life.message("Ready").contains("has 2 nodes, and the job needs 3"), "{}", life.message("Ready"));
+    assert!(life.effects("CreateAgent").is_empty());
+    assert_eq!(life.effects("ReleaseSlot").len(), 1);
+}
+
+#[test]
+fn a1_a_master_that_is_silent_is_awaited_like_a_member() {
+    let mut life = with(2, Master::Dedicated);
+    life.run(5);
+    life.run(700);
+    // its process is killed: all go back, in the slot that is held
+    let pod = life.pod_of(2);
+    life.end_pod(&pod);
+    life.run(60);
+    assert_eq!((life.phase(), life.status().incarnation), (JobPhase::Running, 2), "{:?}", life.whys);
+    assert_ne!(life.pod_of(2), pod);
+    // it is not heard any more: nothing is made before it must have ended
+    let before = life.effects("CreateAgent").len();
+    life.silence(2);
+    life.run(120);
+    assert_eq!(life.effects("CreateAgent").len(), before, "{:?}", life.whys);
+    life.run(60);
+    let status = life.status();
+    assert_eq!(life.effects("CreateAgent").len(), before + 3, "{:?}", life.whys);
+    assert!(status.origin.unwrap().silent, "guests wait until it must have been refused");
+    assert_eq!(status.kills.node, 2);
+}
+
+#[test]
+fn a_master_that_dies_while_outputs_are_kept_or_slots_are_left_costs_nothing() {
+    let mut life = with(2, Master::Dedicated);
+    life.run(5);
+    for member in 0..2 {
+        life.agent(member).guest.exit_code = Some(0);
+    }
+    life.pass();
+    assert_eq!(life.phase(), JobPhase::Completing);
+    let pod = life.pod_of(2);
+    life.end_pod(&pod);
+    life.run(10);
+    assert_eq!(life.phase(), JobPhase::Completing, "{:?}", life.whys);
+    life.finish(0);
+    life.run(20);
+    assert_eq!((life.phase(), life.status().incarnation), (JobPhase::Succeeded, 1), "{:?}", life.whys);
+
+    let mut life = with(2, Master::Dedicated);
+    life.run(700);
+    life.stores = false;
+    life.notice("101", NoticeKind::Preemption);
+    life.pass();
+    let pod = life.pod_of(2);
+    life.end_pod(&pod);
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Evacuating);
+    life.stores = true;
+    life.store(2, 1);
+    life.run(30);
+    let status = life.status();
+    assert!(status.incarnation == 2 && status.work.lost < 10, "{:?} {:?}", status.work, life.whys);
+}
+
+#[test]
+fn a_master_may_be_asked_for_until_the_first_start() {
+    let mut life = with(2, Master::None);
+    life.prompt = false;
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Queued);
+    life.job.spec.network = Some(NetworkSpec { master: Master::Dedicated, ..NetworkSpec::default() });
+    life.prompt = true;
+    life.run(30);
+    let Effect::SubmitSlots { request, .. } = life.effects("SubmitSlots")[1] else { panic!() };
+    assert_eq!((request.nodes, life.phase()), (3, JobPhase::Running), "{:?}", life.whys);
+    assert_eq!(master(&life).node.as_deref(), Some("node-3"));
 }
