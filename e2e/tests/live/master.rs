@@ -35,8 +35,9 @@ impl Person {
     fn new(name: &str, private: &str) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("vmdeploy-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory)?;
-        let key = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600);
-        key.clone().open(directory.join("key"))?.write_all(private.as_bytes())?;
+        let mut options = std::fs::File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(directory.join("key"))?.write_all(private.as_bytes())?;
         Ok(Self { directory })
     }
 

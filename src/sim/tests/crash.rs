@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// A life with everything in it: submitted, started, captured, killed at a notice, resumed, done.
-pub(super) async fn life(mut world: World, job: BestEffortJob) -> World {
+pub(super) async fn life(mut world: World, job: &BestEffortJob) -> World {
     world.pace.work = Duration::from_secs(75);
-    world.cluster.put_job(job);
+    world.cluster.put_job(job.clone());
     world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
     if let Some(slot) = world.open_slots().first() {
         world.site.preempt(&SlotId(slot.clone()));
@@ -24,11 +24,11 @@ pub(super) async fn life(mut world: World, job: BestEffortJob) -> World {
 
 #[tokio::test(start_paused = true)]
 async fn a10_the_operator_may_die_after_any_of_its_writes() {
-    let undisturbed = life(World::new(4), job(2)).await;
+    let undisturbed = life(World::new(4), &job(2)).await;
     let writes = undisturbed.operator.log();
     assert!(writes.contains(&"submit") && writes.contains(&"stay_down") && writes.contains(&"leave"), "{writes:?}");
     for n in 1..=writes.len() {
-        let world = life(World::with_limit(4, n), job(2)).await;
+        let world = life(World::with_limit(4, n), &job(2)).await;
         assert!(world.operator.epoch() == 2 || n + 3 >= writes.len(), "it did not die after {n} writes");
         // whatever was in flight, nothing computed twice: at most one more attempt than undisturbed
         let status = world.status();

@@ -132,10 +132,10 @@ async fn b16_the_end_of_the_walltime_is_survived_with_a_master() {
 
 #[tokio::test(start_paused = true)]
 async fn a10_the_operator_of_a_job_with_a_master_may_die_after_any_of_its_writes() {
-    let undisturbed = life(World::new(4), guarded()).await;
+    let undisturbed = life(World::new(4), &guarded()).await;
     let writes = undisturbed.operator.log();
     for n in 1..=writes.len() {
-        let world = life(World::with_limit(4, n), guarded()).await;
+        let world = life(World::with_limit(4, n), &guarded()).await;
         assert!(world.operator.epoch() == 2 || n + 3 >= writes.len(), "it did not die after {n} writes");
         let status = world.status();
         let lost = (status.failures, status.kills.node, status.incarnation);
