@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::OarRest;
 use crate::{
@@ -22,8 +23,13 @@ use crate::{
     names::SlotId,
 };
 
+/// Nodes of the test bed. Tests run beside each other as far as they go; one that breaks something takes all.
+const NODES: u32 = 4;
+static FREE: Semaphore = Semaphore::const_new(NODES as usize);
+
 struct Live {
     site: OarRest,
+    _nodes: SemaphorePermit<'static>,
 }
 
 #[async_trait]
@@ -42,8 +48,8 @@ impl World for Live {
     }
 }
 
-/// The site as `user`; none where there is no test bed.
-fn live(user: &str) -> Option<Live> {
+/// The site as `user`, with so many nodes for this test; none where there is no test bed.
+async fn live(user: &str, nodes: u32) -> Option<Live> {
     let Ok(url) = std::env::var("OAR_API_URL") else {
         println!("not run: OAR_API_URL is not set");
         return None;
@@ -53,7 +59,7 @@ fn live(user: &str) -> Option<Live> {
     let config = format!("kind: oar2\nurl: {url}\nuids: {{}}\nleaseRoot: /tmp/leases\nagentWait: 60s\n");
     let config: SiteConfig = serde_yaml::from_str(&config).unwrap();
     let site = OarRest::new(&config, Credentials::Header { user: user.into() }, Clock::system()).unwrap();
-    Some(Live { site })
+    Some(Live { site, _nodes: FREE.acquire_many(nodes).await.unwrap() })
 }
 
 /// A tag that makes names differ from run to run.
@@ -130,20 +136,20 @@ async fn end(world: &Live, id: &SlotId) -> End {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_keeps_the_contract() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", 2).await else { return };
     contract::holds(&world, &tag()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn accounts_are_checked() {
-    let Some(world) = live("nobody-of-ours") else { return };
+    let Some(world) = live("nobody-of-ours", 1).await else { return };
     let refused = world.site.submit(&request("d0000000", 1, 0)).await;
     assert!(matches!(refused, Err(SiteError::Credentials(_))), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn released_by_its_agents_the_slot_says_so() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", 2).await else { return };
     for (word, wanted) in [("done", End::Done), ("saved", End::Released)] {
         let facts = leased(&world, &format!("e{}", tag()), 2, 30).await;
         for node in 0..2 {
@@ -156,7 +162,7 @@ async fn released_by_its_agents_the_slot_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preempted_slot_saves_itself_at_the_notice() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", NODES).await else { return };
     let facts = leased(&world, &format!("f{}", tag()), 4, 60).await;
     let rival = submit_rival(4, "true");
     for node in 0..4 {
@@ -174,7 +180,7 @@ async fn a_preempted_slot_saves_itself_at_the_notice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a1_every_lock_is_free_before_the_next_users_job_starts() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", NODES).await else { return };
     let facts = leased(&world, &format!("0{}", tag()), 4, 0).await;
     for node in 0..4 {
         let watch = format!("rm -f /tmp/started; flock -s {}/lock sh -c 'date +%s%N > /tmp/dropped'", lease(&facts));
@@ -193,7 +199,7 @@ async fn a1_every_lock_is_free_before_the_next_users_job_starts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a10_a_request_sent_while_the_server_is_down_is_found_by_name() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", NODES).await else { return };
     let request = request(&format!("2{}", tag()), 1, 0);
     assert!(world.site.look_up(&request.name, None).await.unwrap().is_empty());
     oarbox(&["server-stop"]);
@@ -215,7 +221,7 @@ async fn a10_a_request_sent_while_the_server_is_down_is_found_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_down_is_an_outage() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", NODES).await else { return };
     let request = request(&format!("3{}", tag()), 1, 0);
     world.site.user().await.unwrap();
     oarbox(&["db-stop"]);
@@ -241,7 +247,7 @@ async fn a_database_that_is_down_is_an_outage() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn c4_a_slot_to_which_no_agent_comes_ends() {
-    let Some(world) = live("alice") else { return };
+    let Some(world) = live("alice", 1).await else { return };
     let id = world.site.submit(&request(&format!("1{}", tag()), 1, 0)).await.unwrap();
     contract::until(&world, &id, |p| *p == SlotPhase::Running).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
