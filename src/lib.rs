@@ -66,7 +66,7 @@
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
-//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
+//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node and the way into it |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
 //! | `image` | import of images |
 //! | `leadership` | election by a Lease; its epoch is in every order |
@@ -75,7 +75,7 @@
 //! | `sim` | the world in simulated time, for tests |
 //! | `store` | manifests, layout, retention, admission, tickets |
 //! | `stream` | a byte stream within a WebSocket: to a port of a guest |
-//! | `subresources` | `vmdeploy logs`, `get`, `connect` and `exec`, behind the cluster's API server |
+//! | `subresources` | `vmdeploy logs`, `get`, `connect`, `exec` and `console`, behind the cluster's API server |
 //! | `tls` | the authority, certificates, mutual TLS |
 //! | `transfer` | kget: who sends what to the repository |
 //!
@@ -163,8 +163,8 @@
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new
 //!   jobs get none.
-//! - **Connections are called `portforward`** in the subresource API, a name under which the API server
-//!   lets a request live.
+//! - **Connections are called `portforward`, consoles `attach`** in the subresource API, names under which the
+//!   API server lets a request live.
 //! - **The subresource API is off by default**, since an APIService without a server behind it hinders the
 //!   deletion of namespaces.
 

@@ -13,6 +13,8 @@ use crate::driver::{
 
 /// What is said when the port is taken; the rest of a problem is somebody else's.
 const CLOSED: &str = "the way in to the members cannot be served";
+/// How far it stands back behind all else in the agent.
+const NICE: i32 = 10;
 /// Between two tries to get the port.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -43,6 +45,8 @@ impl Supervisor {
         let jump = Jump::new(name, &master.host_key, keys, targets.collect(), door.clone());
         let own = self.clone();
         let serve = move || {
+            // captures and the guest come first, also where a node gives an agent little; it works without that
+            let _ = rustix::process::nice(NICE);
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => return own.problem(&format!("{CLOSED}: {error}")),

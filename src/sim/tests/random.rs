@@ -7,7 +7,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::super::{Health, World, job};
 use crate::{
-    api::JobPhase,
+    api::{
+        JobPhase,
+        job::{Master, NetworkSpec},
+    },
     driver::{
         agent::{
             AgentError,
@@ -73,7 +76,7 @@ fn mend(world: &mut World) {
     world.kget.stopped = false;
 }
 
-async fn run(seed: u64) {
+async fn run(seed: u64, master: Master) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = World::new(4);
     world.pace.work = Duration::from_secs(200);
@@ -81,6 +84,7 @@ async fn run(seed: u64) {
     if rng.random_bool(0.3) {
         job.spec.snapshots.grace = Duration::ZERO.into();
     }
+    job.spec.network = Some(NetworkSpec { master, ..NetworkSpec::default() });
     world.cluster.put_job(job);
     for _ in 0..FAULTS {
         if rng.random_bool(0.1) {
@@ -101,13 +105,15 @@ async fn run(seed: u64) {
         }
         world.step(Duration::from_secs(1)).await;
     }
-    panic!("seed {seed}: not at its end {REST} s after the last fault\n{}", world.story());
+    panic!("seed {seed}, master {master:?}: not at its end {REST} s after the last fault\n{}", world.story());
 }
 
 #[tokio::test(start_paused = true)]
 async fn when_faults_stop_the_job_comes_to_its_end() {
     let only = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(0..SEEDS, |seed: u64| seed..seed + 1) {
-        run(seed).await;
+        for master in [Master::None, Master::Dedicated] {
+            run(seed, master).await;
+        }
     }
 }

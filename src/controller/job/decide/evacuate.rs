@@ -15,6 +15,7 @@ use crate::{
         job_status::{ReleaseReason, SlotState, SlotStatus, Suspended},
         snapshot::SnapshotReason,
     },
+    controller::job::plan::BarrierState,
     driver::{
         agent::{LeaveCode, VmState},
         site::NoticeKind,
@@ -25,6 +26,8 @@ use crate::{
 const RESERVE: Duration = Duration::from_secs(3);
 /// With less time than this left no capture is begun.
 const WORTH_A_CAPTURE: Duration = Duration::from_secs(5);
+/// Least time between the beginnings of two captures, if the first has failed.
+const BETWEEN_CAPTURES: Duration = Duration::from_secs(1);
 
 impl Draft<'_> {
     /// Begins to leave.
@@ -118,6 +121,10 @@ impl Draft<'_> {
             }
             None if !suspend && self.nothing_to_save() => self.leave_slot(suspend, "nothing has been computed yet"),
             None if left < WORTH_A_CAPTURE => self.leave_slot(suspend, "the time is too short for a capture"),
+            None if self.has_just_failed() => {
+                self.because("a capture has just failed");
+                self.wake(BETWEEN_CAPTURES);
+            }
             None => {
                 let still =
                     self.all_states().is_some_and(|states| states.iter().all(|state| state.vm == VmState::Running));
@@ -132,6 +139,14 @@ impl Draft<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the last capture was begun a moment ago and is void already, as when an agent is cut off and
+    /// that is not known yet: the next one would fail as soon, and each takes writes and a number.
+    fn has_just_failed(&self) -> bool {
+        self.seen.barrier.as_ref().is_some_and(|barrier| {
+            matches!(barrier.state, BarrierState::Failed(_)) && since(barrier.since, self.now) < BETWEEN_CAPTURES
+        })
     }
 
     /// Whether the newest complete generation is a final one: nothing ran on after it.

@@ -366,3 +366,29 @@ fn b17_a_capture_at_a_notice_needs_no_write() {
     let plan = life.plan();
     assert!(plan.status.snapshots.next_generation > reserved, "the number is burnt");
 }
+
+#[test]
+fn b17_a_last_capture_that_fails_at_once_is_not_begun_again_at_once() {
+    let captures = |plan: &Plan| plan.effects.iter().filter(|effect| effect.name() == "Capture").count();
+    let mut life = Life::running(2);
+    life.run(100);
+    life.notice("101", NoticeKind::Preemption);
+    let plan = life.plan();
+    let begun = plan.effects.iter().find_map(|effect| match effect {
+        Effect::Capture(capture) => Some(capture.clone()),
+        _ => None,
+    });
+    life.write_only(&plan);
+    // an agent is cut off, and that is not known yet
+    life.seen.barrier = Some(crate::controller::job::plan::BarrierSeen {
+        job: begun.expect("a capture at the notice"),
+        since: life.now,
+        state: BarrierState::Failed("cut off".into()),
+    });
+    let void = life.plan();
+    assert!(void.status.snapshots.capture.is_none(), "{}", void.why);
+    life.write_only(&void);
+    assert_eq!(captures(&life.plan()), 0, "{}", life.plan().why);
+    life.advance(1);
+    assert_eq!(captures(&life.plan()), 1, "{}", life.plan().why);
+}
