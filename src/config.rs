@@ -118,7 +118,7 @@ pub struct AgentsConfig {
     /// First port on the node's own address that an agent may serve on.
     #[serde(default = "port_first")]
     pub port_first: u16,
-    /// How many ports from there on.
+    /// How many ports from there on; as many after them are for the ways in to jobs.
     #[serde(default = "port_count")]
     pub port_count: u16,
     /// Thousandths of a processor for each virtual CPU: both request and limit.

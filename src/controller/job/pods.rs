@@ -113,7 +113,7 @@ fn has_vm(job: &BestEffortJob, placement: &AgentPlacement) -> bool {
 /// Where the way in is served, beside an agent: as far from the first port of all ways in as the agent's
 /// from theirs, so that two on a node do not meet where their agents do not.
 pub(super) fn master_address(agent: SocketAddr, count: u16) -> Option<SocketAddr> {
-    Some(SocketAddr::new(agent.ip(), agent.port().checked_add(count)?))
+    Some(SocketAddr::new(agent.ip(), agent.port().checked_add(count.max(1))?))
 }
 
 /// The way in, if this agent serves it.
