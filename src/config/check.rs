@@ -78,10 +78,11 @@ impl SiteConfig {
 
 impl AgentsConfig {
     fn check(&self) -> Result<(), String> {
-        let last = u32::from(self.port_first) + u32::from(self.port_count).saturating_sub(1);
+        // as many again for the ways in
+        let last = u32::from(self.port_first) + (2 * u32::from(self.port_count)).saturating_sub(1);
         if self.port_first < 1024 || self.port_count == 0 || last > u32::from(u16::MAX) {
             return Err(format!(
-                "agents.portFirst and agents.portCount must give ports from 1024 to 65535, not {} from {} on",
+                "agents.portFirst and twice agents.portCount must give ports from 1024 to 65535, not twice {} from {} on",
                 self.port_count, self.port_first
             ));
         }
@@ -141,7 +142,7 @@ sites:
     #[rstest]
     #[case::no_port("vmdeploy-system:7700", "vmdeploy-system", "repository must be host:port")]
     #[case::no_namespace("namespace: vmdeploy-system", "namespace: ''", "namespace must name")]
-    #[case::too_many_ports("portCount: 64", "portCount: 60000", "not 60000 from 17700 on")]
+    #[case::too_many_ports("portCount: 64", "portCount: 60000", "not twice 60000 from 17700 on")]
     #[case::no_ports("portCount: 64", "portCount: 0", "agents.portCount")]
     #[case::a_port_of_root("portFirst: 17700", "portFirst: 80", "from 1024 to 65535")]
     #[case::pull("portCount: 64", "imagePullPolicy: Sometimes", "Always, IfNotPresent or Never")]

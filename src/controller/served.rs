@@ -1,10 +1,10 @@
 //! Waits until the API server serves our kinds as this program knows them, and looks after it: a
 //! controller that starts before its CRDs waits and says so, instead of crashing.
 //!
-//! CRDs that are older than the program are worse than none: the API server drops the fields they do not
-//! know from every status, and with them what was written down before a leap (that a member is dead only
-//! by its silence, that a slot was seen to end). So nothing is decided before every field is served, and
-//! no longer than it is.
+//! CRDs of another version than the program's are worse than none: the API server drops the fields they do
+//! not know from every status, and with them what was written down before a leap (that a member is dead only
+//! by its silence, that a slot was seen to end). So nothing is decided before every field of a status is
+//! served, and no longer than it is. What users write is theirs, and between them and the API server.
 
 use std::time::Duration;
 
@@ -35,10 +35,10 @@ pub enum Unserved {
     Missing(String),
     /// A definition lacks fields that would be dropped.
     #[error(
-        "the CRDs are older than this program, and what it writes down would be dropped ({0}): upgrade them \
-         (helm upgrade vmdeploy-crds)"
+        "the CRDs are not of this program's version, and what it writes down would be dropped ({0}): upgrade \
+         both to the same (helm upgrade vmdeploy-crds, then vmdeploy)"
     )]
-    Older(String),
+    Other(String),
     /// They could not be looked at.
     #[error("failed to read the CRDs: {0}")]
     Unknown(String),
@@ -61,12 +61,12 @@ pub async fn wait(client: &Client, kinds: &[&str], readiness: &Readiness, stop: 
     }
 }
 
-/// Looks again and again; returns once the definitions are known to be older than this program.
-pub async fn until_older(client: &Client, kinds: &[&str], readiness: &Readiness) -> Unserved {
+/// Looks again and again; returns once the definitions are known not to be this program's.
+pub async fn until_other(client: &Client, kinds: &[&str], readiness: &Readiness) -> Unserved {
     loop {
         match check(client, kinds).await {
             Ok(()) => {}
-            Err(why @ Unserved::Older(_)) => {
+            Err(why @ Unserved::Other(_)) => {
                 readiness.not_ready(CHECK, why.to_string());
                 return why;
             }
@@ -99,22 +99,22 @@ async fn check(client: &Client, kinds: &[&str]) -> Result<(), Unserved> {
     }
     match dropped.split_off(NAMED.min(dropped.len())).len() {
         _ if dropped.is_empty() => Ok(()),
-        0 => Err(Unserved::Older(dropped.join(", "))),
-        more => Err(Unserved::Older(format!("{} and {more} more", dropped.join(", ")))),
+        0 => Err(Unserved::Other(dropped.join(", "))),
+        more => Err(Unserved::Other(format!("{} and {more} more", dropped.join(", ")))),
     }
 }
 
-/// The fields and values of our definition that theirs would drop or refuse.
+/// The fields and values of the status in our definition that theirs would drop or refuse.
 fn lacks(ours: &Value, theirs: &Value) -> Vec<String> {
     let schema = |crd: &Value| {
         let versions = crd["spec"]["versions"].as_array()?;
         let version = versions.iter().find(|version| version["name"] == VERSION)?;
-        Some(version["schema"]["openAPIV3Schema"].clone())
+        Some(version["schema"]["openAPIV3Schema"]["properties"]["status"].clone())
     };
     let kind = ours["spec"]["names"]["kind"].as_str().unwrap_or_default();
     let (Some(ours), Some(theirs)) = (schema(ours), schema(theirs)) else { return vec![kind.into()] };
     let mut found = Vec::new();
-    compare(kind, &ours, &theirs, &mut found);
+    compare(&format!("{kind}.status"), &ours, &theirs, &mut found);
     found
 }
 
@@ -195,7 +195,7 @@ mod tests {
             ("", "network", "BestEffortJob.status.network"),
         ] {
             *crds.lock().unwrap() = without(place, name);
-            assert_eq!(check(&client, KINDS).await, Err(Unserved::Older(shown.into())));
+            assert_eq!(check(&client, KINDS).await, Err(Unserved::Other(shown.into())));
             assert_eq!(check(&client, &["VmImage", "Snapshot"]).await, Ok(()), "who does not use it does not mind");
         }
         let mut old = crds::all().to_vec();
@@ -226,6 +226,8 @@ mod tests {
         let fields = other.pointer_mut(status).unwrap();
         fields["later"] = json!({"type": "string"});
         assert_eq!(lacks(&job, &other), [""; 0]);
+        other.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec").unwrap()["properties"] = json!({});
+        assert_eq!(lacks(&job, &other), [""; 0], "a spec is not ours to write");
         let words = other.pointer_mut(&format!("{status}/phase/enum")).unwrap().as_array_mut().unwrap();
         words.retain(|word| word != "Evacuating");
         assert_eq!(lacks(&job, &other), ["BestEffortJob.status.phase: \"Evacuating\""]);

@@ -212,7 +212,7 @@ impl Process {
             () = stop.cancelled() => Ok(()),
             result = self.upkeep(&vault, &authority) => result,
             // what would be written could not be relied on: the process begins again and waits
-            older = served::until_older(&self.client, KINDS, &self.readiness) => Err(older.into()),
+            older = served::until_other(&self.client, KINDS, &self.readiness) => Err(older.into()),
             never = count(&figures, &jobs, &self.requests, &sites) => match never {},
         };
         stop.cancel();

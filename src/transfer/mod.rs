@@ -107,7 +107,7 @@ async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: Cance
         let context = Context::new(epoch, Clock::system(), board, agents, repository, ledger, key, changed);
         let result = tokio::select! {
             () = transfer::run(Arc::new(context), stop) => Ok(()),
-            older = served::until_older(&client, KINDS, readiness) => Err(older.into()),
+            older = served::until_other(&client, KINDS, readiness) => Err(older.into()),
         };
         tasks.close();
         result

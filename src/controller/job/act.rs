@@ -164,7 +164,7 @@ fn credentials(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Crede
     let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
     let configured = ctx.config.sites.get(&job.spec.slots.site).and_then(|site| account::configured(site, namespace));
     let found = match &job.spec.slots.credentials {
-        Some(_) => ctx.memory.get(uid).account.map(|(credentials, _)| credentials),
+        Some(secret) => ctx.memory.get(uid).account_in(&secret.name).map(|account| account.credentials.clone()),
         None => configured,
     };
     found.ok_or_else(|| Error::Vanished("the account at the site is not known".into()))

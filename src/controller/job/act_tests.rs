@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     api::JobPhase,
-    controller::job::{decide::decide, observe::observe, plan::BarrierState, testing::Stage},
+    controller::job::{decide::decide, memory::Account, observe::observe, plan::BarrierState, testing::Stage},
 };
 
 fn plan(stage: &Stage, effects: Vec<Effect>) -> Plan {
@@ -91,9 +91,10 @@ async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
     job.spec.slots.credentials = Some(crate::api::job::SecretReference { name: "gone".into() });
     let missing = observe(&job, &stage.ctx).await.unwrap();
     assert!(matches!(missing.account.known(), Some(Err(text)) if text.contains("gone")));
-    let account = Credentials::Basic { username: "alice".into(), password: "x".into() };
     let old = jiff::Timestamp::UNIX_EPOCH;
-    stage.ctx.memory.update(&stage.uid, |memory| memory.account = Some((account.clone(), old)));
+    let credentials = Credentials::Basic { username: "alice".into(), password: "x".into() };
+    let account = Account { secret: "gone".into(), credentials, read: old };
+    stage.ctx.memory.update(&stage.uid, |memory| memory.account = Some(account));
     let status = job.status.get_or_insert_default();
     status.pending_submission = Some(crate::api::job_status::PendingSubmission {
         number: 1,
@@ -103,4 +104,7 @@ async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
     });
     let held = observe(&job, &stage.ctx).await.unwrap();
     assert_eq!(held.account.known(), Some(&Ok(())));
+    job.spec.slots.credentials = Some(crate::api::job::SecretReference { name: "other".into() });
+    let other = observe(&job, &stage.ctx).await.unwrap();
+    assert!(matches!(other.account.known(), Some(Err(text)) if text.contains("other")), "another account's is not used");
 }

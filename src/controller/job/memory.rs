@@ -20,8 +20,26 @@ pub struct Remembered {
     pub sent: BTreeMap<String, Timestamp>,
     /// The capture it conducts or has conducted last.
     pub barrier: Option<BarrierSeen>,
-    /// The account at the site, and when it was read.
-    pub account: Option<(Credentials, Timestamp)>,
+    /// The account at the site.
+    pub account: Option<Account>,
+}
+
+/// An account as it was read from a Secret.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    /// The Secret.
+    pub secret: String,
+    /// What was in it.
+    pub credentials: Credentials,
+    /// When.
+    pub read: Timestamp,
+}
+
+impl Remembered {
+    /// What was read from this Secret. A job may name another one once it holds nothing at the site.
+    pub fn account_in(&self, secret: &str) -> Option<&Account> {
+        self.account.as_ref().filter(|account| account.secret == secret)
+    }
 }
 
 /// What one process remembers of all jobs. Clones share it.

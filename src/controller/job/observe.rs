@@ -12,6 +12,7 @@ use kube::ResourceExt as _;
 
 use super::{
     Context, Error, SlotsSeen, account, decide,
+    memory::Account,
     plan::{AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
 };
 use crate::{
@@ -94,11 +95,11 @@ async fn credentials(
         Some(reference) => {
             let (uid, now) = (uid(job), ctx.clock.now());
             let waits = status.phase == JobPhase::Pending || status.retry.is_some();
-            let cached = ctx.memory.get(&uid).account;
-            if let Some((cached, read)) = &cached
-                && (!waits || now.duration_since(*read) < ACCOUNT_AGE)
+            let cached = ctx.memory.get(&uid).account_in(&reference.name).cloned();
+            if let Some(cached) = &cached
+                && (!waits || now.duration_since(cached.read) < ACCOUNT_AGE)
             {
-                return Ok(Fact::Known(Ok(cached.clone())));
+                return Ok(Fact::Known(Ok(cached.credentials.clone())));
             }
             let read = match ctx.view.secret(namespace(job), &reference.name).await {
                 Ok(Some(secret)) => account::from_secret(&reference.name, &secret),
@@ -109,11 +110,13 @@ async fn credentials(
             // slots are given back with the account they were asked for with, also if its Secret is gone
             let held = !status.slots.is_empty() || status.pending_submission.is_some();
             let read = match (read, cached) {
-                (Err(_), Some((cached, _))) if held => Ok(cached),
+                (Err(_), Some(cached)) if held => Ok(cached.credentials),
                 (read, _) => read,
             };
             if let Ok(credentials) = &read {
-                ctx.memory.update(&uid, |memory| memory.account = Some((credentials.clone(), now)));
+                let (secret, credentials) = (reference.name.clone(), credentials.clone());
+                let account = Account { secret, credentials, read: now };
+                ctx.memory.update(&uid, |memory| memory.account = Some(account));
             }
             Some(read)
         }

@@ -37,12 +37,12 @@ pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Con
             Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
         }
     }
-    if context.memory().superseded {
-        // what this process knows may be old, and is another's to report
-        return;
-    }
     for (uid, transfer) in &plan.reports {
-        let Some((snapshot, _)) = cases.iter().find(|(_, case)| case.uid == *uid) else { continue };
+        let Some((snapshot, case)) = cases.iter().find(|(_, case)| case.uid == *uid) else { continue };
+        if context.memory().superseded.contains(&case.job) {
+            // another's to report
+            continue;
+        }
         let now = context.clock.now();
         let Some(stored) = status::stored(snapshot, transfer, now) else { continue };
         match context.board.report(&snapshot.metadata, transfer, &stored).await {
@@ -77,10 +77,11 @@ async fn upload(context: &Context, address: &AgentAddress, generation: Generatio
         Ok(()) => {
             ordered.times += 1;
             ordered.refused = None;
+            memory.superseded.remove(job);
         }
         Err(error @ AgentError::Superseded(_)) => {
-            tracing::error!(%job, generation, member, %error, "another kget leads");
-            memory.superseded = true;
+            tracing::error!(%job, generation, member, %error, "an agent obeys a later kget");
+            memory.superseded.insert(job.clone());
         }
         // whether it ever answers again is seen when it is asked for its state
         Err(AgentError::Unreachable(why)) => ordered.refused = Some(why),

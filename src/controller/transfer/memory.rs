@@ -15,7 +15,7 @@ use crate::{
         agent::{AgentAddress, AgentState, NodeAgent},
         repository::KeptPart,
     },
-    names::Generation,
+    names::{Generation, JobUid},
     store::manifest::MemberPart,
 };
 
@@ -34,8 +34,9 @@ pub struct Memory {
     pub publishing: HashSet<String>,
     /// Refused publications, by snapshot.
     pub refused: HashMap<String, String>,
-    /// Another kget leads: an agent has obeyed it.
-    pub superseded: bool,
+    /// Jobs of which an agent has obeyed a later kget. What is known of them here may be old. Only of them: what an
+    /// agent says stops no other job, and whether this process leads is seen by its Lease.
+    pub superseded: HashSet<JobUid>,
     /// What was reported, by snapshot.
     pub written: HashMap<String, (Timestamp, Transfer)>,
 }

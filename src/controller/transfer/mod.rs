@@ -81,14 +81,10 @@ pub async fn pass(context: &Arc<Context>) -> Option<Duration> {
     plan.wake
 }
 
-/// Passes until `stop` is cancelled: when something changed, and when a pass asked for another. Ends
-/// early if another kget turns out to lead.
+/// Passes until `stop` is cancelled: when something changed, and when a pass asked for another.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     loop {
         let wake = pass(&context).await;
-        if context.memory().superseded {
-            return;
-        }
         let rest = async {
             match wake {
                 Some(wait) => tokio::time::sleep(wait).await,

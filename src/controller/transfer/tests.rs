@@ -310,3 +310,12 @@ async fn a9_a_kget_that_no_longer_leads_orders_nothing() {
     world.passes(8, true).await;
     assert_eq!(world.transfer(2).state, TransferState::Published);
 }
+
+#[tokio::test(start_paused = true)]
+async fn d2_an_agent_that_says_another_kget_leads_stops_only_its_own_job() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Periodic).await;
+    world.context.memory().superseded.insert("another".into());
+    world.passes(8, true).await;
+    assert_eq!(world.transfer(1).state, TransferState::Published);
+}
