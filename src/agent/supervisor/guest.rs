@@ -145,8 +145,7 @@ impl Supervisor {
     async fn keep_outputs(&self) {
         let output = self.vm.lock().await.as_ref().map(|vm| vm.output.clone());
         if let Some(output) = output {
-            // one that goes on printing ends nothing any more
-            output.drain(LAST_WORDS).await;
+            output.drain_last(LAST_WORDS).await;
         }
         self.keep(OUTPUT, &self.paths.output()).await;
         for wanted in &self.config.outputs {

@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,6 +37,7 @@ const UNKEPT: &str = "its output cannot be kept, and its command waits";
 pub(super) struct Output {
     drains: mpsc::Sender<oneshot::Sender<()>>,
     length: Arc<AtomicU64>,
+    failing: Arc<AtomicBool>,
 }
 
 impl Output {
@@ -52,15 +53,23 @@ impl Output {
         let mut options = tokio::fs::OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).open(file).await?;
         let length = Arc::new(AtomicU64::new(file.metadata().await?.len()));
+        let failing = Arc::new(AtomicBool::new(false));
         let (drains, requests) = mpsc::channel(1);
-        let keeper = Keeper { file, length: length.clone(), lines: Lines::new("job"), own, patience };
+        let lines = Lines::new("job");
+        let keeper = Keeper { file, length: length.clone(), failing: failing.clone(), lines, own, patience };
         tokio::spawn(read(stream, requests, keeper));
-        Ok(Self { drains, length })
+        Ok(Self { drains, length, failing })
     }
 
     /// Bytes in the file.
     pub(super) fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
+    }
+
+    /// Takes all that a command has printed that has ended, however long the disk takes for it: in the end the VM is
+    /// lost. One that left something behind which goes on printing ends after `limit` all the same.
+    pub(super) async fn drain_last(&self, limit: Duration) {
+        while !self.drain(limit).await && self.failing.load(Ordering::Acquire) {}
     }
 
     /// Takes what has arrived already, for a guest that stands still. Whether that was done in time.
@@ -80,6 +89,7 @@ impl Output {
 struct Keeper {
     file: tokio::fs::File,
     length: Arc<AtomicU64>,
+    failing: Arc<AtomicBool>,
     lines: Lines,
     own: Arc<Supervisor>,
     patience: Duration,
@@ -93,6 +103,7 @@ impl Keeper {
             let (since, why) = failing.get_or_insert_with(|| {
                 let why = format!("{UNKEPT}: {error}");
                 self.own.problem(&why);
+                self.failing.store(true, Ordering::Release);
                 (Instant::now(), why)
             });
             if since.elapsed() > self.patience {
@@ -106,6 +117,7 @@ impl Keeper {
             }
         }
         if failing.is_some() {
+            self.failing.store(false, Ordering::Release);
             self.own.view.change(|facts| {
                 facts.guest.problem.take_if(|problem| problem.starts_with(UNKEPT));
             });
@@ -316,6 +328,7 @@ mod tests {
         assert!(!sending.is_finished(), "the command does not wait");
         std::fs::remove_file(file.with_file_name("other")).unwrap();
         let job = sending.await.unwrap();
+        job.output.drain_last(Duration::from_millis(1)).await;
         until("all is kept", || std::fs::metadata(&file).unwrap().len() == written.len() as u64).await;
         assert!(job.output.drain(Duration::from_secs(20)).await);
         assert!(std::fs::read(&file).unwrap() == written, "a piece is missing or there twice");
@@ -331,6 +344,8 @@ mod tests {
         let mut job = followed(Duration::from_millis(300), make).await;
         job.guest.write_all(b"a line\n").await.unwrap();
         assert!(!job.output.drain(Duration::from_millis(100)).await, "a drain that waits for a disk ends");
+        let last = job.output.drain_last(Duration::from_millis(1));
+        assert!(tokio::time::timeout(Duration::from_millis(100), last).await.is_err(), "what is not kept is done with");
         let own = job.own.clone();
         until("it is lost", || own.stop.is_cancelled()).await;
         let VmState::Gone { reason, .. } = own.view.render().vm else { panic!() };
