@@ -106,5 +106,8 @@ async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
     assert_eq!(held.account.known(), Some(&Ok(())));
     job.spec.slots.credentials = Some(crate::api::job::SecretReference { name: "other".into() });
     let other = observe(&job, &stage.ctx).await.unwrap();
-    assert!(matches!(other.account.known(), Some(Err(text)) if text.contains("other")), "another account's is not used");
+    assert!(
+        matches!(other.account.known(), Some(Err(text)) if text.contains("other")),
+        "another account's is not used"
+    );
 }
