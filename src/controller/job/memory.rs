@@ -20,6 +20,8 @@ pub struct Remembered {
     pub sent: BTreeMap<String, Timestamp>,
     /// The capture it conducts or has conducted last.
     pub barrier: Option<BarrierSeen>,
+    /// When the repository was last asked in vain.
+    pub repository_silent: Option<Timestamp>,
     /// The account at the site.
     pub account: Option<Account>,
 }

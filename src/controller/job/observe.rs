@@ -73,6 +73,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         agents,
         barrier: remembered.barrier,
         content,
+        repository_silent: remembered.repository_silent,
         snapshots: snapshots(job, ctx),
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
         sent: remembered.sent,
@@ -309,6 +310,7 @@ async fn content(
         Ok(content) => Fact::Known(content),
         Err(error) => {
             tracing::warn!(job = %uid, %error, "the repository does not answer");
+            ctx.memory.update(uid, |memory| memory.repository_silent = Some(since));
             Fact::Unknown { since }
         }
     }

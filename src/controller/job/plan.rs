@@ -250,6 +250,8 @@ pub struct Seen {
     pub barrier: Option<BarrierSeen>,
     /// What the repository has; `Unknown` also where nobody needs to know.
     pub content: Fact<JobContent>,
+    /// When the repository was last asked in vain by this process, if ever.
+    pub repository_silent: Option<Timestamp>,
     /// The Snapshot objects of the job.
     pub snapshots: Vec<SnapshotSeen>,
     /// There are Snapshot objects in its namespace that cannot be read: one may be the job's.

@@ -18,8 +18,6 @@ use crate::{
     driver::agent::{LeaseState, LeaveCode, LoadFault, VmState},
 };
 
-/// Nodes that fail in a row without that counting against what they were to load (safety C3).
-const NODE_FAILURES: u32 = 8;
 /// Rest after a node that failed: the site mostly offers the same one at once.
 const BETWEEN_NODES: Backoff = Backoff::OUTSIDE;
 
@@ -39,6 +37,7 @@ impl Draft<'_> {
         if slot.notice.is_some() {
             let message = "the slots are wanted back before the guests run";
             self.note(Reason::Preempted, message);
+            self.ends_before_running();
             self.give_up_slot(ReleaseReason::Evacuated);
             self.because("left before running");
             return;
@@ -117,6 +116,8 @@ impl Draft<'_> {
         self.account_work();
         if node {
             self.count_bad_node();
+        } else if silent {
+            self.forgive_try(false);
         }
         if silent || node {
             self.status.kills.node += 1;
@@ -129,14 +130,12 @@ impl Draft<'_> {
         self.because("a member did not start");
     }
 
-    /// A node could not load its guest. That says nothing against the generation, as long as it may be
-    /// about this or that node only; the next one is asked for later each time.
+    /// A node could not load its guest. That says nothing against the generation, however many nodes
+    /// cannot (safety C3); the next one is asked for later each time.
     fn count_bad_node(&mut self) {
+        self.forgive_try(false);
         let Some(origin) = &mut self.status.origin else { return };
         origin.bad_nodes += 1;
-        if origin.bad_nodes <= NODE_FAILURES {
-            origin.tries = origin.tries.saturating_sub(1);
-        }
         let wait = BETWEEN_NODES.full(origin.bad_nodes);
         let until = Time(after(self.now, wait));
         if let Some(retry) = &mut self.status.retry {
@@ -164,6 +163,10 @@ impl Draft<'_> {
         self.status.everyone().find_map(|member| {
             let state = members::state(self.seen, member);
             if state.is_some_and(|state| state.lease == LeaseState::Held) {
+                return None;
+            }
+            // a new leader has to hear it first (safety B13)
+            if state.is_none() && self.silence(member) < limit {
                 return None;
             }
             let node = member.node.clone().unwrap_or_default();

@@ -31,7 +31,7 @@ impl Draft<'_> {
     /// To be suspended before its guests run: there is nothing to capture.
     pub(super) fn suspend_before_running(&mut self) {
         self.void_capture("the job is suspended");
-        self.account_work();
+        self.ends_before_running();
         if self.wind_down(ReleaseReason::Suspended, LeaveCode::Saved) {
             let since = self.time();
             self.status.suspended.get_or_insert(Suspended { since, by_site: false });

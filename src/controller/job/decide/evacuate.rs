@@ -168,6 +168,7 @@ impl Draft<'_> {
     /// Gives the slot back, with everything stored or with what there is.
     fn leave_slot(&mut self, suspend: bool, short: &str) {
         let (lost, kept) = self.account_work();
+        self.forgive_try(true);
         let generation = self.status.snapshots.last_stored;
         let state = match generation {
             Some(generation) => format!("generation {generation} is complete"),

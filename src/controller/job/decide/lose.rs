@@ -115,9 +115,10 @@ impl Draft<'_> {
         } else {
             self.account_loss(cause.clone());
         }
-        if let (Cause::Preempted | Cause::Walltime, Some(origin)) = (&cause, &mut self.status.origin) {
-            // that it was taken away says nothing against the generation
-            origin.tries = if ran { 0 } else { origin.tries.saturating_sub(1) };
+        match cause {
+            Cause::Preempted | Cause::Walltime => self.forgive_try(ran),
+            Cause::Node(_) => self.forgive_try(false),
+            Cause::Cancelled(_) | Cause::Rejected(_) => {}
         }
         self.leave(LeaveCode::KeepSlot);
         self.bury();
@@ -129,6 +130,22 @@ impl Draft<'_> {
         }
         self.status.attempt += 1;
         self.phase(JobPhase::Queued);
+    }
+
+    /// The incarnation ends by what says nothing against the generation it began from (safety C3): its
+    /// slot is taken away, left, or too slow.
+    pub(super) fn forgive_try(&mut self, ran: bool) {
+        if let Some(origin) = &mut self.status.origin {
+            origin.tries = if ran { 0 } else { origin.tries.saturating_sub(1) };
+        }
+    }
+
+    /// The same for an incarnation that has not run, once; what it took is booked.
+    pub(super) fn ends_before_running(&mut self) {
+        if self.status.origin.as_ref().is_some_and(|origin| origin.since.is_some()) {
+            self.forgive_try(false);
+            self.account_work();
+        }
     }
 
     /// Counts the end of an attempt, and what was lost with it.

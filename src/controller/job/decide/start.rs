@@ -34,6 +34,7 @@ impl Draft<'_> {
         if let Some(message) = self.unarmed(limit) {
             self.back_off(Reason::AgentFailed, message);
             self.status.kills.node += 1;
+            self.ends_before_running();
             self.give_up_slot(ReleaseReason::BadNode);
             self.because("the lease was not taken");
             return;
@@ -149,10 +150,12 @@ impl Draft<'_> {
     }
 
     /// The time that a start had, if it is over: as long as its bytes may take, but no more than half of
-    /// the slot's. While the repository does not answer nobody is to blame. Guests that had to wait for
-    /// the time of a silent member have some more.
+    /// the slot's. It begins anew with a new leader, and when the repository answers again: nobody is to
+    /// blame for a time in which nobody could act. Guests that had to wait for the time of a silent
+    /// member have some more.
     fn over(&mut self, slot: &SlotStatus, waited: Option<Timestamp>) -> Option<Duration> {
-        let begun = self.status.origin.as_ref()?.since.as_ref()?.0;
+        let placed = self.by_our_clock(self.status.origin.as_ref()?.since.as_ref()?.0);
+        let begun = self.seen.repository_silent.map_or(placed, |silent| placed.max(silent));
         let image = self.status.image.as_ref().map_or(0, |image| image.virtual_size);
         let (vm, restoring) = (&self.job.spec.vm, self.status.origin.as_ref()?.generation.is_some());
         let disk = vm.disk_over(image);
@@ -173,6 +176,11 @@ impl Draft<'_> {
     fn gave_up_start(&mut self, why: &str) {
         let restoring = self.status.origin.as_ref().is_some_and(|origin| origin.generation.is_some());
         self.back_off(if restoring { Reason::RestoreFailed } else { Reason::AgentFailed }, why);
+        let fetches = |member| matches!(state(self.seen, member).map(|s| &s.vm), Some(VmState::Fetching { .. }));
+        if self.status.everyone().any(fetches) {
+            // a part that is damaged or missing would have said so: this one was on its way, or its image
+            self.forgive_try(false);
+        }
         self.account_work();
         self.status.kills.node += 1;
         self.give_up_slot(ReleaseReason::BadNode);

@@ -105,6 +105,7 @@ pub(super) fn life(members: u32) -> Life {
         barrier: None,
         content: Fact::Known(JobContent::default()),
         snapshots: Vec::new(),
+        repository_silent: None,
         unread_snapshots: false,
         sent: BTreeMap::new(),
     };
@@ -202,6 +203,9 @@ impl Life {
     pub(super) fn advance(&mut self, seconds: i64) {
         self.now += SignedDuration::from_secs(seconds);
         self.seen.looked_up = self.seen.looked_up.map(|_| self.now);
+        if self.seen.content.known().is_none() {
+            self.seen.repository_silent = Some(self.now);
+        }
         for (pod, agent) in &mut self.seen.agents {
             let ended = self.seen.pods.get(pod).is_none_or(|pod| pod.ended.is_some());
             if let Some(state) = agent.state.as_mut().filter(|_| !ended && agent.heard.is_some()) {
