@@ -109,8 +109,8 @@
 //!    looked up instead of sent again.
 //! 3. **Slots run.** The hold (the script in the OAR job) waits on each node for the agent's lease
 //!    directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
-//!    agent pod per member is made on the slot's nodes, and one more for a master on a node of its own. An agent starts nothing before it has seen its
-//!    lease held.
+//!    agent pod per member is made on the slot's nodes, and one more for a master on a node of its own.
+//!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
 //!    which stands still; only when all are loaded do they run. Where an old member was only silent, its

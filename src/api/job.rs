@@ -303,7 +303,7 @@ pub struct SlotSpec {
     /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
-    /// With PerMember: if not all slots run within this time, all are given back and asked for again later.
+    /// With PerMember, which is not available yet: if not all slots run within this time, all are given back and asked for again later.
     #[x_kube(validation = ("duration(self) >= duration('10s')", "acquireTimeout must be at least 10s, for example 10m"))]
     #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -316,7 +316,7 @@ pub enum Allocation {
     /// One reservation of n nodes: kept or lost as a whole.
     #[default]
     Gang,
-    /// n reservations of one node: they can be given back one by one.
+    /// n reservations of one node: they can be given back one by one. Not available yet.
     PerMember,
 }
 
@@ -365,7 +365,7 @@ pub struct SnapshotPolicy {
     #[schemars(range(min = 2, max = 100))]
     #[serde(default = "default_keep")]
     pub keep: u32,
-    /// Seconds of notice asked of the scheduler before a preemption; 0s asks for none. A long grace
+    /// Time of notice asked of the scheduler before a preemption; 0s asks for none. A long grace
     /// delays other people's jobs.
     #[x_kube(validation = ("duration(self) >= duration('0s') && duration(self) <= duration('10m')", "grace must lie between 0s and 10m"))]
     #[schemars(regex(pattern = DURATION), length(max = 32))]

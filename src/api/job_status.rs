@@ -241,7 +241,7 @@ pub struct WayIn {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MemberStatus {
-    /// 0 to members - 1.
+    /// 0 to members - 1; of a master on a node of its own the number of members.
     pub index: u32,
     /// Address in the job's network; empty if jobs have none here.
     pub address: String,
