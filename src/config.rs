@@ -28,6 +28,9 @@ pub struct Config {
     /// VmImage of the operator's namespace for jobs that name none.
     #[serde(default)]
     pub default_image: Option<String>,
+    /// An image that no VmImage, no job and no generation names is removed from the repository after this time.
+    #[serde(default = "image_grace")]
+    pub image_grace: Length,
 }
 
 /// The networks of jobs.
@@ -147,6 +150,9 @@ pub struct AgentsConfig {
     pub image_cache: crate::api::quantity::Bytes,
 }
 
+fn image_grace() -> Length {
+    Duration::from_secs(3600).into()
+}
 fn image_cache() -> crate::api::quantity::Bytes {
     crate::api::quantity::Bytes(50 << 30)
 }

@@ -146,7 +146,8 @@
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
 //! - **Images**: whoever has fetched one, or the operator for all. A digest alone gives no namespace what
-//!   another one has fetched.
+//!   another one has fetched. The repository removes one that nothing has named for `imageGrace`: no VmImage and no
+//!   job, which the operator asks the API server for, and no complete generation. Since when is noted beside it.
 //!
 //! # Where this version differs from the plan
 //!

@@ -323,6 +323,13 @@ pub struct ResolvedImage {
     pub params: Option<String>,
 }
 
+impl ResolvedImage {
+    /// The digests of its files.
+    pub fn files(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.disk).chain(&self.kernel).chain(&self.initrd)
+    }
+}
+
 /// What an incarnation was started from.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -24,6 +24,9 @@ pub enum ConfigError {
 const ISOLATION: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 /// Shortest and longest times a hold waits for its agents.
 const AGENT_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(24 * 3600));
+/// Shortest and longest times that images stay which nothing names: what comes from a claim is only named once all of
+/// its import is done.
+const IMAGE_GRACE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(365 * 24 * 3600));
 /// Smallest largest packet: IPv6 needs it.
 const LEAST_MTU: u16 = 1280;
 /// Longest prefix of the pool of job networks: one of the smallest.
@@ -46,6 +49,7 @@ impl Config {
             return Err(format!("repository must be host:port, not {:?}", self.repository));
         }
         self.sites.iter().try_for_each(|(name, site)| site.check(&format!("sites.{name}")))?;
+        within("imageGrace", self.image_grace.into(), IMAGE_GRACE)?;
         self.agents.check()?;
         self.job_network.iter().try_for_each(JobNetworkConfig::check)
     }

@@ -188,7 +188,9 @@ impl Process {
             repository: repository.clone(),
             authority: authority.clone(),
         };
-        tasks.spawn(self.runner(&stop).run(image_wakes, view.images.clone(), Arc::new(images), image::reconcile));
+        let images = Arc::new(images);
+        tasks.spawn(image::review::keep(images.clone(), stop.clone()));
+        tasks.spawn(self.runner(&stop).run(image_wakes, view.images.clone(), images, image::reconcile));
         let snapshots = snapshot::Context {
             clock: self.clock.clone(),
             cluster: cluster.clone(),

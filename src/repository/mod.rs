@@ -10,6 +10,7 @@ pub mod arrivals;
 pub mod check;
 pub mod durable;
 pub mod http;
+mod images;
 mod receive;
 pub mod room;
 pub mod store;

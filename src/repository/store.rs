@@ -37,6 +37,8 @@ pub struct Store {
     /// Its directory.
     pub(super) root: Root,
     locks: Mutex<HashMap<JobUid, Arc<Mutex<()>>>>,
+    /// Held while images come and go; taken after a job's.
+    pub(super) images: Mutex<()>,
 }
 
 /// What the store answers.
@@ -60,7 +62,7 @@ impl Store {
     /// Opens a directory and sweeps what a crash, a removed job or an older incarnation left.
     pub fn open(path: &Path, steps: Box<dyn Steps>, now: Timestamp) -> Outcome<Self> {
         let root = Root::open(path, steps).map_err(|e| disk_error(&e))?;
-        let store = Self { root, locks: Mutex::default() };
+        let store = Self { root, locks: Mutex::default(), images: Mutex::default() };
         for name in store.root.list(Path::new(JOBS)).map_err(|e| disk_error(&e))? {
             let job = JobUid(name);
             if let Err(error) = store.sweep_at_start(&job, now) {
@@ -104,7 +106,7 @@ impl Store {
         self.root.write(&layout::record(job)?, &bytes).map_err(|e| disk_error(&e))
     }
 
-    fn published(&self, job: &JobUid, generation: Generation) -> Outcome<Option<Manifest>> {
+    pub(super) fn published(&self, job: &JobUid, generation: Generation) -> Outcome<Option<Manifest>> {
         let path = layout::generation(job, generation)?.join(MANIFEST);
         match self.root.read(&path).map_err(|e| disk_error(&e))? {
             None => Ok(None),
@@ -114,7 +116,7 @@ impl Store {
         }
     }
 
-    fn numbers(&self, job: &JobUid) -> Outcome<Vec<Generation>> {
+    pub(super) fn numbers(&self, job: &JobUid) -> Outcome<Vec<Generation>> {
         let names = self.root.list(&layout::generations(job)?).map_err(|e| disk_error(&e))?;
         let mut numbers: Vec<Generation> = names.iter().filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable();
@@ -333,6 +335,7 @@ impl Store {
         self.keep_record(job, &old, &new)?;
         let bytes = serde_json::to_vec_pretty(manifest).map_err(refused)?;
         let path = layout::generation(job, manifest.generation)?.join(MANIFEST);
+        let _images = self.hold_images();
         self.root.write(&path, &bytes).map_err(|e| disk_error(&e))?;
         Ok(manifest.into())
     }

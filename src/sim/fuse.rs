@@ -17,23 +17,29 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Node, Pod, Secret},
+    api::{
+        batch::v1::Job,
+        core::v1::{Node, Pod, Secret},
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use tokio::sync::Notify;
 
 use crate::{
-    api::{BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotStatus, VmImage},
+    api::{BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotStatus, VmImage, VmImageStatus},
     driver::{
         agent::{
             AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder,
         },
-        cluster::{Cluster, ClusterError, ClusterView, EventRecord, Kind},
+        cluster::{
+            Cluster, ClusterError, ClusterView, EventRecord, Kind,
+            importers::{ImporterState, Importers},
+        },
         repository::{DiskRecord, GenerationSummary, JobContent, OutputSummary, Repository, RepositoryError},
         site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, NodeName, SlotId},
-    store::manifest::Manifest,
+    store::{images::ImageReview, manifest::Manifest},
 };
 
 /// The life of one operator process.
@@ -170,6 +176,9 @@ impl ClusterView for Fused<dyn ClusterView> {
     fn images(&self) -> Vec<Arc<VmImage>> {
         self.inner.images()
     }
+    async fn users_of_images(&self) -> Result<(Vec<VmImage>, Vec<BestEffortJob>), ClusterError> {
+        self.fuse.read(self.inner.users_of_images()).await
+    }
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
         self.inner.snapshots(namespace, job)
     }
@@ -190,6 +199,22 @@ impl ClusterView for Fused<dyn ClusterView> {
     }
     async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
         self.fuse.read(self.inner.config_value(namespace, name, key)).await
+    }
+}
+
+#[async_trait]
+impl Importers for Fused<dyn Importers> {
+    async fn state(&self, namespace: &str, name: &str) -> Result<Option<ImporterState>, ClusterError> {
+        self.fuse.read(self.inner.state(namespace, name)).await
+    }
+    async fn start(&self, job: &Job, secret: Option<&Secret>) -> Result<(), ClusterError> {
+        self.fuse.write("start", self.inner.start(job, secret)).await
+    }
+    async fn remove(&self, namespace: &str, name: &str) -> Result<(), ClusterError> {
+        self.fuse.write("remove", self.inner.remove(namespace, name)).await
+    }
+    async fn patch_image_status(&self, image: &ObjectMeta, status: &VmImageStatus) -> Result<(), ClusterError> {
+        self.fuse.write("patch_image_status", self.inner.patch_image_status(image, status)).await
     }
 }
 
@@ -286,5 +311,8 @@ impl Repository for Fused<dyn Repository> {
     }
     async fn disk_record(&self, digest: &str) -> Result<Option<DiskRecord>, RepositoryError> {
         self.fuse.read(self.inner.disk_record(digest)).await
+    }
+    async fn review_images(&self, review: &ImageReview) -> Result<Vec<String>, RepositoryError> {
+        self.fuse.write("review_images", self.inner.review_images(review)).await
     }
 }

@@ -1,11 +1,12 @@
 //! The world in simulated time: the controllers' real passes over the doubles of all drivers, with a
 //! clock that a test moves. No sockets, no processes, no waiting.
 //!
-//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), kget (`kget`).
+//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), kget (`kget`), `importers`.
 //! The operator is a process that can be killed after any of its writes (`operator`, `fuse`). After
 //! every step the safety rules are checked (`rules`).
 
 mod fuse;
+mod importers;
 mod kget;
 mod nodes;
 mod operator;
@@ -15,18 +16,17 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::core::v1::{Node, NodeAddress, NodeStatus},
-    apimachinery::pkg::apis::meta::v1::Condition,
-};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
 use serde_json::json;
 
-use self::{kget::Kget, nodes::Body, operator::Operator, rules::Rules};
+use self::{importers::FakeImporters, kget::Kget, nodes::Body, operator::Operator, rules::Rules};
 use crate::{
-    api::{
-        BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, Reason, VmImage, conditions, conditions::Truth,
-    },
+    api::{BestEffortJob, BestEffortJobStatus, JobPhase, VmImage},
     clock::Clock,
+    controller::image::{
+        decide::fingerprint,
+        status::{Notice, show},
+    },
     driver::{
         agent::fake::FakeAgents,
         cluster::{ClusterView, fake::FakeCluster},
@@ -90,6 +90,7 @@ struct World {
     health: BTreeMap<String, Health>,
     bodies: Vec<Body>,
     kget: Kget,
+    importers: FakeImporters,
     operator: Operator,
     rules: Rules,
     /// A generation that no node can load.
@@ -117,9 +118,11 @@ impl World {
         repository.add_image(DIGEST, 1 << 30);
         let agents = FakeAgents::default();
         let site = FakeSite::new(clock.clone(), &list);
+        let importers = FakeImporters::new(cluster.clone());
         let parts = operator::Parts {
             clock: clock.clone(),
             cluster: cluster.clone(),
+            importers: importers.clone(),
             site: site.clone(),
             agents: agents.clone(),
             repository: repository.clone(),
@@ -130,6 +133,7 @@ impl World {
             pace: Pace::default(),
             bodies: Vec::new(),
             kget: Kget::default(),
+            importers,
             rules: Rules::default(),
             broken: None,
             clock,
@@ -145,6 +149,7 @@ impl World {
     async fn step(&mut self, by: Duration) {
         self.clock.advance(SignedDuration::try_from(by).unwrap());
         self.live();
+        self.import();
         self.transfer().await;
         tokio::time::sleep(by).await;
         self.operator.passes(self.pace.restart).await;
@@ -262,11 +267,12 @@ fn image(now: Timestamp) -> VmImage {
     let spec = json!({"source": {"http": {"url": "https://example.org/disk.qcow2", "digest": DIGEST}}});
     let mut image = VmImage::new("debian", serde_json::from_value(spec).unwrap());
     image.metadata.namespace = Some(NAMESPACE.into());
-    let mut list: Vec<Condition> = Vec::new();
-    conditions::set(&mut list, ConditionType::Ready, Truth::True, Reason::ImageImported, "there", 1, now);
-    let status = json!({"observedGeneration": 1, "digest": DIGEST, "size": "1Gi", "virtualSize": "4Gi"});
-    image.status = Some(serde_json::from_value(status).unwrap());
-    image.status.get_or_insert_default().conditions = list;
+    let import = json!({"fingerprint": fingerprint(&image), "result": "Imported", "at": now});
+    let status =
+        json!({"observedGeneration": 1, "digest": DIGEST, "size": "1Gi", "virtualSize": "4Gi", "import": import});
+    let mut status = serde_json::from_value(status).unwrap();
+    show(&mut status, &Notice::Imported, now);
+    image.status = Some(status);
     image
 }
 

@@ -13,22 +13,25 @@ use std::{
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     NAMESPACE, SITE,
     fuse::{Fuse, Fused},
+    importers::FakeImporters,
 };
 use crate::{
     clock::Clock,
     config::Config,
     controller::{
         agents::AgentHub,
+        image,
         job::{self, Sites, SlotsSeen, memory::Memory, plan::Leadership},
         snapshot,
     },
     driver::{
         agent::{Agents, fake::FakeAgents},
-        cluster::{Cluster, ClusterView, fake::FakeCluster},
+        cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers},
         repository::{Repository, fake::FakeRepository},
         site::{Credentials, Site, fake::FakeSite, poller::Poller},
     },
@@ -46,6 +49,7 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) cluster: FakeCluster,
+    pub(super) importers: FakeImporters,
     pub(super) site: FakeSite,
     pub(super) agents: FakeAgents,
     pub(super) repository: FakeRepository,
@@ -71,6 +75,7 @@ struct Process {
     fuse: Arc<Fuse>,
     jobs: job::Context,
     snapshots: Arc<snapshot::Context>,
+    images: Arc<image::Context>,
     woken: Arc<AtomicBool>,
     tasks: Vec<AbortHandle>,
     /// Version of the cluster at the last pass.
@@ -220,6 +225,17 @@ impl Process {
             Arc::new(Fused::<dyn Agents> { fuse: fuse.clone(), inner: Arc::new(parts.agents.clone()) });
         let repository: Arc<dyn Repository> =
             Arc::new(Fused::<dyn Repository> { fuse: fuse.clone(), inner: Arc::new(parts.repository.clone()) });
+        let importers: Arc<dyn Importers> =
+            Arc::new(Fused::<dyn Importers> { fuse: fuse.clone(), inner: Arc::new(parts.importers.clone()) });
+        let images = Arc::new(image::Context {
+            config: config.clone(),
+            clock: parts.clock.clone(),
+            importers,
+            cluster: cluster.clone(),
+            view: view.clone(),
+            repository: repository.clone(),
+            authority: authority.clone(),
+        });
         let woken = Arc::new(AtomicBool::new(false));
         let poller = Arc::new(Poller::new(site, parts.clock.clone()));
         let hub = Arc::new(AgentHub::new(agents.clone(), parts.clock.clone()));
@@ -234,6 +250,7 @@ impl Process {
                 async move { hub.run().await }
             })
             .abort_handle(),
+            tokio::spawn(image::review::keep(images.clone(), CancellationToken::new())).abort_handle(),
             tell(poller.subscribe(), woken.clone()),
             tell(hub.subscribe(), woken.clone()),
         ];
@@ -258,12 +275,31 @@ impl Process {
         };
         let snapshots = Arc::new(snapshot::Context { clock: parts.clock.clone(), cluster, view, repository });
         // everything there is is new to a new process
-        Self { fuse, jobs, snapshots, woken, tasks, seen: 0, due: BTreeMap::new() }
+        Self { fuse, jobs, snapshots, images, woken, tasks, seen: 0, due: BTreeMap::new() }
+    }
+
+    /// Whether an object is to be looked at. The wish for another look is not readable from an action: every 5 s will
+    /// do.
+    fn is_due(&mut self, changed: bool, key: String, now: Timestamp) -> bool {
+        let is_due = changed || self.due.get(&key).is_some_and(|due| *due <= now);
+        if is_due {
+            self.due.insert(key, now.saturating_add(jiff::SignedDuration::from_secs(5)).unwrap());
+        }
+        is_due
     }
 
     /// One pass of everything that is due. Says whether there was any.
     async fn round(&mut self, changed: bool, now: Timestamp, why: &mut String, passes: &mut u64) -> bool {
         let mut any = false;
+        for image in self.jobs.view.images() {
+            let key = format!("image {}", image.metadata.name.clone().unwrap_or_default());
+            if self.is_due(changed, key, now) {
+                any = true;
+                if let Err(error) = image::reconcile(image, self.images.clone()).await {
+                    tracing::debug!(%error, "a pass of an image failed");
+                }
+            }
+        }
         for name in ["pi", "e"] {
             let job = self.jobs.view.job(NAMESPACE, name);
             if let Some(job) = job.filter(|_| changed || self.due.get(name).is_some_and(|due| *due <= now)) {
@@ -286,10 +322,8 @@ impl Process {
             }
             for snapshot in self.jobs.view.snapshots(NAMESPACE, name) {
                 let key = format!("snapshot {}", snapshot.metadata.name.clone().unwrap_or_default());
-                if changed || self.due.get(&key).is_some_and(|due| *due <= now) {
+                if self.is_due(changed, key, now) {
                     any = true;
-                    // the wish for another look is not readable from an action: every 5 s will do
-                    self.due.insert(key, now.saturating_add(jiff::SignedDuration::from_secs(5)).unwrap());
                     if let Err(error) = snapshot::reconcile(snapshot, self.snapshots.clone()).await {
                         tracing::debug!(%error, "a pass of a snapshot failed");
                     }

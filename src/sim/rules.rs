@@ -42,6 +42,7 @@ impl Rules {
             .or_else(|| self.one_slot_for_a_submission(world))
             .or_else(|| self.cuts_are_used_once(world))
             .or_else(|| self.something_to_go_back_to(world))
+            .or_else(|| images_of_generations_stay(world))
             .or_else(|| self.counters_rise(world))
             .or_else(|| nobody_stands_still(world))
     }
@@ -137,6 +138,12 @@ fn one_copy(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// What a complete generation is based on is there (B12).
+fn images_of_generations_stay(world: &World) -> Option<String> {
+    let missing = world.repository.missing_images();
+    (!missing.is_empty()).then(|| format!("b12: complete generations need {missing:?}, which is gone"))
 }
 
 /// No guest stands still for ever (B3).

@@ -8,6 +8,7 @@
 //! images/<sha256>
 //! images/<sha256>.damaged                was read and is not what its name says; for a person to look at
 //! images/<sha256>.json                   format and size as a disk, once an import has checked it
+//! images/<sha256>.unnamed                since when nothing names it
 //! jobs/<uid>/record.json                 fence, highest number
 //! jobs/<uid>/generations/<n>/manifest.json
 //! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.<kind>.<size>.<blake3>
@@ -90,6 +91,16 @@ pub fn damaged_image(digest: &str) -> Result<PathBuf, BadName> {
 /// Where it is kept what an image is as a disk.
 pub fn disk_record(digest: &str) -> Result<PathBuf, BadName> {
     Ok(image(digest)?.with_extension("json"))
+}
+
+/// Where it is kept since when nothing names an image.
+pub fn unnamed_image(digest: &str) -> Result<PathBuf, BadName> {
+    Ok(image(digest)?.with_extension("unnamed"))
+}
+
+/// The digest of an image by its name in the directory of images.
+pub fn parse_image_name(name: &str) -> Option<String> {
+    is_digest(name).then(|| format!("sha256:{name}"))
 }
 
 /// The name of an image by the bytes of its SHA-256.

@@ -194,6 +194,11 @@ impl Manifest {
         part.files.iter().find(|f| f.kind == kind && f.digest == digest)
     }
 
+    /// The digests of all images a restore needs.
+    pub fn images(&self) -> impl Iterator<Item = &String> {
+        self.image.files()
+    }
+
     /// Bytes it takes in the repository.
     pub fn stored(&self) -> u64 {
         self.members.iter().flat_map(|m| &m.files).fold(0, |sum, f| sum.saturating_add(f.stored))

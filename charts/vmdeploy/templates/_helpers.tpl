@@ -28,6 +28,7 @@ repository: {{ include "vmdeploy.repositoryEndpoint" . | quote }}
 {{- with .Values.defaultImage }}
 defaultImage: {{ . }}
 {{- end }}
+imageGrace: {{ .Values.imageGrace }}
 {{- if .Values.jobNetwork.enabled }}
 jobNetwork:
   pool: {{ .Values.jobNetwork.pool }}

@@ -2,12 +2,13 @@
 //!
 //! An image becomes ready by one import, made by an importer of its own; its record in the status
 //! says what was imported. Nothing holds an object that is being deleted: an importer ends by itself
-//! and what it brought stays in the repository under its digest.
+//! and what it brought stays in the repository under its digest, until nothing has named it for a while (`review`).
 
 pub mod act;
 pub mod decide;
 pub mod importer;
 pub mod observe;
+pub mod review;
 pub mod status;
 
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, Snapshot, SnapshotStatus, VmImage,
+        BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, Snapshot, SnapshotStatus, VmImage, VmImageStatus,
         snapshot::Transfer,
     },
     clock::Clock,
@@ -141,6 +141,21 @@ impl FakeCluster {
         self.born(&mut image.metadata);
         objects.stamp(&mut image.metadata);
         objects.images.insert(key(&image.metadata), image);
+    }
+
+    /// Replaces the status of a VmImage, if it still has this version.
+    pub fn set_image_status(&self, image: &ObjectMeta, status: &VmImageStatus) -> Result<(), ClusterError> {
+        let mut objects = self.write("patch_image_status")?;
+        let place = key(image);
+        let found = objects.images.get(&place).ok_or_else(|| ClusterError::NotFound(place.1.clone()))?;
+        if found.metadata.resource_version != image.resource_version {
+            return Err(ClusterError::Conflict(place.1));
+        }
+        let mut found = found.clone();
+        found.status = Some(status.clone());
+        objects.stamp(&mut found.metadata);
+        objects.images.insert(place, found);
+        Ok(())
     }
 
     /// Creates a Secret.
@@ -449,6 +464,14 @@ impl ClusterView for FakeCluster {
 
     fn images(&self) -> Vec<Arc<VmImage>> {
         self.lock().images.values().cloned().map(Arc::new).collect()
+    }
+
+    async fn users_of_images(&self) -> Result<(Vec<VmImage>, Vec<BestEffortJob>), ClusterError> {
+        let objects = self.lock();
+        if objects.down || objects.unread.iter().any(|(kind, _)| matches!(kind, Kind::Image | Kind::Job)) {
+            return Err(ClusterError::Unreachable("not all can be read".into()));
+        }
+        Ok((objects.images.values().cloned().collect(), objects.jobs.values().cloned().collect()))
     }
 
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {

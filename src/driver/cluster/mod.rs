@@ -153,6 +153,10 @@ pub trait ClusterView: Send + Sync {
     /// All VmImages, as last seen.
     fn images(&self) -> Vec<Arc<VmImage>>;
 
+    /// All images and all jobs, asked of the API server itself. An error if any of them cannot be read: an image that
+    /// none of these names is named by none there is.
+    async fn users_of_images(&self) -> Result<(Vec<VmImage>, Vec<BestEffortJob>), ClusterError>;
+
     /// The snapshots that name this job, as last seen.
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>>;
 

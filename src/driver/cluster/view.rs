@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ::kube::{
     Api, Client,
+    api::ListParams,
     runtime::reflector::{ObjectRef, Store},
 };
 use async_trait::async_trait;
@@ -67,6 +68,13 @@ impl ClusterView for KubeView {
 
     fn images(&self) -> Vec<Arc<VmImage>> {
         self.images.state()
+    }
+
+    async fn users_of_images(&self) -> Result<(Vec<VmImage>, Vec<BestEffortJob>), ClusterError> {
+        // one that cannot be read fails the whole list
+        let images = Api::<VmImage>::all(self.client.clone()).list(&ListParams::default()).await;
+        let jobs = Api::<BestEffortJob>::all(self.client.clone()).list(&ListParams::default()).await;
+        Ok((images.map_err(|e| refused(&e))?.items, jobs.map_err(|e| refused(&e))?.items))
     }
 
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {

@@ -204,6 +204,7 @@ contract! {
     what_is_retired_or_removed_is_gone
     outputs_are_kept_and_listed
     images_are_their_digests
+    b12_images_go_once_nothing_names_them
     d2_a_disk_is_what_its_head_says
     wrong_names_are_refused
 }
@@ -393,6 +394,31 @@ async fn d2_a_disk_is_what_its_head_says(bench: &Bench) {
     bench.importer.note_disk(&digest, &record).await.unwrap();
     bench.importer.note_disk(&digest, &record).await.unwrap();
     assert_eq!(bench.operator.disk_record(&digest).await, Ok(Some(record)));
+}
+
+async fn b12_images_go_once_nothing_names_them(bench: &Bench) {
+    let path = bench.file("image", b"an image");
+    let digest = crate::store::layout::image_name(&Sha256::digest(b"an image"));
+    bench.importer.put_image(&digest, &path).await.unwrap();
+    let review = |named: &[&String], second: i64| crate::store::images::ImageReview {
+        named: named.iter().map(|digest| (*digest).clone()).collect(),
+        now: jiff::Timestamp::from_second(second).unwrap(),
+        grace: 3600,
+    };
+    let mut made = bench.sent(1, 1).await.unwrap();
+    made.image.kernel = Some(digest.clone());
+    bench.kget.publish(&made).await.unwrap();
+    let gone = async |named: &[&String], second| bench.operator.review_images(&review(named, second)).await.unwrap();
+    assert_eq!(gone(&[&digest], 0).await, [] as [String; 0]);
+    assert_eq!(gone(&[], 10_000).await, [] as [String; 0], "a complete generation names it");
+    bench.operator.retire(&job(), 1).await.unwrap();
+    assert_eq!(gone(&[], 20_000).await, [] as [String; 0], "its time begins");
+    assert_eq!(gone(&[], 23_599).await, [] as [String; 0]);
+    assert_eq!(bench.operator.image(&digest).await, Ok(Some(8)));
+    assert_eq!(gone(&[], 23_600).await, std::slice::from_ref(&digest));
+    assert_eq!(bench.operator.image(&digest).await, Ok(None));
+    bench.importer.put_image(&digest, &path).await.unwrap();
+    assert_eq!(gone(&[], 30_000).await, [] as [String; 0], "it has all its time again");
 }
 
 async fn wrong_names_are_refused(bench: &Bench) {

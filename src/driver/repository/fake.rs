@@ -9,6 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -20,6 +21,7 @@ use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         admission::{JobRecord, Publish, no_such_uid, part_is_void},
+        images::{Fate, ImageReview, fate},
         layout,
         manifest::{FileKind, Manifest, PartFile, is_uid},
     },
@@ -50,6 +52,8 @@ struct Inner {
     images: BTreeMap<String, Bytes>,
     image_sizes: BTreeMap<String, u64>,
     disks: BTreeMap<String, DiskRecord>,
+    /// Since when nothing names an image.
+    unnamed: BTreeMap<String, Timestamp>,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +92,9 @@ impl FakeRepository {
 
     /// Makes an image of this digest and size appear.
     pub fn add_image(&self, digest: &str, size: u64) {
-        self.lock().image_sizes.insert(digest.into(), size);
+        let mut inner = self.lock();
+        inner.unnamed.remove(digest);
+        inner.image_sizes.insert(digest.into(), size);
     }
 
     /// Makes a file of a part appear, as if an agent of `incarnation` had sent it.
@@ -123,6 +129,14 @@ impl FakeRepository {
     /// Numbers of the complete generations of a job.
     pub fn complete(&self, job: &JobUid) -> BTreeSet<Generation> {
         self.lock().jobs.get(job).into_iter().flat_map(|j| j.manifests.keys().copied()).collect()
+    }
+
+    /// Images that complete generations need and that are not there.
+    pub fn missing_images(&self) -> BTreeSet<String> {
+        let inner = self.lock();
+        let needed = inner.jobs.values().flat_map(|job| job.manifests.values()).flat_map(Manifest::images);
+        let is_there = |digest: &String| inner.images.contains_key(digest) || inner.image_sizes.contains_key(digest);
+        needed.filter(|digest| !is_there(digest)).cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -280,6 +294,29 @@ impl Repository for FakeRepository {
         layout::image(digest).map_err(refused)?;
         Ok(self.working()?.disks.get(digest).copied())
     }
+
+    async fn review_images(&self, review: &ImageReview) -> Result<Vec<String>, RepositoryError> {
+        let mut inner = self.working()?;
+        let manifests = inner.jobs.values().flat_map(|job| job.manifests.values());
+        let needed: BTreeSet<String> = manifests.flat_map(Manifest::images).chain(&review.named).cloned().collect();
+        let there: BTreeSet<String> = inner.images.keys().chain(inner.image_sizes.keys()).cloned().collect();
+        let mut removed = Vec::new();
+        for digest in there {
+            match fate(needed.contains(&digest), inner.unnamed.get(&digest).copied(), review) {
+                Fate::Named => drop(inner.unnamed.remove(&digest)),
+                Fate::Unnamed => drop(inner.unnamed.insert(digest, review.now)),
+                Fate::Waits => {}
+                Fate::Goes => {
+                    inner.images.remove(&digest);
+                    inner.image_sizes.remove(&digest);
+                    inner.disks.remove(&digest);
+                    inner.unnamed.remove(&digest);
+                    removed.push(digest);
+                }
+            }
+        }
+        Ok(removed)
+    }
 }
 
 #[async_trait]
@@ -401,6 +438,7 @@ impl ByteStore for FakeRepository {
         }
         let mut inner = self.working()?;
         inner.has_room()?;
+        inner.unnamed.remove(digest);
         inner.images.insert(digest.into(), content);
         Ok(())
     }

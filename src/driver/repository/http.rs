@@ -8,13 +8,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
     wire::{
-        self, ErrorReply, FenceOrder, LONG, MAX_ERROR, SHORT, disk_record_path, generation_path, image_path, job_path,
-        outputs_path, parts_path,
+        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, disk_record_path, generation_path,
+        image_path, job_path, outputs_path, parts_path,
     },
 };
 use crate::{
     names::{Generation, Identity, Incarnation, JobUid},
-    store::{layout, manifest::Manifest},
+    store::{images::ImageReview, layout, manifest::Manifest},
     tls::{Credentials, TlsError, base_url},
 };
 
@@ -145,6 +145,11 @@ impl Repository for HttpRepository {
             Err(RepositoryError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn review_images(&self, review: &ImageReview) -> Result<Vec<String>, RepositoryError> {
+        let sent = self.request(Method::PUT, IMAGES_PATH).timeout(LONG).json(review).send().await;
+        answered(sent).await?.json().await.map_err(unreachable)
     }
 }
 

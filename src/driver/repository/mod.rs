@@ -21,7 +21,10 @@ use super::{DriverError, Retry};
 use crate::{
     api::{Reason, image::DiskFormat},
     names::{Generation, Incarnation, JobUid, MemberIndex},
-    store::manifest::{FileKind, Manifest, MemberPart, PartFile},
+    store::{
+        images::ImageReview,
+        manifest::{FileKind, Manifest, MemberPart, PartFile},
+    },
 };
 
 /// A question that moves no files is answered within this time, or not at all.
@@ -202,6 +205,10 @@ pub trait Repository: Send + Sync {
 
     /// What was noted of an image when it was imported as a disk, if it was.
     async fn disk_record(&self, digest: &str) -> Result<Option<DiskRecord>, RepositoryError>;
+
+    /// Says which images are named by anything outside the repository. Those that neither the review nor a complete
+    /// generation names for the grace are removed, and returned (safety B12).
+    async fn review_images(&self, review: &ImageReview) -> Result<Vec<String>, RepositoryError>;
 }
 
 /// Which members of a generation are safe before it is complete: asked by kget, so that it goes on

@@ -133,6 +133,9 @@ pub fn output_path(job: &JobUid, member: MemberIndex, path: &str) -> String {
     format!("{}/{member}?path={}", outputs_path(job), Coded(path))
 }
 
+/// Path of all images.
+pub const IMAGES_PATH: &str = "/v1/images";
+
 /// Path of an image.
 pub fn image_path(digest: &str) -> String {
     format!("/v1/images/{}", Segment(digest))

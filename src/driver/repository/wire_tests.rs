@@ -14,6 +14,7 @@ use super::{
 use crate::{
     names::Identity,
     store::{
+        images::ImageReview,
         manifest::{FileKind, Manifest, PartFile, tests::manifest},
         ticket::Ticket,
     },
@@ -85,10 +86,13 @@ async fn d1_everybody_does_only_what_is_theirs() {
     let agent = bench.client(&Identity::Agent { job: job(), member: 0, incarnation: 1 });
     let kget = bench.client(&Identity::Kget);
     let importer = bench.client(&Identity::Importer);
+    let review = ImageReview { named: [].into(), now: jiff::Timestamp::now(), grace: 0 };
+    assert!(is_refused(&kget.review_images(&review).await));
     for nobody in [&agent, &importer] {
         assert!(is_refused(&nobody.publish(&made).await));
         assert!(is_refused(&nobody.fence(&job(), 9).await));
         assert!(is_refused(&nobody.retire(&job(), 1).await));
+        assert!(is_refused(&nobody.review_images(&review).await));
         assert!(is_refused(&nobody.kept_parts(&job(), 1).await));
     }
     assert!(is_refused(&agent.give_up(&job(), 2).await) && is_refused(&kget.give_up(&job(), 2).await));

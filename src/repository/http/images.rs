@@ -27,7 +27,7 @@ use crate::{
         receive::{Bounds, Hash, drain, receive},
         store::Store,
     },
-    store::layout,
+    store::{images::ImageReview, layout},
     tls::Peer,
 };
 
@@ -39,13 +39,10 @@ pub(super) async fn receive_image(
 ) -> Reply<()> {
     let admitted = allowed(&peer, Action::WriteImage)
         .and_then(|()| layout::image(&digest).map_err(|e| RepositoryError::Refused(e.to_string())));
-    let path = match admitted {
-        Ok(path) => path,
-        Err(error) => {
-            drain(body.into_data_stream());
-            return Err(error.into());
-        }
-    };
+    if let Err(error) = admitted {
+        drain(body.into_data_stream());
+        return Err(error.into());
+    }
     let hash = Hash::Sha256(Sha256::new());
     let arrival = service.arrivals.begin(format!("image {digest}"));
     let bounds = Bounds { most: service.limits.image, free: service.limits.free };
@@ -59,11 +56,15 @@ pub(super) async fn receive_image(
     if digest != received.digest {
         return Err(RepositoryError::Damaged(format!("the image is {}", received.digest)).into());
     }
-    let place = move |store: &Store| {
-        store.root.place(&received.staged, &path).map_err(|e| disk_error(&e))?;
-        store.root.discard(&layout::damaged_image(&digest)?).map_err(|e| disk_error(&e))
-    };
-    Ok(service.blocking(place).await?)
+    Ok(service.blocking(move |store| store.keep_image(&digest, &received.staged)).await?)
+}
+
+pub(super) async fn review(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Json(review): Json<ImageReview>,
+) -> Reply<Json<Vec<String>>> {
+    Ok(Json(service.run(&peer, Action::Rule, move |store| store.review_images(&review)).await?))
 }
 
 pub(super) async fn send(

@@ -1,6 +1,7 @@
 //! Whole lives of jobs in simulated time.
 
 mod crash;
+mod images;
 mod leave;
 mod life;
 mod master;
