@@ -31,6 +31,8 @@ const LOCAL: [i64; 8] = [
     0xf2f5_2010, // f2fs
     0x3153_464a, // jfs
 ];
+/// Name of the holder's file.
+pub(super) const LOCK: &str = "lock";
 /// A line of the lock is shorter than this.
 const LINE: usize = 256;
 
@@ -161,7 +163,7 @@ impl Lease {
     /// Opens the lock if it is there.
     pub fn lock(&self) -> Result<Option<Lock>, LeaseError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.directory, "lock", flags, Mode::empty()) {
+        let file = match rustix::fs::openat(&self.directory, LOCK, flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP) => return Err(LeaseError::Refused("the lock is a link".into())),
@@ -249,7 +251,7 @@ fn new_nonce() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-fn open_root(path: &Path) -> Result<OwnedFd, LeaseError> {
+pub(super) fn open_root(path: &Path) -> Result<OwnedFd, LeaseError> {
     std::fs::create_dir_all(path).map_err(|source| LeaseError::Io { what: "make the root of the leases", source })?;
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open the root of the leases"))?;
@@ -271,7 +273,7 @@ fn check_file_system(kind: i64) -> Result<(), LeaseError> {
     Err(LeaseError::Refused(format!("its file system (type {kind:#x}) is not known to be the node's own")))
 }
 
-fn open_directory(root: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+pub(super) fn open_directory(root: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(root, name, flags, Mode::empty())
 }

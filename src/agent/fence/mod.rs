@@ -7,6 +7,7 @@
 
 pub mod kill;
 pub mod lease;
+mod leftovers;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -14,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::{Arc, Mutex, PoisonError, mpsc},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lease::{Beat, Lease, LeaseError, Lock};
@@ -155,6 +156,13 @@ fn clear(directory: &Path) {
 /// Runs the fence around a supervisor. Returns when nothing else is left.
 pub fn run(config: &AgentConfig, vm_dir: &Path, mut supervisor: Command) -> Result<ExitCode, AgentFailure> {
     let lease = Lease::make(&config.lease, &config.slot.0)?;
+    let (root, own) = (PathBuf::from(&config.lease.root), config.lease.directory.clone());
+    // nobody waits for it
+    spawn(move || match leftovers::remove(&root, &own, SystemTime::now()) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => tracing::info!(?removed, "removed directories that a crash of the node has left"),
+        Err(error) => tracing::warn!(%error, "failed to look for what a crash of the node has left"),
+    });
     std::fs::create_dir_all(vm_dir).map_err(AgentFailure::io(format!("make {}", vm_dir.display())))?;
     clear(vm_dir);
     kill::adopt();

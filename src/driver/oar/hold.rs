@@ -33,6 +33,7 @@
 //! **An agent that follows another on the same slot** (a new incarnation, the slot was kept) finds
 //! the directory, checks owner and mode, keeps `lock`, and replaces `nonce`; its nonce appears in the
 //! lock's line at the next beat. So the directory is removed only after `release` or a lost lease.
+//! What a node's crash leaves is removed by a later agent there: nobody locks it and it was not written to for a day.
 //!
 //! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
 //! drops its lock, which the agent expects. When all holders have ended the hold ends, with
