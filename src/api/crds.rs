@@ -40,16 +40,32 @@ pub fn file_text(crd: &Value) -> Result<String, YamlError> {
     Ok(format!("{HEADER}{}", yaml::write(crd)?))
 }
 
-/// Rewrites number formats that the API server does not know into ones it does.
+/// Formats that the API server knows, of those that types of ours may have.
+const FORMATS: [&str; 5] = ["int32", "int64", "float", "double", "date-time"];
+
+/// Rewrites number formats that the API server does not know into ones it does, with the bounds they stand for; it
+/// warns of any other, which goes.
 fn known_formats(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
-            let format = fields.get("format").and_then(Value::as_str);
-            if let Some(format @ ("uint32" | "uint64")) = format {
-                let narrow = format == "uint32";
-                fields.insert("format".into(), json!("int64"));
-                if narrow {
-                    fields.entry("maximum").or_insert(json!(u32::MAX));
+            if let Some(format) = fields.get("format").and_then(Value::as_str).map(str::to_owned) {
+                let (known, bounds) = match format.as_str() {
+                    "uint8" => ("int32", Some((0, i64::from(u8::MAX)))),
+                    "uint16" => ("int32", Some((0, i64::from(u16::MAX)))),
+                    "int8" => ("int32", Some((i64::from(i8::MIN), i64::from(i8::MAX)))),
+                    "int16" => ("int32", Some((i64::from(i16::MIN), i64::from(i16::MAX)))),
+                    "uint32" => ("int64", Some((0, i64::from(u32::MAX)))),
+                    "uint64" => ("int64", None),
+                    other => (other, None),
+                };
+                if let Some((least, most)) = bounds {
+                    fields.entry("minimum").or_insert(json!(least));
+                    fields.entry("maximum").or_insert(json!(most));
+                }
+                if FORMATS.contains(&known) {
+                    fields.insert("format".into(), json!(known));
+                } else {
+                    fields.remove("format");
                 }
             }
             fields.values_mut().for_each(known_formats);
@@ -128,6 +144,35 @@ mod tests {
             let text = fs::read_to_string(chart).unwrap();
             assert!(text == file_text(&crd).unwrap() && !text.contains("{{"));
         }
+    }
+
+    #[test]
+    fn the_api_server_knows_every_format() {
+        fn look(schema: &Value, found: &mut Vec<String>) {
+            match schema {
+                Value::Object(fields) => {
+                    found.extend(fields.get("format").and_then(Value::as_str).map(str::to_owned));
+                    fields.values().for_each(|inner| look(inner, found));
+                }
+                Value::Array(items) => items.iter().for_each(|inner| look(inner, found)),
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        for crd in all() {
+            look(&crd["spec"]["versions"], &mut found);
+        }
+        assert!(found.len() > 50, "only {} formats", found.len());
+        let unknown: Vec<&String> = found.iter().filter(|format| !FORMATS.contains(&format.as_str())).collect();
+        assert_eq!(unknown, [] as [&String; 0]);
+        let mut schema =
+            json!({"a": {"format": "uint16", "minimum": 1}, "b": [{"format": "ip"}], "c": {"format": "int8"}});
+        known_formats(&mut schema);
+        assert_eq!(
+            schema,
+            json!({"a": {"format": "int32", "minimum": 1, "maximum": 65535}, "b": [{}],
+                "c": {"format": "int32", "minimum": -128, "maximum": 127}})
+        );
     }
 
     #[test]
