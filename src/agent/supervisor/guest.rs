@@ -1,11 +1,14 @@
 //! What the guest is asked, from `go` to the end of its command. Each conversation takes the guest's
 //! channel for itself, and gives it back quickly: a capture waits for it (safety B9).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::io::AsyncWriteExt as _;
 
-use super::Supervisor;
+use super::{Supervisor, upload::LOCAL_TRIES};
 use crate::{
     api::job::RunMembers,
     driver::{
@@ -180,29 +183,50 @@ impl Supervisor {
         with_channel!(self, channel => file.close(channel))
     }
 
-    /// Brings one file to the repository; waits for one that does not answer.
+    /// Brings one file to the repository; waits for one that does not answer, and not for ever for a disk of the
+    /// node's own: one that cannot be read so often never will be.
     async fn keep(&self, name: &str, path: &std::path::Path) {
+        let mut local = 0;
         loop {
-            let body = match tokio::fs::File::open(path).await {
-                Ok(file) => stream(file),
-                Err(error) => return self.problem(&format!("{name} is not kept: {error}")),
-            };
-            match self.store.put_output(&self.config.job, self.config.member, name, body).await {
-                Ok(()) => return,
-                Err(error @ (RepositoryError::Unreachable(_) | RepositoryError::Full(_))) => {
-                    tracing::warn!(%error, name, "an output waits for the repository");
-                    tokio::time::sleep(AGAIN).await;
+            let unread = Unread::default();
+            let sent = match tokio::fs::File::open(path).await {
+                Ok(file) => {
+                    let body = stream(file, unread.clone());
+                    self.store.put_output(&self.config.job, self.config.member, name, body).await
                 }
                 Err(error) => return self.problem(&format!("{name} is not kept: {error}")),
+            };
+            let Err(error) = sent else { return };
+            if let Some(error) = unread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                // whatever is said of a file that ended early: this is why
+                local += 1;
+                tracing::warn!(%error, name, local, "an output cannot be read");
+                if local == LOCAL_TRIES {
+                    let times = format!("it could not be read on the node, {local} times");
+                    return self.problem(&format!("{name} is not kept: {times}: {error}"));
+                }
+            } else if matches!(error, RepositoryError::Unreachable(_) | RepositoryError::Full(_)) {
+                tracing::warn!(%error, name, "an output waits for the repository");
+            } else {
+                return self.problem(&format!("{name} is not kept: {error}"));
             }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }
 
-fn stream(file: tokio::fs::File) -> ByteStream {
-    use futures::StreamExt as _;
+/// Why a file could not be read on, if so.
+type Unread = Arc<Mutex<Option<std::io::Error>>>;
+
+fn stream(file: tokio::fs::File, unread: Unread) -> ByteStream {
+    use futures::{StreamExt as _, TryStreamExt as _};
     let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10);
-    pieces.boxed()
+    let noted = pieces.map_err(move |error| {
+        let kind = error.kind();
+        *unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        kind.into()
+    });
+    noted.boxed()
 }
 
 #[cfg(test)]

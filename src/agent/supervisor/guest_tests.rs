@@ -13,7 +13,14 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    driver::{agent::VmState, guest::channel::Channel},
+    driver::{
+        agent::VmState,
+        guest::channel::Channel,
+        repository::{
+            Repository as _,
+            fake::{FakeRepository, Trouble},
+        },
+    },
 };
 
 /// A guest's agent that answers only while `awake`.
@@ -58,4 +65,38 @@ async fn a_guest_that_never_answers_is_told_of_and_goes_on() {
     wake.send(true).unwrap();
     tokio::time::timeout(Duration::from_secs(20), supervisor.view.until(|facts| facts.guest.answers)).await.unwrap();
     assert!(!silent());
+}
+
+/// A supervisor whose repository is this one.
+fn keeper(root: &std::path::Path, repository: &FakeRepository) -> Arc<Supervisor> {
+    let paths = Paths { vm: root.join("vm"), cache: root.join("cache") };
+    Supervisor::new(config(root), paths, Arc::new(repository.clone()), Clock::system(), None)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_that_cannot_be_read_on_is_given_up_and_told_of() {
+    let (root, repository) = (tempfile::tempdir().unwrap(), FakeRepository::new());
+    let supervisor = keeper(root.path(), &repository);
+    // it opens, and fails as it is read
+    tokio::time::timeout(Duration::from_secs(60), supervisor.keep("/data/result", root.path())).await.unwrap();
+    let problem = supervisor.view.render().guest.problem.unwrap();
+    for part in ["/data/result is not kept", "could not be read on the node", "directory"] {
+        assert!(problem.contains(part), "{problem}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c2_an_output_waits_for_the_repository_however_long_that_takes() {
+    let (root, repository) = (tempfile::tempdir().unwrap(), FakeRepository::new());
+    let supervisor = keeper(root.path(), &repository);
+    let file = root.path().join("result");
+    std::fs::write(&file, b"42").unwrap();
+    repository.set_trouble(Trouble::Unreachable);
+    let own = supervisor.clone();
+    let keeping = tokio::spawn(async move { own.keep("/data/result", &file).await });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!keeping.is_finished() && supervisor.view.render().guest.problem.is_none());
+    repository.set_trouble(Trouble::None);
+    keeping.await.unwrap();
+    assert_eq!(repository.outputs(&supervisor.config.job).await.unwrap().len(), 1);
 }

@@ -23,7 +23,7 @@ const KINDS: [FileKind; 3] = [FileKind::Memory, FileKind::Disk, FileKind::Output
 const AGAIN: Backoff =
     Backoff { first: std::time::Duration::from_secs(1), longest: std::time::Duration::from_secs(20) };
 /// A file of the node's own that cannot be read so often never will be.
-const LOCAL_TRIES: u32 = 4;
+pub(super) const LOCAL_TRIES: u32 = 4;
 
 /// The upload that was ordered last.
 pub(super) struct Upload {
