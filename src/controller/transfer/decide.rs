@@ -1,10 +1,15 @@
 //! Who sends next, what is safe, what is complete. Pure: facts and the time in, a plan out.
 //!
 //! One sender at a time fills the repository's link (the smallest first, so that members get free
-//! early); an evacuation does not wait for a periodic transfer to end. What is safe is what the
-//! repository lists (safety B15), never what an agent says.
+//! early); an evacuation does not wait for a periodic transfer to end, not even for one of its own agent, unless
+//! that is about to complete its generation. What is safe is what the repository lists (safety B15), never what an
+//! agent says.
 
-use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -162,7 +167,8 @@ enum Stage {
 pub fn decide(cases: &[Case], now: Timestamp) -> Plan {
     let mut order: Vec<&Case> = cases.iter().collect();
     order.sort_by_key(|case| (Reverse(is_evacuation(case.reason)), case.taken_at, case.uid.clone()));
-    let staged: Vec<(&Case, Vec<Stage>)> = order.into_iter().map(|case| (case, stages(case, now))).collect();
+    let last: BTreeSet<Sent<'_>> = cases.iter().flat_map(last_parts).collect();
+    let staged: Vec<(&Case, Vec<Stage>)> = order.into_iter().map(|case| (case, stages(case, &last, now))).collect();
     let mut link = Link::default();
     for (case, stages) in &staged {
         // one that stands still leaves the link to others
@@ -211,7 +217,30 @@ impl Link {
     }
 }
 
-fn stages(case: &Case, now: Timestamp) -> Vec<Stage> {
+/// A part that is being sent.
+type Sent<'a> = (&'a JobUid, Incarnation, Generation, MemberIndex);
+
+/// The part that completes its generation, if it is more than half there: with it there is something newer to go back
+/// to, whatever becomes of the next. Where the repository has not said what it has, any may be the one.
+fn last_parts(case: &Case) -> impl Iterator<Item = Sent<'_>> {
+    let is_kept = |kept: &[KeptPart], member| {
+        kept.iter().any(|kept| kept.incarnation == case.incarnation && kept.part.index == member)
+    };
+    let others_kept = move |member| {
+        case.kept
+            .known()
+            .is_none_or(|kept| case.agents.iter().all(|other| other.member == member || is_kept(kept, other.member)))
+    };
+    let half_sent = |agent: &&AgentSeen| {
+        let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
+        upload.is_some_and(|u| u.generation == case.generation && is_moving(u) && u.sent > u.total / 2)
+    };
+    let parts =
+        case.agents.iter().filter(half_sent).map(|agent| agent.member).filter(move |member| others_kept(*member));
+    parts.map(|member| (&case.job, case.incarnation, case.generation, member))
+}
+
+fn stages(case: &Case, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> Vec<Stage> {
     let kept = case.kept.known().map(Vec::as_slice).unwrap_or_default();
     let kept: BTreeMap<MemberIndex, &KeptPart> =
         kept.iter().filter(|k| k.incarnation == case.incarnation).map(|k| (k.part.index, k)).collect();
@@ -220,9 +249,9 @@ fn stages(case: &Case, now: Timestamp) -> Vec<Stage> {
         .iter()
         .map(|agent| match kept.get(&agent.member) {
             Some(kept) => Stage::Safe { size: size(&kept.part) },
-            None if known => agent_stage(case, agent, now),
+            None if known => agent_stage(case, agent, last, now),
             // it may have the part already: nothing is lost, nor tried in vain, before it has said so
-            None => match agent_stage(case, agent, now) {
+            None => match agent_stage(case, agent, last, now) {
                 Stage::Ready { .. } if agent.ordered.is_some() => silent_repository(agent.member),
                 Stage::Lost { .. } | Stage::Arrived { .. } => silent_repository(agent.member),
                 stage => stage,
@@ -239,7 +268,7 @@ fn size(part: &MemberPart) -> u64 {
     part.files.iter().fold(0, |sum, file| sum.saturating_add(file.size))
 }
 
-fn agent_stage(case: &Case, agent: &AgentSeen, now: Timestamp) -> Stage {
+fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> Stage {
     let member = agent.member;
     let lost = |why: String| Stage::Lost { why: format!("member {member}: {why}") };
     let waiting = |why: String| Stage::Waiting { why: format!("member {member}: {why}") };
@@ -277,8 +306,13 @@ fn agent_stage(case: &Case, agent: &AgentSeen, now: Timestamp) -> Stage {
     if agent.record.is_none() {
         return lost(format!("its agent no longer has generation {}", case.generation));
     }
-    // one that stands still gives way to a later one
-    let holds = |u: &&UploadState| is_moving(u) && (u.waiting.is_none() || u.generation > case.generation);
+    // one that stands still gives way to a later one, and any to the one after which the members leave
+    let gives_way = |u: &UploadState| {
+        let evacuating = is_evacuation(case.reason);
+        let is_last = || last.contains(&(&case.job, case.incarnation, u.generation, member));
+        u.generation < case.generation && (u.waiting.is_some() || (evacuating && !is_last()))
+    };
+    let holds = |u: &&UploadState| is_moving(u) && !gives_way(u);
     if let Some(other) = upload.filter(|u| u.generation != case.generation && holds(u)) {
         return waiting(format!("its agent still sends generation {}", other.generation));
     }

@@ -208,11 +208,64 @@ fn evacuations_go_first_and_do_not_wait_for_periodic_ones() {
 
 #[test]
 fn an_agent_that_still_sends_an_older_generation_is_waited_for() {
-    let mut case = Case { reason: SnapshotReason::Notice, ..case() };
+    let mut case = case();
     set(&mut case.agents[1], sending(6));
     let plan = decide(&[case], now());
     assert_eq!(uploads(&plan), [("s1".into(), 0)]);
     assert!(report(&plan).message.unwrap().contains("generation 6"));
+}
+
+/// Generation 7 is being sent by member 1, and generation 8 is the last of these members.
+fn final_one(sent: u64, safe: &[MemberIndex]) -> [Case; 2] {
+    let mut older = case();
+    older.kept = Fact::Known(safe.iter().map(|member| kept(*member)).collect());
+    let mut last = case();
+    (last.uid, last.generation, last.reason) = ("s2".into(), 8, SnapshotReason::Notice);
+    for case in [&mut older, &mut last] {
+        set(&mut case.agents[1], UploadState { sent, ..sending(7) });
+        for agent in &mut case.agents {
+            agent.state.as_mut().unwrap().capture.as_mut().unwrap().generation = 8;
+        }
+    }
+    older.agents[1].ordered = Some(Ordered { times: 1, last: before(5), refused: None });
+    [older, last]
+}
+
+#[rstest]
+#[case::others_are_missing_too(99, &[], true)]
+#[case::the_last_one_has_only_begun(50, &[0], true)]
+#[case::the_last_one_is_nearly_there(51, &[0], false)]
+fn an_older_generation_gives_way_to_the_last_of_its_members(
+    #[case] sent: u64,
+    #[case] safe: &[MemberIndex],
+    #[case] gives_way: bool,
+) {
+    let cases = final_one(sent, safe);
+    let plan = decide(&cases, now());
+    assert_eq!(uploads(&plan), [("s2".into(), u32::from(gives_way))]);
+    // a periodic one goes on waiting
+    let [older, mut later] = cases;
+    later.reason = SnapshotReason::Periodic;
+    assert_eq!(uploads(&decide(&[older, later], now())), []);
+}
+
+#[test]
+fn what_the_repository_has_is_not_known_and_nothing_gives_way() {
+    let mut cases = final_one(99, &[]);
+    cases[0].kept = Fact::Unknown { since: before(1) };
+    assert_eq!(uploads(&decide(&cases, now())), [("s2".into(), 0)]);
+}
+
+/// The other way round: the agent would refuse it.
+#[test]
+fn the_last_generation_never_gives_way_to_an_older_one() {
+    let [mut older, mut last] = final_one(40, &[]);
+    older.reason = SnapshotReason::Suspend;
+    for case in [&mut older, &mut last] {
+        set(&mut case.agents[1], UploadState { generation: 8, ..sending(8) });
+    }
+    let plan = decide(&[older, last], now());
+    assert!(!uploads(&plan).contains(&("s1".into(), 1)), "{plan:?}");
 }
 
 #[test]
