@@ -260,7 +260,8 @@ fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Opt
 }
 
 fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting) {
+    // what is wrong with what is kept of a guest is only known after its end
+    if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing) {
         return None;
     }
     let silent = status.members.iter().find_map(|member| {
@@ -276,10 +277,32 @@ fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> O
             (Reason::GuestSilent, message)
         })
     });
-    silent.or_else(|| {
+    let found = silent.or_else(|| {
         status.everyone().find_map(|member| {
             let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
             Some((Reason::GuestNotReset, format!("{}: {problem}", called(member, job))))
         })
+    });
+    found.or_else(|| {
+        // an agent that is not heard takes nothing back
+        let unheard = status
+            .everyone()
+            .filter_map(|member| member.agent.as_ref())
+            .any(|agent| seen.agents.get(&agent.pod).is_none_or(|agent| agent.state.is_none()));
+        let before = degradation(status).filter(|_| unheard)?;
+        Some((before, conditions::get(&status.conditions, ConditionType::GuestDegraded)?.message.clone()))
     })
+}
+
+/// Why a guest is said to be degraded, if one is.
+fn degradation(status: &BestEffortJobStatus) -> Option<Reason> {
+    let condition = conditions::get(&status.conditions, ConditionType::GuestDegraded)?;
+    let reason = serde_json::from_value(condition.reason.clone().into()).ok()?;
+    (condition.status == "True").then_some(reason)
+}
+
+/// What has just come to be wrong with a guest, in the words of its condition: told of once, as long as it lasts.
+pub fn newly_degraded(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Option<(Reason, String)> {
+    let reason = degradation(new).filter(|reason| old.and_then(degradation) != Some(*reason))?;
+    Some((reason, conditions::get(&new.conditions, ConditionType::GuestDegraded)?.message.clone()))
 }

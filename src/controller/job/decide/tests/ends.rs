@@ -7,7 +7,7 @@ use rstest::rstest;
 use super::life::*;
 use crate::{
     api::{
-        JobPhase,
+        JobPhase, Reason,
         job::{OnNotice, RunMembers},
         job_status::Kills,
     },
@@ -107,6 +107,53 @@ fn a_guest_that_never_answers_is_told_of_and_goes_on() {
     (life.agent(1).guest.silent, life.agent(1).guest.answers) = (false, true);
     life.run(5);
     assert_eq!(life.message("GuestDegraded"), "");
+}
+
+/// The events of these seconds that tell of a guest.
+fn told(life: &mut Life, seconds: i64) -> Vec<Reason> {
+    let mut told = Vec::new();
+    for _ in 0..seconds {
+        life.advance(1);
+        let notes = life.pass().notes;
+        let of_guest = |reason: &Reason| matches!(reason, Reason::GuestSilent | Reason::GuestNotReset);
+        told.extend(notes.into_iter().filter(|note| note.warning).map(|note| note.reason).filter(of_guest));
+    }
+    told
+}
+
+#[test]
+fn a_silent_guest_is_told_of_by_one_event() {
+    let mut life = Life::running(2);
+    assert_eq!(told(&mut life, 5), []);
+    life.agent(1).guest.silent = true;
+    assert_eq!(told(&mut life, 10), [Reason::GuestSilent]);
+    // another operator, which has not heard the agents yet: unknown takes nothing back
+    let (pod, said) = (life.pod_of(1), life.message("GuestDegraded"));
+    let state = life.seen.agents.get_mut(&pod).unwrap().state.take();
+    assert_eq!(told(&mut life, 3), []);
+    assert_eq!(life.message("GuestDegraded"), said);
+    life.seen.agents.get_mut(&pod).unwrap().state = state;
+    assert_eq!(told(&mut life, 3), []);
+    life.agent(1).guest.silent = false;
+    assert_eq!(told(&mut life, 3), []);
+    assert_eq!(life.message("GuestDegraded"), "");
+    life.agent(1).guest.silent = true;
+    assert_eq!(told(&mut life, 3), [Reason::GuestSilent]);
+}
+
+#[test]
+fn what_is_not_kept_is_told_of_before_the_job_has_succeeded() {
+    let mut life = Life::running(1);
+    life.run(5);
+    life.agent(0).guest.exit_code = Some(0);
+    assert_eq!(told(&mut life, 3), []);
+    assert_eq!(life.phase(), JobPhase::Completing);
+    life.agent(0).guest.problem = Some("/data/result is not kept: no".into());
+    assert_eq!(told(&mut life, 3), [Reason::GuestNotReset]);
+    assert!(life.message("GuestDegraded").contains("/data/result is not kept"));
+    life.agent(0).guest.outputs_kept = true;
+    assert_eq!(told(&mut life, 20), []);
+    assert_eq!((life.phase(), life.message("GuestDegraded").as_str()), (JobPhase::Succeeded, ""));
 }
 
 #[test]
