@@ -58,6 +58,8 @@ pub enum Reason {
     ImageImporting,
     /// The image is in the repository.
     ImageImported,
+    /// The repository no longer has the image of a job that has started; the message says what to do.
+    ImageLost,
     /// The image could not be fetched.
     ImageFetchFailed,
     /// The image has another digest than the spec says.

@@ -67,7 +67,7 @@ pub fn decide(job: &BestEffortJob, seen: &Seen, now: Timestamp) -> Plan {
     step(&mut d, goal);
     d.show_master();
     super::status::conditions(&mut d.status, job, seen, now);
-    if let Some((reason, message)) = super::status::newly_degraded(job.status.as_ref(), &d.status) {
+    for (reason, message) in super::status::news(job.status.as_ref(), &d.status) {
         d.warn(reason, message);
     }
     d.finish()

@@ -20,7 +20,7 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, Reason, VmImage,
         conditions,
         job::Master,
-        job_status::{MemberPhase, ResolvedImage, SlotState},
+        job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus},
     },
     driver::{
         Fact,
@@ -45,6 +45,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let SlotsSeen { slots, looked_up, reads_good_since, error } = slots(job, &status, ctx, &account);
     let agents = agents(&uid, &status, ctx);
     let content = content(&uid, &status, &slots, ctx).await;
+    let missing_image = missing_image(job, &status, &slots, ctx).await;
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -73,6 +74,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         agents,
         barrier: remembered.barrier,
         content,
+        missing_image,
         repository_silent: remembered.repository_silent,
         snapshots: snapshots(job, ctx),
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
@@ -314,6 +316,41 @@ async fn content(
             Fact::Unknown { since }
         }
     }
+}
+
+/// What the repository no longer has of a started job's image. Asked once no slot is left: another is
+/// of no use without it. The job's own right to it is the digest, whatever became of the VmImage.
+async fn missing_image(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
+    ctx: &Context,
+) -> Fact<String> {
+    let since = ctx.clock.now();
+    let ended = |id: &str| {
+        let facts = slots.known().into_iter().flatten().find(|facts| facts.id.0 == id);
+        facts.is_some_and(|facts| matches!(facts.phase, SlotPhase::Ended(_)))
+    };
+    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
+        || (status.phase == JobPhase::Suspended && job.spec.suspend);
+    let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
+    let held = status.slots.iter().any(|slot| used(slot) && !ended(&slot.id));
+    let Some(image) = status.image.as_ref().filter(|_| status.started.is_some() && !over && !held) else {
+        return Fact::Unknown { since };
+    };
+    for digest in [Some(&image.disk), image.kernel.as_ref(), image.initrd.as_ref()].into_iter().flatten() {
+        match ctx.repository.image(digest).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Fact::Known(digest.clone()),
+            Err(error) => {
+                let uid = uid(job);
+                tracing::warn!(job = %uid, %error, "the repository does not answer");
+                ctx.memory.update(&uid, |memory| memory.repository_silent = Some(since));
+                return Fact::Unknown { since };
+            }
+        }
+    }
+    Fact::Absent
 }
 
 fn nodes(

@@ -250,6 +250,9 @@ pub struct Seen {
     pub barrier: Option<BarrierSeen>,
     /// What the repository has; `Unknown` also where nobody needs to know.
     pub content: Fact<JobContent>,
+    /// A file of a started job's image that the repository no longer has; asked only where slots may be
+    /// asked for, and `Unknown` elsewhere.
+    pub missing_image: Fact<String>,
     /// When the repository was last asked in vain by this process, if ever.
     pub repository_silent: Option<Timestamp>,
     /// The Snapshot objects of the job.

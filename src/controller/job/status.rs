@@ -29,7 +29,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     let mut say = |kind, (truth, reason, message): (Truth, Reason, String)| {
         conditions::set(&mut list, kind, truth, reason, message, generation, now);
     };
-    say(ConditionType::Ready, ready(status));
+    say(ConditionType::Ready, ready(status, seen));
     say(ConditionType::ImageReady, image(status, seen));
     say(ConditionType::Admitted, admitted(status));
     say(ConditionType::Provisioned, provisioned(status, seen));
@@ -38,7 +38,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     say(ConditionType::Complete, complete(status));
     let abnormal = [
         (ConditionType::Reconciling, reconciling(status)),
-        (ConditionType::Stalled, stalled(status)),
+        (ConditionType::Stalled, stalled(status, seen)),
         (ConditionType::Evicting, evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
         (ConditionType::GuestDegraded, degraded(status, job, seen)),
@@ -61,7 +61,7 @@ fn in_use(status: &BestEffortJobStatus) -> Option<&SlotStatus> {
     status.slots.iter().find(|slot| slot.release.is_none() && slot.state != SlotState::Ended)
 }
 
-fn ready(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+fn ready(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
     if let Some(failed) = conditions::get(&status.conditions, ConditionType::Failed)
         && status.phase == JobPhase::Failed
     {
@@ -73,6 +73,9 @@ fn ready(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
         let message = "a person deleted the slots at the site: set suspend to true and to false again to go on";
         return (Truth::False, Reason::CancelledExternally, message.into());
+    }
+    if let Some((reason, message)) = lost_image(status, seen).filter(|_| status.phase == JobPhase::Queued) {
+        return (Truth::False, reason, message);
     }
     let attempt = status.attempt;
     let from = match status.origin.as_ref().and_then(|origin| origin.generation) {
@@ -100,6 +103,9 @@ fn ready(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
 }
 
 fn image(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+    if let Some((reason, message)) = lost_image(status, seen) {
+        return (Truth::False, reason, message);
+    }
     if let Some(image) = &status.image {
         return (Truth::True, Reason::ImageImported, format!("{}/{}", image.namespace, image.name));
     }
@@ -112,6 +118,24 @@ fn image(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
         Fact::Absent => (Truth::False, Reason::ImageNotFound, "there is no such VmImage".into()),
         Fact::Unknown { .. } => (Truth::Unknown, Reason::NotYet, String::new()),
     }
+}
+
+/// What to do about the image of a job that has started, if the repository no longer has it.
+fn lost_image(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+    let image = status.image.as_ref().filter(|_| in_use(status).is_none())?;
+    let said = conditions::get(&status.conditions, ConditionType::ImageReady)?;
+    let message = match &seen.missing_image {
+        Fact::Known(digest) => format!(
+            "the repository no longer has {digest} of image {}/{}, from which this job was started: no slots are asked \
+             for. It is imported again as long as that VmImage is there: if it is not, or its source has changed, apply \
+             it again with a source of this digest. The job then goes on by itself",
+            image.namespace, image.name
+        ),
+        Fact::Absent => return None,
+        // silence takes nothing back
+        Fact::Unknown { .. } => Some(said).filter(|said| cause(said) == Reason::ImageLost)?.message.clone(),
+    };
+    Some((Reason::ImageLost, message))
 }
 
 fn admitted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
@@ -221,12 +245,18 @@ fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
     before.then(|| (Reason::NotYet, "not accepted yet".to_owned()))
 }
 
-fn stalled(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
+fn stalled(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
     if let Some(retry) = status.retry.as_ref().filter(|retry| retry.stalled || needs_a_person(retry.reason)) {
         return Some((retry.reason, retry.message.clone()));
     }
     if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
         return Some((Reason::CancelledExternally, "a person deleted the slots at the site".into()));
+    }
+    // a VmImage that is there is imported again by itself
+    if let Some(lost) = lost_image(status, seen)
+        && matches!(seen.image, Fact::Absent | Fact::Known(ImageSeen::Broken(..)))
+    {
+        return Some(lost);
     }
     let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
     (status.phase == JobPhase::Failed).then(|| (cause(failed), failed.message.clone()))
@@ -296,13 +326,21 @@ fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> O
 
 /// Why a guest is said to be degraded, if one is.
 fn degradation(status: &BestEffortJobStatus) -> Option<Reason> {
-    let condition = conditions::get(&status.conditions, ConditionType::GuestDegraded)?;
-    let reason = serde_json::from_value(condition.reason.clone().into()).ok()?;
-    (condition.status == "True").then_some(reason)
+    conditions::get(&status.conditions, ConditionType::GuestDegraded).map(cause)
 }
 
-/// What has just come to be wrong with a guest, in the words of its condition: told of once, as long as it lasts.
-pub fn newly_degraded(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Option<(Reason, String)> {
-    let reason = degradation(new).filter(|reason| old.and_then(degradation) != Some(*reason))?;
-    Some((reason, conditions::get(&new.conditions, ConditionType::GuestDegraded)?.message.clone()))
+/// What has just come to be wrong and is told of by a condition, in its words: told of once, as long as it lasts.
+pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec<(Reason, String)> {
+    let told = |kind: ConditionType| {
+        let condition = conditions::get(&new.conditions, kind)?;
+        let reason = cause(condition);
+        let news = match kind {
+            ConditionType::GuestDegraded => true,
+            ConditionType::ImageReady => reason == Reason::ImageLost,
+            _ => false,
+        };
+        let before = old.and_then(|old| conditions::get(&old.conditions, kind)).map(cause);
+        (news && before != Some(reason)).then(|| (reason, condition.message.clone()))
+    };
+    [ConditionType::GuestDegraded, ConditionType::ImageReady].into_iter().filter_map(told).collect()
 }

@@ -97,6 +97,13 @@ impl FakeRepository {
         inner.image_sizes.insert(digest.into(), size);
     }
 
+    /// Loses an image, as a disk that breaks would.
+    pub fn lose_image(&self, digest: &str) {
+        let mut inner = self.lock();
+        inner.image_sizes.remove(digest);
+        inner.images.remove(digest);
+    }
+
     /// Makes a file of a part appear, as if an agent of `incarnation` had sent it.
     pub fn add_part(
         &self,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::{DIGEST, NAMESPACE, World, image, job};
 use crate::{
     api::{
-        ConditionType, JobPhase,
+        ConditionType, JobPhase, Reason,
         conditions::{get, is_true},
     },
     driver::{
@@ -156,4 +156,42 @@ async fn b12_an_image_that_is_gone_though_a_vm_image_names_it_is_imported_again(
     assert_eq!(get(&status.conditions, ConditionType::Ready).unwrap().status, "True");
     world.cluster.put_job(job(1));
     world.until_phase(300, JobPhase::Succeeded).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_slots_are_asked_for_while_a_started_jobs_image_is_gone() {
+    let mut world = World::new(4);
+    world.pace.work = Duration::from_secs(HOUR);
+    let mut job = job(2);
+    job.spec.snapshots.period = Duration::from_secs(5 * HOUR).into();
+    world.cluster.put_job(job);
+    world.until_phase(100, JobPhase::Running).await;
+    world.remove_vm_image().await;
+    world.repository.lose_image(DIGEST);
+    world.pass(100).await;
+    assert_eq!(world.phase(), Some(JobPhase::Running), "a guest that runs needs it no more: {}", world.story());
+    let slot = SlotId(world.open_slots().first().cloned().expect("a slot"));
+    world.repository.set_trouble(Trouble::Unreachable);
+    world.site.end(&slot, End::Preempted);
+    world.pass(100).await;
+    let condition = |world: &World, kind| get(&world.status().conditions, kind).cloned();
+    let image = condition(&world, ConditionType::ImageReady).unwrap();
+    assert_eq!((image.status.as_str(), world.site.calls().submit), ("True", 1), "not known: {}", world.story());
+    assert_eq!(world.phase(), Some(JobPhase::Queued));
+    world.repository.set_trouble(Trouble::None);
+    world.pass(100).await;
+    let image = condition(&world, ConditionType::ImageReady).unwrap();
+    assert_eq!((image.status.as_str(), image.reason.as_str()), ("False", "ImageLost"), "{}", world.story());
+    assert!(image.message.contains(DIGEST) && image.message.contains("team/debian"), "{}", image.message);
+    assert_eq!(condition(&world, ConditionType::Stalled).unwrap().reason, "ImageLost", "nothing brings it back");
+    let told = |world: &World| world.cluster.events().iter().filter(|event| event.reason == Reason::ImageLost).count();
+    assert_eq!((world.site.calls().submit, told(&world)), (1, 1), "{}", world.story());
+    world.repository.set_trouble(Trouble::Unreachable);
+    world.pass(100).await;
+    assert_eq!(condition(&world, ConditionType::ImageReady).unwrap().status, "False", "silence takes nothing back");
+    world.repository.set_trouble(Trouble::None);
+    world.apply_vm_image();
+    world.until_phase(300, JobPhase::Running).await;
+    assert_eq!(condition(&world, ConditionType::ImageReady).unwrap().status, "True");
+    assert!(condition(&world, ConditionType::Stalled).is_none() && told(&world) == 1, "{}", world.story());
 }

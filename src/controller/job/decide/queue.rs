@@ -13,7 +13,7 @@ use crate::{
         job_status::{PendingSubmission, ReleaseReason, SlotState},
     },
     controller::job::plan::Effect,
-    driver::{DriverError, Retry, site::SlotRequest},
+    driver::{DriverError, Fact, Retry, site::SlotRequest},
     names::slot_name,
 };
 
@@ -21,6 +21,8 @@ use crate::{
 const FIRST_SEARCH: Duration = Duration::from_secs(3);
 /// How long reads of a site must have been good before what they do not show is taken to be absent.
 const SURE_AFTER: Duration = Duration::from_secs(10);
+/// How often an image that is gone is looked for.
+const IMAGE_AGAIN: Duration = Duration::from_secs(15);
 
 impl Draft<'_> {
     /// Asks for slots, or waits for them.
@@ -104,7 +106,22 @@ impl Draft<'_> {
         true
     }
 
+    /// Asks for slots, unless those that a started job would get were of no use: its image is gone, or
+    /// may be.
     fn submit(&mut self) {
+        match &self.seen.missing_image {
+            Fact::Known(_) => {
+                self.because("the repository no longer has the image");
+                self.wake(IMAGE_AGAIN);
+                return;
+            }
+            Fact::Unknown { .. } if self.status.started.is_some() => {
+                self.because("whether the repository has the image is not known");
+                self.wake(Duration::from_secs(2));
+                return;
+            }
+            Fact::Absent | Fact::Unknown { .. } => {}
+        }
         let number = self.status.submission + 1;
         let request = self.request(number);
         self.status.submission = number;

@@ -105,6 +105,7 @@ pub(super) fn life(members: u32) -> Life {
         barrier: None,
         content: Fact::Known(JobContent::default()),
         snapshots: Vec::new(),
+        missing_image: Fact::Absent,
         repository_silent: None,
         unread_snapshots: false,
         sent: BTreeMap::new(),
