@@ -143,6 +143,26 @@ sites:
         assert!(matches!(Config::read("sites: 1"), Err(ConfigError::Text(_))));
     }
 
+    #[test]
+    fn the_chart_takes_no_ports_that_are_refused_here() {
+        let schema = include_str!("../../charts/vmdeploy/values.schema.json");
+        let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+        let bound =
+            |name: &str, which: &str| schema["properties"]["agents"]["properties"][name][which].as_u64().unwrap();
+        let read = |first: u64, count: u64| {
+            Config::read(
+                &GOOD.replace("portFirst: 17700, portCount: 64", &format!("portFirst: {first}, portCount: {count}")),
+            )
+        };
+        let (least, least_count) = (bound("portFirst", "minimum"), bound("portCount", "minimum"));
+        let (most, most_count) = (bound("portFirst", "maximum"), bound("portCount", "maximum"));
+        for (first, count) in [(least, least_count), (least, most_count), (most, least_count), (most, most_count)] {
+            assert!(read(first, count).is_ok(), "{first} {count}");
+        }
+        // and the bounds are no narrower than they need be
+        assert!(read(most + 1, most_count).is_err() && read(least - 1, 1).is_err());
+    }
+
     #[rstest]
     #[case::no_port("vmdeploy-system:7700", "vmdeploy-system", "repository must be host:port")]
     #[case::no_namespace("namespace: vmdeploy-system", "namespace: ''", "namespace must name")]
