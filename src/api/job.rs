@@ -65,6 +65,7 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
     validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
     validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
+    validation = ("self.slots.allocation != 'PerMember'", "slots.allocation PerMember is not available in this version: use Gang"),
     validation = ("self.slots.allocation != 'PerMember' || self.members == 1 || has(self.slots.acquireTimeout)", "slots.allocation PerMember needs slots.acquireTimeout, for example 10m: the slots come one by one")
 )]
 #[serde(rename_all = "camelCase")]
@@ -442,7 +443,7 @@ pub enum NetworkKind {
 }
 
 /// The way in to the members from outside the cluster: an ssh server on a node's address, for the keys of
-/// access.sshKeys, that connects to members (`ssh -J`) and does nothing else. status.network.master says
+/// access.sshKeys, that connects to members (`ssh -J`) and does nothing else. status.network.wayIn says
 /// where it is.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Master {

@@ -75,7 +75,7 @@ pub struct BestEffortJobStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
     /// The node that only serves the way in, with network.master Dedicated, and the agent on it. It has no
-    /// virtual machine; its index is the number of members.
+    /// virtual machine; its index is the number of members. Where people get in says network.wayIn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<MemberStatus>,
     /// The job's own network.
@@ -222,9 +222,10 @@ pub struct NetworkStatus {
     /// UDP port of the VXLAN on the nodes: that of the operator's configuration when the incarnation began,
     /// 0 before the first.
     pub port: u16,
-    /// The way in to the members, while they run.
+    /// The way in to the members, while they run, whoever serves it: the agent of member 0, or that of the
+    /// status's master.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub master: Option<WayIn>,
+    pub way_in: Option<WayIn>,
 }
 
 /// The way in to the members from outside the cluster, of the present incarnation.
@@ -294,6 +295,10 @@ pub struct AgentStatus {
     pub incarnation: u32,
     /// Id of the slot it is on.
     pub slot: String,
+    /// `address:port` of the job's way in, if this agent serves it: that of the operator's configuration when
+    /// the agent was placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_in: Option<String>,
     /// The member is taken for dead only because nobody heard of it for so long. Nothing tells that its
     /// VM has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -60,7 +60,7 @@ impl Drop for Person {
 }
 
 async fn way_in(job: &Job) -> Result<WayIn> {
-    job.wait("a way in", LIFE, |job| job.status.as_ref()?.network.as_ref()?.master.clone()).await
+    job.wait("a way in", LIFE, |job| job.status.as_ref()?.network.as_ref()?.way_in.clone()).await
 }
 
 /// A job of one member with this kind of way in; its nodes are taken away once.

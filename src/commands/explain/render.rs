@@ -75,7 +75,7 @@ fn parts(
         let node = master.node.as_deref().unwrap_or("no node");
         writeln!(text, "  {:<4} {:<10} {node}, the master", "", format!("{:?}", master.phase))?;
     }
-    if let Some(way) = status.network.as_ref().and_then(|network| network.master.as_ref()) {
+    if let Some(way) = status.network.as_ref().and_then(|network| network.way_in.as_ref()) {
         writeln!(text, "  way in: ssh -J root@{} root@{}-0, host key {}", way.address, job.name_any(), way.host_key)?;
     }
     snapshots_part(text, status, snapshots, now)?;

@@ -111,7 +111,7 @@ mod tests {
         let spec = serde_json::json!({"run": {"command": ["true"]}, "slots": {"site": "rennes", "walltime": "1h"}});
         let mut job = BestEffortJob::new(uid, serde_json::from_value(spec).unwrap());
         job.metadata.uid = Some(uid.into());
-        let network = NetworkStatus { subnet: subnet.into(), mtu: 1450, vni, port: 4789, master: None };
+        let network = NetworkStatus { subnet: subnet.into(), mtu: 1450, vni, port: 4789, way_in: None };
         job.status = Some(BestEffortJobStatus { network: Some(network), ..BestEffortJobStatus::default() });
         Arc::new(job)
     }

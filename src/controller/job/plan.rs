@@ -170,6 +170,8 @@ pub struct AgentPlacement {
     pub pod: String,
     /// Where it serves: the node's own address.
     pub endpoint: SocketAddr,
+    /// Where it serves the job's way in, if it does.
+    pub way_in: Option<SocketAddr>,
     /// The generation to restore; absent: boot from the image.
     pub restore: Option<Generation>,
     /// After this time it starts nothing (safety A8).

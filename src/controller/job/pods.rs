@@ -15,7 +15,6 @@ use k8s_openapi::{
 };
 
 use super::{
-    decide::wanted,
     identity::hostname,
     network,
     plan::{AgentPlacement, uid},
@@ -23,8 +22,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::{Master, RunMembers},
-        job_status::NetworkStatus,
+        job::RunMembers, job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
@@ -94,7 +92,7 @@ pub fn config(
         ssh_keys: spec.access.clone().unwrap_or_default().ssh_keys,
         hostname: hostname(&name, placement.member),
         network,
-        master: master(job, placement, config, host_key),
+        master: placement.way_in.map(|listen| MasterConfig { listen, host_key }),
         role: if has_vm { Role::Member } else { Role::Master },
         max_pause: spec.snapshots.max_pause.into(),
         guest_silence: guest_silence(),
@@ -108,23 +106,6 @@ pub fn config(
 /// Whether it has a virtual machine; a master on a node of its own has none.
 fn has_vm(job: &BestEffortJob, placement: &AgentPlacement) -> bool {
     placement.member < job.spec.members
-}
-
-/// Where the way in is served, beside an agent: as far from the first port of all ways in as the agent's
-/// from theirs, so that two on a node do not meet where their agents do not.
-pub(super) fn master_address(agent: SocketAddr, count: u16) -> Option<SocketAddr> {
-    Some(SocketAddr::new(agent.ip(), agent.port().checked_add(count.max(1))?))
-}
-
-/// The way in, if this agent serves it.
-fn master(job: &BestEffortJob, placement: &AgentPlacement, config: &Config, host_key: HostKey) -> Option<MasterConfig> {
-    let serves = match wanted(&job.spec) {
-        Master::None => false,
-        Master::Shared => placement.member == 0,
-        Master::Dedicated => placement.member == job.spec.members,
-    };
-    let listen = master_address(placement.endpoint, config.agents.port_count).filter(|_| serves)?;
-    Some(MasterConfig { listen, host_key })
 }
 
 /// The port of VXLANs as configured now: a job keeps its network when new ones get none.

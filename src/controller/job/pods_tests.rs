@@ -1,19 +1,23 @@
 //! The pod and the Secret of an agent.
 
 use super::*;
-use crate::{api::job_status::AgentStatus, controller::job::identity, names::agent_pod_name};
+use crate::{
+    api::{job::Master, job_status::AgentStatus},
+    controller::job::identity,
+    names::agent_pod_name,
+};
 
 fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     let mut job = crate::controller::job::testing::Stage::new().job();
     let uid = uid(&job);
     let status = job.status.get_or_insert_default();
     status.network =
-        Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77, port: 4789, master: None });
+        Some(NetworkStatus { subnet: "198.18.3.0/28".into(), mtu: 1450, vni: 77, port: 4789, way_in: None });
     status.members = identity::members(Some("198.18.3.0/28".parse().unwrap()), 2);
     for member in &mut status.members {
         let endpoint = format!("192.0.2.{}:17703", member.index + 1);
         let (pod, slot) = (agent_pod_name(&uid, member.index, 3), "41".to_owned());
-        member.agent = Some(AgentStatus { pod, endpoint, incarnation: 3, slot, unproven: false });
+        member.agent = Some(AgentStatus { pod, endpoint, incarnation: 3, slot, way_in: None, unproven: false });
     }
     status.image = Some(crate::api::job_status::ResolvedImage {
         namespace: "team".into(),
@@ -31,6 +35,7 @@ fn parts() -> (BestEffortJob, AgentPlacement, Config) {
         node: "node-2".into(),
         pod: agent_pod_name(&uid, 1, 3),
         endpoint: "192.0.2.2:17703".parse().unwrap(),
+        way_in: None,
         restore: Some(7),
         not_after: jiff::Timestamp::from_second(1_800_000_300).unwrap(),
     };
@@ -43,24 +48,17 @@ fn key() -> HostKey {
 }
 
 #[test]
-fn the_way_in_is_served_by_the_first_member_beside_its_agent() {
-    let (mut job, mut placement, config) = parts();
-    let told = |job: &BestEffortJob, placement: &AgentPlacement| {
-        super::config(job, placement, &config, &config.sites["rennes"], 1000, BTreeMap::new(), key()).unwrap().master
-    };
-    placement.member = 0;
-    assert_eq!(told(&job, &placement), None);
+fn the_way_in_is_served_where_the_placement_says_whatever_is_configured() {
+    let (mut job, mut placement, mut config) = parts();
     job.spec.network = Some(crate::api::job::NetworkSpec { master: Master::Shared, ..Default::default() });
-    let master = told(&job, &placement).unwrap();
-    assert_eq!((master.listen.to_string().as_str(), &master.host_key), ("192.0.2.2:17767", &key()));
-    placement.member = 1;
-    assert_eq!(told(&job, &placement), None);
-    // where agents do not meet, their ways in do not, and neither meets the other
-    let at = |port| master_address(SocketAddr::from(([192, 0, 2, 1], port)), 64).unwrap().port();
-    let (agents, ways): (Vec<u16>, Vec<u16>) = (17700..17764).map(|port| (port, at(port))).unzip();
-    let all: std::collections::BTreeSet<_> = agents.iter().chain(&ways).collect();
-    assert_eq!(all.len(), 128);
-    assert_eq!(master_address(SocketAddr::from(([192, 0, 2, 1], 65500)), 64), None);
+    config.agents.port_count = 7;
+    let told = |placement: &AgentPlacement| {
+        super::config(&job, placement, &config, &config.sites["rennes"], 1000, BTreeMap::new(), key()).unwrap().master
+    };
+    assert_eq!(told(&placement), None);
+    let listen = "192.0.2.2:17767".parse().unwrap();
+    placement.way_in = Some(listen);
+    assert_eq!(told(&placement), Some(MasterConfig { listen, host_key: key() }));
 }
 
 #[test]
@@ -83,6 +81,7 @@ fn a_master_of_its_own_needs_no_room_for_a_guest_and_all_know_its_place() {
     let known = member.network.unwrap().master.unwrap();
     assert_eq!((known.mac.as_str(), known.node.to_string().as_str()), ("02:76:c6:12:03:0a", "192.0.2.3"));
     (placement.member, placement.endpoint) = (2, "192.0.2.3:17703".parse().unwrap());
+    placement.way_in = Some("192.0.2.3:17767".parse().unwrap());
     let master = told(&placement);
     assert_eq!((master.role, master.restore, master.run, master.inputs.len()), (Role::Master, None, None, 0));
     assert_eq!(master.master.unwrap().listen.to_string(), "192.0.2.3:17767");

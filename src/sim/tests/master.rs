@@ -51,7 +51,7 @@ async fn a_job_outlives_its_master(#[case] blow: Blow) {
     world.cluster.put_job(guarded());
     world.until(200, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
     assert_eq!(world.status().snapshots.last_stored.map(|_| masters(&world).len()), Some(1), "{}", world.story());
-    let told = world.status().network.unwrap().master.expect("it is told of");
+    let told = world.status().network.unwrap().way_in.expect("it is told of");
     assert!(told.host_key.starts_with("ssh-ed25519 "), "{told:?}");
     let index = masters(&world)[0];
     let node = world.bodies[index].node.clone();
@@ -70,7 +70,7 @@ async fn a_job_outlives_its_master(#[case] blow: Blow) {
     }
     let again = |world: &World| world.status().incarnation == 2 && world.phase() == Some(JobPhase::Running);
     world.until(400, "a second incarnation that runs", again).await;
-    let next = world.status().network.unwrap().master.expect("it is told of again");
+    let next = world.status().network.unwrap().way_in.expect("it is told of again");
     assert_eq!(next.host_key, told.host_key, "the key stays");
     assert_ne!(next.address, told.address, "{}", world.story());
     if matches!(blow, Blow::Crashed | Blow::Cut) {
@@ -79,7 +79,7 @@ async fn a_job_outlives_its_master(#[case] blow: Blow) {
     world.until_phase(600, JobPhase::Succeeded).await;
     world.until(200, "nothing is left", |world| world.leftovers().is_empty()).await;
     let status = world.status();
-    assert_eq!((status.members.len(), status.failures, status.network.unwrap().master), (2, 0, None));
+    assert_eq!((status.members.len(), status.failures, status.network.unwrap().way_in), (2, 0, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +111,7 @@ async fn suspension_holds_no_node_for_a_master() {
             matches!(world.phase(), Some(JobPhase::Suspended | JobPhase::Succeeded)) && world.leftovers().is_empty()
         };
         world.until(200, &format!("at rest, suspended at {second} s"), at_rest).await;
-        assert_eq!(world.status().network.unwrap().master, None);
+        assert_eq!(world.status().network.unwrap().way_in, None);
         job.spec.suspend = false;
         world.cluster.put_job(job);
         world.until_phase(600, JobPhase::Succeeded).await;

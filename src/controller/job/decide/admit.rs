@@ -63,7 +63,7 @@ impl Draft<'_> {
                 mtu: seen.mtu.into(),
                 vni: 0,
                 port: 0,
-                master: None,
+                way_in: None,
             })
         };
         kept.or_else(offered)

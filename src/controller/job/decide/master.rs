@@ -9,12 +9,28 @@ use crate::{
         job::Master,
         job_status::{MemberStatus, WayIn},
     },
-    controller::job::{identity, pods},
+    controller::job::identity,
+    names::MemberIndex,
 };
 
 /// What kind of way in a job asks for.
 pub(crate) fn wanted(spec: &BestEffortJobSpec) -> Master {
     spec.network.as_ref().map(|network| network.master).unwrap_or_default()
+}
+
+/// Whether the agent of this member serves the way in.
+pub(super) fn serves_way_in(job: &BestEffortJob, member: MemberIndex) -> bool {
+    match wanted(&job.spec) {
+        Master::None => false,
+        Master::Shared => member == 0,
+        Master::Dedicated => member == job.spec.members,
+    }
+}
+
+/// Where the way in is served, beside an agent: as far from the first port of all ways in as the agent's
+/// from theirs, so that two on a node do not meet where their agents do not.
+pub(super) fn beside(agent: SocketAddr, count: u16) -> Option<SocketAddr> {
+    Some(SocketAddr::new(agent.ip(), agent.port().checked_add(count.max(1))?))
 }
 
 /// What people call the one with an agent.
@@ -41,23 +57,14 @@ impl Draft<'_> {
         let runs = matches!(self.status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing);
         let found = self.way_in().filter(|_| runs);
         if let Some(network) = &mut self.status.network {
-            network.master = found;
+            network.way_in = found;
         }
     }
 
     fn way_in(&self) -> Option<WayIn> {
-        let agent = self.master_place()?.agent.as_ref().filter(|agent| agent.incarnation == self.status.incarnation)?;
-        let endpoint: SocketAddr = agent.endpoint.parse().ok()?;
-        let address = pods::master_address(endpoint, self.seen.setup.port_count)?.to_string();
-        Some(WayIn { address, host_key: self.seen.network.host_key.clone()? })
-    }
-
-    /// Whose agent serves the way in.
-    fn master_place(&self) -> Option<&MemberStatus> {
-        match wanted(&self.job.spec) {
-            Master::None => None,
-            Master::Shared => self.status.members.first(),
-            Master::Dedicated => self.status.master.as_ref(),
-        }
+        let serves = self.status.everyone().find(|member| serves_way_in(self.job, member.index))?;
+        let agent = serves.agent.as_ref().filter(|agent| agent.incarnation == self.status.incarnation)?;
+        // as it was told to its agent: the ports of the configuration may be others by now
+        Some(WayIn { address: agent.way_in.clone()?, host_key: self.seen.network.host_key.clone()? })
     }
 }

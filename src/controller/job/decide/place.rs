@@ -4,7 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::draft::{Draft, after, since};
+use super::{
+    draft::{Draft, after, since},
+    master::{beside, serves_way_in},
+};
 use crate::{
     api::{
         JobPhase, Reason,
@@ -213,10 +216,12 @@ impl Draft<'_> {
         self.effect(Effect::FenceRepository { incarnation });
         let port = self.port(incarnation);
         self.seat_master();
+        let ports = self.seen.setup.port_count;
         let mut placements = Vec::new();
         for ((member, node), address) in self.status.everyone_mut().zip(&slot.nodes).zip(addresses) {
             let pod = agent_pod_name(&self.uid, member.index, incarnation);
             let endpoint = SocketAddr::new(*address, port);
+            let way_in = serves_way_in(self.job, member.index).then(|| beside(endpoint, ports)).flatten();
             member.node = Some(node.clone());
             member.phase = MemberPhase::Placing;
             member.exit_code = None;
@@ -225,6 +230,7 @@ impl Draft<'_> {
                 endpoint: endpoint.to_string(),
                 incarnation,
                 slot: slot.id.clone(),
+                way_in: way_in.map(|at| at.to_string()),
                 unproven: false,
             });
             placements.push(AgentPlacement {
@@ -234,6 +240,7 @@ impl Draft<'_> {
                 node: NodeName(node.clone()),
                 pod,
                 endpoint,
+                way_in,
                 restore,
                 not_after,
             });
@@ -289,6 +296,7 @@ impl Draft<'_> {
                     node: NodeName(member.node.clone()?),
                     pod: agent.pod.clone(),
                     endpoint: agent.endpoint.parse().ok()?,
+                    way_in: agent.way_in.as_deref().map(str::parse).transpose().ok()?,
                     restore: origin.generation,
                     not_after,
                 })

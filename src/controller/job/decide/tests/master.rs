@@ -7,7 +7,7 @@ use crate::{
         job::{Master, NetworkSpec},
         job_status::WayIn,
     },
-    controller::job::plan::Effect,
+    controller::job::{decide::master::beside, plan::Effect},
     driver::{
         agent::VmState,
         site::{End, NoticeKind},
@@ -22,7 +22,7 @@ fn with(members: u32, master: Master) -> Life {
 
 impl Life {
     fn way_in(&self) -> Option<WayIn> {
-        self.status().network.unwrap().master
+        self.status().network.unwrap().way_in
     }
 }
 
@@ -54,6 +54,47 @@ fn the_way_in_is_told_of_while_the_members_run() {
     life.finish(0);
     life.run(20);
     assert_eq!((life.phase(), life.way_in()), (JobPhase::Succeeded, None));
+}
+
+#[test]
+fn a_way_in_stays_where_it_is_when_other_ports_are_configured() {
+    let mut life = with(2, Master::Shared);
+    life.run(5);
+    let told = life.way_in().unwrap();
+    (life.seen.setup.port_first, life.seen.setup.port_count) = (30000, 5);
+    life.run(5);
+    assert_eq!(life.way_in().unwrap(), told);
+    // its Secret is lost with its pod before it is heard: it is made again as it was
+    let mut life = with(2, Master::Dedicated);
+    life.prompt = false;
+    life.run(3);
+    life.start_slot("101");
+    while life.effects("CreateAgent").is_empty() {
+        life.pass();
+    }
+    let made = |life: &Life| {
+        life.effects("CreateAgent").into_iter().rev().find_map(|effect| match effect {
+            Effect::CreateAgent(placement) if placement.member == 2 => placement.way_in,
+            _ => None,
+        })
+    };
+    let (first, count) = (made(&life).unwrap(), life.effects("CreateAgent").len());
+    life.seen.setup.port_count = 5;
+    let pod = life.pod_of(2);
+    life.seen.pods.remove(&pod);
+    life.seen.agents.remove(&pod);
+    life.run(10);
+    assert!(life.effects("CreateAgent").len() > count, "{:?}", life.whys);
+    assert_eq!(made(&life), Some(first));
+}
+
+#[test]
+fn where_agents_do_not_meet_their_ways_in_do_not_and_neither_meets_the_other() {
+    let at = |port| beside(([192, 0, 2, 1], port).into(), 64).map(|way_in| way_in.port());
+    let (agents, ways): (Vec<u16>, Vec<u16>) = (17700..17764).map(|port| (port, at(port).unwrap())).unzip();
+    let all: std::collections::BTreeSet<_> = agents.iter().chain(&ways).collect();
+    assert_eq!(all.len(), 128);
+    assert_eq!(at(65500), None);
 }
 
 #[test]
