@@ -125,7 +125,8 @@
 //! 7. **The end.** Exit code 0 of all commands is success; outputs are kept in the repository.
 //!
 //! Ends are classified by the site's events, never by a state alone. One lost member is the job's loss:
-//! all go back to the same generation.
+//! all go back to the same generation. A master on a node of its own is no member: without it the members run
+//! on, and the next attempt has another.
 //!
 //! # Who owns which truth
 //!

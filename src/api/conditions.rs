@@ -37,7 +37,7 @@ pub enum ConditionType {
     SchedulerUnavailable,
     /// The last snapshot failed; present only until one succeeds.
     SnapshotFailed,
-    /// Something is wrong in a guest, or it does not answer; present only while true.
+    /// Something is wrong in a guest, it does not answer, or the way in is lost; present only while true.
     GuestDegraded,
     /// The generation is complete in the repository.
     Stored,
@@ -144,6 +144,8 @@ pub enum Reason {
     GuestNotReset,
     /// The agent in a running guest does not answer; the message says what to look at.
     GuestSilent,
+    /// The master is lost, and with it the way in, until the next attempt.
+    WayInLost,
     /// Not looked at yet.
     NotYet,
     /// The transfer is under way.

@@ -313,15 +313,29 @@ fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> O
             Some((Reason::GuestNotReset, format!("{}: {problem}", called(member, job))))
         })
     });
-    found.or_else(|| {
+    let kept = || {
         // an agent that is not heard takes nothing back
         let unheard = status
             .everyone()
+            .filter(|member| member.phase != MemberPhase::Dead)
             .filter_map(|member| member.agent.as_ref())
             .any(|agent| seen.agents.get(&agent.pod).is_none_or(|agent| agent.state.is_none()));
         let before = degradation(status).filter(|_| unheard)?;
         Some((before, conditions::get(&status.conditions, ConditionType::GuestDegraded)?.message.clone()))
-    })
+    };
+    found.or_else(kept).or_else(|| lost_master(status))
+}
+
+/// What is to be known of a master that is lost while the members run.
+fn lost_master(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
+    let runs = matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting);
+    let master = status.master.as_ref().filter(|master| runs && master.phase == MemberPhase::Dead)?;
+    let message = format!(
+        "the master on node {} is lost, and the way in with it: the members run on, and the next attempt has a way in \
+         again; who needs it now sets suspend to true and to false again, which loses nothing",
+        master.node.as_deref().unwrap_or_default()
+    );
+    Some((Reason::WayInLost, message))
 }
 
 /// Why a guest is said to be degraded, if one is.

@@ -15,7 +15,7 @@ use crate::{
         job::{Master, NetworkSpec},
     },
     driver::{agent::Role, site::End},
-    names::SlotId,
+    names::{NodeName, SlotId},
 };
 
 fn guarded() -> BestEffortJob {
@@ -39,7 +39,7 @@ enum Blow {
     Cut,
 }
 
-/// Each is what it is for a member's node: the incarnation, or the slot, is replaced.
+/// The members of a crashed one run on; where the slot was taken, all begin again.
 #[rstest]
 #[case(Blow::Preempted)]
 #[case(Blow::Killed)]
@@ -67,6 +67,16 @@ async fn a_job_outlives_its_master(#[case] blow: Blow) {
             let now = world.clock.now();
             world.set_health(&node, Health::Cut(now));
         }
+    }
+    if blow != Blow::Preempted {
+        let lost = |world: &World| world.status().network.is_some_and(|network| network.way_in.is_none());
+        world.until(100, "it is seen", lost).await;
+        world.pass(20).await;
+        assert_eq!((world.phase(), world.status().incarnation), (Some(JobPhase::Running), 1), "{}", world.story());
+        let slot = SlotId(world.open_slots()[0].clone());
+        // the site has seen it too
+        world.site.set_node(&NodeName(node.clone()), blow == Blow::Killed);
+        world.site.preempt(&slot);
     }
     let again = |world: &World| world.status().incarnation == 2 && world.phase() == Some(JobPhase::Running);
     world.until(400, "a second incarnation that runs", again).await;

@@ -7,7 +7,7 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobSpec, JobPhase,
         job::Master,
-        job_status::{MemberStatus, WayIn},
+        job_status::{MemberPhase, MemberStatus, WayIn},
     },
     controller::job::identity,
     names::MemberIndex,
@@ -62,7 +62,8 @@ impl Draft<'_> {
     }
 
     fn way_in(&self) -> Option<WayIn> {
-        let serves = self.status.everyone().find(|member| serves_way_in(self.job, member.index))?;
+        let serves = self.status.everyone().find(|member| serves_way_in(self.job, member.index));
+        let serves = serves.filter(|member| member.phase != MemberPhase::Dead)?;
         let agent = serves.agent.as_ref().filter(|agent| agent.incarnation == self.status.incarnation)?;
         // as it was told to its agent: the ports of the configuration may be others by now
         Some(WayIn { address: agent.way_in.clone()?, host_key: self.seen.network.host_key.clone()? })

@@ -55,6 +55,7 @@ impl Draft<'_> {
         if self.lost_member() {
             return;
         }
+        self.lose_master();
         let Some(slot) = self.slot().cloned() else {
             // its end is handled where it is seen; here it is being given back already
             self.phase(JobPhase::Evacuating);
@@ -132,31 +133,29 @@ impl Draft<'_> {
 
     /// One lost member is the job's loss: all go back to the same generation.
     fn lost_member(&mut self) -> bool {
-        let ill = self.newly_dead();
-        let known = self.status.everyone().any(|member| member.phase == MemberPhase::Dead);
+        let members = || self.status.members.iter();
+        let ill = self.newly_dead_of(members());
+        let known = members().any(|member| member.phase == MemberPhase::Dead);
         if ill.is_empty() && !known {
             return false;
         }
-        let quiet = self
-            .status
-            .everyone()
-            .filter(|member| self.dead(member))
-            .all(|member| self.silence(member) >= SITE_LAG || self.says_gone(member));
-        if !quiet {
+        if !members().filter(|member| self.dead(member)).all(|member| self.is_its_own(member)) {
             // the site may be about to say that it took the slot
             self.because("a member is dead, the slot may be");
             self.wake(Duration::from_secs(1));
             return true;
         }
-        let silent = self.status.everyone().any(|member| {
+        let silent = members().any(|member| {
             member.phase != MemberPhase::Dead
                 && self.isolated(member)
                 && members::pod_ended(self.seen, member).is_none()
         });
+        // of a master's node nothing may be known for long
+        let bad = silent || self.status.master.as_ref().and_then(|m| m.agent.as_ref()).is_some_and(|a| a.unproven);
         let why = ill.join("; ");
         self.account_loss(super::lose::Cause::Node(why));
         self.bury();
-        if silent {
+        if bad {
             self.give_up_slot(ReleaseReason::BadNode);
             self.because("a node is lost");
         } else {
@@ -167,6 +166,23 @@ impl Draft<'_> {
             self.wake(Duration::from_secs(1));
         }
         true
+    }
+
+    /// A master on a node of its own has no guest: without it the members run on, and nobody gets in until
+    /// the next attempt.
+    fn lose_master(&mut self) {
+        let lost = |master: &&MemberStatus| master.phase != MemberPhase::Dead && self.dead(master);
+        let Some(master) = self.status.master.as_ref().filter(lost) else { return };
+        if self.is_its_own(master) {
+            self.bury();
+        } else {
+            self.wake(Duration::from_secs(1));
+        }
+    }
+
+    /// Whether a death is its own: that of its slot would have been heard of by now.
+    fn is_its_own(&self, member: &MemberStatus) -> bool {
+        self.silence(member) >= SITE_LAG || self.says_gone(member)
     }
 
     fn says_gone(&self, member: &MemberStatus) -> bool {

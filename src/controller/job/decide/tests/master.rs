@@ -180,26 +180,61 @@ fn a_slot_without_a_node_for_the_master_is_given_back() {
 }
 
 #[test]
-fn a1_a_master_that_is_silent_is_awaited_like_a_member() {
+fn the_loss_of_a_master_takes_no_member_down() {
+    for ended in [true, false] {
+        let mut life = with(2, Master::Dedicated);
+        life.run(700);
+        let (pod, before) = (life.pod_of(2), life.status());
+        if ended {
+            life.end_pod(&pod);
+        } else {
+            life.silence(2);
+        }
+        life.run(140);
+        let status = life.status();
+        assert_eq!((life.phase(), status.incarnation), (JobPhase::Running, 1), "{:?}", life.whys);
+        assert_eq!((status.work.lost, status.kills.node, life.way_in()), (0, 0, None));
+        let told = life.message("GuestDegraded");
+        assert!(told.starts_with("True WayInLost: the master on node node-3 is lost"), "{told}");
+        let writes = life.writes;
+        life.run(100);
+        assert_eq!(life.writes, writes, "told of once");
+        // snapshots go on, and the next attempt has a way in again
+        life.run(600);
+        assert!(life.status().snapshots.last_stored > before.snapshots.last_stored, "{:?}", life.whys);
+        life.notice("101", NoticeKind::Preemption);
+        life.run(300);
+        let status = life.status();
+        assert_eq!((life.phase(), status.incarnation), (JobPhase::Running, 2), "{:?}", life.whys);
+        assert!(status.work.lost == 0 && life.way_in().is_some(), "{:?}", status.work);
+        assert_eq!(life.message("GuestDegraded"), "");
+    }
+}
+
+/// With the whole slot its death is nothing to tell of.
+#[test]
+fn a_master_that_is_killed_with_its_slot_is_not_told_of() {
     let mut life = with(2, Master::Dedicated);
-    life.run(5);
     life.run(700);
-    // its process is killed: all go back, in the slot that is held
-    let pod = life.pod_of(2);
+    let (pod, writes) = (life.pod_of(2), life.writes);
+    life.end_pod(&pod);
+    life.run(5);
+    assert_eq!((life.writes, life.message("GuestDegraded")), (writes, String::new()));
+}
+
+#[test]
+fn a1_a_master_that_was_silent_is_awaited_like_a_member() {
+    let mut life = with(2, Master::Dedicated);
+    life.run(700);
+    life.silence(2);
+    life.run(140);
+    // a member is lost besides: the slot's other node is not to be had again
+    let pod = life.pod_of(0);
     life.end_pod(&pod);
     life.run(60);
-    assert_eq!((life.phase(), life.status().incarnation), (JobPhase::Running, 2), "{:?}", life.whys);
-    assert_ne!(life.pod_of(2), pod);
-    // it is not heard any more: nothing is made before it must have ended
-    let before = life.effects("CreateAgent").len();
-    life.silence(2);
-    life.run(120);
-    assert_eq!(life.effects("CreateAgent").len(), before, "{:?}", life.whys);
-    life.run(60);
     let status = life.status();
-    assert_eq!(life.effects("CreateAgent").len(), before + 3, "{:?}", life.whys);
+    assert_eq!((status.incarnation, status.kills.node, status.slots[0].id.as_str()), (2, 1, "102"), "{:?}", life.whys);
     assert!(status.origin.unwrap().silent, "guests wait until it must have been refused");
-    assert_eq!(status.kills.node, 2);
 }
 
 #[test]
