@@ -52,6 +52,9 @@ impl Ears {
     fn hear(&mut self, address: &AgentAddress, state: AgentState, now: Timestamp) -> bool {
         let Some(heard) = self.agents.get_mut(address) else { return false };
         let news = heard.last.as_ref().is_none_or(|(_, old)| meaning(old) != meaning(&state));
+        if heard.last.as_ref().is_some_and(|(_, old)| old.vm != state.vm) {
+            heard.moved = Some(now);
+        }
         heard.last = Some((now, state));
         news
     }
@@ -133,7 +136,7 @@ impl AgentHub {
     pub fn state(&self, address: &AgentAddress) -> Fact<AgentState> {
         match self.heard(address) {
             Some(Heard { last: Some((_, state)), .. }) => Fact::Known(state),
-            Some(Heard { last: None, listening }) => Fact::Unknown { since: listening },
+            Some(Heard { last: None, listening, .. }) => Fact::Unknown { since: listening },
             None => Fact::Unknown { since: self.shared.clock.now() },
         }
     }
@@ -167,7 +170,7 @@ impl Hearing for AgentHub {
         let mut ears = self.shared.ears();
         ears.agents.retain(|address, _| address.job != *job || wanted.contains(address));
         for address in wanted.iter().filter(|address| address.job == *job) {
-            ears.agents.entry(address.clone()).or_insert(Heard { last: None, listening: now });
+            ears.agents.entry(address.clone()).or_insert(Heard { last: None, moved: None, listening: now });
             streams.entry(address.clone()).or_insert_with(|| {
                 tokio::spawn(stream(self.agents.clone(), self.shared.clone(), address.clone())).abort_handle()
             });

@@ -121,3 +121,21 @@ async fn b13_silence_counts_only_while_this_process_listened() {
     let listening = world.hub.heard(&address(0)).unwrap().listening;
     assert!(world.clock.now().duration_since(listening).as_secs() <= 7);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_loaded_gets_on_with_every_byte() {
+    let world = World::new();
+    let agent = world.agent(0);
+    world.hub.listen(&uid(), &[address(0)]);
+    agent.change(|state| state.vm = VmState::Fetching { done: 1, total: 9 });
+    world.wait(2).await;
+    let moved = || world.hub.heard(&address(0)).unwrap().moved;
+    let first = moved();
+    world.wait(30).await;
+    assert_eq!(moved(), first, "heartbeats alone are no progress");
+    let mut news = world.hub.subscribe();
+    agent.change(|state| state.vm = VmState::Fetching { done: 2, total: 9 });
+    world.wait(1).await;
+    assert_eq!(moved(), Some(world.clock.now()));
+    assert!(news.try_recv().is_err(), "and nobody is woken for it");
+}

@@ -34,7 +34,7 @@ use crate::{
 const FIRST_CARD: &str = "02:76:00:00:00:01";
 /// How long until the repository is asked again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Loading memory takes this long at most, and a second more for each 32 MiB.
+/// QEMU gives up when it has read nothing of the memory for this long.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why there is no VM.
@@ -271,7 +271,7 @@ impl Supervisor {
         self.watch_over(qemu);
 
         if fetched.part.is_some() {
-            self.load_memory(&qmp, machine.memory).await?;
+            self.load_memory(&qmp).await?;
         }
         if let Some(part) = &fetched.part {
             self.restored_ran.store(part.ran.to_bits(), Ordering::Relaxed);
@@ -374,11 +374,12 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn load_memory(&self, qmp: &crate::driver::qemu::qmp::Qmp, size: u64) -> Result<(), LoadError> {
+    async fn load_memory(&self, qmp: &crate::driver::qemu::qmp::Qmp) -> Result<(), LoadError> {
         let path = self.paths.vm.join(format!("load-{}", FileKind::Memory));
         let memory = std::fs::File::open(&path).map_err(node("open the memory"))?;
-        let limit = LOAD_LIMIT + Duration::from_secs(size >> 25);
-        if let Err(error) = restore::load(qmp, &memory, limit).await {
+        let total = memory.metadata().map_err(node("look at the memory"))?.len();
+        let progress = |done: u64| self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total }));
+        if let Err(error) = restore::load(qmp, &memory, LOAD_LIMIT, &progress).await {
             let text = format!("{error}; QEMU said: {}", process::last_words(&self.paths.log()));
             return Err(match error {
                 // one that cannot read the stream ends, too: it is not known whose fault that is

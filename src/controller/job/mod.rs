@@ -122,6 +122,8 @@ pub struct Heard {
     pub listening: Timestamp,
     /// Its last words, and when they came.
     pub last: Option<(Timestamp, AgentState)>,
+    /// When its VM was last heard to get on: to another state, or by some bytes.
+    pub moved: Option<Timestamp>,
 }
 
 /// Listens to agents: one event stream each, opened again whenever it breaks.

@@ -275,7 +275,7 @@ fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap
         .filter_map(|(pod, address)| {
             let heard = ctx.hearing.heard(&address)?;
             let (at, state) = heard.last.unzip();
-            Some((pod, AgentSeen { state, heard: at, listening: heard.listening }))
+            Some((pod, AgentSeen { state, heard: at, moved: heard.moved, listening: heard.listening }))
         })
         .collect()
 }

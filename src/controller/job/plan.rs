@@ -372,6 +372,8 @@ pub struct AgentSeen {
     pub state: Option<AgentState>,
     /// When this leader heard them.
     pub heard: Option<Timestamp>,
+    /// When this leader last heard its VM get on: to another state, or by some bytes that it fetched.
+    pub moved: Option<Timestamp>,
     /// Since when this leader listens to it (safety B13).
     pub listening: Timestamp,
 }

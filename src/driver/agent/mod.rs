@@ -297,9 +297,9 @@ pub enum LeaseState {
 pub enum VmState {
     /// Not made yet.
     None,
-    /// Image or generation are being fetched.
+    /// Image or generation are being fetched, then the generation's memory is loaded, which counts anew.
     Fetching {
-        /// Bytes here.
+        /// Bytes here, or loaded.
         done: u64,
         /// Bytes wanted.
         total: u64,

@@ -44,7 +44,7 @@ pub(super) fn agent_ref(member: &MemberStatus) -> Option<AgentRef> {
 }
 
 /// What the member's agent was heard to say.
-fn heard<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a AgentSeen> {
+pub(super) fn heard<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a AgentSeen> {
     seen.agents.get(&member.agent.as_ref()?.pod)
 }
 

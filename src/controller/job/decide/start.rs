@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::draft::{Draft, after, since};
 use super::master::called;
-use super::members::{agent_ref, state};
+use super::members::{agent_ref, heard, state};
 use super::place::restorable;
 use crate::{
     api::{
@@ -56,7 +56,7 @@ impl Draft<'_> {
         if !vms.iter().all(|vm| matches!(vm, VmState::Loaded | VmState::Running | VmState::Stopped)) {
             self.because("guests are being loaded");
             if let (Some(member), Some(limit)) = (self.slowest(), self.over(slot, None)) {
-                self.gave_up_start(&format!("{member} within {} s", limit.as_secs()));
+                self.gave_up_start(&format!("{member}, and did not get on for {} s", limit.as_secs()));
             }
             return;
         }
@@ -140,7 +140,7 @@ impl Draft<'_> {
         self.status.everyone().find_map(|member| {
             let far = match &state(self.seen, member)?.vm {
                 VmState::Fetching { done, total } => {
-                    format!("has fetched {} of {} MiB and no more", done >> 20, total >> 20)
+                    format!("has loaded {} of {} MiB", done >> 20, total >> 20)
                 }
                 VmState::None => "has not begun to load".to_owned(),
                 VmState::Loaded | VmState::Running | VmState::Stopped | VmState::Gone { .. } => return None,
@@ -150,12 +150,13 @@ impl Draft<'_> {
     }
 
     /// The time that a start had, if it is over: as long as its bytes may take, but no more than half of
-    /// the slot's. It begins anew with a new leader, and when the repository answers again: nobody is to
-    /// blame for a time in which nobody could act. Guests that had to wait for the time of a silent
+    /// the slot's. It begins anew with all that is heard to get on, with a new leader, and when the
+    /// repository answers again: nobody is to blame for a time in which nobody could act. Guests that had to wait for the time of a silent
     /// member have some more.
     fn over(&mut self, slot: &SlotStatus, waited: Option<Timestamp>) -> Option<Duration> {
         let placed = self.by_our_clock(self.status.origin.as_ref()?.since.as_ref()?.0);
-        let begun = self.seen.repository_silent.map_or(placed, |silent| placed.max(silent));
+        let moved = self.status.everyone().filter_map(|member| heard(self.seen, member)?.moved).max();
+        let begun = [moved, self.seen.repository_silent].into_iter().flatten().fold(placed, Timestamp::max);
         let image = self.status.image.as_ref().map_or(0, |image| image.virtual_size);
         let (vm, restoring) = (&self.job.spec.vm, self.status.origin.as_ref()?.generation.is_some());
         let disk = vm.disk_over(image);
@@ -176,8 +177,8 @@ impl Draft<'_> {
     fn gave_up_start(&mut self, why: &str) {
         let restoring = self.status.origin.as_ref().is_some_and(|origin| origin.generation.is_some());
         self.back_off(if restoring { Reason::RestoreFailed } else { Reason::AgentFailed }, why);
-        let fetches = |member| matches!(state(self.seen, member).map(|s| &s.vm), Some(VmState::Fetching { .. }));
-        if self.status.everyone().any(fetches) {
+        let waits = |vm: &VmState| matches!(vm, VmState::None | VmState::Fetching { .. });
+        if self.status.everyone().any(|member| state(self.seen, member).is_some_and(|state| waits(&state.vm))) {
             // a part that is damaged or missing would have said so: this one was on its way, or its image
             self.forgive_try(false);
         }

@@ -97,8 +97,8 @@ fn seconds_until_given_up(life: &mut Life, vm: &VmState) -> u32 {
 }
 
 #[rstest::rstest]
-#[case::fetching(VmState::Fetching { done: 5 << 20, total: 9 << 20 }, "member 1 on node node-2 has fetched 5 of 9 MiB", 0)]
-#[case::not_begun(VmState::None, "member 1 on node node-2 has not begun to load", 1)]
+#[case::fetching(VmState::Fetching { done: 5 << 20, total: 9 << 20 }, "member 1 on node node-2 has loaded 5 of 9 MiB", 0)]
+#[case::not_begun(VmState::None, "member 1 on node node-2 has not begun to load", 0)]
 #[case::loaded(VmState::Loaded, "did not run within", 1)]
 fn c3_a_start_that_gets_nowhere_is_given_up(#[case] vm: VmState, #[case] why: &str, #[case] tries: u32) {
     let mut life = life(2);
@@ -153,6 +153,35 @@ fn restoring_under_a_new_leader(seconds: u32, vm: &VmState) -> Life {
     life.advance(i64::from(seconds));
     life.seen.leader = crate::controller::job::plan::Leadership { epoch: 2, since: life.now };
     life
+}
+
+/// However long it takes, as long as bytes move; what then stands still is the node's fault.
+#[test]
+fn c3_a_slow_start_is_not_given_up_while_bytes_move() {
+    let vm = |done| VmState::Fetching { done, total: 9 << 40 };
+    let mut life = restoring_under_a_new_leader(0, &vm(0));
+    life.agent(0).vm = VmState::Loaded;
+    life.pass();
+    let (attempt, origin, writes) = (life.status().attempt, life.status().origin.unwrap(), life.writes);
+    let pod = life.pod_of(1);
+    for minute in 0..60 {
+        life.agent(1).vm = vm(minute << 20);
+        life.seen.agents.get_mut(&pod).unwrap().moved = Some(life.now);
+        life.run(60);
+    }
+    assert_eq!((life.status().attempt, life.phase()), (attempt, JobPhase::Restoring), "{:?}", life.whys.last());
+    assert_eq!(life.writes, writes, "none tells of bytes");
+    life.prompt = false;
+    for _ in 0..1000 {
+        if life.status().attempt == attempt {
+            life.run(1);
+        }
+    }
+    assert_eq!((life.status().attempt, life.phase()), (attempt + 1, JobPhase::Queued), "{:?}", life.whys.last());
+    let told = life.message("Ready");
+    assert!(told.contains("has loaded 59 of 9437184 MiB, and did not get on for"), "{told}");
+    let now = life.status().origin.unwrap();
+    assert!(now.bad.is_empty() && now.tries < origin.tries.max(1), "{now:?}");
 }
 
 #[test]

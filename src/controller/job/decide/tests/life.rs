@@ -154,7 +154,7 @@ impl Life {
         }
         // whoever is in the status is listened to, whether it exists or not
         for agent in plan.status.everyone().filter_map(|member| member.agent.as_ref()) {
-            let nobody = AgentSeen { state: None, heard: None, listening: self.now };
+            let nobody = AgentSeen { state: None, heard: None, moved: None, listening: self.now };
             self.seen.agents.entry(agent.pod.clone()).or_insert(nobody);
         }
     }
@@ -390,7 +390,7 @@ impl Life {
                     machine: None,
                     leaving: None,
                 };
-                let agent = AgentSeen { state: Some(state), heard: Some(self.now), listening: self.now };
+                let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };
                 self.seen.agents.insert(placement.pod.clone(), agent);
             }
             Effect::DeleteAgent { pod } => {
