@@ -136,6 +136,10 @@ pub enum Reason {
     RepositoryUnreachable,
     /// The repository has no room.
     RepositoryFull,
+    /// The site refuses to take a slot back; the message says what to do.
+    ReleaseRefused,
+    /// A Snapshot cannot be read, and may be one to be kept: the message says what to do.
+    SnapshotUnreadable,
     /// Agent pods cannot be made or do not start.
     AgentFailed,
     /// Waiting after a failure before trying again.

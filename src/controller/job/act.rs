@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
     driver::{
+        DriverError as _, Retry,
         agent::{AgentAddress, AgentError, Authority, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
         jump::key::HostKey,
@@ -93,8 +94,14 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
         Effect::DeleteJob => ctx.cluster.delete(Kind::Job, &job.metadata).await?,
         Effect::SubmitSlots { submission, request } => submit(*submission, request, job, uid, ctx).await?,
         Effect::ReleaseSlot { id } => {
-            if let Err(error) = site(job, uid, ctx)?.release(id).await {
+            let said = site(job, uid, ctx)?.release(id).await.err();
+            if let Some(error) = &said {
                 tracing::warn!(job = %uid, slot = %id, %error, "failed to give a slot back");
+            }
+            let refused = said.as_ref().is_some_and(|error| matches!(error.retry(), Retry::Denied | Retry::Bug));
+            // silence, and a slot that is not known, are nothing new
+            if said.is_none() || refused {
+                ctx.memory.update(uid, |memory| memory.releases.insert(id.0.clone(), said));
             }
             ctx.sites.nudge(uid);
         }

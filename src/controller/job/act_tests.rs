@@ -111,3 +111,25 @@ async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
         "another account's is not used"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_site_says_to_a_slot_given_back_is_a_fact_of_the_next_pass() {
+    let stage = Stage::new();
+    act(&plan(&stage, vec![submit_one()]), &stage.job(), &stage.ctx).await.unwrap();
+    let id = stage.site.slots()[0].id.clone();
+    let said = async |refusal: Option<SiteError>| {
+        stage.site.set_refusal(refusal);
+        perform(&Effect::ReleaseSlot { id: id.clone() }, &stage.job(), &stage.uid, &stage.ctx).await.unwrap();
+        stage.ctx.memory.get(&stage.uid).releases.get(&id.0).cloned()
+    };
+    let refused = SiteError::Credentials("unknown".into());
+    assert_eq!(said(Some(SiteError::Unreachable("away".into()))).await, None);
+    assert_eq!(said(Some(refused.clone())).await, Some(Some(refused.clone())));
+    assert!(stage.ctx.memory.get(&stage.uid).account_refused(), "the account is read again");
+    assert_eq!(
+        said(Some(SiteError::Unreachable("away".into()))).await,
+        Some(Some(refused)),
+        "silence takes nothing back"
+    );
+    assert_eq!(said(None).await, Some(None));
+}

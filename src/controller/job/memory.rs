@@ -9,7 +9,10 @@ use std::{
 use jiff::Timestamp;
 
 use super::plan::{BarrierSeen, Reply};
-use crate::{driver::site::Credentials, names::JobUid};
+use crate::{
+    driver::site::{Credentials, SiteError},
+    names::JobUid,
+};
 
 /// What one process remembers of one job.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,8 @@ pub struct Remembered {
     pub barrier: Option<BarrierSeen>,
     /// When the repository was last asked in vain.
     pub repository_silent: Option<Timestamp>,
+    /// What the site said when slots were given back: nothing if it obeyed, or why it refused.
+    pub releases: BTreeMap<String, Option<SiteError>>,
     /// The account at the site.
     pub account: Option<Account>,
 }
@@ -38,6 +43,11 @@ pub struct Account {
 }
 
 impl Remembered {
+    /// Whether the site refuses to take a slot back from the account.
+    pub fn account_refused(&self) -> bool {
+        self.releases.values().any(|said| matches!(said, Some(SiteError::Credentials(_))))
+    }
+
     /// What was read from this Secret. A job may name another one once it holds nothing at the site.
     pub fn account_in(&self, secret: &str) -> Option<&Account> {
         self.account.as_ref().filter(|account| account.secret == secret)

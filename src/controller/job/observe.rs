@@ -69,6 +69,12 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         looked_up,
         reads_good_since,
         site_error: error,
+        releases: remembered
+            .releases
+            .into_iter()
+            .filter(|(id, _)| status.slots.iter().any(|slot| slot.id == *id))
+            .map(|(id, said)| (id, said.map(|error| error.to_string())))
+            .collect(),
         reply: remembered.reply,
         pods: ctx.view.agents(&uid).iter().filter_map(|pod| pod_seen(pod)).collect(),
         agents,
@@ -97,8 +103,9 @@ async fn credentials(
         None => account::configured(site, namespace(job)).map(Ok),
         Some(reference) => {
             let (uid, now) = (uid(job), ctx.clock.now());
-            let waits = status.phase == JobPhase::Pending || status.retry.is_some();
-            let cached = ctx.memory.get(&uid).account_in(&reference.name).cloned();
+            let remembered = ctx.memory.get(&uid);
+            let waits = status.phase == JobPhase::Pending || status.retry.is_some() || remembered.account_refused();
+            let cached = remembered.account_in(&reference.name).cloned();
             if let Some(cached) = &cached
                 && (!waits || now.duration_since(cached.read) < ACCOUNT_AGE)
             {

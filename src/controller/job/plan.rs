@@ -240,6 +240,8 @@ pub struct Seen {
     /// What the last round of reads of the site failed with, if it failed.
     #[serde(serialize_with = "site_error")]
     pub site_error: Option<SiteError>,
+    /// What the site said when this process gave slots back: nothing if it obeyed, or why it refused.
+    pub releases: BTreeMap<String, Option<String>>,
     /// What the site answered to a request for slots that this process sent.
     pub reply: Option<Reply>,
     /// The agent pods of the job, by name.

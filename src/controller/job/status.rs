@@ -246,6 +246,9 @@ fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
 }
 
 fn stalled(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+    if let Some(held_up) = deletion_held_up(status, seen) {
+        return Some(held_up);
+    }
     if let Some(retry) = status.retry.as_ref().filter(|retry| retry.stalled || needs_a_person(retry.reason)) {
         return Some((retry.reason, retry.message.clone()));
     }
@@ -260,6 +263,45 @@ fn stalled(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)
     }
     let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
     (status.phase == JobPhase::Failed).then(|| (cause(failed), failed.message.clone()))
+}
+
+/// What a person has to change before a deleted job can go.
+fn deletion_held_up(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+    if status.phase != JobPhase::Terminating {
+        return None;
+    }
+    if let Some(refused) = refused_release(status, seen) {
+        return Some(refused);
+    }
+    let retained = seen.snapshots.iter().any(|snapshot| snapshot.retain);
+    let held_up = seen.unread_snapshots && status.slots.is_empty() && status.incarnation > 0 && !retained;
+    held_up.then(|| {
+        let message = "a Snapshot of the namespace cannot be read, and may be one of this job to be retained: the job's \
+                       data is not removed, nor the job. The operator's log names it: change it so that it fits the CRD \
+                       (kubectl get snapshots -o yaml), or delete it";
+        (Reason::SnapshotUnreadable, message.to_owned())
+    })
+}
+
+/// A slot that the site does not take back.
+fn refused_release(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+    let given_back = |slot: &&SlotStatus| slot.release.is_some() && slot.state != SlotState::Ended;
+    status.slots.iter().filter(given_back).find_map(|slot| {
+        let id = &slot.id;
+        let message = match seen.releases.get(id) {
+            Some(Some(error)) => format!(
+                "slot {id} is to be given back, and the site refuses: {error}. Delete it at the site as its owner (oardel \
+                 {id}), or put the account right (slots.credentials, or the site's configuration): it is tried again"
+            ),
+            Some(None) => return None,
+            // another operator, which has not tried yet
+            None => conditions::get(&status.conditions, ConditionType::SchedulerUnavailable)
+                .filter(|said| cause(said) == Reason::ReleaseRefused)?
+                .message
+                .clone(),
+        };
+        Some((Reason::ReleaseRefused, message))
+    })
 }
 
 /// The reason a condition was set with.
@@ -283,7 +325,7 @@ fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String
 }
 
 fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {
-    let Fact::Unknown { since } = seen.slots else { return None };
+    let Fact::Unknown { since } = seen.slots else { return refused_release(status, seen) };
     let needed = !status.slots.is_empty() || status.pending_submission.is_some() || status.phase == JobPhase::Queued;
     let long = now.duration_since(since).unsigned_abs() >= UNREACHABLE_AFTER && now > since;
     (needed && long).then(|| (Reason::SiteUnreachable, "the site does not answer; nothing is given up".to_owned()))
@@ -351,10 +393,18 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
         let news = match kind {
             ConditionType::GuestDegraded => true,
             ConditionType::ImageReady => reason == Reason::ImageLost,
+            ConditionType::SchedulerUnavailable => reason == Reason::ReleaseRefused,
+            ConditionType::Stalled => reason == Reason::SnapshotUnreadable,
             _ => false,
         };
         let before = old.and_then(|old| conditions::get(&old.conditions, kind)).map(cause);
         (news && before != Some(reason)).then(|| (reason, condition.message.clone()))
     };
-    [ConditionType::GuestDegraded, ConditionType::ImageReady].into_iter().filter_map(told).collect()
+    let kinds = [
+        ConditionType::GuestDegraded,
+        ConditionType::ImageReady,
+        ConditionType::SchedulerUnavailable,
+        ConditionType::Stalled,
+    ];
+    kinds.into_iter().filter_map(told).collect()
 }

@@ -87,7 +87,7 @@ impl FakeSite {
         self.state().outage = outage;
     }
 
-    /// Refuses all requests for slots with this error, or no longer.
+    /// Refuses all requests for slots, and to take any back, with this error, or no longer.
     pub fn set_refusal(&self, refusal: Option<SiteError>) {
         self.state().refusal = refusal;
     }
@@ -228,6 +228,9 @@ impl Site for FakeSite {
         state.calls.release += 1;
         if matches!(state.outage, Outage::All | Outage::Writes) {
             return Err(no_answer());
+        }
+        if let Some(refusal) = &state.refusal {
+            return Err(refusal.clone());
         }
         let known = state.queue.request(id).is_some();
         state.queue.kill(id, End::Deleted(self.user.clone()), now);

@@ -242,7 +242,41 @@ fn b12_content_is_not_removed_beside_a_snapshot_that_cannot_be_read() {
     life.run(60);
     assert!(life.effects("RemoveContent").is_empty() && !life.gone);
     assert!(life.whys.last().unwrap().contains("cannot be read"));
+    let told = life.message("Stalled");
+    assert!(told.starts_with("True SnapshotUnreadable") && told.contains("delete it"), "{told}");
+    let (writes, notes) = (life.writes, life.plan().notes);
+    life.run(60);
+    assert!(life.writes == writes && notes.is_empty(), "told of once");
     life.seen.unread_snapshots = false;
     life.run(20);
     assert!(life.gone && life.effects("RemoveContent").len() == 1);
+}
+
+#[test]
+fn a_slot_that_the_site_does_not_take_back_is_told_of_once() {
+    let mut life = Life::running(1);
+    life.job.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(life.now));
+    let mut told = Vec::new();
+    for second in 0..60 {
+        life.advance(1);
+        let plan = life.plan();
+        life.write_only(&plan);
+        told.extend(plan.notes.iter().filter(|note| note.warning).map(|note| note.reason));
+        match second {
+            // another operator, which has not tried yet
+            30 => drop(life.seen.releases.remove("101")),
+            _ => drop(life.seen.releases.insert("101".into(), Some("not your job".into()))),
+        }
+        if second > 1 {
+            let said = life.message("SchedulerUnavailable");
+            assert!(said.starts_with("True ReleaseRefused") && said.contains("oardel 101"), "{second}: {said}");
+            assert!(life.message("Stalled").contains("not your job"), "{}", life.message("Stalled"));
+        }
+    }
+    assert_eq!(told, [crate::api::Reason::ReleaseRefused]);
+    life.seen.releases.insert("101".into(), None);
+    life.pass();
+    assert_eq!((life.message("SchedulerUnavailable"), life.message("Stalled")), (String::new(), String::new()));
+    life.run(60);
+    assert!(life.gone, "{:?}", life.whys.last());
 }

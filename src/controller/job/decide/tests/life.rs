@@ -98,6 +98,7 @@ pub(super) fn life(members: u32) -> Life {
         looked_up: Some(at(START)),
         reads_good_since: Some(at(START - 100)),
         site_error: None,
+        releases: BTreeMap::new(),
         reply: None,
         pods: BTreeMap::new(),
         agents: BTreeMap::new(),
