@@ -4,5 +4,6 @@ pub mod admission;
 pub mod images;
 pub mod layout;
 pub mod manifest;
+pub mod migration;
 pub mod retention;
 pub mod ticket;
