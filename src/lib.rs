@@ -73,7 +73,7 @@
 //! | `operator` | wires the operator together |
 //! | `repository` | the server around the store |
 //! | `sim` | the world in simulated time, for tests |
-//! | `store` | manifests, layout, retention, admission, tickets |
+//! | `store` | manifests, layout, retention, admission, tickets, the migration stream |
 //! | `stream` | a byte stream within a WebSocket: to a port of a guest |
 //! | `subresources` | `vmdeploy logs`, `get`, `connect`, `exec` and `console`, behind the cluster's API server |
 //! | `tls` | the authority, certificates, mutual TLS |

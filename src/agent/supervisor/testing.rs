@@ -104,6 +104,26 @@ impl FileStore {
         std::fs::read(self.0.join(format!("output-{member}-{}", path.replace('/', "_")))).ok()
     }
 
+    /// Puts other bytes in place of a stored part's.
+    pub(crate) fn replace(
+        &self,
+        generation: Generation,
+        member: MemberIndex,
+        kind: FileKind,
+        with: impl FnOnce(Vec<u8>) -> Vec<u8>,
+    ) {
+        let path = self.part(generation, member, kind);
+        let content = with(std::fs::read(&path).unwrap());
+        let text = std::fs::read(self.0.join(format!("manifest-{generation}"))).unwrap();
+        let mut manifest: Manifest = serde_json::from_slice(&text).unwrap();
+        let part = manifest.members.iter_mut().find(|part| part.index == member).unwrap();
+        let file = part.files.iter_mut().find(|file| file.kind == kind).unwrap();
+        let size = content.len() as u64;
+        *file = PartFile { kind, size, stored: size, digest: blake3::hash(&content).to_string() };
+        std::fs::write(path, content).unwrap();
+        self.publish(&manifest);
+    }
+
     fn part(&self, generation: Generation, member: MemberIndex, kind: FileKind) -> PathBuf {
         self.0.join(format!("part-{generation}-{member}-{kind}"))
     }

@@ -172,11 +172,12 @@ pub(crate) fn written(skeleton: &Skeleton, pages: &[Content]) -> Vec<u8> {
 pub(crate) fn placed(skeleton: &Skeleton, pages: &[Content]) -> Vec<u8> {
     let single = |(page, content): (usize, &Content)| Run { first: page as u64, count: 1, data: content.is_some() };
     let positions = Positions::new(skeleton, pages.iter().enumerate().map(single)).unwrap();
-    let mut bytes = vec![None; positions.length() as usize];
+    let mut bytes = vec![0; positions.length() as usize];
+    let mut ranges = std::collections::BTreeMap::new();
     let mut put = |offset: u64, piece: &[u8]| {
-        for (at, byte) in piece.iter().enumerate() {
-            assert_eq!(bytes[offset as usize + at].replace(*byte), None, "byte {offset} + {at} is written twice");
-        }
+        let range = offset as usize..offset as usize + piece.len();
+        bytes[range.clone()].copy_from_slice(piece);
+        assert_eq!(ranges.insert(range.start, range.end), None, "byte {offset} is written twice");
         Ok::<(), ()>(())
     };
     for (page, content) in pages.iter().enumerate().rev() {
@@ -186,5 +187,7 @@ pub(crate) fn placed(skeleton: &Skeleton, pages: &[Content]) -> Vec<u8> {
         put(offset + header.len() as u64, &content[..]).unwrap();
     }
     positions.frame(put).unwrap();
-    bytes.into_iter().collect::<Option<_>>().expect("every byte is written")
+    let end = ranges.iter().fold(0, |end, (from, to)| if *from == end { *to } else { panic!("{from} behind {end}") });
+    assert_eq!(end, bytes.len());
+    bytes
 }

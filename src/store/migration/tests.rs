@@ -364,6 +364,9 @@ impl Harm {
     /// Does it.
     fn apply(&self, bytes: &mut Vec<u8>) {
         let length = bytes.len();
+        if length == 0 {
+            return;
+        }
         match self {
             Self::Set(at, to) => bytes[at.index(length)] = *to,
             Self::Flip(at, bit) => bytes[at.index(length)] ^= bit,
@@ -374,7 +377,7 @@ impl Harm {
                 let piece = bytes[from..(from + count).min(length)].to_vec();
                 drop(bytes.splice(to.index(length)..to.index(length), piece));
             }
-            Self::CutOff(at) => bytes.truncate(at.index(length).max(1)),
+            Self::CutOff(at) => bytes.truncate(at.index(length)),
         }
     }
 }
