@@ -60,13 +60,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `agent` | the supervisor on the node: lease, QEMU, captures, uploads |
+//! | `agent` | the supervisor on the node: lease, QEMU, captures, uploads; the way in to a job's members |
 //! | `api` | the three kinds, conditions and reasons, rules, `crds/` |
 //! | `backoff`, `clock`, `names`, `yaml` | waits after failures; the time; names and numbers that travel; the one place for YAML |
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
-//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node and the way into it |
+//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
 //! | `image` | import of images |
 //! | `leadership` | election by a Lease; its epoch is in every order |
@@ -160,7 +160,7 @@
 //!   same manifest.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
-//! - **One reservation for all members.** `Gang` works; `PerMember` is refused with `NotSupported`.
+//! - **One reservation for all members.** `Gang` works; `PerMember` is refused.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new

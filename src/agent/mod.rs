@@ -6,6 +6,7 @@
 //! for the protocol and `driver::oar::hold` for the contract of the lease.
 
 pub mod fence;
+mod jump;
 pub mod supervisor;
 
 use std::{

@@ -7,7 +7,6 @@
 pub mod agent;
 pub mod cluster;
 pub mod guest;
-pub mod jump;
 pub mod network;
 pub mod oar;
 pub mod qemu;

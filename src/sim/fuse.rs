@@ -29,7 +29,8 @@ use crate::{
     api::{BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotStatus, VmImage, VmImageStatus},
     driver::{
         agent::{
-            AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, LeaveCode, NodeAgent, UploadOrder,
+            AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, GuestAccess, LeaveCode, NodeAgent,
+            UploadOrder,
         },
         cluster::{
             Cluster, ClusterError, ClusterView, EventRecord, Kind,
@@ -239,6 +240,8 @@ impl Site for Fused<dyn Site> {
         self.fuse.write("release", self.inner.release(id)).await
     }
 }
+
+impl GuestAccess for Fused<dyn NodeAgent> {}
 
 #[async_trait]
 impl NodeAgent for Fused<dyn NodeAgent> {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::Supervisor;
+use super::{Supervisor, problems::Problem};
 use crate::driver::qemu::{
     capture,
     qmp::{Event, Qmp},
@@ -40,8 +40,7 @@ impl Supervisor {
 
     async fn outlast(&self, event: &Event, events: &mut Receiver<Event>) {
         let why = event.data["reason"].as_str().unwrap_or("an error");
-        let problem = format!("the guest stands still: its disk on the node takes no data: {why}");
-        self.problem(&problem);
+        self.problem(Problem::Disk, &format!("the guest stands still: its disk on the node takes no data: {why}"));
         self.make_room().await;
         let mut until = Instant::now() + PATIENCE;
         while Instant::now() < until {
@@ -53,7 +52,7 @@ impl Supervisor {
             }
             match self.try_again(events).await {
                 Some(true) => {
-                    self.view.change(|facts| facts.guest.problem.take_if(|old| *old == problem));
+                    self.problem_ends(&Problem::Disk);
                     return;
                 }
                 Some(false) => {}

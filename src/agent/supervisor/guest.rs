@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::AsyncWriteExt as _;
 
-use super::{Supervisor, upload::LOCAL_TRIES};
+use super::{Supervisor, problems::Problem, upload::LOCAL_TRIES};
 use crate::{
     api::job::RunMembers,
     driver::{
@@ -75,11 +75,6 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn problem(&self, problem: &str) {
-        tracing::warn!(problem, "the guest has a problem");
-        self.view.change(|facts| facts.guest.problem = Some(problem.chars().take(500).collect()));
-    }
-
     /// Takes note of whether the guest's agent answers. Who does not for long is told of: a job whose
     /// guest does not boot, or has no agent, would seem to compute for ever.
     fn heard_guest<T>(&self, answer: &Result<T, GuestError>) {
@@ -100,10 +95,10 @@ impl Supervisor {
     /// After a restore: randomness of its own, then the right time.
     async fn put_right(&self) {
         if let Err(error) = with_channel!(self, channel => after_restore::reseed(channel)) {
-            self.problem(&error.to_string());
+            self.problem(Problem::Randomness, &error.to_string());
         }
         if let Err(error) = with_channel!(self, channel => after_restore::set_clock(channel, &self.view.clock)) {
-            self.problem(&error.to_string());
+            self.problem(Problem::Clock, &error.to_string());
         }
     }
 
@@ -119,11 +114,11 @@ impl Supervisor {
             match started {
                 Ok(Started::Now | Started::Before) => break,
                 Ok(Started::Lost) => {
-                    self.problem("the guest has booted again: the command is gone");
+                    self.problem(Problem::Command, "the guest has booted again: the command is gone");
                     return Some(LOST);
                 }
                 Err(error @ GuestError::Program { .. }) => {
-                    self.problem(&error.to_string());
+                    self.problem(Problem::Command, &error.to_string());
                     return Some(NOT_STARTED);
                 }
                 // whether it was started is not known: asking again does no harm
@@ -155,7 +150,7 @@ impl Supervisor {
             let path = self.paths.vm.join("fetched");
             match self.fetch_file(&wanted.path, &path).await {
                 Ok(()) => self.keep(&wanted.path, &path).await,
-                Err(error) => self.problem(&format!("{} is not kept: {error}", wanted.path)),
+                Err(error) => self.not_kept(&wanted.path, &error.to_string()),
             }
         }
     }
@@ -183,6 +178,10 @@ impl Supervisor {
         with_channel!(self, channel => file.close(channel))
     }
 
+    fn not_kept(&self, name: &str, why: &str) {
+        self.problem(Problem::NotKept(name.into()), &format!("{name} is not kept: {why}"));
+    }
+
     /// Brings one file to the repository; waits for one that does not answer, and not for ever for a disk of the
     /// node's own: one that cannot be read so often never will be.
     async fn keep(&self, name: &str, path: &std::path::Path) {
@@ -194,7 +193,7 @@ impl Supervisor {
                     let body = stream(file, unread.clone());
                     self.store.put_output(&self.config.job, self.config.member, name, body).await
                 }
-                Err(error) => return self.problem(&format!("{name} is not kept: {error}")),
+                Err(error) => return self.not_kept(name, &error.to_string()),
             };
             let Err(error) = sent else { return };
             if let Some(error) = unread.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -202,13 +201,13 @@ impl Supervisor {
                 local += 1;
                 tracing::warn!(%error, name, local, "an output cannot be read");
                 if local == LOCAL_TRIES {
-                    let times = format!("it could not be read on the node, {local} times");
-                    return self.problem(&format!("{name} is not kept: {times}: {error}"));
+                    let why = format!("it could not be read on the node, {local} times: {error}");
+                    return self.not_kept(name, &why);
                 }
             } else if matches!(error, RepositoryError::Unreachable(_) | RepositoryError::Full(_)) {
                 tracing::warn!(%error, name, "an output waits for the repository");
             } else {
-                return self.problem(&format!("{name} is not kept: {error}"));
+                return self.not_kept(name, &error.to_string());
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -5,21 +5,15 @@ use std::time::Instant;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::{
-    super::{
-        testing::{FileStore, config},
-        vm::Paths,
-    },
+    super::testing::{Making, config},
     *,
 };
-use crate::{
-    clock::Clock,
-    driver::{
-        agent::VmState,
-        guest::channel::Channel,
-        repository::{
-            Repository as _,
-            fake::{FakeRepository, Trouble},
-        },
+use crate::driver::{
+    agent::VmState,
+    guest::channel::Channel,
+    repository::{
+        Repository as _,
+        fake::{FakeRepository, Trouble},
     },
 };
 
@@ -41,9 +35,7 @@ async fn a_guest_that_never_answers_is_told_of_and_goes_on() {
     let root = tempfile::tempdir().unwrap();
     let mut config = config(root.path());
     (config.run, config.guest_silence) = (None, Duration::from_secs(4));
-    let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
-    let store = Arc::new(FileStore::new(&root.path().join("store")));
-    let supervisor = Supervisor::new(config, paths, store, Clock::system(), None);
+    let supervisor = Making::below(root.path()).config(config).make();
     let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
     let (wake, awake) = tokio::sync::watch::channel(false);
     tokio::spawn(agent(theirs, awake));
@@ -69,8 +61,7 @@ async fn a_guest_that_never_answers_is_told_of_and_goes_on() {
 
 /// A supervisor whose repository is this one.
 fn keeper(root: &std::path::Path, repository: &FakeRepository) -> Arc<Supervisor> {
-    let paths = Paths { vm: root.join("vm"), cache: root.join("cache") };
-    Supervisor::new(config(root), paths, Arc::new(repository.clone()), Clock::system(), None)
+    Making::below(root).store(Arc::new(repository.clone())).make()
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 
-use super::{Supervisor, load::LoadError};
-use crate::driver::{
-    agent::{LeaseState, VmState},
-    jump::{Jump, Target},
+use super::{Supervisor, load::LoadError, problems::Problem};
+use crate::{
+    agent::jump::{Jump, Target},
+    driver::agent::{LeaseState, VmState},
 };
 
-/// What is said when the port is taken; the rest of a problem is somebody else's.
+/// What is said when the port is taken.
 const CLOSED: &str = "the way in to the members cannot be served";
 /// How far it stands back behind all else in the agent.
 const NICE: i32 = 10;
@@ -49,7 +49,7 @@ impl Supervisor {
             let _ = rustix::process::nice(NICE);
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
-                Err(error) => return own.problem(&format!("{CLOSED}: {error}")),
+                Err(error) => return own.problem(Problem::WayIn, &format!("{CLOSED}: {error}")),
             };
             runtime.block_on(async {
                 tokio::select! {
@@ -60,7 +60,7 @@ impl Supervisor {
         };
         // the guest is worth more than a way to it
         if let Err(error) = std::thread::Builder::new().name("master".into()).spawn(serve) {
-            self.problem(&format!("{CLOSED}: {error}"));
+            self.problem(Problem::WayIn, &format!("{CLOSED}: {error}"));
         }
     }
 
@@ -68,14 +68,12 @@ impl Supervisor {
         loop {
             match TcpListener::bind(at).await {
                 Ok(listener) => {
-                    self.view.change(|facts| {
-                        facts.guest.problem.take_if(|problem| problem.starts_with(CLOSED));
-                    });
+                    self.problem_ends(&Problem::WayIn);
                     tracing::info!(%at, "the way in to the members is open");
                     return jump.serve(listener).await;
                 }
                 // an agent before this one may still be on its way out
-                Err(error) => self.problem(&format!("{CLOSED} at {at}: {error}")),
+                Err(error) => self.problem(Problem::WayIn, &format!("{CLOSED} at {at}: {error}")),
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -95,16 +93,13 @@ mod tests {
     use crate::{
         agent::supervisor::{
             Orders,
-            testing::{FileStore, config},
-            vm::Paths,
+            testing::{Making, config},
         },
-        clock::Clock,
         driver::{
             agent::{
-                Authority, CaptureOrder, ExecOrder, LeaveCode, MasterConfig, MasterPlace, MemberNetwork, NetworkMember,
-                NodeAgent as _, Role,
+                Authority, CaptureOrder, ExecOrder, GuestAccess as _, HostKey, LeaveCode, MasterConfig, MasterPlace,
+                MemberNetwork, NetworkMember, NodeAgent as _, Role,
             },
-            jump::key::HostKey,
             network::Door,
         },
     };
@@ -140,9 +135,7 @@ mod tests {
             members: vec![member],
             master: (role == Role::Master).then(|| MasterPlace { mac: door_mac, node: Ipv4Addr::LOCALHOST.into() }),
         });
-        let paths = Paths { vm: dir.path().into(), cache: dir.path().join("cache") };
-        let store = Arc::new(FileStore::new(&dir.path().join("store")));
-        Supervisor::new(config, paths, store, Clock::system(), None)
+        Making::below(dir.path()).config(config).vm_in(dir.path()).make()
     }
 
     async fn is_served(at: SocketAddr) -> TcpStream {
@@ -191,7 +184,7 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listen = taken.local_addr().unwrap();
         let supervisor = agent(&dir, listen, Role::Member);
-        let problem = || supervisor.view.read(|facts| facts.guest.problem.clone()).unwrap_or_default();
+        let problem = || supervisor.view.render().guest.problem.unwrap_or_default();
         supervisor.serve_master();
         assert_eq!(problem(), "", "there is no network yet");
         supervisor.door.set(Arc::new(Door::here())).unwrap();

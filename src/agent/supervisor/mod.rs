@@ -17,6 +17,7 @@ mod master;
 mod network;
 mod orders;
 mod output;
+mod problems;
 #[cfg(test)]
 mod qemu_tests;
 mod server;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Supervisor, load::LoadError};
+use super::{Supervisor, load::LoadError, problems::Problem};
 use crate::{
     driver::{
         agent::{MemberNetwork, NetworkMember},
@@ -75,7 +75,8 @@ impl Supervisor {
         for member in network.members.iter().filter(|member| member.address != own.address) {
             while !self.is_up(door, member).await {
                 if Instant::now() > until {
-                    self.problem(&format!("{} was not reached: the command is started without it", member.name));
+                    let text = format!("{} was not reached: the command is started without it", member.name);
+                    self.problem(Problem::Members, &text);
                     return;
                 }
                 tokio::time::sleep(KNOCK / 4).await;

@@ -11,8 +11,8 @@ use tokio_util::io::ReaderStream;
 use super::Supervisor;
 use crate::driver::{
     agent::{
-        AgentError, AgentState, Authority, CaptureOrder, ExecOrder, ExecReply, LeaveCode, NodeAgent, Role, UploadOrder,
-        VmState,
+        AgentError, AgentState, Authority, CaptureOrder, ExecOrder, ExecReply, GuestAccess, LeaveCode, NodeAgent, Role,
+        UploadOrder, VmState,
     },
     qemu::capture,
     repository::ByteStream,
@@ -24,6 +24,22 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The agent as those see it who give orders.
 #[derive(Clone)]
 pub struct Orders(pub Arc<Supervisor>);
+
+#[async_trait]
+impl GuestAccess for Orders {
+    async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
+        let refused = |error: std::io::Error| AgentError::Refused(format!("failed to read the output: {error}"));
+        let mut file = tokio::fs::File::open(self.0.paths.output()).await.map_err(refused)?;
+        // what comes later is asked for again: a reply ends
+        let length = file.metadata().await.map_err(refused)?.len();
+        file.seek(SeekFrom::Start(from)).await.map_err(refused)?;
+        Ok(ReaderStream::new(file.take(length.saturating_sub(from))).boxed())
+    }
+
+    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        self.0.exec(order).await
+    }
+}
 
 #[async_trait]
 impl NodeAgent for Orders {
@@ -88,19 +104,6 @@ impl NodeAgent for Orders {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.0.start_upload(order).await
-    }
-
-    async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
-        let refused = |error: std::io::Error| AgentError::Refused(format!("failed to read the output: {error}"));
-        let mut file = tokio::fs::File::open(self.0.paths.output()).await.map_err(refused)?;
-        // what comes later is asked for again: a reply ends
-        let length = file.metadata().await.map_err(refused)?.len();
-        file.seek(SeekFrom::Start(from)).await.map_err(refused)?;
-        Ok(ReaderStream::new(file.take(length.saturating_sub(from))).boxed())
-    }
-
-    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
-        self.0.exec(order).await
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

@@ -20,7 +20,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::Supervisor;
+use super::{Supervisor, problems::Problem};
 use crate::store::manifest::MOST_OUTPUT;
 
 /// As much of a line is shown.
@@ -29,8 +29,6 @@ const LINE: usize = 240;
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(500);
-/// What people are told of it.
-const UNKEPT: &str = "its output cannot be kept, and its command waits";
 
 /// The reader of the output.
 #[derive(Clone)]
@@ -101,8 +99,8 @@ impl Keeper {
         let mut failing: Option<(Instant, String)> = None;
         while let Err(error) = self.append(bytes, failing.is_some()).await {
             let (since, why) = failing.get_or_insert_with(|| {
-                let why = format!("{UNKEPT}: {error}");
-                self.own.problem(&why);
+                let why = format!("its output cannot be kept, and its command waits: {error}");
+                self.own.problem(Problem::Output, &why);
                 self.failing.store(true, Ordering::Release);
                 (Instant::now(), why)
             });
@@ -118,9 +116,7 @@ impl Keeper {
         }
         if failing.is_some() {
             self.failing.store(false, Ordering::Release);
-            self.own.view.change(|facts| {
-                facts.guest.problem.take_if(|problem| problem.starts_with(UNKEPT));
-            });
+            self.own.problem_ends(&Problem::Output);
         }
         self.length.fetch_add(bytes.len() as u64, Ordering::AcqRel);
         if let Some(last) = self.lines.take(bytes) {
@@ -154,10 +150,8 @@ async fn read(mut stream: UnixStream, mut requests: mpsc::Receiver<oneshot::Send
         let full = keeper.is_full();
         if full && !told {
             told = true;
-            keeper.own.problem(&format!(
-                "its output has {} GiB, the most that is kept: its command waits",
-                MOST_OUTPUT >> 30
-            ));
+            let text = format!("its output has {} GiB, the most that is kept: its command waits", MOST_OUTPUT >> 30);
+            keeper.own.problem(Problem::OutputFull, &text);
         }
         let drained = waiting.as_ref().map(|_| pending(&stream, &mut piece, full));
         let count = match drained {
@@ -263,15 +257,11 @@ mod tests {
 
     /// Follows a port into a file of this directory, which may be made first.
     async fn followed(patience: Duration, make: impl FnOnce(&Path)) -> Followed {
-        use super::super::{testing, vm::Paths};
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("vm");
         std::fs::create_dir_all(&directory).unwrap();
         make(&directory);
-        let paths = Paths { vm: directory.clone(), cache: root.path().join("cache") };
-        let store = Arc::new(testing::FileStore::new(&root.path().join("store")));
-        let clock = crate::clock::Clock::system();
-        let own = Supervisor::new(testing::config(root.path()), paths, store, clock, None);
+        let own = super::super::testing::Making::below(root.path()).make();
         let (port, file) = (root.path().join("port"), directory.join("file"));
         let listener = tokio::net::UnixListener::bind(&port).unwrap();
         let output = Output::follow(&port, &file, own.clone(), patience).await.unwrap();
@@ -306,11 +296,9 @@ mod tests {
         assert!(kept.ends_with(&written) && kept.starts_with(b"before 0\n"));
     }
 
+    #[ignore = "mounts a small disk, as root: e2e/test --e2e"]
     #[tokio::test]
     async fn a_full_disk_costs_no_piece_of_the_output() {
-        if !rustix::process::geteuid().is_root() {
-            return eprintln!("skipped: only root mounts a small disk");
-        }
         let mut small = None;
         let make = |directory: &Path| {
             small = Some(super::super::testing::Small::mount(directory.into(), "1200k"));

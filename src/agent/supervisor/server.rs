@@ -17,7 +17,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{Supervisor, orders::Orders, visit};
 use crate::{
     driver::agent::{
-        AgentError, CaptureOrder, ExecOrder, NodeAgent as _, UploadOrder,
+        AgentError, CaptureOrder, ExecOrder, GuestAccess as _, NodeAgent as _, UploadOrder,
         http::{EPOCH, GoOrder, LeaveOrder, Refusal, StayDownOrder},
     },
     names::Identity,

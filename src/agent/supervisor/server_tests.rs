@@ -7,14 +7,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{
-        testing::{FileStore, config},
-        vm::Paths,
-    },
+    super::testing::{Making, config},
     *,
 };
 use crate::{
-    clock::Clock,
     driver::agent::{AgentAddress, Authority, LeaseState, NodeAgent, VmState, contract, http::AgentHttp},
     names::Incarnation,
     tls::{self, Authority as Certificates},
@@ -47,11 +43,9 @@ impl Served {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap();
         let address = AgentAddress { endpoint, job: config.job.clone(), member: 0, incarnation: 1 };
-        let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
-        let store = Arc::new(FileStore::new(&root.path().join("store")));
         let (fence, theirs) = UnixStream::pair().unwrap();
         fence.set_nonblocking(true).unwrap();
-        let supervisor = Supervisor::new(config, paths, store, Clock::system(), Some(theirs));
+        let supervisor = Making::below(root.path()).config(config).fence(theirs).make();
         let router = router(supervisor.clone());
         tokio::spawn(async move { tls::serve(listener, &own, router, CancellationToken::new()).await });
         Self { supervisor, certificates, address, fence, _root: root }

@@ -52,23 +52,16 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{
-            double::Double,
-            testing::{FileStore, config},
-            vm::Paths,
-        },
+        super::{double::Double, testing::Making},
         *,
     };
-    use crate::clock::Clock;
 
     const QUICK: Duration = Duration::from_millis(50);
 
     /// A guest that somebody else stops.
     async fn stopped_guest(stuck: bool) -> (Arc<Supervisor>, Double, tempfile::TempDir) {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
-        let store = Arc::new(FileStore::new(&root.path().join("store")));
-        let supervisor = Supervisor::new(config(root.path()), paths, store, Clock::system(), None);
+        let supervisor = Making::below(root.path()).make();
         let qemu = Double::default();
         qemu.run_in(&supervisor, 1).await;
         (qemu.lock().paused, qemu.lock().stuck) = (true, stuck);

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,12 +12,14 @@ use async_trait::async_trait;
 use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 
+use super::{Supervisor, vm::Paths};
 use crate::{
     api::{
         job::{RunMembers, RunSpec, VmSpec},
         job_status::ResolvedImage,
         quantity::Bytes,
     },
+    clock::Clock,
     driver::{
         agent::{Accelerator, AgentConfig, GuestNetwork, LeaseConfig, PROTOCOL},
         repository::{ByteStore, ByteStream, DiskRecord, RepositoryError},
@@ -76,6 +80,48 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         accelerator: Accelerator::Tcg,
         guest_network: GuestNetwork::Isolated,
         image_cache: 1 << 40,
+    }
+}
+
+/// Makes a supervisor below a directory: with [`config`] and a repository of its own there, and the real time,
+/// unless something else is said.
+pub(super) struct Making {
+    config: AgentConfig,
+    paths: Paths,
+    store: Arc<dyn ByteStore>,
+    fence: Option<UnixStream>,
+}
+
+impl Making {
+    pub(super) fn below(root: &Path) -> Self {
+        Self {
+            config: config(root),
+            paths: Paths { vm: root.join("vm"), cache: root.join("cache") },
+            store: Arc::new(FileStore::new(&root.join("store"))),
+            fence: None,
+        }
+    }
+
+    pub(super) fn config(self, config: AgentConfig) -> Self {
+        Self { config, ..self }
+    }
+
+    /// With its VM's files in this directory.
+    pub(super) fn vm_in(mut self, directory: &Path) -> Self {
+        self.paths.vm = directory.into();
+        self
+    }
+
+    pub(super) fn store(self, store: Arc<dyn ByteStore>) -> Self {
+        Self { store, ..self }
+    }
+
+    pub(super) fn fence(self, fence: UnixStream) -> Self {
+        Self { fence: Some(fence), ..self }
+    }
+
+    pub(super) fn make(self) -> Arc<Supervisor> {
+        Supervisor::new(self.config, self.paths, self.store, Clock::system(), self.fence)
     }
 }
 

@@ -10,14 +10,10 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    super::{
-        testing::{FileStore, config},
-        vm::Paths,
-    },
+    super::testing::{FileStore, Making},
     *,
 };
 use crate::{
-    clock::Clock,
     driver::{
         agent::{CapturePart, PartState},
         repository::{ByteStore, ByteStream, DiskRecord},
@@ -109,8 +105,7 @@ impl Node {
         let inner = FileStore::new(&root.path().join("store"));
         let failures = Mutex::new(failures.into_iter().collect());
         let store = Arc::new(Moody { inner, failures, always, sent: Mutex::default() });
-        let paths = Paths { vm: root.path().join("vm"), cache: root.path().join("cache") };
-        let supervisor = Supervisor::new(config(root.path()), paths, store.clone(), Clock::system(), None);
+        let supervisor = Making::below(root.path()).store(store.clone()).make();
         for generation in [1, 2] {
             std::fs::create_dir_all(supervisor.paths.generation(generation)).unwrap();
             for kind in KINDS {

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::upload::Upload;
+use super::{problems::Problems, upload::Upload};
 use crate::{
     clock::Clock,
     driver::agent::{
@@ -21,7 +21,9 @@ use crate::{
 pub(super) struct Facts {
     pub(super) lease: LeaseState,
     pub(super) vm: VmState,
+    /// Its problems are apart.
     pub(super) guest: GuestState,
+    pub(super) problems: Problems,
     pub(super) noticed: Option<Instant>,
     pub(super) barrier: Barrier,
     /// Parts that are whole and still on the disk.
@@ -75,6 +77,7 @@ impl View {
                 lease: LeaseState::Waiting,
                 vm: VmState::None,
                 guest: GuestState::default(),
+                problems: Problems::default(),
                 noticed: None,
                 barrier: Barrier::new(config.incarnation, config.max_pause),
                 captured: Vec::new(),
@@ -149,7 +152,7 @@ impl View {
             incarnation: self.own.incarnation,
             lease: facts.lease,
             vm: facts.vm.clone(),
-            guest: facts.guest.clone(),
+            guest: GuestState { problem: facts.problems.text(), ..facts.guest.clone() },
             notice: facts.noticed.map(|at| at.elapsed()),
             capture: facts.barrier.part().cloned(),
             earlier: facts.earlier(),

@@ -20,9 +20,8 @@ use crate::{
     api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
     driver::{
         DriverError as _, Retry,
-        agent::{AgentAddress, AgentError, Authority, NodeAgent},
+        agent::{AgentAddress, AgentError, Authority, HostKey, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
-        jump::key::HostKey,
         site::{Credentials, Site, SiteError, SlotRequest},
     },
     names::{Identity, JobUid},

@@ -24,9 +24,8 @@ use crate::{
     },
     driver::{
         Fact,
-        agent::AgentAddress,
+        agent::{AgentAddress, HostKey},
         cluster::ClusterError,
-        jump::key::HostKey,
         repository::JobContent,
         site::{Credentials, SlotPhase},
     },

@@ -26,10 +26,9 @@ use crate::{
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
-        AgentConfig, CONFIG_DIR, LeaseConfig, MasterConfig, MasterPlace, MemberNetwork, NODE_DIR, NetworkMember,
-        PROTOCOL, Role, VM_DIR, guest_silence,
+        AgentConfig, CONFIG_DIR, HostKey, LeaseConfig, MasterConfig, MasterPlace, MemberNetwork, NODE_DIR,
+        NetworkMember, PROTOCOL, Role, VM_DIR, guest_silence,
     },
-    driver::jump::key::HostKey,
     names::lease_directory,
     store::manifest::{MOST_OUTPUT, most_of_part},
     tls::Credentials,

@@ -15,7 +15,8 @@ use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{
     Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, ExecOrder,
-    ExecReply, GuestState, LeaseState, LeaveCode, LoadFault, NodeAgent, PROTOCOL, UploadOrder, UploadState, VmState,
+    ExecReply, GuestAccess, GuestState, LeaseState, LeaveCode, LoadFault, NodeAgent, PROTOCOL, UploadOrder,
+    UploadState, VmState,
     barrier::{Barrier, Todo},
 };
 use crate::{
@@ -306,6 +307,31 @@ fn echo() -> Connection {
 }
 
 #[async_trait]
+impl GuestAccess for FakeAgent {
+    /// Its guest sends back what it hears, at any port but 1.
+    async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        if port == 1 {
+            return Err(AgentError::Refused("nothing listens at port 1".into()));
+        }
+        Ok(echo())
+    }
+
+    /// Its console shows what is typed.
+    async fn console(&self) -> Result<Connection, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        Ok(echo())
+    }
+
+    /// Its guest knows no command: it prints what it was asked.
+    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        self.call(Call::State, |_| Ok(()))?;
+        let stderr = BASE64.encode(format!("{}: not found\n", order.command.join(" ")));
+        Ok(ExecReply { code: 127, stdout: String::new(), stderr, cut: false })
+    }
+}
+
+#[async_trait]
 impl NodeAgent for FakeAgent {
     async fn state(&self) -> Result<AgentState, AgentError> {
         self.call(Call::State, |inner| Ok(self.shown(inner)))
@@ -405,28 +431,6 @@ impl NodeAgent for FakeAgent {
             self.uploaded();
         }
         Ok(())
-    }
-
-    /// Its guest sends back what it hears, at any port but 1.
-    async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
-        self.call(Call::State, |_| Ok(()))?;
-        if port == 1 {
-            return Err(AgentError::Refused("nothing listens at port 1".into()));
-        }
-        Ok(echo())
-    }
-
-    /// Its console shows what is typed.
-    async fn console(&self) -> Result<Connection, AgentError> {
-        self.call(Call::State, |_| Ok(()))?;
-        Ok(echo())
-    }
-
-    /// Its guest knows no command: it prints what it was asked.
-    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
-        self.call(Call::State, |_| Ok(()))?;
-        let stderr = BASE64.encode(format!("{}: not found\n", order.command.join(" ")));
-        Ok(ExecReply { code: 127, stdout: String::new(), stderr, cut: false })
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

@@ -13,8 +13,8 @@ use tokio_util::{
 };
 
 use super::{
-    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, ExecOrder, ExecReply, LeaveCode, NodeAgent,
-    UploadOrder,
+    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, ExecOrder, ExecReply, GuestAccess,
+    LeaveCode, NodeAgent, UploadOrder,
 };
 use crate::{
     driver::repository::ByteStream,
@@ -158,6 +158,31 @@ async fn bounded(mut reply: reqwest::Response) -> Result<Vec<u8>, AgentError> {
 }
 
 #[async_trait]
+impl GuestAccess for AgentHttp {
+    async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
+        let request = self.request(Method::GET, &format!("output?from={from}"))?.send();
+        let reply = tokio::time::timeout(QUESTION, request).await;
+        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
+        Ok(check(reply).await?.bytes_stream().map_err(std::io::Error::other).boxed())
+    }
+
+    async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
+        self.stream(&format!("connect?port={port}")).await
+    }
+
+    async fn console(&self) -> Result<Connection, AgentError> {
+        self.stream("console").await
+    }
+
+    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
+        let limit = Duration::from_secs(order.timeout.into()) + ORDER;
+        let request = self.request(Method::POST, "exec")?.json(order).timeout(limit);
+        let reply = bounded(check(request.send().await.map_err(unreachable)?).await?).await?;
+        serde_json::from_slice(&reply).map_err(|error| AgentError::Failed(error.to_string()))
+    }
+}
+
+#[async_trait]
 impl NodeAgent for AgentHttp {
     async fn state(&self) -> Result<AgentState, AgentError> {
         let request = self.request(Method::GET, "state")?.timeout(QUESTION);
@@ -205,28 +230,6 @@ impl NodeAgent for AgentHttp {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.order("upload", order, QUESTION).await
-    }
-
-    async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
-        let request = self.request(Method::GET, &format!("output?from={from}"))?.send();
-        let reply = tokio::time::timeout(QUESTION, request).await;
-        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
-        Ok(check(reply).await?.bytes_stream().map_err(std::io::Error::other).boxed())
-    }
-
-    async fn connect(&self, port: u16) -> Result<Connection, AgentError> {
-        self.stream(&format!("connect?port={port}")).await
-    }
-
-    async fn console(&self) -> Result<Connection, AgentError> {
-        self.stream("console").await
-    }
-
-    async fn exec(&self, order: &ExecOrder) -> Result<ExecReply, AgentError> {
-        let limit = Duration::from_secs(order.timeout.into()) + ORDER;
-        let request = self.request(Method::POST, "exec")?.json(order).timeout(limit);
-        let reply = bounded(check(request.send().await.map_err(unreachable)?).await?).await?;
-        serde_json::from_slice(&reply).map_err(|error| AgentError::Failed(error.to_string()))
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

@@ -32,11 +32,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_operator_waits_longer_than_any_agent_may_take() {
-        for (memory, disk) in [(1 << 28, 1 << 30), (64 << 30, 20 << 30), (512 << 30, 1 << 40)] {
-            let agent = write_limit(PATIENCE, memory, SLOWEST) + write_limit(PATIENCE, disk + MOST_OUTPUT, SLOWEST);
-            assert!(capture_limit(memory, disk) > agent);
-            assert!(write_limit(PATIENCE, memory, SLOWEST_PAUSED) <= write_limit(PATIENCE, memory, SLOWEST));
-        }
+    fn a_small_guest_has_minutes_and_a_large_one_as_long_as_its_disk_needs() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        const GIB: u64 = 1 << 30;
+        let small = capture_limit(GIB / 4, GIB);
+        assert!((4 * MINUTE..30 * MINUTE).contains(&small), "{small:?}");
+        // 512 GiB at 8 MiB a second are 65536 seconds, and a TiB of disk as long twice
+        let large = capture_limit(512 * GIB, 1024 * GIB);
+        assert!(
+            (Duration::from_secs(196_608)..Duration::from_secs(196_608) + 15 * MINUTE).contains(&large),
+            "{large:?}"
+        );
+        assert_eq!(write_limit(MINUTE, 0, SLOWEST), MINUTE);
+        // who stands still while it is written waits for a faster disk
+        assert_eq!(write_limit(Duration::ZERO, 64 * GIB, SLOWEST_PAUSED), Duration::from_secs(2048));
+        assert!(capture_limit(u64::MAX, u64::MAX) > large, "no size is too large to be reckoned with");
     }
 }

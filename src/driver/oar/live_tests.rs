@@ -51,6 +51,7 @@ impl World for Live {
 /// The site as `user`, with so many nodes for this test; none where there is no test bed.
 async fn live(user: &str, nodes: u32) -> Option<Live> {
     let Ok(url) = std::env::var("OAR_API_URL") else {
+        assert!(std::env::var_os("VMDEPLOY_E2E").is_none(), "OAR_API_URL is not set");
         println!("not run: OAR_API_URL is not set");
         return None;
     };

@@ -7,7 +7,7 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobSpec, JobPhase,
         job::Master,
-        job_status::{MemberPhase, MemberStatus, WayIn},
+        job_status::{AgentStatus, MemberPhase, MemberStatus, WayIn},
     },
     controller::job::identity,
     names::MemberIndex,
@@ -65,7 +65,17 @@ impl Draft<'_> {
         let serves = self.status.everyone().find(|member| serves_way_in(self.job, member.index));
         let serves = serves.filter(|member| member.phase != MemberPhase::Dead)?;
         let agent = serves.agent.as_ref().filter(|agent| agent.incarnation == self.status.incarnation)?;
-        // as it was told to its agent: the ports of the configuration may be others by now
-        Some(WayIn { address: agent.way_in.clone()?, host_key: self.seen.network.host_key.clone()? })
+        let address = self.way_in_of(serves.index, agent)?.to_string();
+        Some(WayIn { address, host_key: self.seen.network.host_key.clone()? })
+    }
+
+    /// Where this agent serves the way in, if it does: as it was told, for other ports may be configured by now.
+    pub(super) fn way_in_of(&self, member: MemberIndex, agent: &AgentStatus) -> Option<SocketAddr> {
+        match &agent.way_in {
+            Some(told) => told.parse().ok(),
+            // placed by an operator that did not write it down, if it serves one
+            None if serves_way_in(self.job, member) => beside(agent.endpoint.parse().ok()?, self.seen.setup.port_count),
+            None => None,
+        }
     }
 }

@@ -296,7 +296,7 @@ impl Draft<'_> {
                     node: NodeName(member.node.clone()?),
                     pod: agent.pod.clone(),
                     endpoint: agent.endpoint.parse().ok()?,
-                    way_in: agent.way_in.as_deref().map(str::parse).transpose().ok()?,
+                    way_in: self.way_in_of(member.index, agent),
                     restore: origin.generation,
                     not_after,
                 })

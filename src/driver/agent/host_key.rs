@@ -30,7 +30,7 @@ impl HostKey {
     }
 
     /// As the server uses it.
-    pub(super) fn private(&self) -> PrivateKey {
+    pub(crate) fn private(&self) -> PrivateKey {
         PrivateKey::from(self.pair())
     }
 

@@ -3,8 +3,11 @@
 //!
 //! Whoever has one of the keys may connect to any port of any member. There are no shells, commands,
 //! files, agents, or connections the other way.
+//!
+//! The protocol is russh's: people come with the ssh they have (`-J`), and OpenSSH's server would need accounts
+//! and programs on the node. The algorithms are those that russh prefers, so that they follow its releases; none
+//! is added for old clients, and its feature `rsa` is there for people's keys.
 
-pub mod key;
 mod visitor;
 
 use std::{
@@ -25,8 +28,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use self::{key::HostKey, visitor::Visitor};
-use super::network::Door;
+use self::visitor::Visitor;
+use crate::driver::{agent::HostKey, network::Door};
 
 /// Connections at once.
 const VISITORS: usize = 64;
@@ -49,15 +52,15 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// A member as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// Its names.
-    pub names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub(crate) address: Ipv4Addr,
 }
 
 /// The server.
-pub struct Jump {
+pub(crate) struct Jump {
     config: Arc<Config>,
     way: Arc<Way>,
     strangers: Arc<Semaphore>,
@@ -84,7 +87,7 @@ struct Held {
 impl Jump {
     /// Lets those in who have one of `keys`, as `authorized_keys` has them; lines that are none are passed
     /// over. `name` is the job's, for people.
-    pub fn new(name: &str, key: &HostKey, keys: &[String], targets: Vec<Target>, door: Arc<Door>) -> Self {
+    pub(crate) fn new(name: &str, key: &HostKey, keys: &[String], targets: Vec<Target>, door: Arc<Door>) -> Self {
         let keys = keys.iter().filter_map(|line| {
             let key = PublicKey::from_openssh(line.trim());
             key.inspect_err(|error| tracing::warn!(%error, "a key of access.sshKeys cannot be used")).ok()
@@ -118,7 +121,7 @@ impl Jump {
     }
 
     /// Serves for as long as it is polled; connections go on in tasks of the same runtime.
-    pub async fn serve(&self, listener: TcpListener) {
+    pub(crate) async fn serve(&self, listener: TcpListener) {
         loop {
             match listener.accept().await {
                 Ok((stream, from)) => {

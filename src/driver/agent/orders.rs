@@ -1,0 +1,90 @@
+//! What an agent is asked. Data only.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Generation, Incarnation};
+
+/// A guest that was captured and does not run resumes after this time, unless
+/// [`super::NodeAgent::stay_down`] has come (safety B3).
+pub const STAY_DOWN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Longest time for a command of [`super::GuestAccess::exec`], in seconds: the API server's clients wait little
+/// longer for an answer.
+pub const EXEC_LIMIT: u32 = 240;
+
+/// What every order carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authority {
+    /// Rises with every change of the operator's leadership.
+    pub epoch: u64,
+    /// The incarnation meant.
+    pub incarnation: Incarnation,
+}
+
+/// One step of a capture. The same order may come several times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CaptureOrder {
+    /// Who asks.
+    pub authority: Authority,
+    /// The generation; never used twice.
+    pub generation: Generation,
+    /// The barrier's nonce; refused once the guest has resumed from it.
+    pub nonce: String,
+    /// Whether the guest runs on after the cut. If not, it does so all the same unless
+    /// [`super::NodeAgent::stay_down`] follows in time (safety B3).
+    pub resume: bool,
+}
+
+/// Orders the upload of a captured generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UploadOrder {
+    /// Of the kget that orders it; 0 from one that knew of none.
+    #[serde(default)]
+    pub epoch: u64,
+    /// The generation.
+    pub generation: Generation,
+    /// The incarnation it was captured in.
+    pub incarnation: Incarnation,
+    /// Permission to write, for the repository.
+    pub ticket: String,
+}
+
+/// How an agent leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaveCode {
+    /// The job is done: the hold ends with the code for it.
+    Done,
+    /// What is needed is safe: the hold ends with the code for it.
+    Saved,
+    /// Only this incarnation ends; the slot is kept for the next one.
+    KeepSlot,
+}
+
+/// A command for a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExecOrder {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// It is killed after so many seconds.
+    pub timeout: u32,
+}
+
+/// What a command in a guest came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecReply {
+    /// Its exit code.
+    pub code: i32,
+    /// The beginning of its standard output, base64.
+    pub stdout: String,
+    /// The beginning of its standard error, base64.
+    pub stderr: String,
+    /// Whether it printed more than that.
+    pub cut: bool,
+}

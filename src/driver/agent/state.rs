@@ -1,0 +1,182 @@
+//! What an agent says of itself. Data only.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::LeaveCode;
+use crate::{
+    names::{Generation, Incarnation, JobUid, MemberIndex},
+    store::manifest::{MachineRecord, MemberPart, PartFile},
+};
+
+/// Everything an agent says of itself: one line of its event stream, sent at each change and as a
+/// heartbeat every second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentState {
+    /// [`super::PROTOCOL`].
+    pub protocol: u32,
+    /// Uid of its job.
+    pub job: JobUid,
+    /// Its member.
+    pub member: MemberIndex,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Its lease.
+    pub lease: LeaseState,
+    /// The VM.
+    pub vm: VmState,
+    /// The guest and its command.
+    pub guest: GuestState,
+    /// The hold said that the slot is wanted back, this long ago.
+    pub notice: Option<Duration>,
+    /// Its part of the newest capture.
+    pub capture: Option<CapturePart>,
+    /// Its parts of earlier captures that are still on its disk.
+    #[serde(default)]
+    pub earlier: Vec<CapturePart>,
+    /// The newest upload.
+    pub upload: Option<UploadState>,
+    /// Seconds in which the guest has run in this incarnation, less pauses.
+    pub ran: f64,
+    /// How the VM is made; known once it is loaded.
+    pub machine: Option<MachineRecord>,
+    /// The end of the agent, once it is on its way out.
+    pub leaving: Option<LeaveCode>,
+}
+
+/// The lease as its agent sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaseState {
+    /// Not seen held yet: nothing may run.
+    Waiting,
+    /// Held by the slot's hold.
+    Held,
+    /// Lost: everything is being killed.
+    Lost,
+}
+
+/// The VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum VmState {
+    /// Not made yet.
+    None,
+    /// Image or generation are being fetched, then the generation's memory is loaded, which counts anew.
+    Fetching {
+        /// Bytes here, or loaded.
+        done: u64,
+        /// Bytes wanted.
+        total: u64,
+    },
+    /// Made or loaded, and standing still until `go`.
+    Loaded,
+    /// Running.
+    Running,
+    /// Stopped by a capture.
+    Stopped,
+    /// Gone; why.
+    Gone {
+        /// Why.
+        reason: String,
+        /// Whose fault it is that it could not be made or restored.
+        #[serde(default)]
+        fault: LoadFault,
+    },
+}
+
+/// Whose fault it is that a VM could not be made or restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadFault {
+    /// Nobody's, or nobody knows: the same may help next time.
+    #[default]
+    Unknown,
+    /// The node's: another one may do it.
+    Node,
+    /// The generation's: what the repository has of this member is missing or damaged.
+    Part,
+}
+
+/// The guest and its command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GuestState {
+    /// Its guest agent has answered in this incarnation.
+    pub answers: bool,
+    /// It was asked in vain for [`super::AgentConfig::guest_silence`], in which the guest ran.
+    pub silent: bool,
+    /// The command was started (in any incarnation).
+    pub started: bool,
+    /// Exit code of the command.
+    pub exit_code: Option<i32>,
+    /// The outputs are in the repository.
+    pub outputs_kept: bool,
+    /// What could not be put right after a restore, or be started.
+    pub problem: Option<String>,
+    /// The last line of the command's output, bounded.
+    pub last_line: Option<String>,
+}
+
+/// A member's part of a capture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CapturePart {
+    /// The generation.
+    pub generation: Generation,
+    /// The barrier's nonce; a part of another nonce is not of the same cut.
+    pub nonce: String,
+    /// How far it is.
+    pub state: PartState,
+    /// When the guest stopped.
+    pub stopped_at: Option<Timestamp>,
+    /// How long it stood still, in milliseconds.
+    pub pause_ms: Option<u64>,
+    /// Bytes of memory, disk and output on local disk.
+    pub bytes: u64,
+    /// What the manifest says of this member, once captured; its files are empty here, see
+    /// [`UploadState::files`].
+    #[serde(default)]
+    pub record: Option<MemberPart>,
+}
+
+/// How far a part is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum PartState {
+    /// Overlay and files are ready, space is reserved.
+    Prepared,
+    /// The guest stands still.
+    Stopped,
+    /// Overlay switched; memory is being written.
+    Writing,
+    /// All bytes are on local disk.
+    Captured,
+    /// Void; the guest runs on.
+    Abandoned {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An upload of a captured generation to the repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UploadState {
+    /// The generation.
+    pub generation: Generation,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes to send.
+    pub total: u64,
+    /// The files, with the digests the repository has confirmed, once all are there.
+    pub files: Vec<PartFile>,
+    /// All are there.
+    pub done: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Why it stands still; it is tried again until it succeeds, is refused, or a later generation is to
+    /// be sent.
+    pub waiting: Option<String>,
+}
