@@ -142,6 +142,8 @@
 //!   incarnation, a generation's number.
 //! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
 //!   node has no name there and lives by the file descriptors of its agent and QEMU.
+//! - **How often jobs are killed**: the jobs' statuses. The operator adds them up in memory, by site and property, for
+//!   periods that are left to it.
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything

@@ -90,6 +90,7 @@ impl MetricConstructor<Histogram> for Bounds {
 
 const SHORT: &[f64] = &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0];
 const PAUSES: &[f64] = &[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+const PERIODS: &[f64] = &[10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0, 7200.0];
 const LONG: &[f64] = &[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0];
 
 /// All figures of a process. Clones share them.
@@ -106,6 +107,8 @@ pub struct Metrics {
     pub capture_pause: Histogram,
     /// Time between the first and the last member's stop.
     pub capture_skew: Histogram,
+    /// Time between two snapshots of a job, at each choice of one.
+    pub snapshot_period: Histogram,
     /// Bytes of generations.
     pub bytes: Family<ByteKind, Counter>,
     /// Time from slots running to guests running again.
@@ -139,6 +142,7 @@ impl Metrics {
             work: Family::default(),
             capture_pause: Histogram::new(PAUSES.iter().copied()),
             capture_skew: Histogram::new(PAUSES.iter().copied()),
+            snapshot_period: Histogram::new(PERIODS.iter().copied()),
             bytes: Family::default(),
             restore: Histogram::new(LONG.iter().copied()),
             api_calls: Family::default(),
@@ -162,6 +166,12 @@ impl Metrics {
             "Time between the first and the last member's stop",
             Unit::Seconds,
             metrics.capture_skew.clone(),
+        );
+        r.register_with_unit(
+            "snapshot_period",
+            "Time between two snapshots of a job, at each choice of one",
+            Unit::Seconds,
+            metrics.snapshot_period.clone(),
         );
         r.register_with_unit("generation", "Bytes of generations by kind", Unit::Bytes, metrics.bytes.clone());
         r.register_with_unit(

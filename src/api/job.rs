@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+pub use super::policy::{OnNotice, SnapshotPolicy};
 use super::{job_status::BestEffortJobStatus, quantity::Bytes};
 
 /// A job that runs in virtual machines on slots that can be taken away, and goes on from its last
@@ -124,7 +125,7 @@ pub struct BestEffortJobSpec {
 }
 
 /// How a length of time is written: Go's notation without a sign.
-const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$";
+pub(super) const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$";
 
 fn one() -> u32 {
     1
@@ -351,73 +352,6 @@ pub struct SecretReference {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-}
-
-/// When to take snapshots and how many to keep.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SnapshotPolicy {
-    /// Time between two snapshots, for example 10m.
-    #[x_kube(validation = ("duration(self) >= duration('5s')", "period must be at least 5s, for example 10m"))]
-    #[schemars(regex(pattern = DURATION), length(max = 32))]
-    #[serde(default = "default_period")]
-    pub period: Duration,
-    /// Complete generations to keep; never fewer than two.
-    #[schemars(range(min = 2, max = 100))]
-    #[serde(default = "default_keep")]
-    pub keep: u32,
-    /// Time of notice asked of the scheduler before a preemption; 0s asks for none. A long grace
-    /// delays other people's jobs.
-    #[x_kube(validation = ("duration(self) >= duration('0s') && duration(self) <= duration('10m')", "grace must lie between 0s and 10m"))]
-    #[schemars(regex(pattern = DURATION), length(max = 32))]
-    #[serde(default = "default_grace")]
-    pub grace: Duration,
-    /// Longest time the guests may stand still for a snapshot; one that would take longer is abandoned.
-    #[x_kube(validation = ("duration(self) >= duration('100ms') && duration(self) <= duration('10m')", "maxPause must lie between 100ms and 10m, for example 2s"))]
-    #[schemars(regex(pattern = DURATION), length(max = 32))]
-    #[serde(default = "default_max_pause")]
-    pub max_pause: Duration,
-    /// What to do at a notice.
-    #[serde(default)]
-    pub on_notice: OnNotice,
-}
-
-fn seconds(n: u64) -> Duration {
-    std::time::Duration::from_secs(n).into()
-}
-fn default_period() -> Duration {
-    seconds(600)
-}
-fn default_keep() -> u32 {
-    2
-}
-fn default_grace() -> Duration {
-    seconds(60)
-}
-fn default_max_pause() -> Duration {
-    seconds(2)
-}
-
-impl Default for SnapshotPolicy {
-    fn default() -> Self {
-        Self {
-            period: default_period(),
-            keep: default_keep(),
-            grace: default_grace(),
-            max_pause: default_max_pause(),
-            on_notice: OnNotice::Capture,
-        }
-    }
-}
-
-/// What to do at a notice.
-#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OnNotice {
-    /// Take one last snapshot and leave as soon as it is stored.
-    #[default]
-    Capture,
-    /// Leave at once with the last complete generation.
-    Leave,
 }
 
 /// The job's own network.

@@ -4,9 +4,10 @@
 //! repeated is written here before it is done.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::core::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use super::job_snapshots::{CaptureStatus, SnapshotsStatus};
 
 /// Where the life of a job has got to; for people and columns, see the conditions for details.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -379,61 +380,6 @@ fn is_zero64(number: &u64) -> bool {
     *number == 0
 }
 
-/// Snapshots taken and due.
-#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct SnapshotsStatus {
-    /// Newest captured generation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<u32>,
-    /// Newest complete generation: read back in the repository and published.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_stored: Option<u32>,
-    /// When the state of the newest complete generation was captured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_stored_at: Option<Time>,
-    /// When the next periodic snapshot is due.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_at: Option<Time>,
-    /// Time between two snapshots.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub period: Option<Duration>,
-    /// Number reserved for the next generation, so that a capture at a notice needs no write before it.
-    /// Never used twice: a capture that fails burns it.
-    pub next_generation: u32,
-    /// The capture in progress or being stored.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub capture: Option<CaptureStatus>,
-}
-
-/// A capture in progress or being stored.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CaptureStatus {
-    /// Its generation.
-    pub generation: u32,
-    /// The incarnation it belongs to; a later one makes it void.
-    pub incarnation: u32,
-    /// Why it was taken.
-    pub reason: super::snapshot::SnapshotReason,
-    /// When it was decided.
-    pub since: Time,
-    /// Name of its Snapshot object.
-    #[serde(default)]
-    pub snapshot: String,
-    /// Whether the guests run on after it.
-    #[serde(default)]
-    pub resume: bool,
-    /// Whether all members have all bytes on local disk.
-    pub captured: bool,
-    /// When the members were cut, once captured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub taken_at: Option<Time>,
-    /// Member-seconds computed by then, once captured.
-    #[serde(default)]
-    pub work: u64,
-}
-
 /// Work of all members, in member-seconds.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -454,6 +400,8 @@ pub struct Work {
 pub struct Kills {
     /// The scheduler wanted the nodes for somebody else.
     pub preempted: u32,
+    /// Those of them that ended guests that ran, although notice was asked for: with none, or too little.
+    pub abrupt: u32,
     /// The slot's time was over.
     pub walltime: u32,
     /// A node or the site's infrastructure failed.

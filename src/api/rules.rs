@@ -65,6 +65,20 @@ fn a_way_in_is_accepted_with_keys() {
 }
 
 #[test]
+fn a_period_is_a_length_or_left_to_the_operator() {
+    for snapshots in [
+        json!({"period": "5s"}),
+        json!({"period": "1h30m"}),
+        json!({"period": "Adaptive"}),
+        json!({"period": "Adaptive", "minPeriod": "5s", "maxPeriod": "5s"}),
+        json!({"period": "Adaptive", "maxPeriod": "6h"}),
+    ] {
+        let object = patched("BestEffortJob", &json!({"spec": {"snapshots": snapshots}}), None);
+        assert_eq!(verdict("BestEffortJob", object, None), Ok(()), "{snapshots}");
+    }
+}
+
+#[test]
 fn mistakes_are_mended_by_apply_before_the_start() {
     for patch in [
         json!({"spec": {"members": 4}}),
@@ -86,6 +100,7 @@ fn what_may_change_under_a_running_job_can_be_changed() {
     for patch in [
         json!({"spec": {"suspend": true}}),
         json!({"spec": {"snapshots": {"period": "1m"}}}),
+        json!({"spec": {"snapshots": {"period": "Adaptive", "maxPeriod": "20m"}}}),
         json!({"spec": {"slots": {"walltime": "2h"}}}),
         json!({"spec": {"backoffLimit": 0}}),
     ] {

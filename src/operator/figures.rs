@@ -31,11 +31,19 @@ pub(super) struct Figures {
 
 #[derive(Default)]
 struct Seen {
-    jobs: HashMap<String, (Kills, Work)>,
+    jobs: HashMap<String, Counted>,
     restoring: HashMap<String, Instant>,
     reads: HashMap<String, Reads>,
     snapshots: HashMap<String, Measured>,
     requests: std::collections::BTreeMap<String, u64>,
+}
+
+/// Which figures of a job are counted already.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    kills: Kills,
+    work: Work,
+    period: Option<kube::core::Duration>,
 }
 
 /// Which figures of a snapshot are counted already.
@@ -54,11 +62,19 @@ impl Figures {
     /// A job has changed.
     pub(super) fn job(&self, job: &BestEffortJob) {
         let Some(uid) = job.metadata.uid.clone() else { return };
-        let now = job.status.as_ref().map(|status| (status.kills, status.work)).unwrap_or_default();
+        let now = job.status.as_ref().map(|status| Counted {
+            kills: status.kills,
+            work: status.work,
+            period: status.snapshots.period,
+        });
+        let now = now.unwrap_or_default();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         self.restored(&mut seen.restoring, &uid, job);
         let before = seen.jobs.insert(uid, now).unwrap_or(now);
-        let ((old, old_work), (new, new_work)) = (before, now);
+        let (old, new, old_work, new_work) = (before.kills, now.kills, before.work, now.work);
+        if let Some(period) = now.period.filter(|_| now.period != before.period) {
+            self.metrics.snapshot_period.observe(Duration::from(period).as_secs_f64());
+        }
         for (cause, old, new) in [
             ("preempted", old.preempted, new.preempted),
             ("walltime", old.walltime, new.walltime),
@@ -172,6 +188,19 @@ mod tests {
         figures.job(&job(4, 130));
         assert_eq!(metrics.kills.get_or_create(&"preempted".into()).get(), 1);
         assert_eq!(metrics.work.get_or_create(&"lost".into()).get(), 30);
+    }
+
+    #[test]
+    fn a_period_is_counted_when_it_is_chosen() {
+        let metrics = Metrics::new();
+        let figures = Figures::new(metrics.clone());
+        for seconds in [60, 60, 42, 42] {
+            let mut job = job(0, 0);
+            job.status.as_mut().unwrap().snapshots.period = Some(Duration::from_secs(seconds).into());
+            figures.job(&job);
+        }
+        let text = metrics.encode();
+        assert!(text.lines().any(|line| line == "vmdeploy_snapshot_period_seconds_sum 42.0"), "{text}");
     }
 
     #[test]

@@ -175,6 +175,7 @@ impl Process {
             authority: authority.clone(),
             memory: job::memory::Memory::default(),
             networks: job::networks::Networks::default(),
+            history: job::history::History::default(),
             wake,
         };
         tasks.spawn(listen(hub, waker, stop.clone()));

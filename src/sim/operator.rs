@@ -271,6 +271,7 @@ impl Process {
             authority: authority.clone(),
             memory: Memory::default(),
             networks: job::networks::Networks::default(),
+            history: job::history::History::default(),
             wake,
         };
         let snapshots = Arc::new(snapshot::Context { clock: parts.clock.clone(), cluster, view, repository });

@@ -110,6 +110,9 @@ fn snapshots_part(
     if let Some(next) = &seen.next_at {
         writeln!(text, "  the next is due in {}", left(next, now))?;
     }
+    if let (Some(period), Some(reason)) = (&seen.period, &seen.period_reason) {
+        writeln!(text, "  one is taken every {period:?}: {reason}")?;
+    }
     let mut sorted: Vec<&Snapshot> = snapshots.iter().collect();
     sorted.sort_by_key(|snapshot| snapshot.status.as_ref().and_then(|s| s.generation));
     for snapshot in sorted {

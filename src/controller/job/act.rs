@@ -163,6 +163,7 @@ pub fn forget(uid: &JobUid, ctx: &Context) {
     ctx.sites.forget(uid);
     ctx.memory.forget(uid);
     ctx.networks.forget(uid);
+    ctx.history.forget(uid);
 }
 
 /// The account that the facts were read with.

@@ -14,6 +14,8 @@ mod finish;
 mod lose;
 mod master;
 mod members;
+mod pace;
+mod period;
 mod place;
 mod queue;
 mod run;

@@ -5,6 +5,7 @@ pub mod act;
 pub mod barrier;
 pub mod decide;
 mod error;
+pub mod history;
 pub mod identity;
 mod inputs;
 pub mod memory;
@@ -75,6 +76,8 @@ pub struct Context {
     pub memory: Memory,
     /// Hands out subnets.
     pub networks: networks::Networks,
+    /// How often jobs were killed.
+    pub history: history::History,
     /// Brings about another pass of a job.
     pub wake: Arc<dyn Fn(&JobUid) + Send + Sync>,
 }

@@ -12,6 +12,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::history::Tally;
 use crate::{
     api::{BestEffortJobStatus, Reason, SnapshotStatus, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::{
@@ -263,6 +264,8 @@ pub struct Seen {
     pub snapshots: Vec<SnapshotSeen>,
     /// There are Snapshot objects in its namespace that cannot be read: one may be the job's.
     pub unread_snapshots: bool,
+    /// How often other jobs were killed where this one runs.
+    pub others: Tally,
     /// When this process last did what is repeated until it works, by [`Effect`] and object.
     pub sent: BTreeMap<String, Timestamp>,
 }

@@ -79,6 +79,7 @@ impl Stage {
             authority: Arc::new(Authority::create(Timestamp::now()).unwrap()),
             memory: Memory::default(),
             networks: super::networks::Networks::default(),
+            history: super::history::History::default(),
             wake: Arc::new(|_| {}),
             clock,
         };

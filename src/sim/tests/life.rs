@@ -9,7 +9,7 @@ use rstest::rstest;
 
 use super::super::{NAMESPACE, World, job};
 use crate::{
-    api::{BestEffortJob, JobPhase},
+    api::{BestEffortJob, JobPhase, period::Period},
     driver::{cluster::ClusterView as _, site::End},
     names::{JobUid, SlotId},
 };
@@ -165,14 +165,22 @@ async fn a_job_lives_through_days_of_preemptions() {
 
 /// Each write of a status goes to all who watch: a life with a snapshot and a kill takes few.
 #[rstest]
-#[case::without_notice(false, 13)]
-#[case::with_notice(true, 16)]
+#[case::without_notice(false, 13, false)]
+#[case::with_notice(true, 16, false)]
+#[case::adaptive_without_notice(false, 13, true)]
+#[case::adaptive_with_notice(true, 16, true)]
 #[tokio::test(start_paused = true)]
-async fn a_life_takes_few_writes_of_the_status(#[case] notice: bool, #[case] most: u64) {
+async fn a_life_takes_few_writes_of_the_status(#[case] notice: bool, #[case] most: u64, #[case] adaptive: bool) {
     let mut world = World::new(4);
     world.pace.work = Duration::from_secs(100);
     let mut job = if notice { job(2) } else { without_notice(job(2)) };
     job.spec.snapshots.period = Duration::from_secs(60).into();
+    if adaptive {
+        // what is chosen, both before the first snapshot and once its pause is known
+        let bound = Some(Duration::from_secs(60).into());
+        let policy = &mut job.spec.snapshots;
+        (policy.period, policy.min_period, policy.max_period) = (Period::Adaptive, bound, bound);
+    }
     world.cluster.put_job(job);
     world.until(200, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
     world.pass(5).await;

@@ -6,4 +6,5 @@ mod leave;
 mod life;
 mod master;
 mod outages;
+mod period;
 mod random;

@@ -47,7 +47,7 @@ impl Draft<'_> {
     pub(super) fn accept(&mut self, image: ResolvedImage) {
         self.status.image = Some(image);
         self.status.retry = None;
-        self.status.snapshots.period = Some(self.job.spec.snapshots.period);
+        self.choose_period();
         self.status.network = self.network();
         let subnet = self.status.network.as_ref().and_then(|network| network.subnet.parse().ok());
         self.status.members = identity::members(subnet, self.job.spec.members);

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Kept free before the slot is taken, for ending the VMs.
-const RESERVE: Duration = Duration::from_secs(3);
+pub(super) const RESERVE: Duration = Duration::from_secs(3);
 /// With less time than this left no capture is begun.
 const WORTH_A_CAPTURE: Duration = Duration::from_secs(5);
 /// Least time between the beginnings of two captures, if the first has failed.

@@ -3,6 +3,8 @@
 //! The intent in the status is read first: what we gave back ourselves was not taken by a person
 //! (safety B4).
 
+use std::time::Duration;
+
 use super::absorb::Over;
 use super::draft::Draft;
 use crate::{
@@ -114,6 +116,10 @@ impl Draft<'_> {
             self.back_off(Reason::SubmissionRefused, text.clone());
         } else {
             self.account_loss(cause.clone());
+        }
+        let unsaved = ran && cause == Cause::Preempted && over.end != End::SavedAtPreemption;
+        if unsaved && !Duration::from(self.job.spec.snapshots.grace).is_zero() {
+            self.status.kills.abrupt += 1;
         }
         match cause {
             Cause::Preempted | Cause::Walltime => self.forgive_try(ran),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::draft::{Draft, after, before, since};
+use super::draft::{Draft, before, since};
 use super::members::{self, state};
 use crate::{
     api::{
@@ -231,17 +231,6 @@ impl Draft<'_> {
         } else {
             self.wake_at(due);
         }
-    }
-
-    /// Plans the next periodic snapshot: a little earlier or later for each, so that the jobs of a site
-    /// do not all store at once.
-    pub(super) fn plan_next(&mut self) {
-        let period = Duration::from(self.job.spec.snapshots.period);
-        let seed = format!("{}/{}", self.uid, self.status.snapshots.next_generation);
-        let tenths = f64::from(blake3::hash(seed.as_bytes()).as_bytes()[0]) / 255.0 * 0.2 - 0.1;
-        let next = after(self.now, period.mul_f64(1.0 + tenths));
-        self.status.snapshots.next_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(next));
-        self.status.snapshots.period = Some(self.job.spec.snapshots.period);
     }
 
     /// The name of the Snapshot object of a generation of ours.

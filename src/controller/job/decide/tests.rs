@@ -10,4 +10,5 @@ mod ends;
 mod life;
 mod main_path;
 mod master;
+mod period;
 mod properties;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[rstest]
-#[case(End::Preempted, Kills { preempted: 1, ..Kills::default() })]
+#[case(End::Preempted, Kills { preempted: 1, abrupt: 1, ..Kills::default() })]
 #[case(End::SavedAtPreemption, Kills { preempted: 1, ..Kills::default() })]
 #[case(End::Walltime, Kills { walltime: 1, ..Kills::default() })]
 #[case(End::SavedAtWalltime, Kills { walltime: 1, ..Kills::default() })]

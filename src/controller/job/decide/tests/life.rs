@@ -14,6 +14,7 @@ use crate::{
     },
     controller::job::{
         decide::{decide, sent_key, wanted},
+        history::Tally,
         plan::{
             AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan,
             PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
@@ -109,6 +110,7 @@ pub(super) fn life(members: u32) -> Life {
         missing_image: Fact::Absent,
         repository_silent: None,
         unread_snapshots: false,
+        others: Tally::default(),
         sent: BTreeMap::new(),
     };
     Life {
