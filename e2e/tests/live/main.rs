@@ -7,6 +7,7 @@ mod deleted;
 mod ends;
 mod faults;
 mod images;
+mod isolation;
 mod kills;
 mod master;
 mod mistakes;

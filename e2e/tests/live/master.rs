@@ -27,12 +27,12 @@ use crate::{
 };
 
 /// Somebody with a key of the job, and what ssh is to know.
-struct Person {
+pub(crate) struct Person {
     directory: PathBuf,
 }
 
 impl Person {
-    fn new(name: &str, private: &str) -> Result<Self> {
+    pub(crate) fn new(name: &str, private: &str) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("vmdeploy-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory)?;
         let mut options = std::fs::File::options();
@@ -41,15 +41,34 @@ impl Person {
         Ok(Self { directory })
     }
 
-    /// ssh to a way in that is known by its key, with further arguments.
-    fn ssh(&self, way: &WayIn, arguments: &[&str]) -> Result<Output> {
+    /// What ssh is told to come to a way in that is known by its key, and the way in as ssh names it.
+    fn arguments(&self, way: &WayIn) -> Result<(Vec<String>, String)> {
         let (host, port) = way.address.rsplit_once(':').context("an address without a port")?;
         std::fs::write(self.directory.join("known"), format!("[{host}]:{port} {}\n", way.host_key))?;
+        let mut words: Vec<String> = ["-F", "none", "-p", port, "-i"].map(str::to_owned).into();
+        words.push(self.directory.join("key").display().to_string());
         let known = format!("UserKnownHostsFile={}", self.directory.join("known").display());
+        for option in [known.as_str(), "StrictHostKeyChecking=yes", "BatchMode=yes", "ConnectTimeout=5"] {
+            words.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        Ok((words, format!("anybody@{host}")))
+    }
+
+    /// ssh to a way in, with further arguments.
+    fn ssh(&self, way: &WayIn, arguments: &[&str]) -> Result<Output> {
+        let (words, place) = self.arguments(way)?;
+        Ok(Command::new("ssh").args(words).args(arguments).arg(place).stdin(Stdio::null()).output()?)
+    }
+
+    /// What a command prints on a member that has an ssh server, reached through the way in.
+    pub(crate) fn on_member(&self, way: &WayIn, member: &str, command: &str) -> Result<Output> {
+        let (words, place) = self.arguments(way)?;
+        let through = format!("ProxyCommand=ssh {} -W %h:%p {place}", words.join(" "));
         let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]);
-        ssh.args(["-o", &known, "-p", port, "-i"]).arg(self.directory.join("key")).args(arguments);
-        Ok(ssh.arg(format!("anybody@{host}")).stdin(Stdio::null()).output()?)
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new", "-o", &through]);
+        let own = format!("UserKnownHostsFile={}", self.directory.join("members").display());
+        ssh.args(["-o", &own, "-i"]).arg(self.directory.join("key"));
+        Ok(ssh.arg(format!("root@{member}")).arg(command).stdin(Stdio::null()).output()?)
     }
 }
 
@@ -59,7 +78,7 @@ impl Drop for Person {
     }
 }
 
-async fn way_in(job: &Job) -> Result<WayIn> {
+pub(crate) async fn way_in(job: &Job) -> Result<WayIn> {
     job.wait("a way in", LIFE, |job| job.status.as_ref()?.network.as_ref()?.way_in.clone()).await
 }
 

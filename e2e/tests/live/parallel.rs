@@ -13,7 +13,10 @@ use e2e::{
 use serde_json::{Value, json};
 use vmdeploy::api::{BestEffortJob, JobPhase};
 
-use crate::world::{LIFE, taken};
+use crate::{
+    master::{Person, way_in},
+    world::{LIFE, taken},
+};
 
 const LONG: Duration = Duration::from_secs(1500);
 
@@ -100,14 +103,14 @@ pub(crate) fn key_pair() -> Result<(String, String)> {
     Ok((public.trim().to_owned(), private))
 }
 
-fn hpcc(members: u32, count: u32) -> Result<BestEffortJob> {
-    let (public, private) = key_pair()?;
+fn hpcc(members: u32, count: u32, (public, private): &(String, String)) -> Result<BestEffortJob> {
     let env = json!({"COUNT": count.to_string(), "MEMBERS": members.to_string(), "HOME": "/root"});
     object(
         members,
         json!({
             "run": {"members": "First", "command": ["sh", "-c", ROUNDS], "env": env},
             "access": {"sshKeys": [public]},
+            "network": {"master": "Shared"},
             "inputs": [{"path": "/root/.ssh/id_ed25519", "text": private}, {"path": "/root/hpccinf.txt", "text": problem(members)}],
         }),
     )
@@ -154,19 +157,34 @@ fn results(log: &str) -> Vec<String> {
         .collect()
 }
 
+/// Every member's own ssh server is reached from outside the cluster, and known by the same key as before.
+async fn hosts_answer(job: &Job, person: &Person, members: u32) -> Result<()> {
+    let way = way_in(job).await?;
+    for member in 0..members {
+        let name = format!("parallel-{member}");
+        let reply = person.on_member(&way, &name, "hostname")?;
+        ensure!(reply.status.success() && reply.stdout == format!("{name}\n").into_bytes(), "{reply:?}");
+    }
+    Ok(())
+}
+
 async fn equations(members: u32) -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let namespace = bed.parallel_namespace("equations").await?;
-    let quiet = Job::create(&bed, &namespace, &hpcc(members, 1)?).await?;
+    let keys = key_pair()?;
+    let quiet = Job::create(&bed, &namespace, &hpcc(members, 1, &keys)?).await?;
     quiet.wait_phase(JobPhase::Succeeded, LONG).await?;
     let right = results(&quiet.logs(0).await?);
     ensure!(right.len() == 1 && right[0].contains("PASSED"), "undisturbed: {right:?}");
     quiet.delete(LIFE).await?;
 
     let rounds = 6;
-    let job = Job::create(&bed, &namespace, &hpcc(members, rounds)?).await?;
+    let job = Job::create(&bed, &namespace, &hpcc(members, rounds, &keys)?).await?;
     says(&job, 0, "round 1 ").await?;
+    let person = Person::new("equations", &keys.1)?;
+    hosts_answer(&job, &person, members).await?;
     twice(&bed, &job, 0, "round 3 ").await?;
+    hosts_answer(&job, &person, members).await?;
     job.wait_phase(JobPhase::Succeeded, LONG).await?;
     let found = results(&job.logs(0).await?);
     ensure!(
