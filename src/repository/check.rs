@@ -1,21 +1,32 @@
 //! `vmdeploy repository verify|usage`: reads a store, served or not, and changes nothing.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest as _, Sha256};
 
-use crate::store::{
-    layout::{DAMAGED, GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation, image_name},
-    manifest::Manifest,
+use super::{
+    packs::{check_pack, damaged_pack},
+    publish::check_file,
+    recipes,
+};
+use crate::{
+    names::{Generation, JobUid},
+    store::{
+        layout::{self, DAMAGED, GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation, image_name},
+        manifest::{FileForm, Manifest},
+        pack::{PackName, PackRef},
+    },
 };
 
 /// What to look at.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
-    /// Reads every published file and every image back and compares it with its manifest or its name.
+    /// Reads every published file, the packs it needs, and every image back and compares it with its manifest or
+    /// its name.
     Verify(Target),
     /// Prints how much each job and the images take.
     Usage(Target),
@@ -57,7 +68,7 @@ impl Command {
 pub struct Report {
     /// Complete generations.
     pub generations: usize,
-    /// Files their manifests name, and images.
+    /// Files their manifests name, packs these need, and images.
     pub files: usize,
     /// Bytes read.
     pub bytes: u64,
@@ -65,10 +76,14 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
+/// The packs that a job's generations need, and which of these need each.
+type Needed = BTreeMap<PackName, (PackRef, BTreeSet<Generation>)>;
+
 /// Reads every published file back.
 pub fn verify(root: &Path) -> io::Result<Report> {
     let mut report = Report::default();
     for job in names(&root.join(JOBS))? {
+        let mut needed = Needed::new();
         for number in names(&root.join(JOBS).join(&job).join(GENERATIONS))? {
             let directory = root.join(JOBS).join(&job).join(GENERATIONS).join(&number);
             let bytes = match fs::read(directory.join(MANIFEST)) {
@@ -78,10 +93,11 @@ pub fn verify(root: &Path) -> io::Result<Report> {
             };
             report.generations += 1;
             match Manifest::parse(&bytes) {
-                Ok(manifest) => verify_generation(root, &manifest, &mut report),
+                Ok(manifest) => verify_generation(root, &manifest, &mut needed, &mut report),
                 Err(error) => report.problems.push(format!("{job}/{number}: {error}")),
             }
         }
+        verify_packs(root, &JobUid(job), &needed, &mut report);
     }
     verify_images(root, &mut report)?;
     Ok(report)
@@ -112,17 +128,48 @@ fn verify_images(root: &Path, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-fn verify_generation(root: &Path, manifest: &Manifest, report: &mut Report) {
+fn verify_generation(root: &Path, manifest: &Manifest, needed: &mut Needed, report: &mut Report) {
     let Ok(directory) = generation(&manifest.job, manifest.generation) else { return };
     for part in &manifest.members {
         for file in &part.files {
             let name = PartName::of_file(manifest.incarnation, part.index, file).to_string();
+            let path = root.join(&directory).join(name);
             report.files += 1;
-            match super::store::check_file(&root.join(&directory).join(name), file) {
-                Ok(_) => report.bytes += file.stored,
+            let checked = match file.form {
+                FileForm::Whole => check_file(&path, file).map(|_| Vec::new()),
+                FileForm::Recipe => recipes::check(&path, file).map(|(_, packs)| packs),
+            };
+            match checked {
+                Ok(packs) => {
+                    report.bytes += file.stored;
+                    for pack in packs {
+                        let of = needed.entry(pack.name).or_insert_with(|| (pack, BTreeSet::new()));
+                        of.1.insert(manifest.generation);
+                    }
+                }
                 Err(error) => report.problems.push(error.to_string()),
             }
         }
+    }
+}
+
+/// Reads each pack once, however many files need it.
+fn verify_packs(root: &Path, job: &JobUid, needed: &Needed, report: &mut Report) {
+    for (name, (pack, generations)) in needed {
+        let (Ok(path), Ok(aside)) = (layout::pack(job, *name), damaged_pack(job, *name)) else { return };
+        report.files += 1;
+        let wrong = match check_pack(&root.join(path), *name, false) {
+            Ok((found, _)) if found == *pack => {
+                report.bytes += u64::from(pack.stored);
+                continue;
+            }
+            Ok(_) => "has another length than its recipes say".to_owned(),
+            Err(trouble) if trouble.is_absence() && root.join(aside).exists() => "was put aside".to_owned(),
+            Err(trouble) if trouble.is_absence() => "is missing".to_owned(),
+            Err(trouble) => format!("is damaged: {trouble}"),
+        };
+        let generations: Vec<String> = generations.iter().map(ToString::to_string).collect();
+        report.problems.push(format!("{job}: pack {name} {wrong}; needed by generations {}", generations.join(", ")));
     }
 }
 

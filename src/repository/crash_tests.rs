@@ -21,13 +21,13 @@ use crate::{
     names::{Generation, Incarnation},
     store::{
         layout::PartName,
-        manifest::{FileKind, Manifest, PartFile, tests::manifest},
+        manifest::{FileForm, FileKind, Manifest, PartFile, tests::manifest},
     },
 };
 
 /// Takes so many steps, then none.
 #[derive(Clone)]
-struct Fuse(Arc<AtomicI64>);
+pub(super) struct Fuse(pub(super) Arc<AtomicI64>);
 
 impl Steps for Fuse {
     fn next(&self, what: &'static str) -> io::Result<()> {
@@ -57,7 +57,7 @@ fn full(generation: Generation, incarnation: Incarnation) -> (Manifest, Vec<Vec<
             let content = format!("{generation} {} {kind}", part.index).into_bytes();
             let digest = blake3::hash(&content).to_hex().to_string();
             let stored = content.len() as u64;
-            part.files.push(PartFile { kind, size: stored, stored, digest });
+            part.files.push(PartFile { kind, form: FileForm::Whole, size: stored, stored, packed: 0, digest });
             contents.push(content);
         }
     }
@@ -77,7 +77,7 @@ fn store(store: &Store, generation: Generation, incarnation: Incarnation) -> Res
         let kept = KeptPart { incarnation, nonce: made.nonce.clone(), part: part.clone() };
         store.keep_part(&made.job, generation, &kept)?;
     }
-    store.publish(&made).map(drop)
+    store.publish(&made, jiff::Timestamp::UNIX_EPOCH).map(drop)
 }
 
 /// A life: two generations, a restore, a third generation, the first one retired.
@@ -195,7 +195,7 @@ fn b10_what_a_sweep_spares_can_still_be_published() {
         store.fence(&job, 2).unwrap();
     }
     let store = open(&root, AllSteps).unwrap();
-    store.publish(&made).unwrap();
+    store.publish(&made, jiff::Timestamp::UNIX_EPOCH).unwrap();
     assert_eq!(readable(&store), [5]);
 }
 
@@ -219,7 +219,7 @@ fn damage_is_found_before_publishing_and_by_verify() {
         opened.keep_file(&made.job, 2, (1, part.index), &part.files[at % 2], &staged, u64::MAX).unwrap();
     }
     spoil(2);
-    assert!(matches!(opened.publish(&made), Err(RepositoryError::Damaged(_))));
+    assert!(matches!(opened.publish(&made, jiff::Timestamp::UNIX_EPOCH), Err(RepositoryError::Damaged(_))));
     assert_eq!(readable(&opened), [1]);
     assert_eq!(check::verify(&root).unwrap().problems, [] as [String; 0]);
     spoil(1);
@@ -268,7 +268,7 @@ fn publish_slowly(opened: &Arc<Store>, root: &Path, made: &Manifest) -> (Publish
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     let (store, manifest) = (opened.clone(), made.clone());
-    let publishing = std::thread::spawn(move || store.publish(&manifest));
+    let publishing = std::thread::spawn(move || store.publish(&manifest, jiff::Timestamp::UNIX_EPOCH));
     let end = File::options().write(true).open(&path).unwrap();
     (publishing, end, path)
 }

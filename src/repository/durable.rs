@@ -136,6 +136,12 @@ impl Root {
         sync_directory(from.parent().unwrap_or(&self.path))
     }
 
+    /// Changes the times of a file. They may be lost in a crash.
+    pub fn touch(&self, below: &Path, times: fs::FileTimes) -> io::Result<()> {
+        self.steps.next("touch")?;
+        File::open(self.at(below))?.set_times(times)
+    }
+
     /// Takes a file or directory away in one step, then frees its space. Absence is no error.
     pub fn discard(&self, below: &Path) -> io::Result<()> {
         let from = self.at(below);

@@ -18,6 +18,7 @@ use super::{
     arrivals::Arrivals,
     durable::AllSteps,
     http::{Service, router},
+    packs_tests::recipe,
     room::Limits,
     store::Store,
 };
@@ -26,6 +27,8 @@ use crate::{
     names::Identity,
     store::{
         manifest::tests::manifest,
+        pack::{BlockName, Builder, PAGE, Packed},
+        recipe::Place,
         ticket::{Ticket, TicketKey},
     },
     tls::Peer,
@@ -69,7 +72,15 @@ fn segment() -> impl Strategy<Value = String> {
         .prop_map(str::to_owned),
         "[a-zA-Z0-9%._~:-]{0,20}",
         "[a-f0-9]{64}",
+        Just(pack().pack.name.to_string()),
     ]
+}
+
+/// A pack within the limits.
+fn pack() -> Packed {
+    let mut builder = Builder::new(PAGE);
+    builder.push(BlockName::of(&[7; PAGE]), &[7; PAGE]).unwrap();
+    builder.finish().unwrap()
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -81,6 +92,12 @@ fn path() -> impl Strategy<Value = String> {
         "/v1/jobs/{}/generations/{}/members/{}/files/{}?size={}",
         "/v1/jobs/{}/generations/7/members/1/files/{}?digest={}",
         "/v1/jobs/3f2b8a10-9c1d-4e5f-8a7b-112233445566/generations/7/members/1/files/memory?size={}",
+        "/v1/jobs/3f2b8a10-9c1d-4e5f-8a7b-112233445566/generations/7/members/1/files/disk?size={}&form=recipe",
+        "/v1/jobs/3f2b8a10-9c1d-4e5f-8a7b-112233445566/generations/7/members/1/files/disk/blocks",
+        "/v1/jobs/3f2b8a10-9c1d-4e5f-8a7b-112233445566/generations/7/members/1/files/disk/packs/{}",
+        "/v1/jobs/{}/generations/{}/members/{}/files/{}/packs/{}",
+        "/v1/jobs/3f2b8a10-9c1d-4e5f-8a7b-112233445566/packs/{}",
+        "/v1/jobs/{}/packs/{}",
         "/v1/jobs/{}/outputs",
         "/v1/jobs/{}/outputs/{}?path={}",
         "/v1/images/{}",
@@ -104,6 +121,16 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
             bytes[at] = value;
             bytes
         }),
+        Just(pack().bytes),
+        Just(recipe(&[pack().pack], &[Some(Place { pack: 0, slot: 0 })])),
+        prop::collection::vec(any::<u8>(), 0..300).prop_map(|bytes| zstd::bulk::compress(&bytes, 1).unwrap()),
+        (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, value)| {
+            let mut bytes = pack().bytes;
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            bytes
+        }),
+        Just(vec![7; 320]),
     ]
 }
 

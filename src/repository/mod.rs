@@ -4,16 +4,28 @@
 //! ever replaced; so whatever is interrupted, each complete generation stays readable. Who may do
 //! what is decided from the peer's certificate (`access`), and whose writes count from the fence of
 //! the job (`store::admission`).
+//!
+//! A file of a part is stored whole, or as a recipe over packs of blocks that all generations of its job share
+//! (`store::recipe`, `store::pack`). Packs are asked for in `packs`, found by their blocks in an index that can be
+//! lost (`blocks`, `indices`), and removed when no recipe names them and nobody was promised them lately
+//! (`collect`).
 
 mod access;
 pub mod arrivals;
+mod blocks;
 pub mod check;
+pub mod collect;
 pub mod durable;
 pub mod http;
 mod images;
+mod indices;
+mod packs;
+mod publish;
 mod receive;
+mod recipes;
 pub mod room;
 pub mod store;
+pub mod uploads;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -105,7 +117,9 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
         free: args.min_free,
     };
     let arrivals = Arrivals::default();
-    let router = http::router(Service { store: Arc::new(store), key, limits, arrivals, clock });
+    let store = Arc::new(store);
+    tokio::spawn(collect::keep_collecting(store.clone(), clock.clone(), stop.clone()));
+    let router = http::router(Service { store, key, limits, arrivals, clock });
     tracing::info!(listen = %args.listen, root = %args.root.display(), "serving the repository");
     let served = tls::serve(listener, &credentials, router, stop.clone());
     match args.health {
@@ -121,6 +135,10 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
+mod collect_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod packs_tests;

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{
     durable::{Root, disk_error},
     store::{Outcome, Store},
+    uploads::Origin,
 };
 use crate::{
     driver::repository::RepositoryError,
@@ -45,7 +46,8 @@ impl Root {
 }
 
 impl Store {
-    /// Bytes that a file of a part may still have: `most` less what the part's other files take.
+    /// Bytes that a file of a part, or a pack for it, may still have: `most` less what the part's other files
+    /// take, and the packs that came for any of them.
     pub(super) fn room_in_part(
         &self,
         job: &JobUid,
@@ -54,7 +56,10 @@ impl Store {
         most: u64,
     ) -> Outcome<u64> {
         let directory = layout::generation(job, generation)?;
-        let mut taken: u64 = 0;
+        let of_part = |origin: &Origin| {
+            (origin.generation, origin.incarnation, origin.member) == (generation, incarnation, member)
+        };
+        let mut taken = self.uploads.bytes(job, of_part);
         for name in self.root.list(&directory).map_err(|e| disk_error(&e))? {
             match PartName::parse(&name) {
                 Some(PartName::File { incarnation: i, member: m, kind: k, .. })

@@ -6,8 +6,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, Read},
-    os::unix::fs::MetadataExt as _,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,17 +14,21 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
+    collect::Collections,
     durable::{Root, Staged, Steps, disk_error},
+    indices::Indices,
     receive::Received,
+    recipes,
     room::Limits,
+    uploads::{Origin, Uploads},
 };
 use crate::{
     driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError},
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
-        admission::{JobRecord, Publish, part_is_void},
+        admission::{JobRecord, part_is_void},
         layout::{self, BadName, JOBS, MANIFEST, PartName},
-        manifest::{FileKind, Manifest, PartFile},
+        manifest::{FileForm, FileKind, Manifest, PartFile},
     },
 };
 
@@ -39,6 +42,14 @@ pub struct Store {
     locks: Mutex<HashMap<JobUid, Arc<Mutex<()>>>>,
     /// Held while images come and go; taken after a job's.
     pub(super) images: Mutex<()>,
+    /// Where the blocks of the jobs are.
+    pub(super) indices: Indices,
+    /// What came for files that are not published.
+    pub(super) uploads: Uploads,
+    /// Which jobs are to be swept for packs.
+    pub(super) collections: Collections,
+    /// Held while a recipe is unpacked: it may take much memory.
+    pub(super) reading: Mutex<()>,
 }
 
 /// What the store answers.
@@ -50,11 +61,11 @@ impl From<BadName> for RepositoryError {
     }
 }
 
-fn guard(lock: &Mutex<()>) -> MutexGuard<'_, ()> {
+pub(super) fn guard(lock: &Mutex<()>) -> MutexGuard<'_, ()> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refused(why: impl std::fmt::Display) -> RepositoryError {
+pub(super) fn refused(why: impl std::fmt::Display) -> RepositoryError {
     RepositoryError::Refused(why.to_string())
 }
 
@@ -62,7 +73,15 @@ impl Store {
     /// Opens a directory and sweeps what a crash, a removed job or an older incarnation left.
     pub fn open(path: &Path, steps: Box<dyn Steps>, now: Timestamp) -> Outcome<Self> {
         let root = Root::open(path, steps).map_err(|e| disk_error(&e))?;
-        let store = Self { root, locks: Mutex::default(), images: Mutex::default() };
+        let store = Self {
+            root,
+            locks: Mutex::default(),
+            images: Mutex::default(),
+            indices: Indices::default(),
+            uploads: Uploads::default(),
+            collections: Collections::default(),
+            reading: Mutex::default(),
+        };
         for name in store.root.list(Path::new(JOBS)).map_err(|e| disk_error(&e))? {
             let job = JobUid(name);
             if let Err(error) = store.sweep_at_start(&job, now) {
@@ -84,12 +103,12 @@ impl Store {
         }
     }
 
-    fn lock(&self, job: &JobUid) -> Arc<Mutex<()>> {
+    pub(super) fn lock(&self, job: &JobUid) -> Arc<Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.entry(job.clone()).or_default().clone()
     }
 
-    fn record(&self, job: &JobUid) -> Outcome<JobRecord> {
+    pub(super) fn record(&self, job: &JobUid) -> Outcome<JobRecord> {
         match self.root.read(&layout::record(job)?).map_err(|e| disk_error(&e))? {
             None => Ok(JobRecord::default()),
             Some(bytes) => serde_json::from_slice(&bytes)
@@ -97,7 +116,7 @@ impl Store {
         }
     }
 
-    fn keep_record(&self, job: &JobUid, old: &JobRecord, new: &JobRecord) -> Outcome<()> {
+    pub(super) fn keep_record(&self, job: &JobUid, old: &JobRecord, new: &JobRecord) -> Outcome<()> {
         if old == new {
             return Ok(());
         }
@@ -154,6 +173,7 @@ impl Store {
         let old = self.record(job)?;
         let new = old.fenced(incarnation).map_err(refused)?;
         self.keep_record(job, &old, &new)?;
+        self.uploads.end(job, |origin| part_is_void(&new, origin.incarnation));
         self.sweep(job, &new)
     }
 
@@ -187,7 +207,7 @@ impl Store {
     }
 
     /// Gives a received file of a part its name, unless it became void meanwhile, or the part with it has
-    /// more than `most` bytes.
+    /// more than `most` bytes. The file, with the bytes of the packs that came for it.
     pub fn keep_file(
         &self,
         job: &JobUid,
@@ -196,7 +216,14 @@ impl Store {
         file: &PartFile,
         staged: &Staged,
         most: u64,
-    ) -> Outcome<()> {
+    ) -> Outcome<PartFile> {
+        let needs = match file.form {
+            FileForm::Whole => None,
+            FileForm::Recipe => {
+                let _reading = guard(&self.reading);
+                Some(recipes::read(staged.path()).map_err(refused)?)
+            }
+        };
         let lock = self.lock(job);
         let _held = guard(&lock);
         self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
@@ -205,21 +232,32 @@ impl Store {
             return Err(RepositoryError::TooLarge(format!("the member's part is more than {most} bytes")));
         }
         if let Some(manifest) = self.published(job, generation)? {
-            return match manifest.file(member, file.kind, &file.digest) {
-                Some(_) => Ok(()),
+            return match manifest.file(member, file.kind, &file.digest).filter(|known| known.form == file.form) {
+                Some(known) => Ok(known.clone()),
                 None => Err(RepositoryError::Refused(format!("generation {generation} is published without it"))),
             };
         }
         let directory = layout::generation(job, generation)?;
         let own = PartName::of_file(incarnation, member, file);
+        let packed = match file.form {
+            FileForm::Whole => 0,
+            FileForm::Recipe => {
+                let origin = Origin { generation, incarnation, member, kind: file.kind };
+                self.uploads.bytes(job, |its| *its == origin)
+            }
+        };
+        let kept = PartFile { packed, ..file.clone() };
         let present = self.root.list(&directory).map_err(|e| disk_error(&e))?;
         let noted = PartName::Record { incarnation, member }.to_string();
         if present.contains(&noted) {
             return if present.contains(&own.to_string()) {
-                Ok(())
+                Ok(kept)
             } else {
                 Err(RepositoryError::Refused("the member's part was noted without it".into()))
             };
+        }
+        if let Some(needs) = &needs {
+            self.check_needs(job, needs)?;
         }
         self.root.directory(&directory).map_err(|e| disk_error(&e))?;
         self.root.place(staged, &directory.join(own.to_string())).map_err(|e| disk_error(&e))?;
@@ -229,10 +267,10 @@ impl Store {
                 self.root.discard(&directory.join(name)).map_err(|e| disk_error(&e))?;
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
-    fn file_path(
+    pub(super) fn file_path(
         job: &JobUid,
         generation: Generation,
         incarnation: Incarnation,
@@ -303,70 +341,12 @@ impl Store {
         Ok(kept)
     }
 
-    /// Reads back all a manifest names, then publishes it. Never replaces one.
-    ///
-    /// The reading may take minutes and happens outside the job's lock, which a fence must get at
-    /// once; under the lock it is checked that the files are still those that were read.
-    pub fn publish(&self, manifest: &Manifest) -> Outcome<GenerationSummary> {
-        manifest.check().map_err(refused)?;
-        let job = &manifest.job;
-        let lock = self.lock(job);
-        {
-            let _held = guard(&lock);
-            if self.check_publish(manifest)?.is_none() {
-                return Ok(manifest.into());
-            }
-        }
-        let read = self.read_back(manifest);
-        let _held = guard(&lock);
-        let Some(old) = self.check_publish(manifest)? else { return Ok(manifest.into()) };
-        // a fence may have taken away what was being read: its refusal says more
-        for (identity, path) in &read? {
-            match std::fs::metadata(path) {
-                Ok(found) if FileIdentity::of(&found) == *identity => {}
-                Ok(_) => return Err(RepositoryError::Unreachable(format!("{} has just arrived", path.display()))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(RepositoryError::NotFound(path.display().to_string()));
-                }
-                Err(error) => return Err(disk_error(&error)),
-            }
-        }
-        let new = old.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
-        self.keep_record(job, &old, &new)?;
-        let bytes = serde_json::to_vec_pretty(manifest).map_err(refused)?;
-        let path = layout::generation(job, manifest.generation)?.join(MANIFEST);
-        let _images = self.hold_images();
-        self.root.write(&path, &bytes).map_err(|e| disk_error(&e))?;
-        Ok(manifest.into())
-    }
-
-    fn read_back(&self, manifest: &Manifest) -> Outcome<Vec<(FileIdentity, PathBuf)>> {
-        let mut read = Vec::new();
-        for part in &manifest.members {
-            for file in &part.files {
-                let path = Self::file_path(&manifest.job, manifest.generation, manifest.incarnation, part.index, file)?;
-                let path = self.root.at(&path);
-                read.push((check_file(&path, file)?, path));
-            }
-        }
-        Ok(read)
-    }
-
-    /// The job's record if the manifest may be written; nothing if it is there already.
-    fn check_publish(&self, manifest: &Manifest) -> Outcome<Option<JobRecord>> {
-        let record = self.record(&manifest.job)?;
-        match record.publish(manifest, self.published(&manifest.job, manifest.generation)?.as_ref()) {
-            Publish::Already => Ok(None),
-            Publish::Refuse(why) => Err(RepositoryError::Refused(why)),
-            Publish::Write => Ok(Some(record)),
-        }
-    }
-
     /// Removes a generation, published or not: in one step it has no manifest any more.
     pub fn retire(&self, job: &JobUid, generation: Generation) -> Outcome<()> {
         let directory = layout::generation(job, generation)?;
         let lock = self.lock(job);
         let _held = guard(&lock);
+        self.uploads.end(job, |origin| origin.generation == generation);
         self.root.discard(&directory).map_err(|e| disk_error(&e))
     }
 
@@ -382,6 +362,7 @@ impl Store {
             return Err(RepositoryError::Refused(format!("generation {generation} is complete")));
         }
         self.keep_record(job, &old, &old.without(generation))?;
+        self.uploads.end(job, |origin| origin.generation == generation);
         self.root.discard(&layout::generation(job, generation)?).map_err(|e| disk_error(&e))
     }
 
@@ -396,8 +377,12 @@ impl Store {
     }
 
     fn drop_content(&self, job: &JobUid) -> Outcome<()> {
-        self.root.discard(&layout::generations(job)?).map_err(|e| disk_error(&e))?;
-        self.root.discard(&layout::outputs(job)?).map_err(|e| disk_error(&e))
+        self.uploads.end(job, |_| true);
+        self.indices.close(job);
+        for path in [layout::generations(job)?, layout::packs(job)?, layout::blocks(job)?, layout::outputs(job)?] {
+            self.root.discard(&path).map_err(|e| disk_error(&e))?;
+        }
+        Ok(())
     }
 
     /// Refuses what an older incarnation or a removed job sends.
@@ -426,49 +411,5 @@ impl Store {
         }
         self.root.directory(&directory).map_err(|e| disk_error(&e))?;
         self.root.place(&received.staged, &directory.join(name)).map_err(|e| disk_error(&e))
-    }
-}
-
-/// Which file it was, and that nothing was written to it since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileIdentity {
-    device: u64,
-    inode: u64,
-    length: u64,
-    changed: (i64, i64),
-}
-
-impl FileIdentity {
-    fn of(found: &std::fs::Metadata) -> Self {
-        let changed = (found.mtime(), found.mtime_nsec());
-        Self { device: found.dev(), inode: found.ino(), length: found.len(), changed }
-    }
-}
-
-/// Reads a stored file back and compares it with what is said of it.
-pub fn check_file(path: &Path, file: &PartFile) -> Outcome<FileIdentity> {
-    let opened = File::open(path).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => RepositoryError::NotFound(path.display().to_string()),
-        _ => disk_error(&e),
-    })?;
-    let identity = FileIdentity::of(&opened.metadata().map_err(|e| disk_error(&e))?);
-    let (stored, digest) = hash(opened).map_err(|e| disk_error(&e))?;
-    if stored != file.stored || digest != file.digest {
-        return Err(RepositoryError::Damaged(format!("{} is not what was stored", path.display())));
-    }
-    Ok(identity)
-}
-
-fn hash(mut file: File) -> io::Result<(u64, String)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 18];
-    let mut length = 0;
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok((length, hasher.finalize().to_hex().to_string()));
-        }
-        hasher.update(&buffer[..read]);
-        length += read as u64;
     }
 }

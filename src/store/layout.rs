@@ -11,8 +11,11 @@
 //! images/<sha256>.unnamed                since when nothing names it
 //! jobs/<uid>/record.json                 fence, highest number
 //! jobs/<uid>/generations/<n>/manifest.json
-//! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.<kind>.<size>.<blake3>
+//! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.<kind>.<size>.<blake3>[.recipe]
 //! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.part.json
+//! jobs/<uid>/packs/<name>                blocks of files that are recipes
+//! jobs/<uid>/packs/<name>.damaged        was read and is not what its name says; for a person to look at
+//! jobs/<uid>/blocks                      where each block is: made again from the packs when it is lost
 //! jobs/<uid>/outputs/m<member>.<base64url of the path>
 //! ```
 
@@ -22,7 +25,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{
     admission::no_such_uid,
-    manifest::{FileKind, PartFile, is_digest, is_uid},
+    manifest::{FileForm, FileKind, PartFile, is_digest, is_uid},
+    pack::PackName,
 };
 use crate::names::{Generation, Incarnation, JobUid, MemberIndex};
 
@@ -40,6 +44,8 @@ pub const DAMAGED: &str = "damaged";
 pub const JOBS: &str = "jobs";
 /// Directory of the generations in a job's.
 pub const GENERATIONS: &str = "generations";
+/// Extension of a file that is a recipe.
+const RECIPE: &str = "recipe";
 /// Name of a generation's manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// Longest path in a guest that an output is kept under: its coded form must be a file name.
@@ -73,6 +79,21 @@ pub fn generation(uid: &JobUid, number: Generation) -> Result<PathBuf, BadName> 
 /// Directory of the outputs of a job.
 pub fn outputs(uid: &JobUid) -> Result<PathBuf, BadName> {
     Ok(job(uid)?.join("outputs"))
+}
+
+/// Directory of the packs of a job.
+pub fn packs(uid: &JobUid) -> Result<PathBuf, BadName> {
+    Ok(job(uid)?.join("packs"))
+}
+
+/// Path of a pack of a job.
+pub fn pack(uid: &JobUid, name: PackName) -> Result<PathBuf, BadName> {
+    Ok(packs(uid)?.join(name.to_string()))
+}
+
+/// Where it is kept in which packs a job's blocks are.
+pub fn blocks(uid: &JobUid) -> Result<PathBuf, BadName> {
+    Ok(job(uid)?.join("blocks"))
 }
 
 /// Path of an image by its digest, `sha256:<hex>`.
@@ -124,6 +145,8 @@ pub enum PartName {
         member: MemberIndex,
         /// What it is.
         kind: FileKind,
+        /// How it is stored.
+        form: FileForm,
         /// Size on the node.
         size: u64,
         /// BLAKE3 of the stored bytes.
@@ -141,7 +164,14 @@ pub enum PartName {
 impl PartName {
     /// The name of a file of a part.
     pub fn of_file(incarnation: Incarnation, member: MemberIndex, file: &PartFile) -> Self {
-        Self::File { incarnation, member, kind: file.kind, size: file.size, digest: file.digest.clone() }
+        Self::File {
+            incarnation,
+            member,
+            kind: file.kind,
+            form: file.form,
+            size: file.size,
+            digest: file.digest.clone(),
+        }
     }
 
     /// The incarnation it belongs to.
@@ -167,13 +197,16 @@ impl PartName {
         let mut words = name.split('.');
         let incarnation = words.next()?.strip_prefix('i')?.parse().ok()?;
         let member = words.next()?.strip_prefix('m')?.parse().ok()?;
-        let rest: Vec<&str> = words.collect();
+        let mut rest: Vec<&str> = words.collect();
+        let form = if rest.last() == Some(&RECIPE) { FileForm::Recipe } else { FileForm::Whole };
+        rest.truncate(rest.len() - usize::from(form == FileForm::Recipe));
         match rest.as_slice() {
-            ["part", "json"] => Some(Self::Record { incarnation, member }),
+            ["part", "json"] if form == FileForm::Whole => Some(Self::Record { incarnation, member }),
             [kind, size, digest] if is_digest(digest) => Some(Self::File {
                 incarnation,
                 member,
                 kind: kind.parse().ok()?,
+                form,
                 size: size.parse().ok()?,
                 digest: (*digest).to_owned(),
             }),
@@ -185,8 +218,12 @@ impl PartName {
 impl std::fmt::Display for PartName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::File { incarnation, member, kind, size, digest } => {
-                write!(f, "i{incarnation}.m{member}.{kind}.{size}.{digest}")
+            Self::File { incarnation, member, kind, form, size, digest } => {
+                write!(f, "i{incarnation}.m{member}.{kind}.{size}.{digest}")?;
+                match form {
+                    FileForm::Whole => Ok(()),
+                    FileForm::Recipe => write!(f, ".{RECIPE}"),
+                }
             }
             Self::Record { incarnation, member } => write!(f, "i{incarnation}.m{member}.part.json"),
         }
@@ -218,14 +255,15 @@ mod tests {
 
     #[test]
     fn names_survive_writing_and_reading() {
-        let file = PartName::File {
+        let file = |form| PartName::File {
             incarnation: 3,
             member: 12,
             kind: FileKind::Memory,
+            form,
             size: 268_435_456,
             digest: "ab".repeat(32),
         };
-        for name in [file, PartName::Record { incarnation: 3, member: 0 }] {
+        for name in [file(FileForm::Whole), file(FileForm::Recipe), PartName::Record { incarnation: 3, member: 0 }] {
             assert_eq!(PartName::parse(&name.to_string()), Some(name));
         }
         let name = output_name(1, "/data/out.txt").unwrap();

@@ -11,8 +11,8 @@ use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
 };
 
-/// Version of the format.
-pub const VERSION: u32 = 1;
+/// Version of the format. Since 2, files may be recipes; those of 1 are whole.
+pub const VERSION: u32 = 2;
 /// Largest manifest that is read, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
 /// Most members a job has.
@@ -86,12 +86,29 @@ pub struct MemberPart {
 pub struct PartFile {
     /// What it is.
     pub kind: FileKind,
+    /// How it is stored.
+    #[serde(default)]
+    pub form: FileForm,
     /// Size on the node, in bytes.
     pub size: u64,
-    /// Size as stored (zstd), in bytes.
+    /// Size as stored (zstd), in bytes; of a recipe, without its blocks.
     pub stored: u64,
+    /// Bytes of the packs that were stored for it: blocks that the repository had not.
+    #[serde(default)]
+    pub packed: u64,
     /// BLAKE3 of the stored bytes, hexadecimal.
     pub digest: String,
+}
+
+/// How a file of a part is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FileForm {
+    /// As it is, compressed.
+    #[default]
+    Whole,
+    /// A recipe (`store::recipe`), compressed; the content is in packs of the job.
+    Recipe,
 }
 
 /// What a file of a part is.
@@ -164,7 +181,7 @@ impl Manifest {
     /// Checks that a restore could work from it: every member is there once, with memory and disk.
     pub fn check(&self) -> Result<(), ManifestError> {
         let wrong = |what: String| Err(ManifestError::Content(what));
-        if self.version != VERSION {
+        if !(1..=VERSION).contains(&self.version) {
             return Err(ManifestError::Version(self.version));
         }
         if !is_uid(&self.job) {
@@ -199,9 +216,12 @@ impl Manifest {
         self.image.files()
     }
 
-    /// Bytes it takes in the repository.
+    /// Bytes that came into the repository with it.
     pub fn stored(&self) -> u64 {
-        self.members.iter().flat_map(|m| &m.files).fold(0, |sum, f| sum.saturating_add(f.stored))
+        self.members
+            .iter()
+            .flat_map(|m| &m.files)
+            .fold(0, |sum, f| sum.saturating_add(f.stored).saturating_add(f.packed))
     }
 }
 
@@ -229,7 +249,7 @@ impl MemberPart {
 impl PartFile {
     /// Checks sizes and the form of the digest.
     pub fn check(&self) -> Result<(), ManifestError> {
-        if self.size > MAX_FILE || self.stored > MAX_FILE || !is_digest(&self.digest) {
+        if self.size > MAX_FILE || self.stored > MAX_FILE || self.packed > MAX_FILE || !is_digest(&self.digest) {
             return Err(ManifestError::Content(format!("{}: impossible size or digest", self.kind)));
         }
         Ok(())

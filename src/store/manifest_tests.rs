@@ -31,7 +31,8 @@ pub(crate) fn manifest(generation: Generation) -> Manifest {
 
 /// A part with memory and disk.
 pub(crate) fn part(index: MemberIndex) -> MemberPart {
-    let file = |kind| PartFile { kind, size: 4096, stored: 100, digest: "5".repeat(64) };
+    let file =
+        |kind| PartFile { kind, form: FileForm::Whole, size: 4096, stored: 100, packed: 0, digest: "5".repeat(64) };
     MemberPart {
         index,
         files: vec![file(FileKind::Memory), file(FileKind::Disk)],
@@ -56,7 +57,8 @@ fn a_manifest_is_read_back() {
 }
 
 #[rstest]
-#[case::version(|m: &mut Manifest| m.version = 2)]
+#[case::version(|m: &mut Manifest| m.version = 0)]
+#[case::later_version(|m: &mut Manifest| m.version = VERSION + 1)]
 #[case::job_that_climbs(|m: &mut Manifest| m.job = "../x".into())]
 #[case::no_nonce(|m: &mut Manifest| m.nonce.clear())]
 #[case::parent_not_older(|m: &mut Manifest| m.parent = Some(7))]

@@ -5,5 +5,8 @@ pub mod images;
 pub mod layout;
 pub mod manifest;
 pub mod migration;
+pub mod pack;
+pub mod recipe;
 pub mod retention;
+pub mod sweep;
 pub mod ticket;

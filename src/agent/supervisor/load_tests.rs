@@ -6,7 +6,7 @@ use super::{
     super::testing::{FileStore, Making, config},
     *,
 };
-use crate::store::manifest::{PartFile, tests::manifest};
+use crate::store::manifest::{FileForm, PartFile, tests::manifest};
 
 fn io() -> std::io::Error {
     std::io::ErrorKind::StorageFull.into()
@@ -64,7 +64,14 @@ async fn said(store: FileStore, accelerator: Accelerator, files: Vec<PartFile>) 
 #[tokio::test]
 async fn b7_a_damaged_part_is_the_generations_fault() {
     let root = tempfile::tempdir().unwrap();
-    let file = PartFile { kind: FileKind::Disk, size: 4, stored: 4, digest: "not this".into() };
+    let file = PartFile {
+        kind: FileKind::Disk,
+        form: FileForm::Whole,
+        size: 4,
+        stored: 4,
+        packed: 0,
+        digest: "not this".into(),
+    };
     let store = FileStore::new(&root.path().join("damaged"));
     std::fs::write(root.path().join("damaged/part-1-0-disk"), "disk").unwrap();
     let (reason, fault) = said(store, Accelerator::Tcg, vec![file.clone()]).await;

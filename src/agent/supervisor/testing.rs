@@ -25,7 +25,7 @@ use crate::{
         repository::{ByteStore, ByteStream, DiskRecord, RepositoryError},
     },
     names::{Generation, JobUid, MemberIndex},
-    store::manifest::{FileKind, Manifest, PartFile},
+    store::manifest::{FileForm, FileKind, Manifest, PartFile},
 };
 
 /// An agent's configuration, with its lease below `root`.
@@ -165,7 +165,14 @@ impl FileStore {
         let part = manifest.members.iter_mut().find(|part| part.index == member).unwrap();
         let file = part.files.iter_mut().find(|file| file.kind == kind).unwrap();
         let size = content.len() as u64;
-        *file = PartFile { kind, size, stored: size, digest: blake3::hash(&content).to_string() };
+        *file = PartFile {
+            kind,
+            form: FileForm::Whole,
+            size,
+            stored: size,
+            packed: 0,
+            digest: blake3::hash(&content).to_string(),
+        };
         std::fs::write(path, content).unwrap();
         self.publish(&manifest);
     }
@@ -203,7 +210,14 @@ impl ByteStore for FileStore {
         let size = std::fs::copy(file, self.part(generation, member, kind)).map_err(broken)?;
         let content = std::fs::read(file).map_err(broken)?;
         progress(size);
-        Ok(PartFile { kind, size, stored: size, digest: blake3::hash(&content).to_string() })
+        Ok(PartFile {
+            kind,
+            form: FileForm::Whole,
+            size,
+            stored: size,
+            packed: 0,
+            digest: blake3::hash(&content).to_string(),
+        })
     }
 
     async fn get_part(

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     clock::Clock,
     names::{Incarnation, JobUid, MemberIndex},
-    store::manifest::{FileKind, MachineRecord, MemberPart, PartFile},
+    store::manifest::{FileForm, FileKind, MachineRecord, MemberPart, PartFile},
     stream::{self, Connection, End},
 };
 
@@ -250,7 +250,14 @@ impl FakeAgent {
     pub fn uploaded(&self) {
         let mut inner = self.lock();
         if let Some(upload) = &mut inner.state.upload {
-            let file = |kind| PartFile { kind, size: upload.total, stored: upload.total / 2, digest: "00".repeat(32) };
+            let file = |kind| PartFile {
+                kind,
+                form: FileForm::Whole,
+                size: upload.total,
+                stored: upload.total / 2,
+                packed: 0,
+                digest: "00".repeat(32),
+            };
             upload.files = vec![file(FileKind::Memory), file(FileKind::Disk), file(FileKind::Output)];
             upload.sent = upload.total;
             upload.done = true;

@@ -23,7 +23,7 @@ use crate::{
         admission::{JobRecord, Publish, no_such_uid, part_is_void},
         images::{Fate, ImageReview, fate},
         layout,
-        manifest::{FileKind, Manifest, PartFile, is_uid},
+        manifest::{FileForm, FileKind, Manifest, PartFile, is_uid},
     },
 };
 
@@ -382,7 +382,7 @@ impl ByteStore for FakeRepository {
         let content = read(file).await?;
         let digest = blake3::hash(&content).to_hex().to_string();
         let size = content.len() as u64;
-        let part = PartFile { kind, size, stored: size, digest };
+        let part = PartFile { kind, form: FileForm::Whole, size, stored: size, packed: 0, digest };
         self.add_part(job, generation, incarnation_of(ticket)?, member, part.clone(), content)?;
         progress(size);
         Ok(part)

@@ -4,6 +4,7 @@
 mod contract;
 pub mod fake;
 pub mod http;
+mod parts;
 mod streams;
 pub mod wire;
 #[cfg(test)]

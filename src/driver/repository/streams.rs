@@ -19,41 +19,40 @@ use futures::{StreamExt, TryStreamExt};
 use reqwest::{Body, Method};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     ByteStore, ByteStream, DiskRecord, Repository, RepositoryError,
     http::{HttpRepository, answered, unreachable},
-    wire::{Coded, TICKET, disk_record_path, file_path, image_path, output_path},
+    parts::Which,
+    wire::{Coded, disk_record_path, file_path, image_path, output_path},
 };
 use crate::{
     names::{Generation, JobUid, MemberIndex},
     store::{
         layout,
-        manifest::{FileKind, Manifest, PartFile},
+        manifest::{FileForm, FileKind, Manifest, PartFile},
     },
 };
 
 /// Bytes handed on at a time.
-const BLOCK: usize = 1 << 18;
+pub(super) const BLOCK: usize = 1 << 18;
 /// Blocks on their way between disk and network.
 const AHEAD: usize = 8;
 /// zstd's level: on a node's processor the network is the narrower place from here on.
-const LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 /// A peer that moves nothing for this long has gone.
 const SILENCE: Duration = Duration::from_secs(120);
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(100);
 
-type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
-type Block = Result<Bytes, io::Error>;
+pub(super) type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
 
-fn local(path: &Path, error: &io::Error) -> RepositoryError {
+pub(super) fn local(path: &Path, error: &io::Error) -> RepositoryError {
     RepositoryError::local(path.display(), error)
 }
 
 /// Waits for a transfer, telling its progress; gives up on one that stands still.
-async fn watched<T>(
+pub(super) async fn watched<T>(
     work: impl Future<Output = Result<T, RepositoryError>>,
     moved: &AtomicU64,
     progress: Progress<'_>,
@@ -77,67 +76,8 @@ async fn watched<T>(
     }
 }
 
-async fn joined<T>(task: tokio::task::JoinHandle<T>) -> Result<T, RepositoryError> {
+pub(super) async fn joined<T>(task: tokio::task::JoinHandle<T>) -> Result<T, RepositoryError> {
     task.await.map_err(|e| RepositoryError::local("the transfer was dropped", &io::Error::other(e)))
-}
-
-/// What was sent.
-struct Sent {
-    size: u64,
-    stored: u64,
-    digest: String,
-}
-
-/// Hands blocks of compressed bytes on, hashing and counting them.
-struct Outlet {
-    blocks: mpsc::Sender<Block>,
-    hasher: blake3::Hasher,
-    stored: u64,
-    buffer: Vec<u8>,
-}
-
-impl Outlet {
-    fn pass_on(&mut self) -> io::Result<()> {
-        let block = std::mem::replace(&mut self.buffer, Vec::with_capacity(BLOCK));
-        self.hasher.update(&block);
-        self.stored += block.len() as u64;
-        self.blocks.blocking_send(Ok(block.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-impl Write for Outlet {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= BLOCK {
-            self.pass_on()?;
-        }
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() { Ok(()) } else { self.pass_on() }
-    }
-}
-
-/// Reads and compresses a file into blocks. Blocking.
-fn compress(path: &Path, blocks: &mpsc::Sender<Block>, moved: &AtomicU64) -> io::Result<Sent> {
-    let mut file = File::open(path)?;
-    let outlet =
-        Outlet { blocks: blocks.clone(), hasher: blake3::Hasher::new(), stored: 0, buffer: Vec::with_capacity(BLOCK) };
-    let mut encoder = zstd::stream::write::Encoder::new(outlet, LEVEL)?;
-    let mut buffer = vec![0; BLOCK];
-    let mut size = 0;
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        encoder.write_all(&buffer[..read])?;
-        size += read as u64;
-        moved.store(size, Ordering::Relaxed);
-    }
-    let mut outlet = encoder.finish()?;
-    outlet.flush()?;
-    Ok(Sent { size, stored: outlet.stored, digest: outlet.hasher.finalize().to_hex().to_string() })
 }
 
 /// A blocking reader of what the network brings.
@@ -167,14 +107,14 @@ impl Read for Inlet {
 }
 
 /// A file being written, under a name of its own until [`Fresh::finish`].
-struct Fresh {
+pub(super) struct Fresh {
     path: PathBuf,
     to: PathBuf,
-    file: File,
+    pub(super) file: File,
 }
 
 impl Fresh {
-    fn create(to: &Path) -> io::Result<Self> {
+    pub(super) fn create(to: &Path) -> io::Result<Self> {
         let mut name = to.file_name().unwrap_or_default().to_owned();
         name.push(".part");
         let path = to.with_file_name(name);
@@ -183,7 +123,7 @@ impl Fresh {
         Ok(Self { path, to: to.into(), file })
     }
 
-    fn finish(self) -> io::Result<()> {
+    pub(super) fn finish(self) -> io::Result<()> {
         fs::rename(&self.path, &self.to)
     }
 }
@@ -259,45 +199,7 @@ impl ByteStore for HttpRepository {
         file: &Path,
         progress: Progress<'_>,
     ) -> Result<PartFile, RepositoryError> {
-        let size = tokio::fs::metadata(file).await.map_err(|e| local(file, &e))?.len();
-        let (blocks, stream) = mpsc::channel(AHEAD);
-        let moved = Arc::new(AtomicU64::new(0));
-        let (path, counter) = (file.to_owned(), moved.clone());
-        let reader = tokio::task::spawn_blocking(move || {
-            let result = compress(&path, &blocks, &counter);
-            if let Err(error) = &result {
-                // without it a file read in part would look like a whole one
-                let _ = blocks.blocking_send(Err(io::Error::new(error.kind(), error.to_string())));
-            }
-            result
-        });
-        let request = self
-            .request(Method::PUT, &format!("{}?size={size}", file_path(job, generation, member, kind)))
-            .header(TICKET, ticket)
-            .body(Body::wrap_stream(ReceiverStream::new(stream)));
-        let exchange = async { answered(request.send().await).await?.json::<PartFile>().await.map_err(unreachable) };
-        let reply = watched(exchange, &moved, progress).await;
-        let confirmed = match reply {
-            Ok(confirmed) => confirmed,
-            // a file that cannot be read breaks the request off: its own error says more
-            Err(RepositoryError::Unreachable(why)) => {
-                return Err(match joined(reader).await? {
-                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => local(file, &error),
-                    _ => RepositoryError::Unreachable(why),
-                });
-            }
-            Err(other) => return Err(other),
-        };
-        let sent = joined(reader).await?.map_err(|e| local(file, &e))?;
-        if sent.size != size {
-            return Err(RepositoryError::Damaged(format!("{} changed while it was sent", file.display())));
-        }
-        let own = PartFile { kind, size, stored: sent.stored, digest: sent.digest };
-        if confirmed == own {
-            Ok(own)
-        } else {
-            Err(RepositoryError::Damaged(format!("{kind}: the repository received something else")))
-        }
+        self.send_file(ticket, Which { job, generation, member, kind }, file, progress).await
     }
 
     async fn get_part(
@@ -309,6 +211,9 @@ impl ByteStore for HttpRepository {
         to: &Path,
         progress: Progress<'_>,
     ) -> Result<(), RepositoryError> {
+        if file.form == FileForm::Recipe {
+            return self.fetch_file(Which { job, generation, member, kind: file.kind }, file, to, progress).await;
+        }
         let (into, blocks) = mpsc::channel(AHEAD);
         let moved = Arc::new(AtomicU64::new(0));
         let (expected, path, counter) = (file.clone(), to.to_owned(), moved.clone());

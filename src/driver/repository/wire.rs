@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::RepositoryError;
 use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
-    store::manifest::FileKind,
+    store::{
+        manifest::{FileForm, FileKind},
+        pack::{BlockName, PackName, PackRef},
+        recipe::Place,
+    },
 };
 
 /// Header that carries a ticket.
@@ -24,6 +28,32 @@ pub const LONG: Duration = Duration::from_secs(1800);
 pub struct FileQuery {
     /// Size on the node, in bytes.
     pub size: u64,
+    /// How it is sent.
+    #[serde(default)]
+    pub form: FileForm,
+}
+
+/// Most names of one question for blocks; it is their bytes, one behind the other.
+pub const MOST_NAMES: usize = 8192;
+
+/// Which of the blocks asked for are there, in the order of the question; travels as postcard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The packs that the places name by number.
+    pub packs: Vec<PackRef>,
+    /// Where each block is.
+    pub places: Vec<Option<Place>>,
+}
+
+/// A question for blocks, as it travels.
+pub fn write_names(names: &[BlockName]) -> Vec<u8> {
+    names.iter().flat_map(|name| name.0).collect()
+}
+
+/// Reads a question for blocks.
+pub fn read_names(bytes: &[u8]) -> Option<Vec<BlockName>> {
+    let (names, rest) = bytes.as_chunks::<32>();
+    (rest.is_empty() && names.len() <= MOST_NAMES).then(|| names.iter().copied().map(BlockName).collect())
 }
 
 /// Which content of a file is wanted.
@@ -121,6 +151,27 @@ pub fn parts_path(job: &JobUid, generation: Generation) -> String {
 /// Path of a file of a part.
 pub fn file_path(job: &JobUid, generation: Generation, member: MemberIndex, kind: FileKind) -> String {
     format!("{}/members/{member}/files/{kind}", generation_path(job, generation))
+}
+
+/// Path of the question for blocks of a file of a part.
+pub fn blocks_path(job: &JobUid, generation: Generation, member: MemberIndex, kind: FileKind) -> String {
+    format!("{}/blocks", file_path(job, generation, member, kind))
+}
+
+/// Path of a pack that comes with a file of a part.
+pub fn new_pack_path(
+    job: &JobUid,
+    generation: Generation,
+    member: MemberIndex,
+    kind: FileKind,
+    pack: PackName,
+) -> String {
+    format!("{}/packs/{pack}", file_path(job, generation, member, kind))
+}
+
+/// Path of a pack of a job; `POST` has it read again by who doubts it.
+pub fn pack_path(job: &JobUid, pack: PackName) -> String {
+    format!("{}/packs/{pack}", job_path(job))
 }
 
 /// Path of the results of a job.

@@ -169,11 +169,15 @@ async fn c2_a_part_has_no_more_bytes_than_its_ticket_says() {
     let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(60);
     let ticket = Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20) };
     let ticket = bench.key.as_ref().unwrap().sign(&ticket);
-    put(&bench, &ticket, FileKind::Memory, &noise(700 << 10)).await.unwrap();
+    let all = noise(1600 << 10);
+    let (memory, disk) = all.split_at(704 << 10);
+    put(&bench, &ticket, FileKind::Memory, memory).await.unwrap();
     // each alone would do, both are too much
-    let beyond = put(&bench, &ticket, FileKind::Disk, &noise(700 << 10)).await;
+    let beyond = put(&bench, &ticket, FileKind::Disk, disk).await;
     assert!(matches!(beyond, Err(RepositoryError::TooLarge(_))), "{beyond:?}");
-    put(&bench, &ticket, FileKind::Disk, &noise(200 << 10)).await.unwrap();
+    put(&bench, &ticket, FileKind::Disk, &disk[..192 << 10]).await.unwrap();
+    // what is there already takes no room
+    put(&bench, &ticket, FileKind::Output, &[memory, &disk[..192 << 10]].concat()).await.unwrap();
 }
 
 #[tokio::test]

@@ -18,15 +18,16 @@ use crate::{
     repository::{
         access::{Action, may_write_part},
         receive::{Bounds, Hash, drain, receive},
+        recipes::MAX_STORED,
         store::Store,
     },
-    store::manifest::{FileKind, PartFile},
+    store::manifest::{FileForm, FileKind, PartFile},
     tls::Peer,
 };
 
-type FilePath = Path<(JobUid, Generation, MemberIndex, String)>;
+pub(super) type FilePath = Path<(JobUid, Generation, MemberIndex, String)>;
 
-fn kind_of(name: &str) -> Result<FileKind, RepositoryError> {
+pub(super) fn kind_of(name: &str) -> Result<FileKind, RepositoryError> {
     name.parse().map_err(|_| RepositoryError::NotFound("no such kind of file".into()))
 }
 
@@ -34,7 +35,7 @@ pub(super) async fn receive_part(
     State(service): State<Service>,
     Extension(peer): Extension<Peer>,
     Path((job, generation, member, kind)): FilePath,
-    Query(FileQuery { size }): Query<FileQuery>,
+    Query(FileQuery { size, form }): Query<FileQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Reply<Json<PartFile>> {
@@ -50,30 +51,33 @@ pub(super) async fn receive_part(
         }
     };
     let arrival = service.arrivals.begin(format!("part {job} {generation} {member} {incarnation} {kind}"));
-    let bounds = Bounds { most: room, free: service.limits.free };
+    let largest = match form {
+        FileForm::Whole => u64::MAX,
+        FileForm::Recipe => MAX_STORED,
+    };
+    let bounds = Bounds { most: room.min(largest), free: service.limits.free };
     let hash = Hash::Blake3(Box::default());
     let received = receive(&service.store.root, body, bounds, hash, &arrival).await?;
-    let file = PartFile { kind, size, stored: received.length, digest: received.digest };
+    let file = PartFile { kind, form, size, stored: received.length, packed: 0, digest: received.digest };
     file.check().map_err(|e| RepositoryError::Refused(e.to_string()))?;
-    let (kept, staged) = (file.clone(), received.staged);
-    let keep = move |store: &Store| store.keep_file(&job, generation, (incarnation, member), &kept, &staged, most);
-    service.blocking(keep).await?;
-    Ok(Json(file))
+    let staged = received.staged;
+    let keep = move |store: &Store| store.keep_file(&job, generation, (incarnation, member), &file, &staged, most);
+    Ok(Json(service.blocking(keep).await?))
 }
 
-/// A file that may be sent.
-struct Admitted {
+/// A file that may be sent, or what comes for it.
+pub(super) struct Admitted {
     kind: FileKind,
     /// In whose name.
-    incarnation: Incarnation,
+    pub(super) incarnation: Incarnation,
     /// Its most bytes, as things stand.
-    room: u64,
+    pub(super) room: u64,
     /// Most bytes of the part it belongs to.
-    most: u64,
+    pub(super) most: u64,
 }
 
-/// Whether the file may be sent.
-async fn admit(
+/// Whether the file may be sent, or what comes for it.
+pub(super) async fn admit(
     service: &Service,
     Peer(peer): &Peer,
     (job, generation, member, kind): (&JobUid, Generation, MemberIndex, FileKind),

@@ -38,7 +38,10 @@ pub(super) async fn fence(
     Path(job): Path<JobUid>,
     Json(order): Json<FenceOrder>,
 ) -> Reply<()> {
-    Ok(service.run(&peer, Action::Rule, move |store| store.fence(&job, order.incarnation)).await?)
+    let fenced = job.clone();
+    service.run(&peer, Action::Rule, move |store| store.fence(&fenced, order.incarnation)).await?;
+    service.collect_soon(job);
+    Ok(())
 }
 
 pub(super) async fn manifest(
@@ -72,7 +75,8 @@ pub(super) async fn publish(
     if (&manifest.job, manifest.generation) != (&job, generation) {
         return Err(Failure(RepositoryError::Refused("the manifest is of another generation".into())));
     }
-    Ok(Json(service.run(&peer, Action::Publish, move |store| store.publish(&manifest)).await?))
+    let now = service.clock.now();
+    Ok(Json(service.run(&peer, Action::Publish, move |store| store.publish(&manifest, now)).await?))
 }
 
 pub(super) async fn retire(
@@ -80,7 +84,10 @@ pub(super) async fn retire(
     Extension(peer): Extension<Peer>,
     Path((job, generation)): Path<(JobUid, Generation)>,
 ) -> Reply<()> {
-    Ok(service.run(&peer, Action::Rule, move |store| store.retire(&job, generation)).await?)
+    let of = job.clone();
+    service.run(&peer, Action::Rule, move |store| store.retire(&of, generation)).await?;
+    service.collect_soon(job);
+    Ok(())
 }
 
 pub(super) async fn give_up(
@@ -88,7 +95,10 @@ pub(super) async fn give_up(
     Extension(peer): Extension<Peer>,
     Path((job, generation)): Path<(JobUid, Generation)>,
 ) -> Reply<()> {
-    Ok(service.run(&peer, Action::Rule, move |store| store.give_up(&job, generation)).await?)
+    let of = job.clone();
+    service.run(&peer, Action::Rule, move |store| store.give_up(&of, generation)).await?;
+    service.collect_soon(job);
+    Ok(())
 }
 
 pub(super) async fn keep_part(

@@ -5,6 +5,7 @@ mod files;
 mod generations;
 mod images;
 mod outputs;
+mod packs;
 
 use std::{path::Path, sync::Arc};
 
@@ -14,13 +15,14 @@ use axum::{
     extract::DefaultBodyLimit,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, put},
+    routing::{get, post, put},
 };
 use tokio_util::io::ReaderStream;
 
 use super::{
     access::{Action, may},
     arrivals::Arrivals,
+    collect,
     room::Limits,
     store::Store,
 };
@@ -30,7 +32,7 @@ use crate::{
         RepositoryError,
         wire::{ErrorKind, ErrorReply},
     },
-    names::Identity,
+    names::{Identity, JobUid},
     store::{manifest::MAX_BYTES, ticket::TicketKey},
     tls::Peer,
 };
@@ -67,6 +69,12 @@ pub fn router(service: Service) -> Router {
             "/v1/jobs/{job}/generations/{generation}/members/{member}/files/{kind}",
             get(files::send).put(files::receive_part),
         )
+        .route("/v1/jobs/{job}/generations/{generation}/members/{member}/files/{kind}/blocks", post(packs::find))
+        .route(
+            "/v1/jobs/{job}/generations/{generation}/members/{member}/files/{kind}/packs/{pack}",
+            put(packs::receive_pack),
+        )
+        .route("/v1/jobs/{job}/packs/{pack}", get(packs::send).post(packs::doubt))
         .route("/v1/jobs/{job}/outputs", get(outputs::list))
         .route("/v1/jobs/{job}/outputs/{member}", get(outputs::send).put(outputs::receive_output))
         .route("/v1/images", put(images::review))
@@ -118,6 +126,11 @@ impl Service {
     ) -> Result<T, RepositoryError> {
         allowed(peer, action)?;
         self.blocking(work).await
+    }
+
+    /// Something of a job is gone, and with it perhaps the need for some packs.
+    fn collect_soon(&self, job: JobUid) {
+        collect::request(&self.store, &self.clock, [job]);
     }
 
     async fn blocking<T: Send + 'static>(

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::{MAX_BLOCKS, MAX_DEVICES, MAX_NAME, MAX_RAM, PAGE_BYTES, Refusal, mark};
 
@@ -28,13 +27,11 @@ pub struct Skeleton {
 
 /// What a [`Skeleton`] is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub(super) struct Parts {
     pub(super) machine: String,
     pub(super) section: u32,
     pub(super) blocks: Vec<Block>,
     pub(super) switchover: bool,
-    #[serde(serialize_with = "write_base64", deserialize_with = "read_base64")]
     pub(super) devices: Vec<u8>,
 }
 
@@ -131,13 +128,4 @@ fn check_devices(devices: &[u8]) -> Result<(), Refusal> {
     let mut braces = (0..devices.len()).rev().filter(|at| devices[*at] == b'{');
     let whole = devices.first() == Some(&mark::FULL) && devices.last() == Some(&b'}') && braces.any(ends_here);
     if whole && devices.len() <= MAX_DEVICES { Ok(()) } else { Err(Refusal::Devices) }
-}
-
-fn write_base64<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(&STANDARD.encode(bytes))
-}
-
-fn read_base64<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-    let text = std::borrow::Cow::<str>::deserialize(from)?;
-    STANDARD.decode(text.as_bytes()).map_err(serde::de::Error::custom)
 }

@@ -1,0 +1,198 @@
+//! Fetches a file of a part: the recipe, then of each pack what is wanted. Every block is checked against
+//! a name that the generation's manifest vouches for.
+
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt as _, stream};
+use reqwest::{Method, header::RANGE};
+use tokio::sync::mpsc;
+
+use super::{
+    super::{
+        RepositoryError,
+        http::{HttpRepository, answered, unreachable},
+        streams::{Progress, joined, watched},
+        wire::{Coded, file_path, pack_path},
+    },
+    Which,
+    plan::Plan,
+    target::{self, Piece},
+};
+use crate::{
+    names::JobUid,
+    store::{
+        manifest::PartFile,
+        pack::{FRAME, Index, PackRef},
+        recipe::{MAX_BYTES, Recipe},
+    },
+};
+
+/// Packs on their way at the same time.
+const AHEAD: usize = 2;
+
+impl HttpRepository {
+    pub(in super::super) async fn fetch_file(
+        &self,
+        which: Which<'_>,
+        file: &PartFile,
+        to: &Path,
+        progress: Progress<'_>,
+    ) -> Result<(), RepositoryError> {
+        let recipe = Arc::new(self.fetch_recipe(which, file).await?);
+        let plan = Arc::new(Plan::of(&recipe));
+        let (pieces, arriving) = mpsc::channel(1);
+        // zeros need not be waited for
+        let zeros = recipe.runs.iter().filter(|run| run.place.is_none()).map(|run| u64::from(run.count)).sum::<u64>();
+        let moved = Arc::new(AtomicU64::new(zeros * u64::from(recipe.head.block_size)));
+        let writer = tokio::task::spawn_blocking({
+            let (recipe, plan, to, moved) = (recipe.clone(), plan.clone(), to.to_owned(), moved.clone());
+            move || target::write(&recipe, &plan, arriving, &to, &moved)
+        });
+        let fetching = async {
+            // its end is that of the pieces
+            let pieces = pieces;
+            let packs = recipe.head.packs.iter().copied().enumerate();
+            let wanted = packs.filter(|(number, _)| !plan.of_pack(*number).is_empty());
+            let fetches: Vec<_> = wanted.map(|pack| self.fetch_pack(which.job, pack, &recipe, &plan)).collect();
+            let mut packs = stream::iter(fetches).buffered(AHEAD);
+            while let Some(fetched) = packs.next().await {
+                for piece in fetched? {
+                    if pieces.send(piece).await.is_err() {
+                        // the writer says why
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        };
+        let both = async {
+            let fetched: Result<(), RepositoryError> = fetching.await;
+            let written = joined(writer).await?;
+            fetched.and(written)
+        };
+        watched(both, &moved, &|moved| progress(moved.min(file.size))).await
+    }
+
+    async fn fetch_recipe(
+        &self,
+        Which { job, generation, member, kind }: Which<'_>,
+        file: &PartFile,
+    ) -> Result<Recipe, RepositoryError> {
+        let damaged = |what: String| RepositoryError::Damaged(format!("the recipe of {kind}: {what}"));
+        if file.stored > MAX_BYTES as u64 {
+            return Err(damaged("too large".into()));
+        }
+        let source = format!("{}?digest={}", file_path(job, generation, member, kind), Coded(&file.digest));
+        let bytes = self.exactly(&source, None, file.stored).await?;
+        if blake3::hash(&bytes).to_string() != file.digest {
+            return Err(damaged("not what its manifest says".into()));
+        }
+        let read = move || {
+            let plain = zstd::bulk::decompress(&bytes, MAX_BYTES).map_err(|error| error.to_string())?;
+            Recipe::parse(&plain).map_err(|error| error.to_string())
+        };
+        joined(tokio::task::spawn_blocking(read)).await?.map_err(damaged)
+    }
+
+    async fn fetch_pack(
+        &self,
+        job: &JobUid,
+        (number, pack): (usize, PackRef),
+        recipe: &Recipe,
+        plan: &Plan,
+    ) -> Result<Vec<Piece>, RepositoryError> {
+        let path = pack_path(job, pack.name);
+        let block_size = recipe.head.block_size as usize;
+        let result = async {
+            if pack.stored as usize <= FRAME || plan.wants_most(number, block_size) {
+                let mut bytes = self.exactly(&path, None, pack.stored.into()).await?;
+                let index = read_index(pack, &bytes.split_off(frames_end(pack)))?;
+                return Ok(vec![Piece { pack: number, index: Arc::new(index), frame: 0, bytes }]);
+            }
+            let range = pack.index_range();
+            let index = Arc::new(read_index(pack, &self.exactly(&path, Some(range), pack.index.into()).await?)?);
+            let mut pieces = Vec::new();
+            for frames in plan.frames(number, &index) {
+                let ends = index.range(frames.start).zip(index.range(frames.end - 1));
+                let (first, last) = ends.ok_or_else(|| damaged(pack, "it is shorter than its recipe says"))?;
+                let range = first.start..last.end;
+                let bytes = self.exactly(&path, Some(range.clone()), range.end - range.start).await?;
+                pieces.push(Piece { pack: number, index: index.clone(), frame: frames.start, bytes });
+            }
+            Ok(pieces)
+        }
+        .await;
+        let checked = result.and_then(|pieces| check(pack, block_size, pieces));
+        if matches!(checked, Err(RepositoryError::Damaged(_))) {
+            // it is read there again, and kept from what is stored next
+            let _ = self.request(Method::POST, &path).send().await;
+        }
+        checked
+    }
+
+    /// The bytes at a path, or a range of them: as many as expected.
+    async fn exactly(&self, path: &str, range: Option<Range<u64>>, length: u64) -> Result<Bytes, RepositoryError> {
+        let mut request = self.request(Method::GET, path);
+        if let Some(range) = range {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        }
+        let read = AtomicU64::new(0);
+        let exchange = async {
+            let mut reply = answered(request.send().await).await?;
+            let mut bytes = BytesMut::new();
+            while let Some(block) = reply.chunk().await.map_err(unreachable)? {
+                bytes.extend_from_slice(&block);
+                read.store(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+                if bytes.len() as u64 > length {
+                    break;
+                }
+            }
+            if bytes.len() as u64 == length {
+                Ok(bytes.freeze())
+            } else {
+                Err(RepositoryError::Damaged(format!("{path} has another length")))
+            }
+        };
+        watched(exchange, &read, &|_| {}).await
+    }
+}
+
+fn frames_end(pack: PackRef) -> usize {
+    usize::try_from(pack.index_range().start).unwrap_or(usize::MAX)
+}
+
+fn read_index(pack: PackRef, tail: &[u8]) -> Result<Index, RepositoryError> {
+    let index = Index::parse(pack.name, tail).map_err(|error| damaged(pack, error))?;
+    if index.frames_end() == pack.index_range().start {
+        Ok(index)
+    } else {
+        Err(damaged(pack, "its frames have another length"))
+    }
+}
+
+/// Compares the frames with what the index says of them.
+fn check(pack: PackRef, block_size: usize, pieces: Vec<Piece>) -> Result<Vec<Piece>, RepositoryError> {
+    for piece in &pieces {
+        if piece.index.block_size() != block_size {
+            return Err(damaged(pack, "its blocks have another size"));
+        }
+        let (mut number, mut rest) = (piece.frame, &piece.bytes[..]);
+        while !rest.is_empty() {
+            let length = piece.index.range(number).map_or(0, |range| range.end - range.start);
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            let (stored, behind) = rest.split_at_checked(length).ok_or_else(|| damaged(pack, "it is cut short"))?;
+            piece.index.check(number, stored).map_err(|error| damaged(pack, error))?;
+            (rest, number) = (behind, number + 1);
+        }
+    }
+    Ok(pieces)
+}
+
+fn damaged(pack: PackRef, what: impl std::fmt::Display) -> RepositoryError {
+    RepositoryError::Damaged(format!("pack {}: {what}", pack.name))
+}

@@ -1,0 +1,101 @@
+//! Puts the blocks that the repository lacks into packs, and notes where every block is. Blocking.
+
+use std::{collections::HashMap, io};
+
+use super::named::{Entry, NamedFile};
+use crate::{
+    driver::repository::wire::Found,
+    store::{
+        pack::{BlockName, Builder, Packed},
+        recipe::{Collector, Place, Recipe},
+    },
+};
+
+/// A file on its way into packs.
+#[derive(Debug)]
+pub(super) struct Packing {
+    collector: Collector,
+    builder: Builder,
+    /// Number of the pack that is being built, once it has a block.
+    number: Option<u32>,
+    /// Blocks that were put into packs since the repository was asked last, and those of the pack that it
+    /// cannot know yet.
+    known: HashMap<BlockName, Place>,
+}
+
+impl Packing {
+    pub(super) fn new(block_size: usize) -> Self {
+        let (collector, known) = (Collector::default(), HashMap::new());
+        Self { collector, builder: Builder::new(block_size), number: None, known }
+    }
+
+    /// The names to ask for, each once.
+    pub(super) fn unknown(&mut self, entries: &[Option<Entry>]) -> Vec<BlockName> {
+        // the repository has every pack but the one that is being built
+        let number = self.number;
+        self.known.retain(|_, place| Some(place.pack) == number);
+        let mut names: Vec<BlockName> = entries.iter().flatten().map(|entry| entry.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| !self.known.contains_key(name));
+        names
+    }
+
+    /// Adds the next blocks; `found` answers for `asked`. The packs that are full.
+    pub(super) fn add(
+        &mut self,
+        file: &NamedFile,
+        entries: &[Option<Entry>],
+        asked: &[BlockName],
+        found: &Found,
+    ) -> io::Result<Vec<Packed>> {
+        let wrong = || io::Error::other("the repository says places in packs that it does not name");
+        for (name, place) in asked.iter().zip(&found.places) {
+            if let Some(place) = place {
+                let pack = found.packs.get(place.pack as usize).ok_or_else(wrong)?;
+                let pack = self.collector.number(*pack);
+                self.known.insert(*name, Place { pack, slot: place.slot });
+            }
+        }
+        let mut full = Vec::new();
+        for entry in entries {
+            let place = match entry {
+                None => None,
+                Some(entry) => match self.known.get(&entry.name) {
+                    Some(place) => Some(*place),
+                    None => {
+                        let place = self.pack(file, entry)?;
+                        if self.builder.is_full() {
+                            full.extend(self.end_pack(file.block_size)?);
+                        }
+                        Some(place)
+                    }
+                },
+            };
+            self.collector.push(place);
+        }
+        Ok(full)
+    }
+
+    fn pack(&mut self, file: &NamedFile, entry: &Entry) -> io::Result<Place> {
+        let pack = *self.number.get_or_insert_with(|| self.collector.begin());
+        let slot = self.builder.push(entry.name, &file.block(entry)?)?;
+        let place = Place { pack, slot: u32::try_from(slot).map_err(io::Error::other)? };
+        self.known.insert(entry.name, place);
+        Ok(place)
+    }
+
+    fn end_pack(&mut self, block_size: usize) -> io::Result<Option<Packed>> {
+        let Some(number) = self.number.take() else { return Ok(None) };
+        let packed = std::mem::replace(&mut self.builder, Builder::new(block_size)).finish()?;
+        self.collector.end(number, packed.pack);
+        Ok(Some(packed))
+    }
+
+    /// The last pack, if there is one, and the recipe.
+    pub(super) fn finish(mut self, file: &NamedFile) -> io::Result<(Option<Packed>, Recipe)> {
+        let last = self.end_pack(file.block_size)?;
+        let recipe = self.collector.finish(file.block_size, file.content.clone());
+        Ok((last, recipe.ok_or_else(|| io::Error::other("a pack has no end"))?))
+    }
+}

@@ -1,0 +1,137 @@
+//! Which slots of which packs a recipe needs, and for which blocks. Pure.
+
+use std::ops::Range;
+
+use crate::store::{
+    pack::{Index, PACK},
+    recipe::Recipe,
+};
+
+/// Blocks that lie side by side in a pack and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Wanted {
+    /// The first one's slot.
+    pub(super) slot: usize,
+    /// How many.
+    pub(super) count: usize,
+    /// The first one's number in the file.
+    pub(super) block: u64,
+}
+
+/// What is wanted of each pack, by slot.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    packs: Vec<Vec<Wanted>>,
+}
+
+impl Plan {
+    pub(super) fn of(recipe: &Recipe) -> Self {
+        let mut packs = vec![Vec::new(); recipe.head.packs.len()];
+        let mut block = 0;
+        for run in &recipe.runs {
+            if let Some(place) = run.place
+                && let Some(wanted) = packs.get_mut(place.pack as usize)
+            {
+                wanted.push(Wanted { slot: place.slot as usize, count: run.count as usize, block });
+            }
+            block += u64::from(run.count);
+        }
+        for wanted in &mut packs {
+            wanted.sort_unstable();
+        }
+        Self { packs }
+    }
+
+    /// What is wanted of a pack.
+    pub(super) fn of_pack(&self, pack: usize) -> &[Wanted] {
+        self.packs.get(pack).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether so much of a pack is wanted that it is fetched whole, which saves a question.
+    pub(super) fn wants_most(&self, pack: usize, block_size: usize) -> bool {
+        let wanted: usize = self.of_pack(pack).iter().map(|wanted| wanted.count).sum();
+        wanted * 2 >= PACK / block_size
+    }
+
+    /// The frames that are wanted of a pack; neighbours together.
+    pub(super) fn frames(&self, pack: usize, index: &Index) -> Vec<Range<usize>> {
+        let mut frames: Vec<Range<usize>> = Vec::new();
+        for wanted in self.of_pack(pack) {
+            let (first, last) = (index.frame_of(wanted.slot), index.frame_of(wanted.slot + wanted.count - 1));
+            match frames.last_mut() {
+                Some(before) if first <= before.end => before.end = before.end.max(last + 1),
+                _ => frames.push(first..last + 1),
+            }
+        }
+        frames
+    }
+
+    /// What is wanted of these slots of a pack.
+    pub(super) fn within(&self, pack: usize, slots: &Range<usize>) -> impl Iterator<Item = Wanted> {
+        let slots = slots.clone();
+        // blocks that are there several times in the file overlap here, so none can be skipped by its start
+        self.of_pack(pack)
+            .iter()
+            .take_while({
+                let end = slots.end;
+                move |wanted| wanted.slot < end
+            })
+            .filter_map(move |wanted| {
+                let (start, end) = (wanted.slot.max(slots.start), (wanted.slot + wanted.count).min(slots.end));
+                let block = wanted.block + (start - wanted.slot.min(start)) as u64;
+                (start < end).then(|| Wanted { slot: start, count: end - start, block })
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::{
+        pack::{BlockName, Builder, PAGE, PackName, PackRef},
+        recipe::{Collector, Content, Place},
+    };
+
+    fn index(blocks: usize) -> Index {
+        let mut builder = Builder::new(PAGE);
+        for n in 0..blocks {
+            let block = vec![u8::try_from(n % 251).unwrap(); PAGE];
+            builder.push(BlockName::of(&block), &block).unwrap();
+        }
+        let packed = builder.finish().unwrap();
+        let start = usize::try_from(packed.pack.index_range().start).unwrap();
+        Index::parse(packed.pack.name, &packed.bytes[start..]).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn every_block_is_wanted_where_it_is(
+            places in prop::collection::vec(prop::option::of((0u8..3, 0u32..300)), 1..200)
+        ) {
+            let mut collector = Collector::default();
+            for n in 0..3 {
+                collector.number(PackRef { name: PackName([n; 32]), stored: 2000, index: 50 });
+            }
+            for place in &places {
+                collector.push(place.map(|(pack, slot)| Place { pack: pack.into(), slot }));
+            }
+            let recipe = collector.finish(PAGE, Content::File { length: places.len() as u64 * 4096 }).unwrap();
+            let (plan, index) = (Plan::of(&recipe), index(300));
+            let mut found = vec![None; places.len()];
+            for pack in 0..3 {
+                for frame in plan.frames(pack, &index).into_iter().flatten() {
+                    for wanted in plan.within(pack, &index.slots(frame)) {
+                        for n in 0..wanted.count {
+                            let block = usize::try_from(wanted.block).unwrap() + n;
+                            prop_assert_eq!(found[block], None, "each once");
+                            found[block] = Some((u8::try_from(pack).unwrap(), u32::try_from(wanted.slot + n).unwrap()));
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(found, places);
+        }
+    }
+}

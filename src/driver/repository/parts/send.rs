@@ -1,0 +1,175 @@
+//! Sends a file of a part: asks which of its blocks the repository has, sends packs of the others, and
+//! the recipe last.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use reqwest::{Body, Method};
+
+use super::{
+    super::{
+        RepositoryError,
+        http::{HttpRepository, answered, unreachable},
+        streams::{BLOCK, LEVEL, Progress, watched},
+        wire::{Found, MOST_NAMES, TICKET, blocks_path, file_path, new_pack_path, write_names},
+    },
+    Which, blocking,
+    named::NamedFile,
+    packing::Packing,
+};
+use crate::store::{
+    manifest::{FileForm, PartFile},
+    pack::{BlockName, Packed},
+    recipe::Recipe,
+};
+
+/// Blocks that are asked for at once.
+const BATCH: usize = 4096;
+const _: () = assert!(BATCH <= MOST_NAMES);
+/// A pack that was there when it was asked for, and is not any more, is sent again so often.
+const ROUNDS: u32 = 3;
+
+impl HttpRepository {
+    pub(in super::super) async fn send_file(
+        &self,
+        ticket: &str,
+        which: Which<'_>,
+        path: &Path,
+        progress: Progress<'_>,
+    ) -> Result<PartFile, RepositoryError> {
+        let (owned, kind) = (path.to_owned(), which.kind);
+        let file = Arc::new(blocking("name the blocks of a capture", move || NamedFile::read(&owned, kind)).await?);
+        let mut round = 0;
+        loop {
+            round += 1;
+            match self.send_blocks(ticket, which, &file, progress).await {
+                Err(RepositoryError::NotFound(what)) if round < ROUNDS => {
+                    tracing::info!(what, "blocks are gone that the repository had: they are sent again");
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn send_blocks(
+        &self,
+        ticket: &str,
+        which: Which<'_>,
+        file: &Arc<NamedFile>,
+        progress: Progress<'_>,
+    ) -> Result<PartFile, RepositoryError> {
+        let mut packing = Packing::new(file.block_size);
+        let mut first = 0;
+        while first < file.blocks {
+            let reader = file.clone();
+            let entries = blocking("read the names of blocks", move || reader.entries(first, BATCH)).await?;
+            let asked = packing.unknown(&entries);
+            let found = self.find_blocks(ticket, which, &asked).await?;
+            first += entries.len() as u64;
+            let reader = file.clone();
+            let (packed, full) = blocking("pack the blocks of a capture", move || {
+                let full = packing.add(&reader, &entries, &asked, &found)?;
+                Ok((packing, full))
+            })
+            .await?;
+            packing = packed;
+            for pack in full {
+                self.send_pack(ticket, which, pack).await?;
+            }
+            progress(file.size.saturating_mul(first) / file.blocks);
+        }
+        let reader = file.clone();
+        let (last, recipe) = blocking("pack the blocks of a capture", move || packing.finish(&reader)).await?;
+        if let Some(pack) = last {
+            self.send_pack(ticket, which, pack).await?;
+        }
+        self.send_recipe(ticket, which, recipe, file.size).await
+    }
+
+    /// Which of these blocks the repository has.
+    async fn find_blocks(
+        &self,
+        ticket: &str,
+        Which { job, generation, member, kind }: Which<'_>,
+        names: &[BlockName],
+    ) -> Result<Found, RepositoryError> {
+        if names.is_empty() {
+            return Ok(Found::default());
+        }
+        let request = self
+            .request(Method::POST, &blocks_path(job, generation, member, kind))
+            .header(TICKET, ticket)
+            .body(write_names(names));
+        let exchange = async { answered(request.send().await).await?.bytes().await.map_err(unreachable) };
+        let reply = watched(exchange, &AtomicU64::new(0), &|_| {}).await?;
+        let found: Result<Found, _> = postcard::from_bytes(&reply);
+        match found {
+            Ok(found) if found.places.len() == names.len() => Ok(found),
+            _ => Err(RepositoryError::Unreachable("the answer to a question for blocks cannot be read".into())),
+        }
+    }
+
+    async fn send_pack(
+        &self,
+        ticket: &str,
+        Which { job, generation, member, kind }: Which<'_>,
+        Packed { pack, bytes }: Packed,
+    ) -> Result<(), RepositoryError> {
+        let moved = Arc::new(AtomicU64::new(0));
+        let request = self
+            .request(Method::PUT, &new_pack_path(job, generation, member, kind, pack.name))
+            .header(TICKET, ticket)
+            .header(reqwest::header::CONTENT_LENGTH, bytes.len())
+            .body(counted(bytes.into(), moved.clone()));
+        watched(async { answered(request.send().await).await.map(drop) }, &moved, &|_| {}).await
+    }
+
+    async fn send_recipe(
+        &self,
+        ticket: &str,
+        Which { job, generation, member, kind }: Which<'_>,
+        recipe: Recipe,
+        size: u64,
+    ) -> Result<PartFile, RepositoryError> {
+        let bytes = blocking("write a recipe", move || zstd::bulk::compress(&recipe.to_bytes()?, LEVEL)).await?;
+        let own = PartFile {
+            kind,
+            form: FileForm::Recipe,
+            size,
+            stored: bytes.len() as u64,
+            packed: 0,
+            digest: blake3::hash(&bytes).to_string(),
+        };
+        let moved = Arc::new(AtomicU64::new(0));
+        let path = file_path(job, generation, member, kind);
+        let request = self
+            .request(Method::PUT, &format!("{path}?size={size}&form=recipe"))
+            .header(TICKET, ticket)
+            .header(reqwest::header::CONTENT_LENGTH, bytes.len())
+            .body(counted(bytes.into(), moved.clone()));
+        let exchange = async { answered(request.send().await).await?.json::<PartFile>().await.map_err(unreachable) };
+        let confirmed = watched(exchange, &moved, &|_| {}).await?;
+        let packed = confirmed.packed;
+        if confirmed == (PartFile { packed, ..own }) {
+            Ok(confirmed)
+        } else {
+            Err(RepositoryError::Damaged(format!("{kind}: the repository received something else")))
+        }
+    }
+}
+
+/// A body that is counted as it goes.
+fn counted(bytes: Bytes, moved: Arc<AtomicU64>) -> Body {
+    let blocks = (0..bytes.len()).step_by(BLOCK).map(move |start| {
+        let block = bytes.slice(start..bytes.len().min(start + BLOCK));
+        moved.fetch_add(block.len() as u64, Ordering::Relaxed);
+        Ok::<_, std::io::Error>(block)
+    });
+    Body::wrap_stream(futures::stream::iter(blocks))
+}

@@ -1,0 +1,297 @@
+//! Packs of a job on the disk: in, promised, read again, and set aside when they are damaged. Blocking.
+//!
+//! All but the reading happens under the job's lock, which a sweep takes too (safety B10).
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, FileTimes},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    blocks::Entry,
+    durable::disk_error,
+    receive::Received,
+    recipes::Needs,
+    store::{Outcome, Store, guard, refused},
+    uploads::Origin,
+};
+use crate::{
+    driver::repository::{RepositoryError, wire::Found},
+    names::JobUid,
+    store::{
+        layout::{self, DAMAGED, PartName},
+        pack::{BlockName, Index, MAX_STORED, PackError, PackName, PackRef, TRAILER, index_length},
+        recipe::Place,
+    },
+};
+
+/// A promise is written to the disk when the last one is older.
+const PROMISED: SignedDuration = SignedDuration::from_mins(10);
+
+/// What is wrong with a pack on the disk.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    /// It is not what its name says.
+    #[error(transparent)]
+    Damaged(#[from] PackError),
+}
+
+impl Trouble {
+    /// Whether there is no such file.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Disk(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+fn pack_of(name: PackName, length: u64, index: usize) -> Result<PackRef, PackError> {
+    let too_large = |_| PackError::Format("it is too large");
+    let stored = u32::try_from(length).map_err(too_large)?;
+    Ok(PackRef { name, stored, index: u32::try_from(index).map_err(too_large)? })
+}
+
+/// Reads what a pack says of itself, and nothing else of it.
+pub(super) fn read_index(path: &Path, name: PackName) -> Result<(PackRef, Index), Trouble> {
+    let short = PackError::Format("it is too short");
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut trailer = [0; TRAILER];
+    file.seek(SeekFrom::Start(length.checked_sub(TRAILER as u64).ok_or(short.clone())?))?;
+    file.read_exact(&mut trailer)?;
+    let pack = pack_of(name, length, index_length(&trailer)?)?;
+    if pack.index > pack.stored {
+        return Err(short.into());
+    }
+    let mut tail = vec![0; pack.index as usize];
+    file.seek(SeekFrom::Start(pack.index_range().start))?;
+    file.read_exact(&mut tail)?;
+    let index = Index::parse(name, &tail)?;
+    if index.frames_end() != pack.index_range().start {
+        return Err(PackError::Format("its frames do not end where its index begins").into());
+    }
+    Ok((pack, index))
+}
+
+/// Reads a pack and compares its frames with their hashes; `blocks`: each block with its name, too.
+pub(super) fn check_pack(path: &Path, name: PackName, blocks: bool) -> Result<(PackRef, Index), Trouble> {
+    let (pack, index) = read_index(path, name)?;
+    if !pack.is_sane() {
+        return Err(PackError::Format("it is too large").into());
+    }
+    let mut frames = Vec::new();
+    File::open(path)?.take(index.frames_end()).read_to_end(&mut frames)?;
+    for number in 0..index.frames() {
+        let range = index.range(number).ok_or(PackError::Frame(number))?;
+        let position = |at| usize::try_from(at).map_err(|_| PackError::Frame(number));
+        let stored = frames.get(position(range.start)?..position(range.end)?).ok_or(PackError::Frame(number))?;
+        index.check(number, stored)?;
+        if blocks {
+            index.unpack(number, stored)?;
+        }
+    }
+    Ok((pack, index))
+}
+
+/// Where a damaged pack is put.
+pub(super) fn damaged_pack(job: &JobUid, name: PackName) -> Outcome<PathBuf> {
+    Ok(layout::pack(job, name)?.with_extension(DAMAGED))
+}
+
+fn absent(name: PackName) -> RepositoryError {
+    RepositoryError::NotFound(format!("pack {name}"))
+}
+
+impl Store {
+    /// The length of a pack, and when it was written or promised.
+    fn pack_on_disk(&self, job: &JobUid, name: PackName) -> Outcome<Option<(u64, SystemTime)>> {
+        match fs::metadata(self.root.at(&layout::pack(job, name)?)) {
+            Ok(found) => Ok(Some((found.len(), found.modified().map_err(|e| disk_error(&e))?))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(disk_error(&error)),
+        }
+    }
+
+    /// Whether a pack is there as others refer to it.
+    pub(super) fn has_pack(&self, job: &JobUid, pack: &PackRef) -> Outcome<bool> {
+        Ok(self.pack_on_disk(job, pack.name)?.is_some_and(|(length, _)| length == u64::from(pack.stored)))
+    }
+
+    /// Which of these blocks the job has; their packs stay until the file is published or void.
+    pub fn find_blocks(&self, job: &JobUid, origin: Origin, names: &[BlockName], now: Timestamp) -> Outcome<Found> {
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        self.record(job)?.with_part(origin.generation, origin.incarnation).map_err(refused)?;
+        let rows = self.with_index(job, |index| index.find(names))?;
+        let mut found = Found::default();
+        let mut numbers: HashMap<PackName, Option<u32>> = HashMap::new();
+        for row in rows {
+            let Some((pack, slot)) = row else {
+                found.places.push(None);
+                continue;
+            };
+            let number = match numbers.get(&pack.name) {
+                Some(number) => *number,
+                None => {
+                    let there = self.promise(job, &pack, now)?;
+                    let number = u32::try_from(found.packs.len()).ok().filter(|_| there);
+                    if number.is_some() {
+                        found.packs.push(pack);
+                    }
+                    *numbers.entry(pack.name).or_insert(number)
+                }
+            };
+            found.places.push(number.map(|pack| Place { pack, slot }));
+        }
+        self.uploads.promise(job, origin, found.packs.iter().map(|pack| pack.name));
+        Ok(found)
+    }
+
+    /// Keeps a pack from being swept, if it is there.
+    fn promise(&self, job: &JobUid, pack: &PackRef, now: Timestamp) -> Outcome<bool> {
+        let Some((length, written)) = self.pack_on_disk(job, pack.name)? else {
+            return Ok(false);
+        };
+        if length != u64::from(pack.stored) {
+            return Ok(false);
+        }
+        let written = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
+        if now.duration_since(written) > PROMISED {
+            let path = layout::pack(job, pack.name)?;
+            self.root.touch(&path, FileTimes::new().set_modified(now.into())).map_err(|e| disk_error(&e))?;
+        }
+        Ok(true)
+    }
+
+    /// Gives a received pack its name, once it was read back from the disk, unless what it came for is void.
+    pub(super) fn keep_pack(
+        &self,
+        job: &JobUid,
+        origin: Origin,
+        name: PackName,
+        received: &Received,
+        most: u64,
+        now: Timestamp,
+    ) -> Outcome<()> {
+        let Origin { generation, incarnation, member, kind } = origin;
+        let checked = check_pack(received.staged.path(), name, true);
+        let (pack, index) = checked.map_err(|trouble| match trouble {
+            Trouble::Disk(error) => disk_error(&error),
+            Trouble::Damaged(error) => RepositoryError::Damaged(format!("pack {name}: {error}")),
+        })?;
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
+        let is_new = !self.has_pack(job, &pack)?;
+        if is_new {
+            if self.published(job, generation)?.is_some() {
+                return Err(RepositoryError::Refused(format!("generation {generation} is published without it")));
+            }
+            let noted = layout::generation(job, generation)?.join(PartName::Record { incarnation, member }.to_string());
+            if self.root.at(&noted).exists() {
+                return Err(RepositoryError::Refused("the member's part was noted without it".into()));
+            }
+            if received.length > self.room_in_part(job, generation, (incarnation, member, kind), most)? {
+                return Err(RepositoryError::TooLarge(format!("the member's part is more than {most} bytes")));
+            }
+        }
+        // one that is there already may be damaged, and this one is not
+        self.root.directory(&layout::packs(job)?).map_err(|e| disk_error(&e))?;
+        self.root.place(&received.staged, &layout::pack(job, name)?).map_err(|e| disk_error(&e))?;
+        if is_new {
+            self.uploads.arrived(job, origin, pack);
+        } else {
+            self.uploads.promise(job, origin, [name]);
+        }
+        self.root.discard(&damaged_pack(job, name)?).map_err(|e| disk_error(&e))?;
+        self.with_index(job, |known| known.add(&Entry::of(pack, &index, Some(now)), index.blocks()))
+    }
+
+    /// Whether all is there that a recipe needs. The job's lock is held.
+    pub(super) fn check_needs(&self, job: &JobUid, needs: &Needs) -> Outcome<()> {
+        let names: Vec<PackName> = needs.packs.iter().map(|(pack, _)| pack.name).collect();
+        let known = self.with_index(job, |index| index.entries(&names))?;
+        for (pack, slots) in &needs.packs {
+            let entry = known.get(&pack.name).filter(|entry| entry.pack == *pack).ok_or_else(|| absent(pack.name))?;
+            if !self.has_pack(job, pack)? {
+                return Err(absent(pack.name));
+            }
+            if entry.block_size != needs.block_size || entry.slots < *slots {
+                return Err(RepositoryError::Refused(format!("pack {} has no such blocks", pack.name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a pack.
+    pub fn open_pack(&self, job: &JobUid, name: PackName) -> Outcome<File> {
+        File::open(self.root.at(&layout::pack(job, name)?)).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => absent(name),
+            _ => disk_error(&e),
+        })
+    }
+
+    /// Somebody doubts a pack: reads it again, and sets it aside if it is damaged, so that its blocks are sent
+    /// again. Whether nothing can be restored from it.
+    pub fn doubt_pack(&self, job: &JobUid, name: PackName) -> Outcome<bool> {
+        let path = layout::pack(job, name)?;
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        match check_pack(&self.root.at(&path), name, false) {
+            Ok(_) => return Ok(false),
+            Err(Trouble::Disk(error)) if error.kind() != io::ErrorKind::NotFound => return Err(disk_error(&error)),
+            Err(Trouble::Disk(_)) => {}
+            Err(Trouble::Damaged(error)) => {
+                tracing::error!(%job, pack = %name, %error, "a pack is damaged and is set aside");
+                self.root.set_aside(&path, &damaged_pack(job, name)?).map_err(|e| disk_error(&e))?;
+            }
+        }
+        if self.root.at(&layout::packs(job)?).exists() {
+            self.with_index(job, |index| index.remove(name, &[]))?;
+        }
+        Ok(true)
+    }
+
+    /// Reads back the packs that were not read lately. Outside the job's lock, which is taken for a moment to
+    /// note what was found.
+    pub(super) fn read_packs_back(&self, job: &JobUid, packs: &[PackRef], now: Timestamp) -> Outcome<()> {
+        let lock = self.lock(job);
+        let names: Vec<PackName> = packs.iter().map(|pack| pack.name).collect();
+        let known = {
+            let _held = guard(&lock);
+            self.with_index(job, |index| index.entries(&names))?
+        };
+        let lately = now.as_second().saturating_sub(TRUSTED.as_secs());
+        let old: Vec<PackName> =
+            names.into_iter().filter(|name| known.get(name).is_none_or(|entry| entry.verified < lately)).collect();
+        for some in old.chunks(NOTED_TOGETHER) {
+            for name in some {
+                let found = check_pack(&self.root.at(&layout::pack(job, *name)?), *name, false);
+                match found {
+                    Ok(_) => {}
+                    Err(trouble) if trouble.is_absence() => return Err(absent(*name)),
+                    Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
+                    Err(Trouble::Damaged(error)) => {
+                        self.doubt_pack(job, *name)?;
+                        return Err(RepositoryError::Damaged(format!("pack {name}: {error}")));
+                    }
+                }
+            }
+            let _held = guard(&lock);
+            self.with_index(job, |index| index.note_verified(some, now))?;
+        }
+        Ok(())
+    }
+}
+
+/// A pack that was read within this time is not read again for a publication.
+const TRUSTED: SignedDuration = SignedDuration::from_hours(24);
+/// So many packs are noted as read at once: a publication that is tried again goes on from there.
+const NOTED_TOGETHER: usize = 64;
+const _: () = assert!(MAX_STORED < u32::MAX as usize);

@@ -1,0 +1,157 @@
+//! Publication: all that a manifest names is read back from the disk, then the manifest is written. Blocking.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+
+use super::{
+    durable::disk_error,
+    recipes,
+    store::{Outcome, Store, guard, refused},
+};
+use crate::{
+    driver::repository::{GenerationSummary, RepositoryError},
+    store::{
+        admission::{JobRecord, Publish},
+        layout::{self, MANIFEST},
+        manifest::{FileForm, Manifest, PartFile},
+        pack::PackRef,
+    },
+};
+
+/// What was read back for a manifest.
+struct ReadBack {
+    files: Vec<(FileIdentity, PathBuf)>,
+    packs: Vec<PackRef>,
+}
+
+impl Store {
+    /// Reads back all a manifest names, then publishes it. Never replaces one.
+    ///
+    /// The reading may take minutes and happens outside the job's lock, which a fence must get at
+    /// once; under the lock it is checked that the files are still those that were read.
+    pub fn publish(&self, manifest: &Manifest, now: Timestamp) -> Outcome<GenerationSummary> {
+        manifest.check().map_err(refused)?;
+        let job = &manifest.job;
+        let lock = self.lock(job);
+        {
+            let _held = guard(&lock);
+            if self.check_publish(manifest)?.is_none() {
+                return Ok(manifest.into());
+            }
+        }
+        let read = self.read_back(manifest, now);
+        let _held = guard(&lock);
+        let Some(old) = self.check_publish(manifest)? else { return Ok(manifest.into()) };
+        // a fence may have taken away what was being read: its refusal says more
+        let ReadBack { files, packs } = read?;
+        for (identity, path) in &files {
+            match std::fs::metadata(path) {
+                Ok(found) if FileIdentity::of(&found) == *identity => {}
+                Ok(_) => return Err(RepositoryError::Unreachable(format!("{} has just arrived", path.display()))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(RepositoryError::NotFound(path.display().to_string()));
+                }
+                Err(error) => return Err(disk_error(&error)),
+            }
+        }
+        for pack in &packs {
+            if !self.has_pack(job, pack)? {
+                return Err(RepositoryError::NotFound(format!("pack {}", pack.name)));
+            }
+        }
+        let new = old.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
+        self.keep_record(job, &old, &new)?;
+        let bytes = serde_json::to_vec_pretty(manifest).map_err(refused)?;
+        let path = layout::generation(job, manifest.generation)?.join(MANIFEST);
+        let _images = self.hold_images();
+        self.root.write(&path, &bytes).map_err(|e| disk_error(&e))?;
+        self.uploads.end(job, |origin| origin.generation == manifest.generation);
+        Ok(manifest.into())
+    }
+
+    fn read_back(&self, manifest: &Manifest, now: Timestamp) -> Outcome<ReadBack> {
+        let mut files = Vec::new();
+        let mut packs = BTreeMap::new();
+        for part in &manifest.members {
+            for file in &part.files {
+                let path = Self::file_path(&manifest.job, manifest.generation, manifest.incarnation, part.index, file)?;
+                let path = self.root.at(&path);
+                let identity = match file.form {
+                    FileForm::Whole => check_file(&path, file)?,
+                    FileForm::Recipe => {
+                        let (identity, needed) = recipes::check(&path, file)?;
+                        packs.extend(needed.into_iter().map(|pack| (pack.name, pack)));
+                        identity
+                    }
+                };
+                files.push((identity, path));
+            }
+        }
+        let packs: Vec<PackRef> = packs.into_values().collect();
+        if !packs.is_empty() {
+            self.read_packs_back(&manifest.job, &packs, now)?;
+        }
+        Ok(ReadBack { files, packs })
+    }
+
+    /// The job's record if the manifest may be written; nothing if it is there already.
+    fn check_publish(&self, manifest: &Manifest) -> Outcome<Option<JobRecord>> {
+        let record = self.record(&manifest.job)?;
+        match record.publish(manifest, self.published(&manifest.job, manifest.generation)?.as_ref()) {
+            Publish::Already => Ok(None),
+            Publish::Refuse(why) => Err(RepositoryError::Refused(why)),
+            Publish::Write => Ok(Some(record)),
+        }
+    }
+}
+
+/// Which file it was, and that nothing was written to it since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileIdentity {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(found: &std::fs::Metadata) -> Self {
+        let changed = (found.mtime(), found.mtime_nsec());
+        Self { device: found.dev(), inode: found.ino(), length: found.len(), changed }
+    }
+}
+
+/// Reads a stored file back and compares it with what is said of it.
+pub(super) fn check_file(path: &Path, file: &PartFile) -> Outcome<FileIdentity> {
+    let opened = File::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => RepositoryError::NotFound(path.display().to_string()),
+        _ => disk_error(&e),
+    })?;
+    let identity = FileIdentity::of(&opened.metadata().map_err(|e| disk_error(&e))?);
+    let (stored, digest) = hash(opened).map_err(|e| disk_error(&e))?;
+    if stored != file.stored || digest != file.digest {
+        return Err(RepositoryError::Damaged(format!("{} is not what was stored", path.display())));
+    }
+    Ok(identity)
+}
+
+fn hash(mut file: File) -> io::Result<(u64, String)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut length = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((length, hasher.finalize().to_hex().to_string()));
+        }
+        hasher.update(&buffer[..read]);
+        length += read as u64;
+    }
+}

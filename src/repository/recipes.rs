@@ -1,0 +1,83 @@
+//! Recipes on the disk, read within bounds (safety D3). Knows nothing of what the packs hold.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use super::{
+    durable::disk_error,
+    publish::{FileIdentity, check_file},
+    store::Outcome,
+};
+use crate::{
+    driver::repository::RepositoryError,
+    store::{
+        manifest::PartFile,
+        pack::{PackName, PackRef},
+        recipe::{Head, MAX_BYTES, Recipe},
+    },
+};
+
+/// Most bytes of a recipe as stored: what does not compress grows a little.
+pub(super) const MAX_STORED: u64 = MAX_BYTES as u64 + MAX_BYTES as u64 / 64;
+/// As much of a recipe is unpacked at first to find its head.
+const FIRST: u64 = 1 << 16;
+
+/// What a recipe needs of its packs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// Bytes of the blocks.
+    pub(super) block_size: u32,
+    /// The packs, and of each as many slots.
+    pub(super) packs: Vec<(PackRef, u32)>,
+    /// How many of its blocks are in each.
+    pub(super) used: BTreeMap<PackName, u64>,
+}
+
+fn damaged(path: &Path, why: impl std::fmt::Display) -> RepositoryError {
+    RepositoryError::Damaged(format!("{}: {why}", path.display()))
+}
+
+fn unpack(file: impl Read, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    zstd::stream::read::Decoder::new(file)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads all of a recipe, or says what is wrong with it. It may take some memory: one at a time.
+pub(super) fn read(path: &Path) -> Result<Needs, String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let bytes = unpack(file, MAX_BYTES as u64 + 1).map_err(|e| e.to_string())?;
+    let Recipe { head, runs } = Recipe::parse(&bytes).map_err(|e| e.to_string())?;
+    let mut packs: Vec<(PackRef, u32)> = head.packs.into_iter().map(|pack| (pack, 0)).collect();
+    let mut used = BTreeMap::new();
+    for (place, count) in runs.iter().filter_map(|run| Some((run.place?, run.count))) {
+        if let Some((pack, slots)) = packs.get_mut(place.pack as usize) {
+            *slots = (*slots).max(place.slot.saturating_add(count));
+            *used.entry(pack.name).or_default() += u64::from(count);
+        }
+    }
+    Ok(Needs { block_size: head.block_size, packs, used })
+}
+
+/// Reads a stored recipe back as far as its packs, if it is still what was stored.
+pub(super) fn check(path: &Path, file: &PartFile) -> Outcome<(FileIdentity, Vec<PackRef>)> {
+    let identity = check_file(path, file)?;
+    let length = file.stored.min(MAX_STORED);
+    let mut most = FIRST;
+    loop {
+        let opened = File::open(path).map_err(|e| disk_error(&e))?;
+        let bytes = unpack(opened.take(length), most).map_err(|e| damaged(path, e))?;
+        match Head::parse(&bytes) {
+            Ok((head, _)) => return Ok((identity, head.packs)),
+            // only its beginning was read
+            Err(_) if bytes.len() as u64 == most && most <= MAX_BYTES as u64 => {
+                most = (most * 4).min(MAX_BYTES as u64 + 1);
+            }
+            Err(error) => return Err(damaged(path, error)),
+        }
+    }
+}
