@@ -22,7 +22,7 @@ pub struct SnapshotsStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_at: Option<Time>,
     /// Time between two snapshots: the spec's, or what was chosen for an adaptive one. It is chosen at
-    /// each start and snapshot, and changed only by more than a tenth.
+    /// each start and each snapshot, and changed only by more than a tenth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<Duration>,
     /// Why an adaptive period was chosen as it is.

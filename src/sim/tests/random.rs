@@ -10,6 +10,7 @@ use crate::{
     api::{
         JobPhase,
         job::{Master, NetworkSpec},
+        period::Period,
     },
     driver::{
         agent::{
@@ -83,6 +84,10 @@ async fn run(seed: u64, master: Master) {
     let mut job = job(rng.random_range(1..=2));
     if rng.random_bool(0.3) {
         job.spec.snapshots.grace = Duration::ZERO.into();
+    }
+    if seed % 2 == 1 {
+        job.spec.snapshots.period = Period::Adaptive;
+        job.spec.snapshots.max_period = Some(Duration::from_secs(40).into());
     }
     job.spec.network = Some(NetworkSpec { master, ..NetworkSpec::default() });
     world.cluster.put_job(job);

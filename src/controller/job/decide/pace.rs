@@ -37,6 +37,14 @@ impl Draft<'_> {
         self.status.snapshots.next_at = Some(Time(next));
     }
 
+    /// A generation is complete, and so its figures are known: an adaptive period is chosen again.
+    pub(super) fn plan_again(&mut self) {
+        let before = self.status.snapshots.period;
+        if self.job.spec.snapshots.period == Period::Adaptive && before != Some(self.choose_period().into()) {
+            self.plan_next();
+        }
+    }
+
     /// Says what the period is from now on. An adaptive one stays, and its reason with it, until another
     /// would be better by more than a tenth.
     pub(super) fn choose_period(&mut self) -> Duration {

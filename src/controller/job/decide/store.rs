@@ -49,6 +49,7 @@ impl Draft<'_> {
         }
         self.status.work.useful = self.status.work.useful.max(capture.work);
         self.note(Reason::SnapshotStored, format!("generation {} is complete", capture.generation));
+        self.plan_again();
         self.because("a generation is complete");
     }
 

@@ -49,6 +49,8 @@ pub(super) struct Life {
     pub(super) prompt: bool,
     /// Whether generations become complete as soon as their Snapshots say that they are captured.
     pub(super) stores: bool,
+    /// How long captures stop the guests, in milliseconds.
+    pub(super) pause_ms: u64,
     pub(super) writes: u32,
     pub(super) done: Vec<Effect>,
     pub(super) whys: Vec<&'static str>,
@@ -119,6 +121,7 @@ pub(super) fn life(members: u32) -> Life {
         now: at(START),
         prompt: true,
         stores: true,
+        pause_ms: 30,
         writes: 0,
         done: Vec::new(),
         whys: Vec::new(),
@@ -325,7 +328,7 @@ impl Life {
                 nonce: capture.nonce.clone(),
                 state: PartState::Captured,
                 stopped_at: Some(now),
-                pause_ms: Some(30),
+                pause_ms: Some(self.pause_ms),
                 bytes: 1 << 20,
                 record: Some(record),
             });

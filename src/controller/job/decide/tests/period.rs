@@ -19,6 +19,7 @@ use crate::{
 fn adaptive() -> Life {
     let mut life = life(1);
     life.job.spec.snapshots.period = Period::Adaptive;
+    life.pause_ms = 1000;
     life.run(5);
     assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
     life
@@ -34,20 +35,19 @@ fn due(life: &Life) -> i64 {
     life.status().snapshots.next_at.unwrap().0.duration_since(life.now).as_secs()
 }
 
-/// Runs until another periodic snapshot has begun, and lets all so far have paused and taken so long.
-fn capture(life: &mut Life, pause_ms: u64, completion: i64) {
+/// Runs until another periodic snapshot is complete, and lets all so far have taken so long for it.
+fn capture(life: &mut Life, completion: i64) {
     let before = life.effects("Capture").len();
     while life.effects("Capture").len() == before {
         life.run(1);
     }
     life.run(2);
-    measure(life, pause_ms, completion);
+    measure(life, completion);
 }
 
-fn measure(life: &mut Life, pause_ms: u64, completion: i64) {
+fn measure(life: &mut Life, completion: i64) {
     for snapshot in &mut life.seen.snapshots {
         let status = &mut snapshot.status;
-        status.pause_ms = Some(pause_ms);
         let complete = status.taken_at.as_ref().unwrap().0 + SignedDuration::from_secs(completion);
         let list = &mut status.conditions;
         list.clear();
@@ -61,10 +61,10 @@ fn a_fixed_period_is_what_was_asked_for_and_needs_no_reason() {
     assert_eq!(chosen(&life), (600, String::new()));
     // from and to adaptive
     life.job.spec.snapshots.period = Period::Adaptive;
-    capture(&mut life, 1000, 5);
+    capture(&mut life, 5);
     assert!(chosen(&life).1.starts_with("sqrt"), "{:?}", chosen(&life));
     life.job.spec.snapshots.period = Duration::from_secs(500).into();
-    capture(&mut life, 1000, 5);
+    capture(&mut life, 5);
     assert_eq!(chosen(&life), (500, String::new()));
     assert!((440..=552).contains(&due(&life)), "{}", due(&life));
 }
@@ -75,16 +75,15 @@ fn a_period_follows_the_pause_that_is_measured() {
     let (period, reason) = chosen(&life);
     assert_eq!(period, 585, "{reason}");
     assert!(reason.contains("1.0 s (assumed before the first)"), "{reason}");
-    capture(&mut life, 40, 5);
-    assert_eq!(chosen(&life).0, 585, "none was measured when the next was planned");
-    capture(&mut life, 40, 5);
+    life.pause_ms = 40;
+    capture(&mut life, 5);
     let (period, reason) = chosen(&life);
     assert_eq!(period, 117, "{reason}");
     assert!(reason.contains("for 40 ms (the median of 1)"), "{reason}");
-    assert!((100..=130).contains(&due(&life)), "{}", due(&life));
+    assert!((100..=130).contains(&due(&life)), "the next is planned anew: {}", due(&life));
     // not shorter than a generation takes to be complete
-    measure(&mut life, 40, 200);
-    capture(&mut life, 40, 200);
+    measure(&mut life, 200);
+    capture(&mut life, 200);
     assert_eq!(chosen(&life).0, 200, "{:?}", chosen(&life));
 }
 
@@ -94,14 +93,14 @@ fn a_period_and_its_reason_change_only_by_more_than_a_tenth() {
     let first = chosen(&life);
     let hours = |hours: u64| Tally { kills: 0, crashes: 0, cpu_seconds: hours * 3600 };
     life.seen.others = hours(9);
-    capture(&mut life, 1000, 5);
+    capture(&mut life, 5);
     assert_eq!(chosen(&life), first);
     life.seen.others = hours(48);
-    capture(&mut life, 1000, 5);
+    capture(&mut life, 5);
     assert_eq!(chosen(&life).0, 831);
     // but a new bound holds at once
     life.job.spec.snapshots.max_period = Some(Duration::from_secs(800).into());
-    capture(&mut life, 1000, 5);
+    capture(&mut life, 5);
     let (period, reason) = chosen(&life);
     assert!(period == 800 && reason.starts_with("maxPeriod, shorter than sqrt"), "{period} {reason}");
 }
@@ -110,9 +109,9 @@ fn a_period_and_its_reason_change_only_by_more_than_a_tenth() {
 fn kills_that_notice_comes_before_count_only_if_it_is_too_short() {
     let mut life = adaptive();
     life.seen.others = Tally { kills: 99, crashes: 0, cpu_seconds: 52 * 3600 };
-    capture(&mut life, 1000, 8);
+    capture(&mut life, 8);
     assert_eq!(chosen(&life).0, 92, "how long a generation takes is not known yet: all count");
-    capture(&mut life, 1000, 8);
+    capture(&mut life, 8);
     let (period, reason) = chosen(&life);
     assert_eq!(period, 848, "{reason}");
     assert!(reason.ends_with("notice is enough for a last snapshot of 8.0 s"), "{reason}");
@@ -126,11 +125,11 @@ fn kills_that_notice_comes_before_count_only_if_it_is_too_short() {
     let short = |life: &mut Life, change: &dyn Fn(&mut Life)| {
         let mut life = life.clone();
         change(&mut life);
-        capture(&mut life, 1000, 8);
+        capture(&mut life, 8);
         chosen(&life)
     };
     for change in [
-        &|life: &mut Life| measure(life, 1000, 57) as _,
+        &|life: &mut Life| measure(life, 57) as _,
         &|life: &mut Life| life.seen.site.as_mut().unwrap().capabilities.notice = false,
         &|life: &mut Life| life.job.spec.snapshots.on_notice = OnNotice::Leave,
     ] as [&dyn Fn(&mut Life); 3]

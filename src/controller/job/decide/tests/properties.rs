@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::life::*;
 use crate::{
-    api::{JobPhase, job_status::SlotState},
+    api::{JobPhase, job_status::SlotState, period::Period},
     controller::job::plan::{Effect, Plan},
     driver::{
         Fact,
@@ -245,8 +245,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_nothing_forbidden_is_done_and_it_ends(events in prop::collection::vec(event(), 1..60)) {
+    fn whatever_happens_nothing_forbidden_is_done_and_it_ends(
+        events in prop::collection::vec(event(), 1..60), adaptive: bool,
+    ) {
         let mut life = life(2);
+        if adaptive {
+            life.job.spec.snapshots.period = Period::Adaptive;
+        }
         life.pass();
         let mut story = Story {
             life, site_hidden: false, repository_hidden: false, requests: Vec::new(), captures: Vec::new(),
