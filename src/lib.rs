@@ -117,8 +117,10 @@
 //!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
 //!    time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
-//!    on. The memory is then written behind the running guest. kget sends the parts to the repository,
-//!    which reads them back and publishes the manifest: now the generation is complete.
+//!    on. The memory is then written behind the running guest. At kget's word the agent names its pages and the
+//!    blocks of disk and output, asks which of them the job has in the repository, and sends the others in
+//!    packs and a recipe for each file. The repository reads back what came and publishes the manifest: now the
+//!    generation is complete.
 //! 6. **Notice or kill.** On a notice one last capture is taken that does not resume. On a kill the lock
 //!    drops and every agent ends its guest at once, whoever else is down. Both lead back to 2, and to the
 //!    newest complete generation.
@@ -136,6 +138,8 @@
 //!   start. Agents and repository refuse every older one.
 //! - **Who leads**: a Lease; the count of its changes is the epoch that every order carries.
 //! - **What can be restored**: the manifests in the repository. `Snapshot` objects are a view of them.
+//! - **What is in the packs**: the packs themselves, named by their index. Where a block is found again is noted
+//!   in a database that is made anew from them when it is lost.
 //! - **Slots**: the site. Its answers are facts with an age; no answer is `Unknown`, and neither destroys
 //!   nor starts anything.
 //! - **Intent**: the job's status, written before what cannot be repeated: a submission, a release, an
@@ -157,9 +161,10 @@
 //! - **Agents get everything at pod creation.** The Secret mounted into the pod says what to load, so an
 //!   agent loads by itself, with the operator down too; the operator only says go. There is no order to
 //!   start that could come twice.
-//! - **A generation is whole.** The memory's stream is stored as QEMU writes it, compressed, and the disk
-//!   as one flattened difference to the image. Pages named by their hash and packs come later, behind the
-//!   same manifest.
+//! - **Recipes name places, not blocks.** A recipe says in which pack and slot each block is, so that a restore
+//!   needs no index and what has not changed takes a few bytes. Packs are not rewritten: blocks of packs that
+//!   are mostly unused are forgotten, sent again with the next generation, and go with the old ones.
+//! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
 //! - **One reservation for all members.** `Gang` works; `PerMember` is refused.

@@ -77,6 +77,13 @@ impl TestBed {
         Ok(text)
     }
 
+    /// Runs a command on a node and keeps what it prints in a file.
+    pub fn save(&self, node: &str, command: &[&str], to: &Path) -> Result<()> {
+        let mut run = self.command(&[&["node", node], command].concat());
+        let status = run.stdout(std::fs::File::create(to)?).status()?;
+        if status.success() { Ok(()) } else { bail!("{} on node {node}: {status}", command.join(" ")) }
+    }
+
     /// Runs a command of OAR as one of its users.
     pub fn oar(&self, user: &str, arguments: &[&str]) -> Result<String> {
         self.run(&[&["oar", user], arguments].concat())

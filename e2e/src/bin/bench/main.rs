@@ -4,6 +4,7 @@ mod kill;
 mod network;
 mod operator;
 mod report;
+mod snapshot;
 
 use anyhow::ensure;
 use clap::{Parser, ValueEnum};
@@ -26,6 +27,8 @@ enum Name {
     Network,
     /// The operator with 1,000 idle jobs.
     Operator,
+    /// Snapshots of a VM that writes 4 MB/s: what the second one takes, beside programs for backups.
+    Snapshot,
 }
 
 #[tokio::main]
@@ -35,6 +38,7 @@ async fn main() -> anyhow::Result<()> {
     let measured = match arguments.name {
         Name::Kill => kill::measure().await?,
         Name::Network => network::measure().await?,
+        Name::Snapshot => snapshot::measure().await?,
         Name::Operator => report::Measured { figures: operator::measure().await?, failed: Vec::new() },
     };
     report::print(&measured.figures, arguments.json)?;

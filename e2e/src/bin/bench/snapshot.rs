@@ -1,0 +1,235 @@
+//! Lives of a job of one VM of 256 MiB that writes 4 MB/s of what does not compress: how long its snapshots
+//! stop it, and what the second of two takes in the repository. The same two states are given to restic and
+//! borg with their defaults, and their repositories' growth is compared.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{
+    TestBed,
+    job::{Counting, Job, nodes},
+    testbed::until,
+};
+use vmdeploy::{
+    names::Generation,
+    store::{
+        manifest::Manifest,
+        migration::{self, Page, StreamError},
+    },
+};
+
+use crate::report::{Figure, Measured, figure};
+
+/// Lives.
+const SAMPLES: u32 = 2;
+const LIMIT: Duration = Duration::from_secs(300);
+/// Snapshots before the two that are compared.
+const WARM: u32 = 6;
+/// Bytes that are compressed together in the reference, as in the measurements that the goals are from.
+const BATCH: usize = 64 << 10;
+/// Level of zstd there.
+const LEVEL: i32 = 1;
+
+/// Writes 0.4 MB of random bytes ten times a second, round and round in 64 MB.
+const WRITER: &str = r#"cat > /tmp/write.pl <<'END'
+use strict; $| = 1; my $size = 64_000_000; my $piece = 400_000;
+open(my $r, '<:raw', '/dev/urandom') or die;
+my $memory = ''; while (length $memory < $size) { read($r, my $b, 4_000_000); $memory .= $b; }
+my ($at, $n) = (0, 0);
+while (1) {
+  read($r, my $b, $piece); substr($memory, $at, $piece) = $b; $at = ($at + $piece) % $size;
+  $n++; print "wrote $n\n" unless $n % 10; select undef, undef, undef, 0.08;
+}
+END
+exec perl /tmp/write.pl"#;
+
+#[derive(Default)]
+struct Samples {
+    pauses: Vec<f64>,
+    against_changed: Vec<f64>,
+    against_restic: Vec<f64>,
+    against_borg: Vec<f64>,
+}
+
+/// Measures on the test bed of the environment. A sample that fails costs only its own figures.
+pub(crate) async fn measure() -> Result<Measured> {
+    let bed = TestBed::find().await?.context("no test bed: eval \"$(e2e/testbed/testbed env)\" first")?;
+    install_rivals()?;
+    let (mut samples, mut failed) = (Samples::default(), Vec::new());
+    for number in 1..=SAMPLES {
+        eprintln!("sample {number} of {SAMPLES} ...");
+        if let Err(error) = life(&bed, &mut samples).await {
+            failed.push(format!("life {number}: {error:#}"));
+        }
+        bed.clean();
+    }
+    let figures = [
+        figure("pause_p95_ms", &samples.pauses, 0.95, "ms", Some(25.0), None),
+        figure("second_vs_changed", &samples.against_changed, 0.5, "ratio", Some(1.05), Some("with disk and output")),
+        figure("second_vs_restic", &samples.against_restic, 0.5, "ratio", Some(0.9), None),
+        figure("second_vs_borg", &samples.against_borg, 0.5, "ratio", Some(0.75), None),
+    ];
+    Ok(Measured { figures: figures.into_iter().flatten().collect::<Vec<Figure>>(), failed })
+}
+
+fn install_rivals() -> Result<()> {
+    let there = |name: &str| Command::new(name).arg("--help").output().is_ok();
+    if there("restic") && there("borg") {
+        return Ok(());
+    }
+    let packages = ["install", "-y", "--no-install-recommends", "restic", "borgbackup"];
+    let installed = Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(packages).output()?;
+    ensure!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    Ok(())
+}
+
+async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
+    let namespace = bed.namespace("bench-snapshot").await?;
+    let mut object = Counting { period: 10, ..Counting::default() }.object("write")?;
+    object.spec.run.command = vec!["sh".into(), "-c".into(), WRITER.into()];
+    object.spec.outputs.clear();
+    let job = Job::create(bed, &namespace, &object).await?;
+    until("the writer at work", LIMIT, async || Ok(job.logs(0).await?.contains("wrote 50\n").then_some(()))).await?;
+    let first = job.wait_stored(0, LIMIT).await?;
+    let second = job.wait_stored(first + WARM, LIMIT).await?;
+    let directory = tempfile::tempdir()?;
+    let states = copy(bed, &job, second, directory.path()).await?;
+    for snapshot in job.snapshots().await? {
+        samples.pauses.extend(snapshot.status.and_then(|status| status.pause_ms).map(|ms| ms as f64));
+    }
+    let manifest = format!("/var/lib/vmdeploy/repository/jobs/{}/generations/{second}/manifest.json", job.uid);
+    let manifest = Manifest::parse(bed.run(&["node", "5", "cat", &manifest])?.as_bytes())?;
+    let added = manifest.stored() as f64;
+    job.delete(LIMIT).await?;
+
+    let [before, after] = &states;
+    samples.against_changed.push(added / changed(before, after)? as f64);
+    samples.against_restic.push(added / restic(directory.path(), before, after)? as f64);
+    samples.against_borg.push(added / borg(directory.path(), before, after)? as f64);
+    Ok(())
+}
+
+/// The files of a generation and of the one before, as they were captured on the node.
+async fn copy(bed: &TestBed, job: &Job, second: Generation, to: &Path) -> Result<[PathBuf; 2]> {
+    let place = nodes(&job.get().await?).first().cloned().context("the job holds no node")?;
+    let node = place.trim_start_matches("node-");
+    let mut states = Vec::new();
+    for (name, generation) in [("before", second - 1), ("after", second)] {
+        let find = format!("find /var/lib/vmdeploy -type d -name generation-{generation} -path '*{}*'", &job.uid[..8]);
+        let found = bed.run(&["node", node, "sh", "-c", &find])?;
+        let found = found.lines().next().with_context(|| format!("generation {generation} is not on {place}"))?;
+        let state = to.join(name);
+        std::fs::create_dir(&state)?;
+        for file in ["memory", "disk", "output"] {
+            bed.save(node, &["cat", &format!("{found}/{file}")], &state.join(file))?;
+        }
+        states.push(state);
+    }
+    states.try_into().map_err(|_| anyhow::anyhow!("two states are needed"))
+}
+
+/// Pages of a memory that have content: calls with each.
+fn pages(state: &Path, mut page: impl FnMut(blake3::Hash, &[u8]) -> std::io::Result<()>) -> Result<()> {
+    let skeleton = migration::read(File::open(state.join("memory"))?, |found| {
+        if let Page::Data { bytes, .. } = found.content {
+            page(blake3::hash(bytes), bytes).map_err(|source| StreamError::Input { offset: 0, source })?;
+        }
+        Ok::<_, StreamError>(())
+    });
+    skeleton.map(drop).context("the memory cannot be read")
+}
+
+/// Bytes of the pages that the first state does not have, compressed.
+fn changed(before: &Path, after: &Path) -> Result<u64> {
+    let mut known = HashSet::new();
+    pages(before, |name, _| {
+        known.insert(name);
+        Ok(())
+    })?;
+    let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
+    let mut end = |batch: &mut Vec<u8>| -> std::io::Result<()> {
+        bytes += zstd::bulk::compress(batch, LEVEL)?.len() as u64;
+        batch.clear();
+        Ok(())
+    };
+    pages(after, |name, page| {
+        if known.insert(name) {
+            batch.extend_from_slice(page);
+        }
+        if batch.len() >= BATCH { end(&mut batch) } else { Ok(()) }
+    })?;
+    end(&mut batch)?;
+    Ok(bytes)
+}
+
+/// Bytes that a repository of restic grows by for the second state.
+fn restic(directory: &Path, before: &Path, after: &Path) -> Result<u64> {
+    let repository = directory.join("restic");
+    let restic = |words: &[&str]| {
+        let mut command = Command::new("restic");
+        command.args(["--quiet", "--no-cache", "--repo"]).arg(&repository).args(words);
+        command.env("RESTIC_PASSWORD", "benchmark");
+        command
+    };
+    run(&mut restic(&["init"]))?;
+    growth(directory, &repository, before, after, |_| restic(&["backup", "state"]))
+}
+
+/// The same for borg.
+fn borg(directory: &Path, before: &Path, after: &Path) -> Result<u64> {
+    let repository = directory.join("borg");
+    let borg = |words: &[&str]| {
+        let mut command = Command::new("borg");
+        command.args(words).env("BORG_BASE_DIR", directory).env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+        command
+    };
+    let place = repository.display().to_string();
+    run(&mut borg(&["init", "--encryption", "none", &place]))?;
+    growth(directory, &repository, before, after, |number| borg(&["create", &format!("{place}::{number}"), "state"]))
+}
+
+/// Has both states kept from the same path; what the second one added.
+fn growth(
+    directory: &Path,
+    repository: &Path,
+    before: &Path,
+    after: &Path,
+    keep: impl Fn(u32) -> Command,
+) -> Result<u64> {
+    let (state, mut sizes) = (directory.join("state"), Vec::new());
+    for (number, from) in (1..).zip([before, after]) {
+        std::fs::create_dir(&state)?;
+        for file in std::fs::read_dir(from)? {
+            let file = file?;
+            std::fs::copy(file.path(), state.join(file.file_name()))?;
+        }
+        run(keep(number).current_dir(directory))?;
+        sizes.push(size(repository)?);
+        std::fs::remove_dir_all(&state)?;
+    }
+    let grown = sizes.last().zip(sizes.first()).and_then(|(last, first)| last.checked_sub(*first));
+    grown.filter(|grown| *grown > 0).context("the repository did not grow")
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Bytes of all files below a directory.
+fn size(directory: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let data = entry.metadata()?;
+        bytes += if data.is_dir() { size(&entry.path())? } else { data.len() };
+    }
+    Ok(bytes)
+}
