@@ -52,7 +52,7 @@ label!(
     Work { kind }
 );
 label!(
-    /// By kind of bytes: logical, unique, stored, sent.
+    /// By kind of bytes: logical, stored, sent.
     ByteKind { kind }
 );
 label!(

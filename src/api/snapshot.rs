@@ -140,9 +140,7 @@ pub struct SnapshotMember {
 pub struct SnapshotBytes {
     /// Memory and disk as the guests see them.
     pub logical: u64,
-    /// What the repository lacked.
-    pub unique: u64,
-    /// What it takes there.
+    /// What came into the repository with it: what no earlier one had brought, compressed.
     pub stored: u64,
 }
 

@@ -124,7 +124,7 @@ impl Figures {
             status.skew_ms.into_iter().for_each(|ms| self.metrics.capture_skew.observe(seconds(ms)));
         }
         if let Some(bytes) = status.bytes.filter(|_| !before.bytes) {
-            for (kind, n) in [("logical", bytes.logical), ("unique", bytes.unique), ("stored", bytes.stored)] {
+            for (kind, n) in [("logical", bytes.logical), ("stored", bytes.stored)] {
                 self.metrics.bytes.get_or_create(&kind.into()).inc_by(n);
             }
         }
@@ -234,12 +234,12 @@ mod tests {
         snapshot.metadata.uid = Some("s".into());
         snapshot.status = Some(SnapshotStatus { pause_ms: Some(20), ..SnapshotStatus::default() });
         figures.snapshot(&snapshot);
-        let bytes = SnapshotBytes { logical: 9, unique: 5, stored: 5 };
+        let bytes = SnapshotBytes { logical: 9, stored: 5 };
         snapshot.status.as_mut().unwrap().bytes = Some(bytes);
         figures.snapshot(&snapshot);
         figures.snapshot(&snapshot);
         let text = metrics.encode();
-        for line in ["vmdeploy_capture_pause_seconds_count 1", "vmdeploy_generation_bytes_total{kind=\"unique\"} 5"] {
+        for line in ["vmdeploy_capture_pause_seconds_count 1", "vmdeploy_generation_bytes_total{kind=\"stored\"} 5"] {
             assert!(text.lines().any(|l| l == line), "{line} is missing from\n{text}");
         }
     }
