@@ -129,13 +129,35 @@ fn pure_modules_stay_pure() {
 
 #[test]
 fn transports_stay_inside_their_drivers() {
-    for source in sources().iter().filter(|source| !source.path.starts_with("driver/") && !source.is_test()) {
-        for line in source.code().lines() {
-            let at = line.find("driver::").map(|at| &line[at..]);
-            let reaches = at.is_some_and(|path| path.contains("::rest") || path.contains("::wire"));
-            assert!(!reaches, "{}: {line:?}", source.path);
+    // but for the other end of a wire
+    let outside = |path: &str| !path.starts_with("driver/") && !path.starts_with("repository/http/");
+    for source in sources().iter().filter(|source| outside(&source.path) && !source.is_test()) {
+        let code: String = source
+            .code()
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        for statement in code.split(';') {
+            assert!(!reaches_a_transport(statement), "{}: {statement:?}", source.path);
         }
     }
+}
+
+/// Whether a statement, over all its lines, names a driver's transport.
+fn reaches_a_transport(statement: &str) -> bool {
+    let words = statement.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.skip_while(|word| *word != "driver").any(|word| word == "wire" || word == "rest")
+}
+
+#[test]
+fn a_transport_is_found_in_every_kind_of_import() {
+    for statement in
+        ["use crate::driver::oar::rest::Reply", "use crate::{\n    driver::repository::{A, wire::B},\n    names,\n}"]
+    {
+        assert!(reaches_a_transport(statement), "{statement}");
+    }
+    assert!(!reaches_a_transport("use crate::{driver::repository::A, store::pack}"));
 }
 
 #[test]

@@ -51,10 +51,10 @@
 //! ```
 //!
 //! A layer uses those above it and, through the traits, `driver`; nobody but `driver` sees a wire
-//! format. `decide` is given facts and the time and returns a plan as data: it may not wait, look, or
-//! ask for the time. Waiting is a plan, not an error; not knowing is a fact of its own
-//! ([`driver::Fact`]) and never reads as absence. A test over the sources holds these rules, and the
-//! length of files.
+//! format, and `repository::http`, which is the other end of one. `decide` is given facts and the time and
+//! returns a plan as data: it may not wait, look, or ask for the time. Waiting is a plan, not an error; not
+//! knowing is a fact of its own ([`driver::Fact`]) and never reads as absence. A test over the sources holds
+//! these rules, and the length of files.
 //!
 //! # The modules
 //!

@@ -50,7 +50,8 @@ struct Counted {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Measured {
     pause: bool,
-    bytes: bool,
+    captured: bool,
+    stored: bool,
 }
 
 impl Figures {
@@ -110,9 +111,11 @@ impl Figures {
     /// A snapshot has changed.
     pub(super) fn snapshot(&self, snapshot: &Snapshot) {
         let (Some(uid), Some(status)) = (snapshot.metadata.uid.clone(), &snapshot.status) else { return };
-        let now = Measured { pause: status.pause_ms.is_some(), bytes: status.bytes.is_some() };
+        let bytes = status.bytes.unwrap_or_default();
+        let now =
+            Measured { pause: status.pause_ms.is_some(), captured: status.bytes.is_some(), stored: bytes.stored > 0 };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let first_sight = !seen.snapshots.contains_key(&uid) && snapshot.metadata.generation.is_some() && now.bytes;
+        let first_sight = !seen.snapshots.contains_key(&uid) && snapshot.metadata.generation.is_some() && now.captured;
         let before = seen.snapshots.insert(uid, now).unwrap_or_default();
         if first_sight {
             // complete before this process began
@@ -123,10 +126,12 @@ impl Figures {
             status.pause_ms.into_iter().for_each(|ms| self.metrics.capture_pause.observe(seconds(ms)));
             status.skew_ms.into_iter().for_each(|ms| self.metrics.capture_skew.observe(seconds(ms)));
         }
-        if let Some(bytes) = status.bytes.filter(|_| !before.bytes) {
-            for (kind, n) in [("logical", bytes.logical), ("stored", bytes.stored)] {
-                self.metrics.bytes.get_or_create(&kind.into()).inc_by(n);
-            }
+        let count = |kind: &str, n| self.metrics.bytes.get_or_create(&kind.into()).inc_by(n);
+        if now.captured && !before.captured {
+            count("logical", bytes.logical);
+        }
+        if now.stored && !before.stored {
+            count("stored", bytes.stored);
         }
     }
 
@@ -234,12 +239,13 @@ mod tests {
         snapshot.metadata.uid = Some("s".into());
         snapshot.status = Some(SnapshotStatus { pause_ms: Some(20), ..SnapshotStatus::default() });
         figures.snapshot(&snapshot);
-        let bytes = SnapshotBytes { logical: 9, stored: 5 };
-        snapshot.status.as_mut().unwrap().bytes = Some(bytes);
-        figures.snapshot(&snapshot);
-        figures.snapshot(&snapshot);
+        for stored in [0, 5, 5] {
+            snapshot.status.as_mut().unwrap().bytes = Some(SnapshotBytes { logical: 9, stored });
+            figures.snapshot(&snapshot);
+        }
         let text = metrics.encode();
-        for line in ["vmdeploy_capture_pause_seconds_count 1", "vmdeploy_generation_bytes_total{kind=\"stored\"} 5"] {
+        let bytes = |kind: &str, n| format!("vmdeploy_generation_bytes_total{{kind=\"{kind}\"}} {n}");
+        for line in ["vmdeploy_capture_pause_seconds_count 1".into(), bytes("logical", 9), bytes("stored", 5)] {
             assert!(text.lines().any(|l| l == line), "{line} is missing from\n{text}");
         }
     }

@@ -1,5 +1,8 @@
 //! Where the blocks of a job are: derived from its packs, made again when it is lost or cannot be read.
 //! Whoever uses it holds the job's lock.
+//!
+//! A database on the disk (redb: one file, no C, bounded memory), because a job may have more blocks than
+//! memory for their names.
 
 use std::{
     collections::{HashMap, HashSet},

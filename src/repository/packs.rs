@@ -21,17 +21,22 @@ use super::{
     uploads::Origin,
 };
 use crate::{
-    driver::repository::{RepositoryError, wire::Found},
+    driver::repository::RepositoryError,
     names::JobUid,
     store::{
         layout::{self, DAMAGED, PartName},
         pack::{BlockName, Index, MAX_STORED, PackError, PackName, PackRef, TRAILER, index_length},
-        recipe::Place,
+        recipe::{Located, Place},
     },
 };
 
 /// A promise is written to the disk when the last one is older.
 const PROMISED: SignedDuration = SignedDuration::from_mins(10);
+/// A pack that was read within this time is not read again for a publication.
+const TRUSTED: SignedDuration = SignedDuration::from_hours(24);
+/// So many packs are noted as read at once: a publication that is tried again goes on from there.
+const NOTED_TOGETHER: usize = 64;
+const _: () = assert!(MAX_STORED < u32::MAX as usize);
 
 /// What is wrong with a pack on the disk.
 #[derive(Debug, thiserror::Error)]
@@ -124,12 +129,12 @@ impl Store {
     }
 
     /// Which of these blocks the job has; their packs stay until the file is published or void.
-    pub fn find_blocks(&self, job: &JobUid, origin: Origin, names: &[BlockName], now: Timestamp) -> Outcome<Found> {
+    pub fn find_blocks(&self, job: &JobUid, origin: Origin, names: &[BlockName], now: Timestamp) -> Outcome<Located> {
         let lock = self.lock(job);
         let _held = guard(&lock);
         self.record(job)?.with_part(origin.generation, origin.incarnation).map_err(refused)?;
         let rows = self.with_index(job, |index| index.find(names))?;
-        let mut found = Found::default();
+        let mut found = Located::default();
         let mut numbers: HashMap<PackName, Option<u32>> = HashMap::new();
         for row in rows {
             let Some((pack, slot)) = row else {
@@ -289,9 +294,3 @@ impl Store {
         Ok(())
     }
 }
-
-/// A pack that was read within this time is not read again for a publication.
-const TRUSTED: SignedDuration = SignedDuration::from_hours(24);
-/// So many packs are noted as read at once: a publication that is tried again goes on from there.
-const NOTED_TOGETHER: usize = 64;
-const _: () = assert!(MAX_STORED < u32::MAX as usize);

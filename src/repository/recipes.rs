@@ -17,12 +17,10 @@ use crate::{
     store::{
         manifest::PartFile,
         pack::{PackName, PackRef},
-        recipe::{Head, MAX_BYTES, Recipe},
+        recipe::{Head, MAX_BYTES, MAX_STORED, Recipe},
     },
 };
 
-/// Most bytes of a recipe as stored: what does not compress grows a little.
-pub(super) const MAX_STORED: u64 = MAX_BYTES as u64 + MAX_BYTES as u64 / 64;
 /// As much of a recipe is unpacked at first to find its head.
 const FIRST: u64 = 1 << 16;
 

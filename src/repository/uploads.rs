@@ -1,5 +1,6 @@
 //! What has come for files that are not published yet, and what was promised for them: in memory only.
-//! After a restart the promise lasts as long as a pack is young (`store::sweep`).
+//! After a restart the promise lasts as long as a pack is young (`store::sweep`), and what a part may still
+//! have begins anew.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -15,12 +15,14 @@ use std::{fmt, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
+use super::migration;
+
 /// Bytes of blocks in a frame: what is read to get one of them.
 pub const FRAME: usize = 256 << 10;
 /// Most bytes of blocks in a pack: what sender and reader hold in memory.
 pub const PACK: usize = 8 << 20;
 /// Smallest block: a page of memory.
-pub const PAGE: usize = 4 << 10;
+pub const PAGE: usize = migration::PAGE;
 /// Blocks of everything but memory.
 pub const BLOCK: usize = 64 << 10;
 /// Bytes behind the index.
@@ -32,7 +34,7 @@ pub const MAX_STORED: usize = PACK + PACK / 64 + MAX_INDEX;
 
 const MAGIC: &[u8; 4] = b"VMP1";
 /// Level of zstd: on a node's processor the network is the narrower place from here on.
-const LEVEL: i32 = 1;
+pub const LEVEL: i32 = 1;
 
 /// Name of a block: BLAKE3 of its bytes, those missing in the last block of a file read as zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -18,6 +18,8 @@ use super::{
 const VERSION: u8 = 1;
 /// Largest recipe that is read, in bytes before compression.
 pub const MAX_BYTES: usize = 256 << 20;
+/// The same as stored: what does not compress grows a little.
+pub const MAX_STORED: u64 = MAX_BYTES as u64 + MAX_BYTES as u64 / 64;
 /// Most packs of one recipe.
 const MAX_PACKS: usize = 1 << 20;
 
@@ -28,6 +30,15 @@ pub struct Place {
     pub pack: u32,
     /// Slot in the pack.
     pub slot: u32,
+}
+
+/// Which of some blocks are there, in the order in which they were asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// The packs that the places name by number.
+    pub packs: Vec<PackRef>,
+    /// Where each block is.
+    pub places: Vec<Option<Place>>,
 }
 
 /// Blocks in a row.
@@ -135,10 +146,14 @@ impl Recipe {
         Ok(Self { head, runs })
     }
 
-    /// Its form in bytes.
+    /// Its form in bytes. An error if nobody would read it.
     pub fn to_bytes(&self) -> std::io::Result<Vec<u8>> {
         let head = postcard::to_stdvec(&self.head).map_err(std::io::Error::other)?;
-        postcard::to_extend(&self.runs, head).map_err(std::io::Error::other)
+        let bytes = postcard::to_extend(&self.runs, head).map_err(std::io::Error::other)?;
+        if bytes.len() > MAX_BYTES {
+            return Err(std::io::Error::other(RecipeError("it is too large")));
+        }
+        Ok(bytes)
     }
 }
 

@@ -35,11 +35,9 @@ use crate::{
 };
 
 /// Bytes handed on at a time.
-pub(super) const BLOCK: usize = 1 << 18;
+pub(super) const CHUNK: usize = 1 << 18;
 /// Blocks on their way between disk and network.
 const AHEAD: usize = 8;
-/// zstd's level: on a node's processor the network is the narrower place from here on.
-pub(super) const LEVEL: i32 = 1;
 /// A peer that moves nothing for this long has gone.
 const SILENCE: Duration = Duration::from_secs(120);
 /// How often progress is told.
@@ -145,9 +143,9 @@ fn decompress(
     let mut fresh = Fresh::create(to).map_err(|e| local(to, &e))?;
     let inlet = Inlet { blocks, current: Bytes::new(), hasher: blake3::Hasher::new(), stored: 0 };
     let damaged = |what: String| RepositoryError::Damaged(format!("{}: {what}", expected.kind));
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(BLOCK, inlet))
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(CHUNK, inlet))
         .map_err(|e| damaged(e.to_string()))?;
-    let mut buffer = vec![0; BLOCK];
+    let mut buffer = vec![0; CHUNK];
     let mut size = 0;
     loop {
         let read = decoder.read(&mut buffer).map_err(|e| damaged(e.to_string()))?;
@@ -252,7 +250,7 @@ impl ByteStore for HttpRepository {
         let length = opened.metadata().await.map_err(|e| local(file, &e))?.len();
         let moved = Arc::new(AtomicU64::new(0));
         let counter = moved.clone();
-        let body = tokio_util::io::ReaderStream::with_capacity(opened, BLOCK).inspect_ok(move |block| {
+        let body = tokio_util::io::ReaderStream::with_capacity(opened, CHUNK).inspect_ok(move |block| {
             counter.fetch_add(block.len() as u64, Ordering::Relaxed);
         });
         let request = self

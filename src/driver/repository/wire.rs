@@ -9,8 +9,7 @@ use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         manifest::{FileForm, FileKind},
-        pack::{BlockName, PackName, PackRef},
-        recipe::Place,
+        pack::{BlockName, PackName},
     },
 };
 
@@ -35,15 +34,6 @@ pub struct FileQuery {
 
 /// Most names of one question for blocks; it is their bytes, one behind the other.
 pub const MOST_NAMES: usize = 8192;
-
-/// Which of the blocks asked for are there, in the order of the question; travels as postcard.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
-    /// The packs that the places name by number.
-    pub packs: Vec<PackRef>,
-    /// Where each block is.
-    pub places: Vec<Option<Place>>,
-}
 
 /// A question for blocks, as it travels.
 pub fn write_names(names: &[BlockName]) -> Vec<u8> {

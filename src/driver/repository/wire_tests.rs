@@ -295,6 +295,61 @@ async fn b7_a_damaged_file_is_not_restored_from() {
     assert!(!to.exists());
 }
 
+/// Spoils the middle of every file in a directory of the job.
+fn spoil(bench: &Bench, directory: &str) -> usize {
+    let directory = bench.directory.path().join(format!("root/jobs/{}/{directory}", job()));
+    let files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for path in &files {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    files.len()
+}
+
+#[tokio::test]
+async fn b7_a_pack_that_has_rotted_is_noticed_and_sent_again() {
+    let bench = Bench::real().await;
+    let to = bench.directory.path().join("memory");
+    let content = noise(300 << 10);
+    let send = async |generation: u32| {
+        let mut made = Manifest { incarnation: 1, ..manifest(generation) };
+        for part in &mut made.members {
+            let ticket = bench.ticket(generation, part.index, 1);
+            for file in &mut part.files {
+                let path = bench.file("part", &content);
+                let store = bench.agent(part.index, 1);
+                *file =
+                    store.put_part(&ticket, &job(), generation, part.index, file.kind, &path, &|_| {}).await.unwrap();
+            }
+        }
+        bench.kget.publish(&made).await.unwrap();
+        made
+    };
+    let packed =
+        |made: &Manifest| made.members.iter().flat_map(|part| &part.files).map(|file| file.packed).sum::<u64>();
+    let first = send(1).await;
+    assert!((300 << 10..310 << 10).contains(&packed(&first)), "once for all members: {}", packed(&first));
+    let second = send(2).await;
+    assert_eq!(packed(&second), 0, "nothing is sent again");
+    let fetch = async |made: &Manifest| {
+        let file = &made.members[0].files[0];
+        bench.agent(0, 2).get_part(&job(), made.generation, 0, file, &to, &|_| {}).await
+    };
+    fetch(&second).await.unwrap();
+    std::fs::remove_file(&to).unwrap();
+    assert!(spoil(&bench, "packs") > 0);
+    let fetched = fetch(&second).await;
+    assert!(matches!(fetched, Err(RepositoryError::Damaged(_))), "{fetched:?}");
+    assert!(!to.exists());
+    // the doubt has made the repository read it, and nothing refers to it any more
+    let third = send(3).await;
+    assert_eq!(packed(&third), packed(&first));
+    fetch(&third).await.unwrap();
+    assert_eq!(std::fs::read(&to).unwrap(), content);
+}
+
 #[tokio::test]
 async fn the_operator_reads_results() {
     let bench = Bench::real().await;

@@ -18,10 +18,12 @@ use crate::{
     repository::{
         access::{Action, may_write_part},
         receive::{Bounds, Hash, drain, receive},
-        recipes::MAX_STORED,
         store::Store,
     },
-    store::manifest::{FileForm, FileKind, PartFile},
+    store::{
+        manifest::{FileForm, FileKind, PartFile},
+        recipe::MAX_STORED,
+    },
     tls::Peer,
 };
 

@@ -9,7 +9,7 @@ use tower_service::Service as _;
 use super::{super::router, *};
 use crate::{
     clock::Clock,
-    driver::repository::wire::{Found, TICKET, blocks_path, file_path, new_pack_path, pack_path, write_names},
+    driver::repository::wire::{TICKET, blocks_path, file_path, new_pack_path, pack_path, write_names},
     names::Identity,
     repository::{
         arrivals::Arrivals,
@@ -21,7 +21,7 @@ use crate::{
         layout,
         manifest::{FileForm, FileKind, PartFile},
         pack::{BlockName, Index, PackRef},
-        recipe::Place,
+        recipe::{Located, Place},
         ticket::{Ticket, TicketKey},
     },
 };
@@ -86,16 +86,16 @@ async fn a_file_is_sent_as_a_recipe_and_its_packs_are_read_in_ranges() {
     let index = Index::parse(made.pack.name, &made.bytes[tail..]).unwrap();
     let names: Vec<BlockName> = index.blocks().iter().copied().chain([BlockName([9; 32])]).collect();
     let question = blocks_path(&job(), 1, 0, KIND);
-    let found = |reply: &[u8]| postcard::from_bytes::<Found>(reply).unwrap();
+    let found = |reply: &[u8]| postcard::from_bytes::<Located>(reply).unwrap();
     let (status, reply) = bench.send(Method::POST, &question, write_names(&names)).await;
-    assert_eq!((status, found(&reply)), (StatusCode::OK, Found { packs: vec![], places: vec![None; 4] }));
+    assert_eq!((status, found(&reply)), (StatusCode::OK, Located { packs: vec![], places: vec![None; 4] }));
     let to_pack = new_pack_path(&job(), 1, 0, KIND, made.pack.name);
     for _ in 0..2 {
         assert_eq!(bench.send(Method::PUT, &to_pack, made.bytes.clone()).await.0, StatusCode::OK);
     }
     let (_, reply) = bench.send(Method::POST, &question, write_names(&names)).await;
     let places: Vec<Option<Place>> = (0..3).map(|slot| Some(Place { pack: 0, slot })).chain([None]).collect();
-    assert_eq!(found(&reply), Found { packs: vec![made.pack], places: places.clone() });
+    assert_eq!(found(&reply), Located { packs: vec![made.pack], places: places.clone() });
     let sent = recipe(&[made.pack], &places[..3]);
     let to_file = format!("{}?size=196608&form=recipe", file_path(&job(), 1, 0, KIND));
     let (status, reply) = bench.send(Method::PUT, &to_file, sent.clone()).await;

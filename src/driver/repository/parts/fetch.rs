@@ -2,6 +2,7 @@
 //! a name that the generation's manifest vouches for.
 
 use std::{
+    io::Read as _,
     ops::Range,
     path::Path,
     sync::{Arc, atomic::AtomicU64},
@@ -27,8 +28,8 @@ use crate::{
     names::JobUid,
     store::{
         manifest::PartFile,
-        pack::{FRAME, Index, PackRef},
-        recipe::{MAX_BYTES, Recipe},
+        pack::{Index, PackRef},
+        recipe::{MAX_BYTES, MAX_STORED, Recipe},
     },
 };
 
@@ -84,7 +85,7 @@ impl HttpRepository {
         file: &PartFile,
     ) -> Result<Recipe, RepositoryError> {
         let damaged = |what: String| RepositoryError::Damaged(format!("the recipe of {kind}: {what}"));
-        if file.stored > MAX_BYTES as u64 {
+        if file.stored > MAX_STORED {
             return Err(damaged("too large".into()));
         }
         let source = format!("{}?digest={}", file_path(job, generation, member, kind), Coded(&file.digest));
@@ -93,7 +94,9 @@ impl HttpRepository {
             return Err(damaged("not what its manifest says".into()));
         }
         let read = move || {
-            let plain = zstd::bulk::decompress(&bytes, MAX_BYTES).map_err(|error| error.to_string())?;
+            let decoder = zstd::stream::read::Decoder::new(&bytes[..]).map_err(|error| error.to_string())?;
+            let mut plain = Vec::new();
+            decoder.take(MAX_BYTES as u64 + 1).read_to_end(&mut plain).map_err(|error| error.to_string())?;
             Recipe::parse(&plain).map_err(|error| error.to_string())
         };
         joined(tokio::task::spawn_blocking(read)).await?.map_err(damaged)
@@ -109,7 +112,7 @@ impl HttpRepository {
         let path = pack_path(job, pack.name);
         let block_size = recipe.head.block_size as usize;
         let result = async {
-            if pack.stored as usize <= FRAME || plan.wants_most(number, block_size) {
+            if plan.wants_most(number, block_size, pack.stored as usize) {
                 let mut bytes = self.exactly(&path, None, pack.stored.into()).await?;
                 let index = read_index(pack, &bytes.split_off(frames_end(pack)))?;
                 return Ok(vec![Piece { pack: number, index: Arc::new(index), frame: 0, bytes }]);
@@ -129,7 +132,7 @@ impl HttpRepository {
         .await;
         let checked = result.and_then(|pieces| check(pack, block_size, pieces));
         if matches!(checked, Err(RepositoryError::Damaged(_))) {
-            // it is read there again, and kept from what is stored next
+            // read there again, so that later generations do not refer to it
             let _ = self.request(Method::POST, &path).send().await;
         }
         checked

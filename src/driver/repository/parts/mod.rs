@@ -1,5 +1,5 @@
 //! Files of parts to and from the repository: as blocks that it lacks, and a recipe that says where all
-//! of them are. Memory is bounded by a few packs.
+//! of them are. Held in memory are a few packs and the recipe.
 
 mod fetch;
 mod named;

@@ -3,12 +3,9 @@
 use std::{collections::HashMap, io};
 
 use super::named::{Entry, NamedFile};
-use crate::{
-    driver::repository::wire::Found,
-    store::{
-        pack::{BlockName, Builder, Packed},
-        recipe::{Collector, Place, Recipe},
-    },
+use crate::store::{
+    pack::{BlockName, Builder, Packed},
+    recipe::{Collector, Located, Place, Recipe},
 };
 
 /// A file on its way into packs.
@@ -47,7 +44,7 @@ impl Packing {
         file: &NamedFile,
         entries: &[Option<Entry>],
         asked: &[BlockName],
-        found: &Found,
+        found: &Located,
     ) -> io::Result<Vec<Packed>> {
         let wrong = || io::Error::other("the repository says places in packs that it does not name");
         for (name, place) in asked.iter().zip(&found.places) {

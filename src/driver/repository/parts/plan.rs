@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::store::{
-    pack::{Index, PACK},
+    pack::{FRAME, Index},
     recipe::Recipe,
 };
 
@@ -47,10 +47,17 @@ impl Plan {
         self.packs.get(pack).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether so much of a pack is wanted that it is fetched whole, which saves a question.
-    pub(super) fn wants_most(&self, pack: usize, block_size: usize) -> bool {
-        let wanted: usize = self.of_pack(pack).iter().map(|wanted| wanted.count).sum();
-        wanted * 2 >= PACK / block_size
+    /// Whether a pack is better fetched whole: the frames that are wanted would be half of what is stored, even
+    /// if they did not compress. One answer is waited for then instead of two.
+    pub(super) fn wants_most(&self, pack: usize, block_size: usize, stored: usize) -> bool {
+        let in_frame = FRAME / block_size;
+        let (mut frames, mut next) = (0, 0);
+        for wanted in self.of_pack(pack) {
+            let (first, end) = (wanted.slot / in_frame, (wanted.slot + wanted.count).div_ceil(in_frame));
+            frames += end.saturating_sub(first.max(next));
+            next = next.max(end);
+        }
+        frames * FRAME * 2 >= stored
     }
 
     /// The frames that are wanted of a pack; neighbours together.
@@ -103,6 +110,30 @@ mod tests {
         let packed = builder.finish().unwrap();
         let start = usize::try_from(packed.pack.index_range().start).unwrap();
         Index::parse(packed.pack.name, &packed.bytes[start..]).unwrap()
+    }
+
+    #[test]
+    fn a_pack_is_fetched_whole_if_half_of_its_frames_are_wanted() {
+        let wanted = |slots: &[(u32, u32)]| {
+            let mut collector = Collector::default();
+            let pack = collector.number(PackRef { name: PackName([1; 32]), stored: 9000, index: 50 });
+            for slot in slots.iter().flat_map(|(first, count)| *first..first + count) {
+                collector.push(Some(Place { pack, slot }));
+            }
+            let blocks: u32 = slots.iter().map(|(_, count)| count).sum();
+            Plan::of(&collector.finish(PAGE, Content::File { length: u64::from(blocks) * 4096 }).unwrap())
+        };
+        let eight_frames = 8 * FRAME;
+        for (slots, whole) in [
+            (&[(0, 1)][..], false),
+            (&[(0, 1), (70, 1), (130, 1)], false),
+            (&[(0, 1), (70, 1), (130, 1), (500, 1)], true),
+            (&[(0, 1), (1, 1), (3, 1), (0, 64)], false),
+            (&[(0, 256)], true),
+        ] {
+            assert_eq!(wanted(slots).wants_most(0, PAGE, eight_frames), whole, "{slots:?}");
+        }
+        assert!(wanted(&[(0, 1)]).wants_most(0, PAGE, FRAME), "a small pack");
     }
 
     proptest! {

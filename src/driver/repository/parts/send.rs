@@ -16,8 +16,8 @@ use super::{
     super::{
         RepositoryError,
         http::{HttpRepository, answered, unreachable},
-        streams::{BLOCK, LEVEL, Progress, watched},
-        wire::{Found, MOST_NAMES, TICKET, blocks_path, file_path, new_pack_path, write_names},
+        streams::{CHUNK, Progress, watched},
+        wire::{MOST_NAMES, TICKET, blocks_path, file_path, new_pack_path, write_names},
     },
     Which, blocking,
     named::NamedFile,
@@ -25,8 +25,8 @@ use super::{
 };
 use crate::store::{
     manifest::{FileForm, PartFile},
-    pack::{BlockName, Packed},
-    recipe::Recipe,
+    pack::{BlockName, LEVEL, Packed},
+    recipe::{Located, Recipe},
 };
 
 /// Blocks that are asked for at once.
@@ -98,9 +98,9 @@ impl HttpRepository {
         ticket: &str,
         Which { job, generation, member, kind }: Which<'_>,
         names: &[BlockName],
-    ) -> Result<Found, RepositoryError> {
+    ) -> Result<Located, RepositoryError> {
         if names.is_empty() {
-            return Ok(Found::default());
+            return Ok(Located::default());
         }
         let request = self
             .request(Method::POST, &blocks_path(job, generation, member, kind))
@@ -108,7 +108,7 @@ impl HttpRepository {
             .body(write_names(names));
         let exchange = async { answered(request.send().await).await?.bytes().await.map_err(unreachable) };
         let reply = watched(exchange, &AtomicU64::new(0), &|_| {}).await?;
-        let found: Result<Found, _> = postcard::from_bytes(&reply);
+        let found: Result<Located, _> = postcard::from_bytes(&reply);
         match found {
             Ok(found) if found.places.len() == names.len() => Ok(found),
             _ => Err(RepositoryError::Unreachable("the answer to a question for blocks cannot be read".into())),
@@ -166,8 +166,8 @@ impl HttpRepository {
 
 /// A body that is counted as it goes.
 fn counted(bytes: Bytes, moved: Arc<AtomicU64>) -> Body {
-    let blocks = (0..bytes.len()).step_by(BLOCK).map(move |start| {
-        let block = bytes.slice(start..bytes.len().min(start + BLOCK));
+    let blocks = (0..bytes.len()).step_by(CHUNK).map(move |start| {
+        let block = bytes.slice(start..bytes.len().min(start + CHUNK));
         moved.fetch_add(block.len() as u64, Ordering::Relaxed);
         Ok::<_, std::io::Error>(block)
     });

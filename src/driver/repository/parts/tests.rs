@@ -13,12 +13,12 @@ use super::{
     target::{self, Piece},
 };
 use crate::{
-    driver::repository::{RepositoryError, wire::Found},
+    driver::repository::RepositoryError,
     store::{
         manifest::FileKind,
         migration::{self, StreamError, testing::Synthetic},
         pack::{BLOCK, BlockName, Index, PACK, PackName, PackRef, Packed},
-        recipe::{Content, Place, Recipe},
+        recipe::{Content, Located, Place, Recipe},
     },
 };
 
@@ -30,8 +30,8 @@ struct Packs {
 }
 
 impl Packs {
-    fn find(&self, names: &[BlockName]) -> Found {
-        let mut found = Found::default();
+    fn find(&self, names: &[BlockName]) -> Located {
+        let mut found = Located::default();
         for name in names {
             let place = self.blocks.get(name).map(|(pack, slot)| {
                 let known = found.packs.iter().position(|other| other == pack);
