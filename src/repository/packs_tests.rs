@@ -20,7 +20,7 @@ use crate::{
         layout::{self, MANIFEST},
         manifest::{FileForm, FileKind, Manifest, PartFile, tests::manifest},
         pack::{BLOCK, BlockName, Builder, Index, PackName, PackRef, Packed},
-        recipe::{Content, Place, Run},
+        recipe::{Content, Place, Run, Sum},
     },
 };
 
@@ -54,10 +54,10 @@ pub(super) fn packed(blocks: Blocks<'_>) -> Packed {
 /// A recipe as it is sent: the places of the blocks of a file, in order.
 pub(super) fn recipe(packs: &[PackRef], places: &[Option<Place>]) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Form(u8, u32, Vec<PackRef>, Content, Vec<Run>);
+    struct Form(u8, u32, Vec<PackRef>, Content, Sum, Vec<Run>);
     let length = (places.len() * BLOCK) as u64;
     let runs = places.iter().map(|place| Run { count: 1, place: *place }).collect();
-    let form = Form(1, u32::try_from(BLOCK).unwrap(), packs.to_vec(), Content::File { length }, runs);
+    let form = Form(1, u32::try_from(BLOCK).unwrap(), packs.to_vec(), Content::File { length }, Sum::default(), runs);
     zstd::bulk::compress(&postcard::to_stdvec(&form).unwrap(), 1).unwrap()
 }
 

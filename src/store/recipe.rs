@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     migration::Skeleton,
-    pack::{FRAME, PACK, PAGE, PackName, PackRef},
+    pack::{BlockName, FRAME, PACK, PAGE, PackName, PackRef},
 };
 
 /// Version of the format.
@@ -72,6 +72,24 @@ pub struct Head {
     pub packs: Vec<PackRef>,
     /// What the blocks make.
     pub content: Content,
+    /// Of all blocks that are not zero, whatever their order.
+    pub sum: Sum,
+}
+
+/// What tells one sequence of blocks from another: of each block a hash of its number and name, all combined by
+/// exclusive or. A place that is noted wrongly, or a block that is put in another's place, changes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sum([u8; 32]);
+
+impl Sum {
+    /// Takes a block in.
+    pub fn add(&mut self, number: u64, name: &BlockName) {
+        let mut bytes = [0; 40];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        bytes[8..].copy_from_slice(&name.0);
+        let hash = blake3::hash(&bytes);
+        self.0.iter_mut().zip(hash.as_bytes()).for_each(|(own, other)| *own ^= other);
+    }
 }
 
 /// How a file is made again.
@@ -163,6 +181,8 @@ pub struct Collector {
     packs: Vec<Option<PackRef>>,
     numbers: HashMap<PackName, u32>,
     runs: Vec<Run>,
+    blocks: u64,
+    sum: Sum,
 }
 
 impl Collector {
@@ -190,8 +210,13 @@ impl Collector {
         }
     }
 
-    /// The next block is there; none: it is zero.
-    pub fn push(&mut self, place: Option<Place>) {
+    /// The next block has this name and is there; none: it is zero.
+    pub fn push(&mut self, block: Option<(&BlockName, Place)>) {
+        if let Some((name, _)) = block {
+            self.sum.add(self.blocks, name);
+        }
+        self.blocks += 1;
+        let place = block.map(|(_, place)| place);
         let next = |run: &Run| match (run.place, place) {
             (None, None) => run.count < u32::MAX,
             (Some(first), Some(place)) => {
@@ -209,7 +234,7 @@ impl Collector {
     pub fn finish(self, block_size: usize, content: Content) -> Option<Recipe> {
         let block_size = u32::try_from(block_size).ok()?;
         let packs = self.packs.into_iter().collect::<Option<Vec<_>>>()?;
-        Some(Recipe { head: Head { version: VERSION, block_size, packs, content }, runs: self.runs })
+        Some(Recipe { head: Head { version: VERSION, block_size, packs, content, sum: self.sum }, runs: self.runs })
     }
 }
 

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const NAME: BlockName = BlockName([9; 32]);
+
 fn pack(n: u8) -> PackRef {
     PackRef { name: PackName([n; 32]), stored: 5000, index: 100 }
 }
@@ -10,7 +12,7 @@ fn recipe(places: &[Option<(u8, u32)>], length: u64) -> Recipe {
     let mut collector = Collector::default();
     for place in places {
         let place = place.map(|(n, slot)| Place { pack: collector.number(pack(n)), slot });
-        collector.push(place);
+        collector.push(place.map(|place| (&NAME, place)));
     }
     collector.finish(PAGE, Content::File { length }).unwrap()
 }
@@ -32,10 +34,23 @@ fn neighbours_are_one_run() {
 fn a_pack_that_is_being_built_has_a_number_already() {
     let mut collector = Collector::default();
     assert_eq!((collector.number(pack(1)), collector.begin(), collector.number(pack(1))), (0, 1, 0));
-    collector.push(Some(Place { pack: 1, slot: 0 }));
+    collector.push(Some((&NAME, Place { pack: 1, slot: 0 })));
     collector.end(1, pack(2));
     assert_eq!((collector.number(pack(2)), collector.begin()), (1, 2));
     assert_eq!(collector.finish(PAGE, Content::File { length: 1 }), None);
+}
+
+#[test]
+fn b7_blocks_that_change_places_are_not_the_same_file() {
+    let sum = |blocks: &[(u64, u8)]| {
+        let mut sum = Sum::default();
+        blocks.iter().for_each(|(number, name)| sum.add(*number, &BlockName([*name; 32])));
+        sum
+    };
+    assert_eq!(sum(&[(0, 1), (1, 2)]), sum(&[(1, 2), (0, 1)]));
+    for other in [&[(0, 2), (1, 1)][..], &[(0, 1), (2, 2)], &[(0, 1)], &[(0, 1), (1, 3)]] {
+        assert_ne!(sum(&[(0, 1), (1, 2)]), sum(other));
+    }
 }
 
 #[test]

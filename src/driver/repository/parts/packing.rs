@@ -56,20 +56,18 @@ impl Packing {
         }
         let mut full = Vec::new();
         for entry in entries {
-            let place = match entry {
-                None => None,
-                Some(entry) => match self.known.get(&entry.name) {
-                    Some(place) => Some(*place),
-                    None => {
-                        let place = self.pack(file, entry)?;
-                        if self.builder.is_full() {
-                            full.extend(self.end_pack(file.block_size)?);
-                        }
-                        Some(place)
-                    }
-                },
+            let Some(entry) = entry else {
+                self.collector.push(None);
+                continue;
             };
-            self.collector.push(place);
+            let place = match self.known.get(&entry.name) {
+                Some(place) => *place,
+                None => self.pack(file, entry)?,
+            };
+            self.collector.push(Some((&entry.name, place)));
+            if self.builder.is_full() {
+                full.extend(self.end_pack(file.block_size)?);
+            }
         }
         Ok(full)
     }

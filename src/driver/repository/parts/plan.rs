@@ -101,6 +101,8 @@ mod tests {
         recipe::{Collector, Content, Place},
     };
 
+    const NAME: BlockName = BlockName([9; 32]);
+
     fn index(blocks: usize) -> Index {
         let mut builder = Builder::new(PAGE);
         for n in 0..blocks {
@@ -118,7 +120,7 @@ mod tests {
             let mut collector = Collector::default();
             let pack = collector.number(PackRef { name: PackName([1; 32]), stored: 9000, index: 50 });
             for slot in slots.iter().flat_map(|(first, count)| *first..first + count) {
-                collector.push(Some(Place { pack, slot }));
+                collector.push(Some((&NAME, Place { pack, slot })));
             }
             let blocks: u32 = slots.iter().map(|(_, count)| count).sum();
             Plan::of(&collector.finish(PAGE, Content::File { length: u64::from(blocks) * 4096 }).unwrap())
@@ -146,7 +148,7 @@ mod tests {
                 collector.number(PackRef { name: PackName([n; 32]), stored: 2000, index: 50 });
             }
             for place in &places {
-                collector.push(place.map(|(pack, slot)| Place { pack: pack.into(), slot }));
+                collector.push(place.map(|(pack, slot)| (&NAME, Place { pack: pack.into(), slot })));
             }
             let recipe = collector.finish(PAGE, Content::File { length: places.len() as u64 * 4096 }).unwrap();
             let (plan, index) = (Plan::of(&recipe), index(300));

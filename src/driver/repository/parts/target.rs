@@ -16,7 +16,7 @@ use crate::{
     store::{
         migration::{self, Positions},
         pack::{Index, PackError},
-        recipe::{Content, Recipe},
+        recipe::{Content, Recipe, Sum},
     },
 };
 
@@ -94,20 +94,25 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Writes the file from the pieces that come, to their end; it has its name only when all of it is there.
+/// Writes the file from the pieces that come, to their end; it has its name only when all of it is there and is
+/// what was captured. One that would be larger than `most` is refused.
 pub(super) fn write(
     recipe: &Recipe,
     plan: &Plan,
     mut pieces: tokio::sync::mpsc::Receiver<Piece>,
-    to: &std::path::Path,
+    (to, most): (&std::path::Path, u64),
     moved: &AtomicU64,
 ) -> Result<(), RepositoryError> {
-    let fresh = Fresh::create(to).map_err(|e| local(to, &e))?;
     let layout = Layout::of(recipe)?;
+    if layout.length() > most {
+        return Err(RepositoryError::Damaged(format!("{} bytes would be made of {most}", layout.length())));
+    }
+    let fresh = Fresh::create(to).map_err(|e| local(to, &e))?;
     let at = |error: io::Error| local(to, &error);
     fresh.file.set_len(layout.length()).map_err(at)?;
     layout.write_rest(&fresh.file).map_err(at)?;
     let mut left: u64 = recipe.runs.iter().filter(|run| run.place.is_some()).map(|run| u64::from(run.count)).sum();
+    let mut sum = Sum::default();
     while let Some(piece) = pieces.blocking_recv() {
         let mut rest = &piece.bytes[..];
         let mut number = piece.frame;
@@ -120,6 +125,8 @@ pub(super) fn write(
                 let blocks = piece.index.unpack(number, stored).map_err(damaged)?;
                 for Wanted { slot, count, block } in plan.within(piece.pack, &slots) {
                     let start = (slot - slots.start) * size;
+                    let names = piece.index.blocks().get(slot..slot + count).unwrap_or_default();
+                    (block..).zip(names).for_each(|(number, name)| sum.add(number, name));
                     layout.write(&fresh.file, block, &blocks[start..start + count * size], size).map_err(at)?;
                     left = left.saturating_sub(count as u64);
                     moved.fetch_add((count * size) as u64, Ordering::Relaxed);
@@ -128,9 +135,12 @@ pub(super) fn write(
             (rest, number) = (behind, number + 1);
         }
     }
-    // whoever fetches has the reason
+    // if the fetch broke off, its own error says more
     if left > 0 {
-        return Err(RepositoryError::Unreachable(format!("{left} blocks did not come")));
+        return Err(RepositoryError::Damaged(format!("{left} blocks did not come")));
+    }
+    if sum != recipe.head.sum {
+        return Err(RepositoryError::Damaged("the blocks are not those that were captured".into()));
     }
     fresh.finish().map_err(at)
 }

@@ -92,7 +92,7 @@ impl Packs {
             }
         }
         drop(pieces);
-        target::write(recipe, &plan, arriving, to, &AtomicU64::new(0))
+        target::write(recipe, &plan, arriving, (to, u64::MAX), &AtomicU64::new(0))
     }
 }
 
@@ -187,6 +187,23 @@ fn b7_a_file_of_which_a_piece_is_missing_has_no_name() {
     let (pieces, arriving) = tokio::sync::mpsc::channel(1);
     drop(pieces);
     let moved = AtomicU64::new(0);
-    assert!(target::write(&recipe, &Plan::of(&recipe), arriving, &to, &moved).is_err());
+    assert!(target::write(&recipe, &Plan::of(&recipe), arriving, (&to, u64::MAX), &moved).is_err());
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn b7_a_place_that_was_noted_wrongly_makes_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, to) = (directory.path().join("disk"), directory.path().join("back"));
+    std::fs::write(&path, random(3, 4 * BLOCK)).unwrap();
+    let mut packs = Packs::default();
+    let (mut recipe, _) = packs.put(&path, FileKind::Disk, 4096);
+    packs.get(&recipe, &to).unwrap();
+    std::fs::remove_file(&to).unwrap();
+    // a block that is there and is whole, but another
+    recipe.runs =
+        [0, 2, 1, 3].map(|slot| crate::store::recipe::Run { count: 1, place: Some(Place { pack: 0, slot }) }).into();
+    let made = packs.get(&recipe, &to);
+    assert!(matches!(made, Err(RepositoryError::Damaged(_))), "{made:?}");
+    assert!(!to.exists());
 }
