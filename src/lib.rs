@@ -167,7 +167,8 @@
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
-//! - **One reservation for all members.** `Gang` works; `PerMember` is refused.
+//! - **One reservation for all members.** `Gang` works; `PerMember` is refused, and `acquireTimeout` with it.
+//! - **Every job starts from its image.** `restoreFrom` is refused.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new

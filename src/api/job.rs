@@ -40,10 +40,6 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
         "run cannot change once the first guest has started: make another job"
     ),
     validation = (
-        "!has(oldSelf.status) || !has(oldSelf.status.started) || (has(self.spec.restoreFrom) == has(oldSelf.spec.restoreFrom) && (!has(self.spec.restoreFrom) || self.spec.restoreFrom == oldSelf.spec.restoreFrom))",
-        "restoreFrom cannot change once the first guest has started: make another job"
-    ),
-    validation = (
         "!has(oldSelf.status) || !has(oldSelf.status.started) || (has(self.spec.network) ? self.spec.network.master : 'None') == (has(oldSelf.spec.network) ? oldSelf.spec.network.master : 'None')",
         "network.master cannot change once the first guest has started: make another job"
     ),
@@ -67,7 +63,7 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
     validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
     validation = ("self.slots.allocation != 'PerMember'", "slots.allocation PerMember is not available in this version: use Gang"),
-    validation = ("self.slots.allocation != 'PerMember' || self.members == 1 || has(self.slots.acquireTimeout)", "slots.allocation PerMember needs slots.acquireTimeout, for example 10m: the slots come one by one")
+    validation = ("!has(self.restoreFrom)", "restoreFrom is not available in this version: leave it out")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BestEffortJobSpec {
@@ -105,7 +101,7 @@ pub struct BestEffortJobSpec {
     /// Stops the job: it is captured, then its slots are given back. Set to false to go on.
     #[serde(default)]
     pub suspend: bool,
-    /// Start from a snapshot of another job of this namespace.
+    /// Start from a snapshot of another job of this namespace. Not available in this version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_from: Option<RestoreFrom>,
     /// How many failures of the guest's own are retried from the image before the job fails.
@@ -286,7 +282,7 @@ pub struct KeyReference {
 /// Where and how nodes are asked for.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.acquireTimeout) || self.allocation == 'PerMember'", "acquireTimeout needs allocation PerMember: a Gang comes as a whole"))]
+#[x_kube(validation = ("!has(self.acquireTimeout)", "acquireTimeout is for PerMember, which is not available in this version: leave it out"))]
 pub struct SlotSpec {
     /// A site of the operator's configuration.
     #[x_kube(validation = ("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')", "site must be the name of a site of the operator's configuration: lower-case letters, digits, dot and hyphen"))]
@@ -305,8 +301,7 @@ pub struct SlotSpec {
     /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
-    /// With PerMember, which is not available yet: if not all slots run within this time, all are given back and asked for again later.
-    #[x_kube(validation = ("duration(self) >= duration('10s')", "acquireTimeout must be at least 10s, for example 10m"))]
+    /// With PerMember, if not all slots run within this time, all are given back and asked for again later. Not available in this version.
     #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquire_timeout: Option<Duration>,
@@ -318,7 +313,7 @@ pub enum Allocation {
     /// One reservation of n nodes: kept or lost as a whole.
     #[default]
     Gang,
-    /// n reservations of one node: they can be given back one by one. Not available yet.
+    /// n reservations of one node: they can be given back one by one. Not available in this version.
     PerMember,
 }
 
@@ -370,9 +365,9 @@ pub enum NetworkKind {
     /// An overlay of the operator's own (VXLAN), on any site. The only one that lives through kills.
     #[default]
     Overlay,
-    /// A VLAN that Kavlan sets up at the site for the nodes of one slot. Not available yet.
+    /// A VLAN that Kavlan sets up at the site for the nodes of one slot. Not available in this version.
     Kavlan,
-    /// Addresses that the site reserves with the slot, as Grid'5000's subnets. Not available yet.
+    /// Addresses that the site reserves with the slot, as Grid'5000's subnets. Not available in this version.
     SiteSubnet,
 }
 

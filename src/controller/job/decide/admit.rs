@@ -170,14 +170,14 @@ pub(crate) fn fits(network: &NetworkStatus, members: u32) -> bool {
 /// What this version does not have, and what to write instead.
 fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
     if spec.slots.allocation == Allocation::PerMember {
-        return Some("slots.allocation PerMember is not available yet: use Gang".into());
+        return Some("slots.allocation PerMember is not available in this version: use Gang".into());
     }
     let network = spec.network.clone().unwrap_or_default();
     if network.kind != NetworkKind::Overlay {
-        return Some(format!("network.kind {:?} is not available yet: use Overlay", network.kind));
+        return Some(format!("network.kind {:?} is not available in this version: use Overlay", network.kind));
     }
     if spec.restore_from.is_some() {
-        return Some("restoreFrom is not available yet: leave it out".into());
+        return Some("restoreFrom is not available in this version: leave it out".into());
     }
     None
 }
