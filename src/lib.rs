@@ -147,7 +147,8 @@
 //! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
 //!   node has no name there and lives by the file descriptors of its agent and QEMU.
 //! - **How often jobs are killed**: the jobs' statuses. The operator adds them up in memory, by site and property, for
-//!   periods that are left to it.
+//!   periods that are left to it. Those of deleted jobs still count, until its process ends; the next one knows only
+//!   the jobs there are.
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything

@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::figures::Figures;
 use crate::{
     api::{BestEffortJob, LABEL_COMPONENT, LABEL_JOB_UID, Snapshot, VmImage},
-    controller::wake::Waker,
+    controller::{job::history::History, wake::Waker},
     driver::cluster::{unread::Unread, view::KubeView},
     names::JobUid,
 };
@@ -39,6 +39,7 @@ pub(super) async fn start(
     namespace: &str,
     wakers: Wakers,
     figures: &Arc<Figures>,
+    history: &History,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Option<KubeView> {
@@ -48,7 +49,7 @@ pub(super) async fn start(
     let Wakers { jobs: jobs_waker, images: images_waker, snapshots: snapshots_waker } = wakers;
     let agents_only = everywhere().labels(&format!("{LABEL_COMPONENT}=agent"));
 
-    let (waker, seen) = (jobs_waker.clone(), figures.clone());
+    let (waker, seen, history) = (jobs_waker.clone(), figures.clone(), history.clone());
     let (unread_jobs, unread_snapshots) = (Unread::default(), Unread::default());
     let jobs = starter.watch(
         all::<BestEffortJob>(client),
@@ -57,6 +58,7 @@ pub(super) async fn start(
         |_| {},
         move |job| {
             seen.job(job);
+            history.note(job);
             wake(&waker, job);
         },
     );

@@ -145,8 +145,9 @@ impl Process {
         let (snapshot_waker, snapshot_wakes) = wakes::<Snapshot>();
         let wakers = caches::Wakers { jobs: waker.clone(), images: image_waker, snapshots: snapshot_waker };
         let figures = Arc::new(Figures::new(self.metrics.clone()));
+        let history = job::history::History::default();
         let namespace = &self.config.namespace;
-        let Some(view) = caches::start(&self.client, namespace, wakers, &figures, &tasks, &stop).await else {
+        let Some(view) = caches::start(&self.client, namespace, wakers, &figures, &history, &tasks, &stop).await else {
             return Ok(());
         };
         self.readiness.ready(CACHES);
@@ -175,7 +176,7 @@ impl Process {
             authority: authority.clone(),
             memory: job::memory::Memory::default(),
             networks: job::networks::Networks::default(),
-            history: job::history::History::default(),
+            history,
             wake,
         };
         tasks.spawn(listen(hub, waker, stop.clone()));

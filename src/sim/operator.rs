@@ -292,6 +292,10 @@ impl Process {
     /// One pass of everything that is due. Says whether there was any.
     async fn round(&mut self, changed: bool, now: Timestamp, why: &mut String, passes: &mut u64) -> bool {
         let mut any = false;
+        if changed {
+            // as the operator's watch does
+            self.jobs.view.jobs().iter().for_each(|job| self.jobs.history.note(job));
+        }
         for image in self.jobs.view.images() {
             let key = format!("image {}", image.metadata.name.clone().unwrap_or_default());
             if self.is_due(changed, key, now) {

@@ -17,6 +17,7 @@ pub mod pods;
 mod sites;
 pub mod states;
 pub mod status;
+pub mod tally;
 #[cfg(test)]
 mod testing;
 

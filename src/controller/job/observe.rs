@@ -83,7 +83,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         repository_silent: remembered.repository_silent,
         snapshots: snapshots(job, ctx),
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
-        others: ctx.history.others(job, || ctx.view.jobs()),
+        others: ctx.history.others(job),
         sent: remembered.sent,
     })
 }

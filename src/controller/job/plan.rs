@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::history::Tally;
+use super::tally::Tally;
 use crate::{
     api::{BestEffortJobStatus, Reason, SnapshotStatus, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::{

@@ -18,7 +18,7 @@ use crate::{
         period::Period,
         snapshot::{SnapshotReason, SnapshotStatus},
     },
-    controller::job::{history::Tally, plan::SnapshotSeen},
+    controller::job::{plan::SnapshotSeen, tally::Tally},
 };
 
 /// The newest snapshots that are measured.

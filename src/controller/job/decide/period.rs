@@ -9,7 +9,7 @@
 
 use std::{cmp::Ordering, time::Duration};
 
-use crate::controller::job::history::Tally;
+use crate::controller::job::tally::Tally;
 
 /// CPU-seconds between two kills where nothing is known: 47.6 CPU-hours, over 578,438 best-effort requests.
 const ASSUMED: f64 = 47.6 * HOUR;

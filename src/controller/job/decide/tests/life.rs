@@ -14,11 +14,11 @@ use crate::{
     },
     controller::job::{
         decide::{decide, sent_key, wanted},
-        history::Tally,
         plan::{
             AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan,
             PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
         },
+        tally::Tally,
     },
     driver::{
         Fact,

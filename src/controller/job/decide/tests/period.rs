@@ -12,7 +12,7 @@ use crate::{
         job::OnNotice,
         period::Period,
     },
-    controller::job::history::Tally,
+    controller::job::tally::Tally,
     driver::site::End,
 };
 
