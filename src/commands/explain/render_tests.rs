@@ -36,7 +36,7 @@ fn a_job_that_is_being_evacuated() {
             {"index": 1, "address": "", "mac": "", "phase": "Ended", "node": "node-2", "exitCode": 0},
         ],
         "snapshots": {"lastStored": 7, "lastStoredAt": "2026-11-25T11:50:00Z", "nextGeneration": 9,
-            "period": "293s", "periodReason": "sqrt(2 x 1.0 s x 11.9 h) = 293 s; a snapshot stops the guests for 1.0 s"},
+            "period": "293s", "periodReason": "293 s by Young's rule. Pause 1.0 s (median of 3)."},
         "work": {"useful": 1200, "lost": 30, "saved": 900, "overhead": 12},
         "kills": {"preempted": 2},
     }));

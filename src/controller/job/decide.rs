@@ -16,6 +16,7 @@ mod master;
 mod members;
 mod pace;
 mod period;
+mod period_reason;
 mod place;
 mod queue;
 mod run;

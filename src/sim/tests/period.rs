@@ -49,7 +49,7 @@ async fn a_job_that_is_killed_often_is_captured_more_often() {
     }
     let lengths: Vec<u64> = periods.iter().map(|(period, _)| *period).collect();
     assert_eq!(lengths, [414, 293, 239, 207], "{periods:?}");
-    let says = "(3 in 0.10 CPU-hours of its own, 0 in 0.00 CPU-hours of other jobs";
+    let says = ": 3 in 0.10 CPU-hours of its own, 0 in 0.00 CPU-hours of other jobs";
     assert!(periods[3].1.contains(says), "{periods:?}");
     let begun = world.clock.now();
     world.until(500, "a generation", |world| world.status().snapshots.last.is_some()).await;

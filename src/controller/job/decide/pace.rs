@@ -10,6 +10,7 @@ use super::{
     draft::{Draft, after, since},
     evacuate::RESERVE,
     period::{self, Facts},
+    period_reason::reason,
 };
 use crate::{
     api::{
@@ -52,8 +53,9 @@ impl Draft<'_> {
         let (period, reason) = match policy.period {
             Period::Fixed(period) => (period.into(), None),
             Period::Adaptive => {
-                let (period, reason) = period::choose(&self.period_facts());
-                (period, Some(reason))
+                let facts = self.period_facts();
+                let choice = period::choose(&facts);
+                (choice.period, Some(reason(&choice, &facts)))
             }
         };
         let (least, most) = policy.bounds();

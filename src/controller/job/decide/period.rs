@@ -11,9 +11,10 @@ use std::{cmp::Ordering, time::Duration};
 
 use crate::controller::job::tally::Tally;
 
-/// CPU-seconds between two kills where nothing is known: 47.6 CPU-hours, over 578,438 best-effort requests.
-const ASSUMED: f64 = 47.6 * HOUR;
-const HOUR: f64 = 3600.0;
+/// CPU-seconds between two kills where nothing is known: one kill per 47.6 CPU-hours, as in Grid'5000 from 2005 to
+/// 2008, over 578,438 best-effort requests.
+pub(super) const ASSUMED: f64 = 47.6 * HOUR;
+pub(super) const HOUR: f64 = 3600.0;
 
 /// What a period is chosen from.
 #[derive(Clone, Debug)]
@@ -38,12 +39,12 @@ pub(super) struct Facts {
 
 impl Facts {
     /// The kills that the period protects from.
-    fn counted(&self, tally: &Tally) -> u64 {
+    pub(super) fn counted(&self, tally: &Tally) -> u64 {
         if self.last.is_some() { tally.crashes } else { tally.kills }
     }
 
     /// Seconds between two of them, as the job is to expect.
-    fn between(&self) -> f64 {
+    pub(super) fn between(&self) -> f64 {
         let (own, others) = (&self.own, &self.others);
         let there = (ASSUMED + others.cpu_seconds as f64) / (1.0 + self.counted(others) as f64);
         let expected = (there + own.cpu_seconds as f64) / (1.0 + self.counted(own) as f64);
@@ -51,60 +52,42 @@ impl Facts {
     }
 }
 
-/// The period, and why.
-pub(super) fn choose(facts: &Facts) -> (Duration, String) {
-    let between = facts.between();
-    let best = Duration::from_secs_f64((2.0 * facts.pause.as_secs_f64() * between).sqrt().round());
-    let complete = facts.completion.unwrap_or_default();
-    let (least, most) = facts.bounds;
-    let wanted = best.max(complete);
-    let period = wanted.max(least).min(most);
-    let (pause, between) = (span(facts.pause), span(Duration::from_secs_f64(between)));
-    let formula = format!("sqrt(2 x {pause} x {between}) = {} s", best.as_secs());
-    let wanted_for = match facts.completion {
-        Some(complete) if complete > best => {
-            format!("the {} until a generation is complete, longer than {formula}", span(complete))
-        }
-        Some(_) | None => formula,
-    };
-    let held = match period.cmp(&wanted) {
-        Ordering::Less => format!("maxPeriod, shorter than {wanted_for}"),
-        Ordering::Greater => format!("minPeriod, longer than {wanted_for}"),
-        Ordering::Equal => wanted_for,
-    };
-    let (kills, notice) = match facts.last {
-        Some(last) => ("kills without notice", format!("; notice is enough for a last snapshot of {}", span(last))),
-        None => ("kills", String::new()),
-    };
-    let median = match facts.pauses {
-        0 => "assumed before the first".to_owned(),
-        n => format!("the median of {n}"),
-    };
-    let lived = |tally: &Tally| format!("{} in {:.2} CPU-hours", facts.counted(tally), tally.cpu_seconds as f64 / HOUR);
-    let reason = format!(
-        "{held}; a snapshot stops the guests for {pause} ({median}), and two {kills} are {between} apart on {} {} \
-         ({} of its own, {} of other jobs at this site and property, one in {:.1} assumed){notice}",
-        facts.cpus,
-        if facts.cpus == 1 { "CPU" } else { "CPUs" },
-        lived(&facts.own),
-        lived(&facts.others),
-        ASSUMED / HOUR,
-    );
-    (period, reason)
+/// What decided a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// The rule alone.
+    Rule,
+    /// A generation takes longer to be complete.
+    Completion,
+    /// It may not be shorter.
+    Min,
+    /// It may not be longer.
+    Max,
 }
 
-/// A length of time, as short as people would write it.
-fn span(length: Duration) -> String {
-    let seconds = length.as_secs_f64();
-    if seconds < 1.0 {
-        format!("{:.0} ms", seconds * 1000.0)
-    } else if seconds < 120.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 2.0 * HOUR {
-        format!("{:.0} min", seconds / 60.0)
-    } else {
-        format!("{:.1} h", seconds / HOUR)
-    }
+/// A period that was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Choice {
+    pub(super) period: Duration,
+    /// What the rule alone says.
+    pub(super) best: Duration,
+    pub(super) limit: Limit,
+}
+
+/// Chooses the period.
+pub(super) fn choose(facts: &Facts) -> Choice {
+    let best = (2.0 * facts.pause.as_secs_f64() * facts.between()).sqrt().round();
+    let best = Duration::from_secs_f64(best);
+    let wanted = best.max(facts.completion.unwrap_or_default());
+    let (least, most) = facts.bounds;
+    let period = wanted.max(least).min(most);
+    let limit = match period.cmp(&wanted) {
+        Ordering::Less => Limit::Max,
+        Ordering::Greater => Limit::Min,
+        Ordering::Equal if wanted > best => Limit::Completion,
+        Ordering::Equal => Limit::Rule,
+    };
+    Choice { period, best, limit }
 }
 
 #[cfg(test)]
