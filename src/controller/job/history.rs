@@ -142,7 +142,9 @@ mod tests {
         let gpu = Some("gpu > 0");
         let all = [job("a", gpu, 2, 100), job("b", gpu, 3, 50), job("c", None, 7, 1)];
         let history = History::default();
-        all.iter().for_each(|job| history.note(job));
+        for job in &all {
+            history.note(job);
+        }
         assert_eq!(history.others(&all[0]), tally(4, 1, 100), "b");
         assert_eq!(history.others(&all[1]), tally(3, 1, 200), "a");
         assert_eq!(history.others(&all[2]), tally(0, 0, 0), "nobody has no property as well");
