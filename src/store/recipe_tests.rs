@@ -44,7 +44,9 @@ fn a_pack_that_is_being_built_has_a_number_already() {
 fn b7_blocks_that_change_places_are_not_the_same_file() {
     let sum = |blocks: &[(u64, u8)]| {
         let mut sum = Sum::default();
-        blocks.iter().for_each(|(number, name)| sum.add(*number, &BlockName([*name; 32])));
+        for (number, name) in blocks {
+            sum.add(*number, &BlockName([*name; 32]));
+        }
         sum
     };
     assert_eq!(sum(&[(0, 1), (1, 2)]), sum(&[(1, 2), (0, 1)]));
