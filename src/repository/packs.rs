@@ -234,16 +234,22 @@ impl Store {
         Ok(())
     }
 
-    /// Opens a pack.
+    /// Opens a pack, set aside or not: whoever restores checks each frame that it needs, and the others may be
+    /// what is damaged.
     pub fn open_pack(&self, job: &JobUid, name: PackName) -> Outcome<File> {
-        File::open(self.root.at(&layout::pack(job, name)?)).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => absent(name),
-            _ => disk_error(&e),
-        })
+        let (path, aside) = (layout::pack(job, name)?, damaged_pack(job, name)?);
+        // it may be put back meanwhile
+        for path in [&path, &aside, &path] {
+            match File::open(self.root.at(path)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => return opened.map_err(|e| disk_error(&e)),
+            }
+        }
+        Err(absent(name))
     }
 
     /// Somebody doubts a pack: reads it again, and sets it aside if it is damaged, so that its blocks are sent
-    /// again. Whether nothing can be restored from it.
+    /// again. One that was set aside and reads right is put back. Whether it is damaged or gone.
     pub fn doubt_pack(&self, job: &JobUid, name: PackName) -> Outcome<bool> {
         let path = layout::pack(job, name)?;
         let lock = self.lock(job);
@@ -251,7 +257,16 @@ impl Store {
         match check_pack(&self.root.at(&path), name, false) {
             Ok(_) => return Ok(false),
             Err(Trouble::Disk(error)) if error.kind() != io::ErrorKind::NotFound => return Err(disk_error(&error)),
-            Err(Trouble::Disk(_)) => {}
+            Err(Trouble::Disk(_)) => match check_pack(&self.root.at(&damaged_pack(job, name)?), name, false) {
+                Ok((pack, index)) => {
+                    tracing::warn!(%job, pack = %name, "a pack that was set aside reads right and is put back");
+                    self.root.set_aside(&damaged_pack(job, name)?, &path).map_err(|e| disk_error(&e))?;
+                    self.with_index(job, |known| known.add(&Entry::of(pack, &index, None), index.blocks()))?;
+                    return Ok(false);
+                }
+                Err(Trouble::Disk(error)) if error.kind() != io::ErrorKind::NotFound => return Err(disk_error(&error)),
+                Err(_) => {}
+            },
             Err(Trouble::Damaged(error)) => {
                 tracing::error!(%job, pack = %name, %error, "a pack is damaged and is set aside");
                 self.root.set_aside(&path, &damaged_pack(job, name)?).map_err(|e| disk_error(&e))?;

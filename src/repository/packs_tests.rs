@@ -434,3 +434,47 @@ fn whole_files_and_recipes_stand_side_by_side() {
     let file = PartFile { form: FileForm::Recipe, ..read.members[0].files[0].clone() };
     assert!(bench.store.keep_file(&job(), 1, (1, 0), &file, &recipe.staged, u64::MAX).is_err());
 }
+
+#[test]
+fn b7_one_bad_frame_takes_no_generation_that_does_not_need_it() {
+    let bench = Bench::new();
+    // one pack of two frames
+    let first = store_generation(&bench.store, 1, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8], now());
+    let second = store_generation(&bench.store, 2, &[0, 5, 6, 7], now());
+    let [name] = bench.packs()[..] else { panic!("{:?}", bench.packs()) };
+    let pack = packed(&[1, 2, 3, 4, 5, 6, 7, 8]).pack;
+    assert_eq!(pack.name, name);
+    bench.spoil(name);
+    assert_eq!(bench.store.doubt_pack(&job(), name), Ok(true));
+    assert_eq!(restored(&bench.store, &second, 0, FileKind::Disk), Ok(file_of(&[0, 5, 6, 7])));
+    assert!(restored(&bench.store, &first, 0, FileKind::Disk).is_err());
+    assert_eq!(bench.store.doubt_pack(&job(), name), Ok(true), "it stays aside");
+    // nothing new relies on it
+    let own = origin(3, 1, 0, FileKind::Disk);
+    bench.store.admit_part(&job(), 3, 1).unwrap();
+    let names = [BlockName::of(&content(5))];
+    assert_eq!(bench.store.find_blocks(&job(), own, &names, now()).unwrap().places, [None]);
+    let refused = put_recipe(&bench.store, own, &recipe(&[pack], &[Some(Place { pack: 0, slot: 4 })]), 1);
+    assert!(matches!(refused, Err(RepositoryError::NotFound(_))), "{refused:?}");
+    assert!(matches!(bench.store.has_pack(&job(), &pack), Ok(false)));
+    // and a sweep leaves it to those that need it
+    assert_eq!(bench.store.collect(&job(), later()), Ok(vec![]));
+    assert_eq!(restored(&bench.store, &second, 0, FileKind::Disk), Ok(file_of(&[0, 5, 6, 7])));
+}
+
+#[test]
+fn b7_a_pack_that_was_set_aside_and_reads_right_is_put_back() {
+    let bench = Bench::new();
+    let first = store_generation(&bench.store, 1, &[1], now());
+    let name = bench.packs()[0];
+    bench.spoil(name);
+    assert_eq!(bench.store.doubt_pack(&job(), name), Ok(true));
+    let aside = bench.at(damaged_pack(&job(), name).unwrap());
+    std::fs::write(&aside, packed(&[1]).bytes).unwrap();
+    assert_eq!(bench.store.doubt_pack(&job(), name), Ok(false));
+    assert!(!aside.exists());
+    let names = [BlockName::of(&content(1))];
+    let found = bench.store.find_blocks(&job(), origin(2, 1, 0, FileKind::Disk), &names, now()).unwrap();
+    assert!(found.places[0].is_some());
+    assert_eq!((restored(&bench.store, &first, 0, FileKind::Disk), bench.verify()), (Ok(file_of(&[1])), vec![]));
+}
