@@ -287,9 +287,12 @@ impl Store {
             let _held = guard(&lock);
             self.with_index(job, |index| index.entries(&names))?
         };
-        let lately = now.as_second().saturating_sub(TRUSTED.as_secs());
-        let old: Vec<PackName> =
-            names.into_iter().filter(|name| known.get(name).is_none_or(|entry| entry.verified < lately)).collect();
+        // a time to come is no time it was read at: the clock was wrong
+        let lately = now.as_second().saturating_sub(TRUSTED.as_secs())..=now.as_second();
+        let old: Vec<PackName> = names
+            .into_iter()
+            .filter(|name| !known.get(name).is_some_and(|entry| lately.contains(&entry.verified)))
+            .collect();
         for some in old.chunks(NOTED_TOGETHER) {
             for name in some {
                 let found = check_pack(&self.root.at(&layout::pack(job, *name)?), *name, false);

@@ -478,3 +478,12 @@ fn b7_a_pack_that_was_set_aside_and_reads_right_is_put_back() {
     assert!(found.places[0].is_some());
     assert_eq!((restored(&bench.store, &first, 0, FileKind::Disk), bench.verify()), (Ok(file_of(&[1])), vec![]));
 }
+
+#[test]
+fn b7_a_pack_that_was_read_at_a_time_to_come_is_read_again() {
+    let bench = Bench::new();
+    let ahead = now() + SignedDuration::from_hours(24 * 365);
+    let made = send(&bench.store, 1, &[1, 2], ahead).unwrap();
+    bench.spoil(bench.packs()[0]);
+    assert!(matches!(bench.store.publish(&made, now()), Err(RepositoryError::Damaged(_))));
+}
