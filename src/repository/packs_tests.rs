@@ -487,3 +487,19 @@ fn b7_a_pack_that_was_read_at_a_time_to_come_is_read_again() {
     bench.spoil(bench.packs()[0]);
     assert!(matches!(bench.store.publish(&made, now()), Err(RepositoryError::Damaged(_))));
 }
+
+#[test]
+fn d3_a_small_recipe_that_unpacks_to_very_much_is_refused_before_it_is_parsed() {
+    let bench = Bench::new();
+    bench.store.admit_part(&job(), 1, 1).unwrap();
+    // in order but for its size: block after block of zeros, each a run of its own
+    let count = u32::try_from(super::recipes::MOST / 2 + 1).unwrap();
+    let content = Content::File { length: u64::from(count) * BLOCK as u64 };
+    let head = (1u8, u32::try_from(BLOCK).unwrap(), Vec::<PackRef>::new(), content, count);
+    let mut many = postcard::to_stdvec(&head).unwrap();
+    many.extend([1, 0].repeat(count as usize));
+    let small = zstd::bulk::compress(&many, 1).unwrap();
+    assert!(small.len() < 1 << 16);
+    let refused = put_recipe(&bench.store, origin(1, 1, 0, FileKind::Disk), &small, 1);
+    assert!(matches!(&refused, Err(RepositoryError::Refused(why)) if why.contains("more than")), "{refused:?}");
+}

@@ -17,12 +17,16 @@ use crate::{
     store::{
         manifest::PartFile,
         pack::{PackName, PackRef},
-        recipe::{Head, MAX_BYTES, MAX_STORED, Recipe},
+        recipe::{Head, MAX_STORED, Recipe},
     },
 };
 
 /// As much of a recipe is unpacked at first to find its head.
 const FIRST: u64 = 1 << 16;
+
+/// Most bytes of a recipe, unpacked, of a file that is being stored: 32 GiB of memory of which no two pages lie side
+/// by side. In memory it takes eight times as much.
+pub(super) const MOST: u64 = 64 << 20;
 
 /// What a recipe needs of its packs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +52,10 @@ fn unpack(file: impl Read, most: u64) -> io::Result<Vec<u8>> {
 /// Reads all of a recipe, or says what is wrong with it. It may take some memory: one at a time.
 pub(super) fn read(path: &Path) -> Result<Needs, String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
-    let bytes = unpack(file, MAX_BYTES as u64 + 1).map_err(|e| e.to_string())?;
+    let bytes = unpack(file, MOST + 1).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > MOST {
+        return Err(format!("a recipe of more than {MOST} bytes"));
+    }
     let Recipe { head, runs } = Recipe::parse(&bytes).map_err(|e| e.to_string())?;
     let mut packs: Vec<(PackRef, u32)> = head.packs.into_iter().map(|pack| (pack, 0)).collect();
     let mut used = BTreeMap::new();
@@ -72,9 +79,7 @@ pub(super) fn check(path: &Path, file: &PartFile) -> Outcome<(FileIdentity, Vec<
         match Head::parse(&bytes) {
             Ok((head, _)) => return Ok((identity, head.packs)),
             // only its beginning was read
-            Err(_) if bytes.len() as u64 == most && most <= MAX_BYTES as u64 => {
-                most = (most * 4).min(MAX_BYTES as u64 + 1);
-            }
+            Err(_) if bytes.len() as u64 == most && most <= MOST => most = (most * 4).min(MOST + 1),
             Err(error) => return Err(damaged(path, error)),
         }
     }
