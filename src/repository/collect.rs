@@ -98,6 +98,11 @@ pub async fn keep_collecting(store: Arc<Store>, clock: Clock, stop: Cancellation
 impl Store {
     /// Sweeps the packs of a job. Those that went.
     pub fn collect(&self, job: &JobUid, now: Timestamp) -> Outcome<Vec<PackName>> {
+        self.collect_after(self.started.elapsed(), job, now)
+    }
+
+    /// The same, when the process has run for so long: what was promised since it began is in its memory.
+    pub(super) fn collect_after(&self, running: Duration, job: &JobUid, now: Timestamp) -> Outcome<Vec<PackName>> {
         let directory = layout::packs(job)?;
         if self.root.list(&directory).map_err(|e| disk_error(&e))?.is_empty() {
             return Ok(Vec::new());
@@ -112,7 +117,7 @@ impl Store {
             self.read_recipes(job, &mut recipes)?;
             let mut needed: BTreeSet<PackName> = recipes.values().flatten().copied().collect();
             needed.extend(self.uploads.promised(job));
-            let mut surplus = unneeded(self.packs_by_age(job, now)?, &needed);
+            let mut surplus = unneeded(self.packs_by_age(job, now)?, &needed, running);
             let last = surplus.len() <= AT_ONCE;
             surplus.truncate(AT_ONCE);
             for name in surplus {

@@ -274,3 +274,57 @@ async fn what_is_asked_for_is_swept_soon() {
     assert!(!store.root.at(&gone).exists());
     assert!(store.root.at(&layout::pack(&job(), packed(&[2]).pack.name).unwrap()).exists());
 }
+
+/// Panics once when a pack is taken away.
+struct Panics(Arc<std::sync::atomic::AtomicBool>);
+
+impl Steps for Panics {
+    fn next(&self, what: &'static str) -> std::io::Result<()> {
+        assert!(what != "take away" || !self.0.swap(false, Ordering::SeqCst), "a sweep that panics");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn b10_a_sweep_that_panics_is_not_the_last_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let panics = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let steps = Box::new(Panics(panics.clone()));
+    let store = Arc::new(Store::open(&directory.path().join("root"), steps, Timestamp::UNIX_EPOCH).unwrap());
+    store_generation(&store, 1, &[1], now());
+    store.retire(&job(), 1).unwrap();
+    panics.store(true, Ordering::SeqCst);
+    let clock = crate::clock::Clock::manual(later());
+    let gone = store.root.at(&layout::pack(&job(), packed(&[1]).pack.name).unwrap());
+    for _ in 0..200 {
+        request(&store, &clock, [job()]);
+        if !gone.exists() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(!panics.load(Ordering::SeqCst), "it has not panicked");
+    assert!(!gone.exists());
+}
+
+#[test]
+fn b10_once_all_promises_are_known_a_retired_generation_gives_its_room_back_at_once() {
+    let long = std::time::Duration::from_secs(2 * 3600);
+    let bench = Bench::new();
+    store_generation(&bench.store, 1, &[1, 2], now());
+    let own = origin(2, 1, 0, FileKind::Disk);
+    bench.store.admit_part(&job(), 2, 1).unwrap();
+    let found = bench.store.find_blocks(&job(), own, &[BlockName::of(&content(1))], now()).unwrap();
+    put_pack(&bench.store, own, &packed(&[9]), now()).unwrap();
+    bench.store.retire(&job(), 1).unwrap();
+    // one of a time to come is no exception
+    let path = bench.at(layout::pack(&job(), packed(&[2]).pack.name).unwrap());
+    std::fs::File::open(&path).unwrap().set_modified((later() + jiff::SignedDuration::from_hours(99)).into()).unwrap();
+    assert_eq!(bench.store.collect(&job(), now()), Ok(vec![]), "promises before its start are not known");
+    let gone = bench.store.collect_after(long, &job(), now()).unwrap();
+    assert_eq!(gone, [packed(&[2]).pack.name]);
+    // what is promised and what has come stays
+    let mut stay = [found.packs[0].name, packed(&[9]).pack.name];
+    stay.sort_unstable();
+    assert_eq!(bench.packs(), stay);
+}

@@ -9,6 +9,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -48,6 +49,8 @@ pub struct Store {
     pub(super) uploads: Uploads,
     /// Which jobs are to be swept for packs.
     pub(super) collections: Collections,
+    /// Since when it is known what is promised.
+    pub(super) started: Instant,
     /// Held while a recipe is unpacked: it may take much memory.
     pub(super) reading: Mutex<()>,
 }
@@ -80,6 +83,7 @@ impl Store {
             indices: Indices::default(),
             uploads: Uploads::default(),
             collections: Collections::default(),
+            started: Instant::now(),
             reading: Mutex::default(),
         };
         for name in store.root.list(Path::new(JOBS)).map_err(|e| disk_error(&e))? {
