@@ -109,7 +109,10 @@ impl Store {
         }
         let mut recipes = Recipes::new();
         self.read_recipes(job, &mut recipes)?;
-        self.tidy(job, &recipes)?;
+        match self.tidy(job, &recipes) {
+            Err(RepositoryError::Full(why)) => tracing::warn!(%job, why, "no room to note which packs are sparse"),
+            tidied => tidied?,
+        }
         let mut gone = Vec::new();
         loop {
             let lock = self.lock(job);
@@ -193,7 +196,15 @@ impl Store {
         let index = read_index(&self.root.at(&path), name);
         let blocks = index.as_ref().map(|(_, index)| index.blocks()).unwrap_or_default();
         // first: nobody finds what is about to go
-        self.with_index(job, |index| index.remove(name, blocks))?;
+        let announced = self.root.announce("change the index").map_err(|e| disk_error(&e));
+        match announced.and_then(|()| self.with_index(job, |index| index.remove(name, blocks))) {
+            // it is made again from the packs that are left, once there is room
+            Err(RepositoryError::Full(_)) => {
+                self.indices.close(job);
+                self.root.discard(&layout::blocks(job)?).map_err(|e| disk_error(&e))?;
+            }
+            removed => removed?,
+        }
         self.root.discard(&path).map_err(|e| disk_error(&e))?;
         self.root.discard(&path.with_extension(DAMAGED)).map_err(|e| disk_error(&e))
     }

@@ -328,3 +328,29 @@ fn b10_once_all_promises_are_known_a_retired_generation_gives_its_room_back_at_o
     stay.sort_unstable();
     assert_eq!(bench.packs(), stay);
 }
+
+/// A disk on which the index of blocks cannot be changed.
+struct NoRoomForTheIndex;
+
+impl Steps for NoRoomForTheIndex {
+    fn next(&self, what: &'static str) -> std::io::Result<()> {
+        if what == "change the index" { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn c2_a_full_disk_keeps_no_sweep_from_making_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let store = Store::open(&root, Box::new(NoRoomForTheIndex), Timestamp::UNIX_EPOCH).unwrap();
+    store_generation(&store, 1, &[1], now());
+    let second = store_generation(&store, 2, &[2], now());
+    store.retire(&job(), 1).unwrap();
+    assert_eq!(store.collect(&job(), later()), Ok(vec![packed(&[1]).pack.name]));
+    assert!(!store.root.at(&layout::pack(&job(), packed(&[1]).pack.name).unwrap()).exists());
+    assert!(!store.root.at(&layout::blocks(&job()).unwrap()).exists(), "it would say what is not there any more");
+    let names = [1, 2].map(|n| BlockName::of(&content(n)));
+    let found = store.find_blocks(&job(), origin(3, 1, 0, FileKind::Disk), &names, now()).unwrap();
+    assert_eq!(found.places.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(restored(&store, &second, 0, FileKind::Disk), Ok(file_of(&[2])));
+}

@@ -136,6 +136,11 @@ impl Root {
         sync_directory(from.parent().unwrap_or(&self.path))
     }
 
+    /// A file that others write is about to be changed.
+    pub fn announce(&self, what: &'static str) -> io::Result<()> {
+        self.steps.next(what)
+    }
+
     /// Changes the times of a file. They may be lost in a crash.
     pub fn touch(&self, below: &Path, times: fs::FileTimes) -> io::Result<()> {
         self.steps.next("touch")?;
