@@ -14,9 +14,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     blocks::Entry,
-    durable::disk_error,
+    durable::{Staged, disk_error},
     receive::Received,
-    recipes::Needs,
+    recipes::{self, Needs},
     store::{Outcome, Store, guard, refused},
     uploads::Origin,
 };
@@ -25,6 +25,7 @@ use crate::{
     names::JobUid,
     store::{
         layout::{self, DAMAGED, PartName},
+        manifest::{FileForm, PartFile},
         pack::{BlockName, Index, MAX_STORED, PackError, PackName, PackRef, TRAILER, index_length},
         recipe::{Located, Place},
     },
@@ -278,7 +279,29 @@ impl Store {
         Ok(true)
     }
 
-    /// Reads back the packs that were not read lately. Outside the job's lock, which is taken for a moment to
+    /// Reads back what a recipe that has come needs, unless it was read lately: what has rotted is sent again while
+    /// its sender still has it, and at the publication it would be too late.
+    pub(super) fn read_needs_back(
+        &self,
+        job: &JobUid,
+        file: &PartFile,
+        staged: &Staged,
+        now: Timestamp,
+    ) -> Outcome<()> {
+        if file.form == FileForm::Whole {
+            return Ok(());
+        }
+        let packs = {
+            let _reading = guard(&self.reading);
+            recipes::check(staged.path(), file).map_err(refused)?.1
+        };
+        self.read_packs_back(job, &packs, now).map_err(|error| match error {
+            RepositoryError::Damaged(what) => RepositoryError::NotFound(what),
+            other => other,
+        })
+    }
+
+    /// Reads back the packs that were not read lately, and sets aside the damaged ones. Outside the job's lock, which is taken for a moment to
     /// note what was found.
     pub(super) fn read_packs_back(&self, job: &JobUid, packs: &[PackRef], now: Timestamp) -> Outcome<()> {
         let lock = self.lock(job);
@@ -293,22 +316,25 @@ impl Store {
             .into_iter()
             .filter(|name| !known.get(name).is_some_and(|entry| lately.contains(&entry.verified)))
             .collect();
+        let mut worst = Ok(());
         for some in old.chunks(NOTED_TOGETHER) {
+            let mut good = Vec::new();
             for name in some {
                 let found = check_pack(&self.root.at(&layout::pack(job, *name)?), *name, false);
                 match found {
-                    Ok(_) => {}
-                    Err(trouble) if trouble.is_absence() => return Err(absent(*name)),
+                    Ok(_) => good.push(*name),
+                    // all are looked at: the next try finds none of the bad ones
+                    Err(trouble) if trouble.is_absence() => worst = worst.and(Err(absent(*name))),
                     Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
                     Err(Trouble::Damaged(error)) => {
                         self.doubt_pack(job, *name)?;
-                        return Err(RepositoryError::Damaged(format!("pack {name}: {error}")));
+                        worst = worst.and(Err(RepositoryError::Damaged(format!("pack {name}: {error}"))));
                     }
                 }
             }
             let _held = guard(&lock);
-            self.with_index(job, |index| index.note_verified(some, now))?;
+            self.with_index(job, |index| index.note_verified(&good, now))?;
         }
-        Ok(())
+        worst
     }
 }

@@ -99,15 +99,20 @@ pub(super) fn put_file(store: &Store, origin: Origin, blocks: Blocks<'_>, now: T
         put_pack(store, origin, &made, now)?;
         packs.push(made.pack);
     }
-    put_recipe(store, origin, &recipe(&packs, &places), blocks.len())
+    put_recipe_at(store, origin, &recipe(&packs, &places), blocks.len(), now)
 }
 
 pub(super) fn put_recipe(store: &Store, origin: Origin, bytes: &[u8], blocks: usize) -> Outcome<PartFile> {
+    put_recipe_at(store, origin, bytes, blocks, now())
+}
+
+fn put_recipe_at(store: &Store, origin: Origin, bytes: &[u8], blocks: usize, now: Timestamp) -> Outcome<PartFile> {
     let Origin { generation, incarnation, member, kind } = origin;
     let received = received(store, bytes);
     let (stored, digest) = (received.length, received.digest);
     let size = (blocks * BLOCK) as u64;
     let file = PartFile { kind, form: FileForm::Recipe, size, stored, packed: 0, digest };
+    store.read_needs_back(&job(), &file, &received.staged, now)?;
     store.keep_file(&job(), generation, (incarnation, member), &file, &received.staged, u64::MAX)
 }
 
@@ -502,4 +507,23 @@ fn d3_a_small_recipe_that_unpacks_to_very_much_is_refused_before_it_is_parsed() 
     assert!(small.len() < 1 << 16);
     let refused = put_recipe(&bench.store, origin(1, 1, 0, FileKind::Disk), &small, 1);
     assert!(matches!(&refused, Err(RepositoryError::Refused(why)) if why.contains("more than")), "{refused:?}");
+}
+
+#[test]
+fn b7_what_has_rotted_is_sent_again_while_its_sender_still_has_it() {
+    let bench = Bench::new();
+    let first = store_generation(&bench.store, 1, &[1, 2, 3, 4], now());
+    for pack in bench.packs() {
+        bench.spoil(pack);
+    }
+    let day = now() + SignedDuration::from_hours(25);
+    let own = origin(2, 1, 0, FileKind::Disk);
+    let refused = put_file(&bench.store, own, &[1, 2, 3, 4], day);
+    assert!(matches!(&refused, Err(RepositoryError::NotFound(what)) if what.contains("pack")), "{refused:?}");
+    assert_eq!(bench.packs(), [], "all of them are set aside at once");
+    // the next try sends them, and nothing is left for the publication to find
+    let second = store_generation(&bench.store, 2, &[1, 2, 3, 4], day);
+    for made in [&first, &second] {
+        assert_eq!(restored(&bench.store, made, 0, FileKind::Disk), Ok(file_of(&[1, 2, 3, 4])));
+    }
 }

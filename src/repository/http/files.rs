@@ -63,7 +63,11 @@ pub(super) async fn receive_part(
     let file = PartFile { kind, form, size, stored: received.length, packed: 0, digest: received.digest };
     file.check().map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let staged = received.staged;
-    let keep = move |store: &Store| store.keep_file(&job, generation, (incarnation, member), &file, &staged, most);
+    let now = service.clock.now();
+    let keep = move |store: &Store| {
+        store.read_needs_back(&job, &file, &staged, now)?;
+        store.keep_file(&job, generation, (incarnation, member), &file, &staged, most)
+    };
     Ok(Json(service.blocking(keep).await?))
 }
 
