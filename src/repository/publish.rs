@@ -128,12 +128,17 @@ impl FileIdentity {
     }
 }
 
-/// Reads a stored file back and compares it with what is said of it.
-pub(super) fn check_file(path: &Path, file: &PartFile) -> Outcome<FileIdentity> {
-    let opened = File::open(path).map_err(|e| match e.kind() {
+/// Opens a stored file, unless it went meanwhile.
+pub(super) fn open(path: &Path) -> Outcome<File> {
+    File::open(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => RepositoryError::NotFound(path.display().to_string()),
         _ => disk_error(&e),
-    })?;
+    })
+}
+
+/// Reads a stored file back and compares it with what is said of it.
+pub(super) fn check_file(path: &Path, file: &PartFile) -> Outcome<FileIdentity> {
+    let opened = open(path)?;
     let identity = FileIdentity::of(&opened.metadata().map_err(|e| disk_error(&e))?);
     let (stored, digest) = hash(opened).map_err(|e| disk_error(&e))?;
     if stored != file.stored || digest != file.digest {

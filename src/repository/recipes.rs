@@ -8,8 +8,7 @@ use std::{
 };
 
 use super::{
-    durable::disk_error,
-    publish::{FileIdentity, check_file},
+    publish::{FileIdentity, check_file, open},
     store::Outcome,
 };
 use crate::{
@@ -74,7 +73,7 @@ pub(super) fn check(path: &Path, file: &PartFile) -> Outcome<(FileIdentity, Vec<
     let length = file.stored.min(MAX_STORED);
     let mut most = FIRST;
     loop {
-        let opened = File::open(path).map_err(|e| disk_error(&e))?;
+        let opened = open(path)?;
         let bytes = unpack(opened.take(length), most).map_err(|e| damaged(path, e))?;
         match Head::parse(&bytes) {
             Ok((head, _)) => return Ok((identity, head.packs)),
