@@ -11,6 +11,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
+use rustix::io::Errno;
 
 use super::{
     blocks::Entry,
@@ -57,6 +58,16 @@ impl Trouble {
     }
 }
 
+/// What an error while a pack's bytes are read says: a file system that knows them to be lost will not find them
+/// again, and a pack that stays for ever unread can neither be given up nor sent again.
+fn unreadable(error: io::Error) -> Trouble {
+    let lost = [Errno::IO, Errno::UCLEAN, Errno::BADMSG].map(Errno::raw_os_error);
+    match error.raw_os_error() {
+        Some(code) if lost.contains(&code) => PackError::Format("its bytes cannot be read from the disk").into(),
+        _ => error.into(),
+    }
+}
+
 fn pack_of(name: PackName, length: u64, index: usize) -> Result<PackRef, PackError> {
     let too_large = |_| PackError::Format("it is too large");
     let stored = u32::try_from(length).map_err(too_large)?;
@@ -70,14 +81,14 @@ pub(super) fn read_index(path: &Path, name: PackName) -> Result<(PackRef, Index)
     let length = file.metadata()?.len();
     let mut trailer = [0; TRAILER];
     file.seek(SeekFrom::Start(length.checked_sub(TRAILER as u64).ok_or(short.clone())?))?;
-    file.read_exact(&mut trailer)?;
+    file.read_exact(&mut trailer).map_err(unreadable)?;
     let pack = pack_of(name, length, index_length(&trailer)?)?;
     if pack.index > pack.stored {
         return Err(short.into());
     }
     let mut tail = vec![0; pack.index as usize];
     file.seek(SeekFrom::Start(pack.index_range().start))?;
-    file.read_exact(&mut tail)?;
+    file.read_exact(&mut tail).map_err(unreadable)?;
     let index = Index::parse(name, &tail)?;
     if index.frames_end() != pack.index_range().start {
         return Err(PackError::Format("its frames do not end where its index begins").into());
@@ -92,7 +103,7 @@ pub(super) fn check_pack(path: &Path, name: PackName, blocks: bool) -> Result<(P
         return Err(PackError::Format("it is too large").into());
     }
     let mut frames = Vec::new();
-    File::open(path)?.take(index.frames_end()).read_to_end(&mut frames)?;
+    File::open(path)?.take(index.frames_end()).read_to_end(&mut frames).map_err(unreadable)?;
     for number in 0..index.frames() {
         let range = index.range(number).ok_or(PackError::Frame(number))?;
         let position = |at| usize::try_from(at).map_err(|_| PackError::Frame(number));
@@ -336,5 +347,20 @@ impl Store {
             self.with_index(job, |index| index.note_verified(&good, now))?;
         }
         worst
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b7_bytes_that_the_disk_has_lost_are_damage_and_a_disk_that_is_away_is_not() {
+        for code in [Errno::IO, Errno::UCLEAN, Errno::BADMSG] {
+            assert!(matches!(unreadable(code.into()), Trouble::Damaged(_)), "{code}");
+        }
+        for code in [Errno::STALE, Errno::ACCESS, Errno::TIMEDOUT, Errno::NOENT] {
+            assert!(matches!(unreadable(code.into()), Trouble::Disk(_)), "{code}");
+        }
     }
 }
