@@ -54,6 +54,17 @@ impl Collections {
     }
 }
 
+/// A sweep that panics must not be the last one.
+struct Running<'a>(&'a Collections);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().running = false;
+        }
+    }
+}
+
 /// The packs that each recipe names, by generation and file name.
 type Recipes = BTreeMap<(Generation, String), Vec<PackName>>;
 
@@ -68,6 +79,7 @@ pub fn request(store: &Arc<Store>, clock: &Clock, jobs: impl IntoIterator<Item =
     }
     let (store, clock) = (store.clone(), clock.clone());
     tokio::task::spawn_blocking(move || {
+        let _running = Running(&store.collections);
         loop {
             let next = {
                 let mut waiting = store.collections.lock();

@@ -17,7 +17,7 @@ use super::{
 /// Version of the format.
 const VERSION: u8 = 1;
 /// Largest recipe that is read, in bytes before compression.
-pub const MAX_BYTES: usize = 256 << 20;
+pub const MAX_BYTES: usize = 64 << 20;
 /// The same as stored: what does not compress grows a little.
 pub const MAX_STORED: u64 = MAX_BYTES as u64 + MAX_BYTES as u64 / 64;
 /// Most packs of one recipe.
