@@ -498,7 +498,7 @@ fn d3_a_small_recipe_that_unpacks_to_very_much_is_refused_before_it_is_parsed() 
     let bench = Bench::new();
     bench.store.admit_part(&job(), 1, 1).unwrap();
     // in order but for its size: block after block of zeros, each a run of its own
-    let count = u32::try_from(super::recipes::MOST / 2 + 1).unwrap();
+    let count = u32::try_from(crate::store::recipe::MAX_BYTES / 2 + 1).unwrap();
     let content = Content::File { length: u64::from(count) * BLOCK as u64 };
     let head = (1u8, u32::try_from(BLOCK).unwrap(), Vec::<PackRef>::new(), content, count);
     let mut many = postcard::to_stdvec(&head).unwrap();

@@ -16,16 +16,15 @@ use crate::{
     store::{
         manifest::PartFile,
         pack::{PackName, PackRef},
-        recipe::{Head, MAX_STORED, Recipe},
+        recipe::{Head, MAX_BYTES, MAX_STORED, Recipe},
     },
 };
 
 /// As much of a recipe is unpacked at first to find its head.
 const FIRST: u64 = 1 << 16;
 
-/// Most bytes of a recipe, unpacked, of a file that is being stored: 32 GiB of memory of which no two pages lie side
-/// by side. In memory it takes eight times as much.
-pub(super) const MOST: u64 = 64 << 20;
+/// Most bytes of a recipe, unpacked.
+const MOST: u64 = MAX_BYTES as u64;
 
 /// What a recipe needs of its packs.
 #[derive(Clone, Debug, PartialEq, Eq)]

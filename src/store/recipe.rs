@@ -16,7 +16,8 @@ use super::{
 
 /// Version of the format.
 const VERSION: u8 = 1;
-/// Largest recipe that is read, in bytes before compression.
+/// Largest recipe, in bytes before compression: of 32 GiB of memory of which no two pages lie side by side. Read,
+/// it takes eight times as much.
 pub const MAX_BYTES: usize = 64 << 20;
 /// The same as stored: what does not compress grows a little.
 pub const MAX_STORED: u64 = MAX_BYTES as u64 + MAX_BYTES as u64 / 64;
