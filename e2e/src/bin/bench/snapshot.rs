@@ -31,6 +31,8 @@ const SAMPLES: u32 = 2;
 const LIMIT: Duration = Duration::from_secs(300);
 /// Snapshots before the two that are compared.
 const WARM: u32 = 6;
+/// A capture that has begun has ended after this time.
+const SETTLED: Duration = Duration::from_secs(20);
 /// Bytes that are compressed together in the reference, as in the measurements that the goals are from.
 const BATCH: usize = 64 << 10;
 /// Level of zstd there.
@@ -97,9 +99,11 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     let job = Job::create(bed, &namespace, &object).await?;
     until("the writer at work", LIMIT, async || Ok(job.logs(0).await?.contains("wrote 50\n").then_some(()))).await?;
     let first = job.wait_stored(0, LIMIT).await?;
-    let second = job.wait_stored(first + WARM, LIMIT).await?;
+    job.wait_stored(first + WARM, LIMIT).await?;
+    // the last two stay on the node
+    job.correct(|spec| spec.snapshots.period = Duration::from_secs(3600).into()).await?;
     let directory = tempfile::tempdir()?;
-    let states = copy(bed, &job, second, directory.path()).await?;
+    let (second, states) = copy(bed, &job, directory.path()).await?;
     for snapshot in job.snapshots().await? {
         samples.pauses.extend(snapshot.status.and_then(|status| status.pause_ms).map(|ms| ms as f64));
     }
@@ -115,23 +119,29 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     Ok(())
 }
 
-/// The files of a generation and of the one before, as they were captured on the node.
-async fn copy(bed: &TestBed, job: &Job, second: Generation, to: &Path) -> Result<[PathBuf; 2]> {
+/// The last generation that is captured and stored, and its files and those of the one before, from the node.
+async fn copy(bed: &TestBed, job: &Job, to: &Path) -> Result<(Generation, [PathBuf; 2])> {
+    // a capture that was under way is at its end by then
+    tokio::time::sleep(SETTLED).await;
     let place = nodes(&job.get().await?).first().cloned().context("the job holds no node")?;
     let node = place.trim_start_matches("node-");
-    let mut states = Vec::new();
-    for (name, generation) in [("before", second - 1), ("after", second)] {
-        let find = format!("find /var/lib/vmdeploy -type d -name generation-{generation} -path '*{}*'", &job.uid[..8]);
-        let found = bed.run(&["node", node, "sh", "-c", &find])?;
-        let found = found.lines().next().with_context(|| format!("generation {generation} is not on {place}"))?;
+    let find = format!("find /var/lib/vmdeploy -type d -name 'generation-*' -path '*{}*'", &job.uid[..8]);
+    let found = bed.run(&["node", node, "sh", "-c", &find])?;
+    let number = |path: &str| path.rsplit('-').next()?.parse::<Generation>().ok();
+    let mut found: Vec<(Generation, &str)> = found.lines().filter_map(|path| Some((number(path)?, path))).collect();
+    found.sort_unstable();
+    let [.., before, after] = found.as_slice() else { anyhow::bail!("{found:?} on {place}: two are needed") };
+    ensure!(before.0 + 1 == after.0, "{found:?} do not follow each other");
+    job.wait_stored(before.0, LIMIT).await?;
+    let copy = |name: &str, from: &str| -> Result<PathBuf> {
         let state = to.join(name);
         std::fs::create_dir(&state)?;
         for file in ["memory", "disk", "output"] {
-            bed.save(node, &["cat", &format!("{found}/{file}")], &state.join(file))?;
+            bed.save(node, &["cat", &format!("{from}/{file}")], &state.join(file))?;
         }
-        states.push(state);
-    }
-    states.try_into().map_err(|_| anyhow::anyhow!("two states are needed"))
+        Ok(state)
+    };
+    Ok((after.0, [copy("before", before.1)?, copy("after", after.1)?]))
 }
 
 /// Pages of a memory that have content: calls with each.
