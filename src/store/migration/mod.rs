@@ -1,7 +1,7 @@
 //! QEMU's migration stream, taken apart into pages and written again. Pure: bytes come from a `Read` and
 //! go to a `Write`; no file is opened here.
 //!
-//! A capture is one long stream of memory pages, in any order, and the state of the devices. [`read`] gives
+//! A capture is one long stream of memory pages, in any order, and the state of the devices. [`read()`] gives
 //! the pages, numbered over all RAM blocks, and a [`Skeleton`] of everything else. From both, the
 //! *canonical* stream is written: every page exactly once and ascending, in a single section. [`Writer`]
 //! writes it from beginning to end, [`Positions`] knows where each page goes when they come in any order.
