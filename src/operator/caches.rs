@@ -160,7 +160,8 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    /// Keeps what a watch brings, and in `unread` what of it cannot be read; `lean` drops what nobody reads, `changed` is told of each change.
+    /// Keeps what a watch brings, and in `unread` what of it cannot be read; `lean` drops what nobody reads,
+    /// `changed` is told of each change.
     fn watch<K>(
         &self,
         api: Api<DeserializeGuard<K>>,

@@ -89,10 +89,7 @@ pub(super) fn read_index(path: &Path, name: PackName) -> Result<(PackRef, Index)
     let mut tail = vec![0; pack.index as usize];
     file.seek(SeekFrom::Start(pack.index_range().start))?;
     file.read_exact(&mut tail).map_err(unreadable)?;
-    let index = Index::parse(name, &tail)?;
-    if index.frames_end() != pack.index_range().start {
-        return Err(PackError::Format("its frames do not end where its index begins").into());
-    }
+    let index = pack.read_index(&tail)?;
     Ok((pack, index))
 }
 
@@ -104,10 +101,11 @@ pub(super) fn check_pack(path: &Path, name: PackName, blocks: bool) -> Result<(P
     }
     let mut frames = Vec::new();
     File::open(path)?.take(index.frames_end()).read_to_end(&mut frames).map_err(unreadable)?;
-    for number in 0..index.frames() {
-        let range = index.range(number).ok_or(PackError::Frame(number))?;
-        let position = |at| usize::try_from(at).map_err(|_| PackError::Frame(number));
-        let stored = frames.get(position(range.start)?..position(range.end)?).ok_or(PackError::Frame(number))?;
+    if frames.len() as u64 != index.frames_end() {
+        return Err(PackError::Format("it is too short").into());
+    }
+    for frame in index.split(0, &frames) {
+        let (number, stored) = frame?;
         index.check(number, stored)?;
         if blocks {
             index.unpack(number, stored)?;
@@ -312,8 +310,8 @@ impl Store {
         })
     }
 
-    /// Reads back the packs that were not read lately, and sets aside the damaged ones. Outside the job's lock, which is taken for a moment to
-    /// note what was found.
+    /// Reads back the packs that were not read lately, and sets aside the damaged ones. Outside the job's lock,
+    /// which is taken for a moment to note what was found.
     pub(super) fn read_packs_back(&self, job: &JobUid, packs: &[PackRef], now: Timestamp) -> Outcome<()> {
         let lock = self.lock(job);
         let names: Vec<PackName> = packs.iter().map(|pack| pack.name).collect();

@@ -96,6 +96,16 @@ impl PackRef {
         u64::from(self.stored.saturating_sub(self.index))..u64::from(self.stored)
     }
 
+    /// Reads its index, which must be that of a pack of this length.
+    pub fn read_index(&self, tail: &[u8]) -> Result<Index, PackError> {
+        let index = Index::parse(self.name, tail)?;
+        if index.frames_end() == self.index_range().start {
+            Ok(index)
+        } else {
+            Err(PackError::Format("its frames do not end where its index begins"))
+        }
+    }
+
     /// Whether such a pack can be.
     pub fn is_sane(&self) -> bool {
         self.stored as usize <= MAX_STORED && self.index as usize <= MAX_INDEX && self.index < self.stored
@@ -206,6 +216,26 @@ impl Index {
     /// Where a frame is in the pack.
     pub fn range(&self, frame: usize) -> Option<Range<u64>> {
         Some(*self.starts.get(frame)?..*self.starts.get(frame + 1)?)
+    }
+
+    /// The frames that these bytes hold, from the `first` on, each with its number. One that is cut off is damaged.
+    pub fn split<'a>(
+        &'a self,
+        first: usize,
+        mut bytes: &'a [u8],
+    ) -> impl Iterator<Item = Result<(usize, &'a [u8]), PackError>> {
+        (first..).map_while(move |number| {
+            if bytes.is_empty() {
+                return None;
+            }
+            let length = self.range(number).and_then(|range| usize::try_from(range.end - range.start).ok());
+            let Some((frame, rest)) = length.and_then(|length| bytes.split_at_checked(length)) else {
+                bytes = &[];
+                return Some(Err(PackError::Frame(number)));
+            };
+            bytes = rest;
+            Some(Ok((number, frame)))
+        })
     }
 
     fn blocks_in_frame(&self) -> usize {

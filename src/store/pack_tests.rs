@@ -38,6 +38,17 @@ fn every_block_comes_back_from_its_slot() {
         let index = index(&packed);
         assert_eq!(index.blocks().len(), blocks.len());
         assert_eq!(index_length(&packed.bytes[packed.bytes.len() - TRAILER..]).unwrap(), packed.pack.index as usize);
+        let frames = &packed.bytes[..usize::try_from(index.frames_end()).unwrap()];
+        let split: Vec<_> = index.split(0, frames).map(Result::unwrap).collect();
+        assert_eq!(split.len(), index.frames());
+        assert!(split.iter().all(|(number, stored)| *stored == frame(&packed, &index, *number)));
+        // from a frame in the middle on, the last one cut off, and behind the end
+        let start = usize::try_from(index.range(3).unwrap().start).unwrap();
+        assert_eq!(index.split(3, &frames[start..]).next().unwrap().unwrap(), split[3]);
+        let cut: Vec<_> = index.split(0, &frames[..frames.len() - 1]).collect();
+        assert_eq!(cut.last().unwrap(), &Err(PackError::Frame(index.frames() - 1)));
+        assert_eq!(cut.len(), index.frames());
+        assert_eq!(index.split(index.frames(), b"x").collect::<Vec<_>>(), [Err(PackError::Frame(index.frames()))]);
         for (slot, block) in blocks.iter().enumerate() {
             let number = index.frame_of(slot);
             let stored = frame(&packed, &index, number);
@@ -62,6 +73,15 @@ fn a_full_pack_says_so_and_a_short_block_is_filled_with_zeros() {
     let index = index(&packed);
     let unpacked = index.unpack(0, frame(&packed, &index, 0)).unwrap();
     assert!(unpacked[..100].iter().all(|b| *b == 7) && unpacked[100..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn an_index_is_only_that_of_a_pack_of_its_length() {
+    let packed = packed(&[block(1, PAGE)], PAGE);
+    let tail = &packed.bytes[usize::try_from(packed.pack.index_range().start).unwrap()..];
+    assert!(packed.pack.read_index(tail).is_ok());
+    let longer = PackRef { stored: packed.pack.stored + 1, ..packed.pack };
+    assert!(matches!(longer.read_index(tail), Err(PackError::Format(_))));
 }
 
 #[test]

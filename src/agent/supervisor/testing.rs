@@ -164,15 +164,7 @@ impl FileStore {
         let mut manifest: Manifest = serde_json::from_slice(&text).unwrap();
         let part = manifest.members.iter_mut().find(|part| part.index == member).unwrap();
         let file = part.files.iter_mut().find(|file| file.kind == kind).unwrap();
-        let size = content.len() as u64;
-        *file = PartFile {
-            kind,
-            form: FileForm::Whole,
-            size,
-            stored: size,
-            packed: 0,
-            digest: blake3::hash(&content).to_string(),
-        };
+        *file = whole(kind, &content);
         std::fs::write(path, content).unwrap();
         self.publish(&manifest);
     }
@@ -180,6 +172,12 @@ impl FileStore {
     fn part(&self, generation: Generation, member: MemberIndex, kind: FileKind) -> PathBuf {
         self.0.join(format!("part-{generation}-{member}-{kind}"))
     }
+}
+
+/// A file that is kept as it is.
+fn whole(kind: FileKind, content: &[u8]) -> PartFile {
+    let size = content.len() as u64;
+    PartFile { kind, form: FileForm::Whole, size, stored: size, packed: 0, digest: blake3::hash(content).to_string() }
 }
 
 fn unwritten(error: &std::io::Error) -> RepositoryError {
@@ -210,14 +208,7 @@ impl ByteStore for FileStore {
         let size = std::fs::copy(file, self.part(generation, member, kind)).map_err(broken)?;
         let content = std::fs::read(file).map_err(broken)?;
         progress(size);
-        Ok(PartFile {
-            kind,
-            form: FileForm::Whole,
-            size,
-            stored: size,
-            packed: 0,
-            digest: blake3::hash(&content).to_string(),
-        })
+        Ok(whole(kind, &content))
     }
 
     async fn get_part(

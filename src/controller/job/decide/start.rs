@@ -151,8 +151,8 @@ impl Draft<'_> {
 
     /// The time that a start had, if it is over: as long as its bytes may take, but no more than half of
     /// the slot's. It begins anew with all that is heard to get on, with a new leader, and when the
-    /// repository answers again: nobody is to blame for a time in which nobody could act. Guests that had to wait for the time of a silent
-    /// member have some more.
+    /// repository answers again: nobody is to blame for a time in which nobody could act. Guests that had to
+    /// wait for the time of a silent member have some more.
     fn over(&mut self, slot: &SlotStatus, waited: Option<Timestamp>) -> Option<Duration> {
         let placed = self.by_our_clock(self.status.origin.as_ref()?.since.as_ref()?.0);
         let moved = self.status.everyone().filter_map(|member| heard(self.seen, member)?.moved).max();

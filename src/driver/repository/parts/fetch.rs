@@ -28,7 +28,7 @@ use crate::{
     names::JobUid,
     store::{
         manifest::PartFile,
-        pack::{Index, PackRef},
+        pack::PackRef,
         recipe::{MAX_BYTES, MAX_STORED, Recipe},
     },
 };
@@ -119,11 +119,13 @@ impl HttpRepository {
         let result = async {
             if plan.wants_most(number, block_size, pack.stored as usize) {
                 let mut bytes = self.exactly(&path, None, pack.stored.into()).await?;
-                let index = read_index(pack, &bytes.split_off(frames_end(pack)))?;
+                let tail = bytes.split_off(usize::try_from(pack.index_range().start).unwrap_or(usize::MAX));
+                let index = pack.read_index(&tail).map_err(|error| damaged(pack, error))?;
                 return Ok(vec![Piece { pack: number, index: Arc::new(index), frame: 0, bytes }]);
             }
             let range = pack.index_range();
-            let index = Arc::new(read_index(pack, &self.exactly(&path, Some(range), pack.index.into()).await?)?);
+            let tail = self.exactly(&path, Some(range), pack.index.into()).await?;
+            let index = Arc::new(pack.read_index(&tail).map_err(|error| damaged(pack, error))?);
             let mut pieces = Vec::new();
             for frames in plan.frames(number, &index) {
                 let ends = index.range(frames.start).zip(index.range(frames.end - 1));
@@ -170,19 +172,6 @@ impl HttpRepository {
     }
 }
 
-fn frames_end(pack: PackRef) -> usize {
-    usize::try_from(pack.index_range().start).unwrap_or(usize::MAX)
-}
-
-fn read_index(pack: PackRef, tail: &[u8]) -> Result<Index, RepositoryError> {
-    let index = Index::parse(pack.name, tail).map_err(|error| damaged(pack, error))?;
-    if index.frames_end() == pack.index_range().start {
-        Ok(index)
-    } else {
-        Err(damaged(pack, "its frames have another length"))
-    }
-}
-
 /// Compares the frames that are wanted with what the index says of them: others are nobody's concern here.
 fn check(
     (of, pack): (usize, PackRef),
@@ -194,15 +183,11 @@ fn check(
         if piece.index.block_size() != block_size {
             return Err(damaged(pack, "its blocks have another size"));
         }
-        let (mut number, mut rest) = (piece.frame, &piece.bytes[..]);
-        while !rest.is_empty() {
-            let length = piece.index.range(number).map_or(0, |range| range.end - range.start);
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            let (stored, behind) = rest.split_at_checked(length).ok_or_else(|| damaged(pack, "it is cut short"))?;
+        for frame in piece.index.split(piece.frame, &piece.bytes) {
+            let (number, stored) = frame.map_err(|error| damaged(pack, error))?;
             if plan.within(of, &piece.index.slots(number)).next().is_some() {
                 piece.index.check(number, stored).map_err(|error| damaged(pack, error))?;
             }
-            (rest, number) = (behind, number + 1);
         }
     }
     Ok(pieces)

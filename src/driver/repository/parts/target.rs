@@ -114,12 +114,8 @@ pub(super) fn write(
     let mut left: u64 = recipe.runs.iter().filter(|run| run.place.is_some()).map(|run| u64::from(run.count)).sum();
     let mut sum = Sum::default();
     while let Some(piece) = pieces.blocking_recv() {
-        let mut rest = &piece.bytes[..];
-        let mut number = piece.frame;
-        while !rest.is_empty() {
-            let range = piece.index.range(number).ok_or_else(|| damaged(PackError::Frame(number)))?;
-            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let (stored, behind) = rest.split_at_checked(length).ok_or_else(|| damaged(PackError::Frame(number)))?;
+        for frame in piece.index.split(piece.frame, &piece.bytes) {
+            let (number, stored) = frame.map_err(damaged)?;
             let (slots, size) = (piece.index.slots(number), piece.index.block_size());
             if plan.within(piece.pack, &slots).next().is_some() {
                 let blocks = piece.index.unpack(number, stored).map_err(damaged)?;
@@ -132,7 +128,6 @@ pub(super) fn write(
                     moved.fetch_add((count * size) as u64, Ordering::Relaxed);
                 }
             }
-            (rest, number) = (behind, number + 1);
         }
     }
     // if the fetch broke off, its own error says more

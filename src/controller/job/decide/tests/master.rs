@@ -26,6 +26,18 @@ impl Life {
     }
 }
 
+/// A job of two with a master of its own: its agents are made, and none has been heard yet.
+fn placed() -> Life {
+    let mut life = with(2, Master::Dedicated);
+    life.prompt = false;
+    life.run(3);
+    life.start_slot("101");
+    while life.effects("CreateAgent").is_empty() {
+        life.pass();
+    }
+    life
+}
+
 #[test]
 fn the_way_in_is_told_of_while_the_members_run() {
     let mut life = with(2, Master::Shared);
@@ -65,13 +77,7 @@ fn a_way_in_stays_where_it_is_when_other_ports_are_configured() {
     life.run(5);
     assert_eq!(life.way_in().unwrap(), told);
     // its Secret is lost with its pod before it is heard: it is made again as it was
-    let mut life = with(2, Master::Dedicated);
-    life.prompt = false;
-    life.run(3);
-    life.start_slot("101");
-    while life.effects("CreateAgent").is_empty() {
-        life.pass();
-    }
+    let mut life = placed();
     let made = |life: &Life| {
         life.effects("CreateAgent").into_iter().rev().find_map(|effect| match effect {
             Effect::CreateAgent(placement) if placement.member == 2 => placement.way_in,
@@ -150,13 +156,7 @@ fn a_master_of_its_own_has_the_last_node_and_no_guest() {
 
 #[test]
 fn nothing_runs_before_the_master_is_in_the_network() {
-    let mut life = with(2, Master::Dedicated);
-    life.prompt = false;
-    life.run(3);
-    life.start_slot("101");
-    while life.effects("CreateAgent").is_empty() {
-        life.pass();
-    }
+    let mut life = placed();
     life.agent(2).vm = VmState::None;
     life.run(30);
     assert!(matches!(life.phase(), JobPhase::Starting | JobPhase::Deploying), "{:?}", life.phase());
