@@ -3,7 +3,7 @@
 //! borg with their defaults, and their repositories' growth is compared.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::File,
     path::{Path, PathBuf},
     process::Command,
@@ -17,6 +17,7 @@ use e2e::{
     testbed::until,
 };
 use vmdeploy::{
+    api::JobPhase,
     names::Generation,
     store::{
         manifest::Manifest,
@@ -29,8 +30,10 @@ use crate::report::{Figure, Measured, figure};
 /// Lives.
 const SAMPLES: u32 = 2;
 const LIMIT: Duration = Duration::from_secs(300);
-/// Snapshots before the two that are compared.
-const WARM: u32 = 6;
+/// Snapshots that are waited for; of the last two, what they take is compared.
+const WARM: u32 = 7;
+/// Captures on a node: in the directory that the kubelet has made for the agent's pod, of which there is one.
+const FIND: &str = "find /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/vm -maxdepth 1 -name 'generation-*'";
 /// A capture that has begun has ended after this time.
 const SETTLED: Duration = Duration::from_secs(20);
 /// Bytes that are compressed together in the reference, as in the measurements that the goals are from.
@@ -97,16 +100,21 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     object.spec.run.command = vec!["sh".into(), "-c".into(), WRITER.into()];
     object.spec.outputs.clear();
     let job = Job::create(bed, &namespace, &object).await?;
+    job.wait_phase(JobPhase::Running, LIMIT).await?;
     until("the writer at work", LIMIT, async || Ok(job.logs(0).await?.contains("wrote 50\n").then_some(()))).await?;
-    let first = job.wait_stored(0, LIMIT).await?;
-    job.wait_stored(first + WARM, LIMIT).await?;
+    // old ones go: each is looked at while it is there
+    let (mut pauses, mut last) = (BTreeMap::new(), 0);
+    for _ in 0..WARM {
+        last = job.wait_stored(last, LIMIT).await?;
+        for status in job.snapshots().await?.into_iter().filter_map(|snapshot| snapshot.status) {
+            pauses.extend(status.generation.zip(status.pause_ms));
+        }
+    }
+    samples.pauses.extend(pauses.into_values().map(|ms| ms as f64));
     // the last two stay on the node
     job.correct(|spec| spec.snapshots.period = Duration::from_secs(3600).into()).await?;
     let directory = tempfile::tempdir()?;
     let (second, states) = copy(bed, &job, directory.path()).await?;
-    for snapshot in job.snapshots().await? {
-        samples.pauses.extend(snapshot.status.and_then(|status| status.pause_ms).map(|ms| ms as f64));
-    }
     let manifest = format!("/var/lib/vmdeploy/repository/jobs/{}/generations/{second}/manifest.json", job.uid);
     let manifest = Manifest::parse(bed.run(&["node", "5", "cat", &manifest])?.as_bytes())?;
     let added = manifest.stored() as f64;
@@ -125,8 +133,7 @@ async fn copy(bed: &TestBed, job: &Job, to: &Path) -> Result<(Generation, [PathB
     tokio::time::sleep(SETTLED).await;
     let place = nodes(&job.get().await?).first().cloned().context("the job holds no node")?;
     let node = place.trim_start_matches("node-");
-    let find = format!("find /var/lib/vmdeploy -type d -name 'generation-*' -path '*{}*'", &job.uid[..8]);
-    let found = bed.run(&["node", node, "sh", "-c", &find])?;
+    let found = bed.run(&["node", node, "sh", "-c", FIND])?;
     let number = |path: &str| path.rsplit('-').next()?.parse::<Generation>().ok();
     let mut found: Vec<(Generation, &str)> = found.lines().filter_map(|path| Some((number(path)?, path))).collect();
     found.sort_unstable();
