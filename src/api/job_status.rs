@@ -85,6 +85,10 @@ pub struct BestEffortJobStatus {
     /// The image as it was when the job was accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ResolvedImage>,
+    /// What the job began with, if it began with another one's generation. It is generation 0 here; its
+    /// addresses stay, in a network of this job's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
     /// What the present incarnation was started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -214,7 +218,8 @@ pub enum ReleaseReason {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkStatus {
-    /// The subnet, from the operator's pool; it stays the same for the job's whole life.
+    /// The subnet, from the operator's pool or that of the job whose snapshot this one began with; it stays the
+    /// same for the job's whole life.
     pub subnet: String,
     /// Largest packet of the guests; it stays the same, too.
     pub mtu: u32,
@@ -334,6 +339,26 @@ impl ResolvedImage {
     pub fn files(&self) -> impl Iterator<Item = &String> {
         std::iter::once(&self.disk).chain(&self.kernel).chain(&self.initrd)
     }
+}
+
+/// The generation of another job that a job began with.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Adopted {
+    /// Name of its Snapshot.
+    pub snapshot: String,
+    /// Name of the other job.
+    pub job: String,
+    /// Uid of the other job.
+    pub job_uid: String,
+    /// Its number there.
+    pub generation: u32,
+    /// Since when the repository has it as generation 0 of this job; absent while it is being copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete: Option<Time>,
+    /// Member-seconds that had been computed by then. They are the other job's work.
+    #[serde(skip_serializing_if = "is_zero64")]
+    pub work: u64,
 }
 
 /// What an incarnation was started from.

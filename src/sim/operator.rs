@@ -305,7 +305,7 @@ impl Process {
                 }
             }
         }
-        for name in ["pi", "e"] {
+        for name in ["pi", "e", "again"] {
             let job = self.jobs.view.job(NAMESPACE, name);
             if let Some(job) = job.filter(|_| changed || self.due.get(name).is_some_and(|due| *due <= now)) {
                 any = true;

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::adoption::{Ancestor, GuestRecord};
 use crate::{
     api::{job::VmSpec, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::agent::Accelerator,
@@ -60,6 +61,12 @@ pub struct Manifest {
     pub image: ResolvedImage,
     /// One part for each member, by index.
     pub members: Vec<MemberPart>,
+    /// What the guests know of themselves. Absent where an earlier version has stored it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guests: Option<GuestRecord>,
+    /// Where it was adopted from, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestor: Option<Ancestor>,
 }
 
 /// One member's part.

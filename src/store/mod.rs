@@ -1,6 +1,7 @@
 //! Pure formats and rules of what is stored: no file is opened here.
 
 pub mod admission;
+pub mod adoption;
 pub mod images;
 pub mod layout;
 pub mod manifest;

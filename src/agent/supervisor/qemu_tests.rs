@@ -111,6 +111,8 @@ impl World {
             nonce: "n".into(),
             image: self.config.image.clone(),
             members,
+            guests: None,
+            ancestor: None,
         });
     }
 }

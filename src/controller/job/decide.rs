@@ -5,6 +5,7 @@
 
 mod absorb;
 mod admit;
+mod adopt;
 mod capture;
 mod deploy;
 mod down;

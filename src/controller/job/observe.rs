@@ -13,7 +13,9 @@ use kube::ResourceExt as _;
 use super::{
     Context, Error, SlotsSeen, account, decide,
     memory::Account,
-    plan::{AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
+    plan::{
+        AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot, uid,
+    },
 };
 use crate::{
     api::{
@@ -21,15 +23,17 @@ use crate::{
         conditions,
         job::Master,
         job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus},
+        snapshot::SnapshotPhase,
     },
     driver::{
         Fact,
         agent::{AgentAddress, HostKey},
         cluster::ClusterError,
-        repository::JobContent,
+        repository::{JobContent, RepositoryError},
         site::{Credentials, SlotPhase},
     },
     names::{JobUid, NodeName, SlotId},
+    store::adoption::ADOPTED,
 };
 
 /// How long an account that was read from a Secret is used before it is read again, while the job
@@ -61,6 +65,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             Fact::Unknown { since } => Fact::Unknown { since },
         },
         image: image(job, ctx),
+        source: source(job, &status, ctx).await,
         network: network(job, &status, ctx),
         missing_inputs: missing_inputs(job, &status, ctx).await?,
         nodes: nodes(&status, &slots, ctx),
@@ -206,7 +211,8 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
     }
     if let Some(config) = config.filter(|_| wanted) {
         seen.mtu = config.mtu;
-        if !has {
+        // guests that go on bring theirs along
+        if !has && job.spec.restore_from.is_none() {
             seen.subnet = ctx.networks.subnet(&uid(job), job.spec.members, config.pool, &ctx.view.jobs(), now);
         }
         let inside = |node: &Node| matches!(node_address(node), Some(IpAddr::V4(v4)) if config.pool.contains(&v4));
@@ -215,6 +221,48 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
         seen.overlap = node.and_then(|node| node.metadata.name.clone()).map(NodeName);
     }
     seen
+}
+
+/// What the job is to start from instead of its image; looked for only before it asks for slots.
+async fn source(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> Option<SourceSeen> {
+    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
+    let asked = status.started.is_some() || !status.slots.is_empty() || status.pending_submission.is_some();
+    let from = job.spec.restore_from.as_ref().filter(|_| before && !asked)?;
+    let own = uid(job);
+    let snapshot = ctx.view.snapshot(namespace(job), &from.snapshot).map(|snapshot| {
+        let status = snapshot.status.clone().unwrap_or_default();
+        SourceSnapshot {
+            job: snapshot.spec.job.clone(),
+            job_uid: status.job_uid,
+            generation: status.generation.unwrap_or_default(),
+            phase: status.phase,
+            deleting: snapshot.metadata.deletion_timestamp.is_some(),
+        }
+    });
+    let wanted = match &status.adopted {
+        Some(adopted) if adopted.complete.is_some() => Some((own.clone(), ADOPTED)),
+        Some(adopted) => Some((JobUid(adopted.job_uid.clone()), adopted.generation)),
+        None => snapshot
+            .as_ref()
+            .filter(|snapshot| snapshot.phase == SnapshotPhase::Stored && !snapshot.deleting)
+            .map(|snapshot| (JobUid(snapshot.job_uid.clone()), snapshot.generation)),
+    };
+    let since = ctx.clock.now();
+    let manifest = match wanted {
+        None => Fact::Unknown { since },
+        Some((of, generation)) => match ctx.repository.manifest(&of, generation).await {
+            Ok(manifest) => Fact::Known(Box::new(manifest)),
+            Err(RepositoryError::Unreachable(why)) => {
+                tracing::warn!(job = %own, why, "the repository does not answer");
+                Fact::Unknown { since }
+            }
+            Err(error) => {
+                tracing::warn!(job = %own, %error, "the generation to start from cannot be had");
+                Fact::Absent
+            }
+        },
+    };
+    Some(SourceSeen { name: from.snapshot.clone(), snapshot, manifest, refused: ctx.memory.get(&own).adoption })
 }
 
 fn image_seen(image: &VmImage) -> ImageSeen {
@@ -302,9 +350,10 @@ async fn content(
         JobPhase::Queued => waits,
         JobPhase::Deploying | JobPhase::Starting | JobPhase::Restoring | JobPhase::Terminating => true,
         JobPhase::Evacuating => status.snapshots.capture.as_ref().is_some_and(|capture| capture.captured),
-        JobPhase::Pending
-        | JobPhase::ImagePreparing
-        | JobPhase::Running
+        JobPhase::Pending | JobPhase::ImagePreparing => {
+            status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none())
+        }
+        JobPhase::Running
         | JobPhase::Snapshotting
         | JobPhase::Completing
         | JobPhase::Succeeded

@@ -14,7 +14,11 @@ use serde::Serialize;
 
 use super::tally::Tally;
 use crate::{
-    api::{BestEffortJobStatus, Reason, SnapshotStatus, job_status::ResolvedImage, snapshot::SnapshotReason},
+    api::{
+        BestEffortJobStatus, Reason, SnapshotStatus,
+        job_status::ResolvedImage,
+        snapshot::{SnapshotPhase, SnapshotReason},
+    },
     driver::{
         Fact,
         agent::{AgentState, LeaveCode},
@@ -22,6 +26,7 @@ use crate::{
         site::{Capabilities, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
+    store::{adoption::Adoption, manifest::Manifest},
 };
 
 /// What one pass does: the status once, then the effects in order, then the notes.
@@ -76,6 +81,8 @@ pub enum Effect {
         /// The incarnation.
         incarnation: Incarnation,
     },
+    /// Has the repository make another job's generation this one's generation 0.
+    Adopt(Adoption),
     /// Makes the agent of a member.
     CreateAgent(AgentPlacement),
     /// Removes the pod of an agent that is confirmed dead, or was never to live.
@@ -142,6 +149,7 @@ impl Effect {
             Self::SubmitSlots { .. } => "SubmitSlots",
             Self::ReleaseSlot { .. } => "ReleaseSlot",
             Self::FenceRepository { .. } => "FenceRepository",
+            Self::Adopt(_) => "Adopt",
             Self::CreateAgent(_) => "CreateAgent",
             Self::DeleteAgent { .. } => "DeleteAgent",
             Self::Go { .. } => "Go",
@@ -228,6 +236,8 @@ pub struct Seen {
     pub account: Fact<Result<(), String>>,
     /// The image, if one is named or there is a default.
     pub image: Fact<ImageSeen>,
+    /// What the job is to start from, if its spec names a snapshot; absent where nobody needs to know.
+    pub source: Option<SourceSeen>,
     /// What there is for the job's network.
     pub network: NetworkSeen,
     /// ConfigMaps and Secrets named by inputs that do not exist.
@@ -333,6 +343,35 @@ pub enum ImageSeen {
     Broken(Reason, String),
 }
 
+/// What a job is to start from instead of its image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceSeen {
+    /// Name of the snapshot.
+    pub name: String,
+    /// The snapshot; absent: there is none of this name.
+    pub snapshot: Option<SourceSnapshot>,
+    /// The manifest of its generation, or of the job's own generation 0 once that is in the status. `Unknown` also
+    /// where the snapshot is not complete.
+    pub manifest: Fact<Box<Manifest>>,
+    /// Why the repository did not copy it when this process asked for that last.
+    pub refused: Option<(Reason, String)>,
+}
+
+/// The snapshot that a job is to start from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceSnapshot {
+    /// Name of its job.
+    pub job: String,
+    /// Uid of its job.
+    pub job_uid: String,
+    /// Its generation.
+    pub generation: Generation,
+    /// Where it has got to.
+    pub phase: SnapshotPhase,
+    /// It is being deleted.
+    pub deleting: bool,
+}
+
 /// The answer to a request for slots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reply {
@@ -420,6 +459,14 @@ pub struct SnapshotSeen {
     pub deleting: bool,
     /// Its status.
     pub status: SnapshotStatus,
+}
+
+impl SnapshotSeen {
+    /// Whether something in the repository is to be kept for it, also after its job. One that was never taken has
+    /// nothing there.
+    pub fn keeps_content(&self) -> bool {
+        self.retain && self.status.generation.is_some()
+    }
 }
 
 /// The job's uid as a name.

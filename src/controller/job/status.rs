@@ -8,13 +8,14 @@ use jiff::Timestamp;
 
 use super::{
     decide::called,
-    plan::{ImageSeen, Seen},
+    plan::{ImageSeen, Seen, SnapshotSeen},
 };
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         conditions::{self, ConditionType, Truth, clear},
-        job_status::{MemberPhase, SlotState, SlotStatus},
+        job_status::{Adopted, MemberPhase, SlotState, SlotStatus},
+        snapshot::SnapshotPhase,
     },
     driver::{Fact, site::NoticeKind},
 };
@@ -29,13 +30,17 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     let mut say = |kind, (truth, reason, message): (Truth, Reason, String)| {
         conditions::set(&mut list, kind, truth, reason, message, generation, now);
     };
-    say(ConditionType::Ready, ready(status, seen));
-    say(ConditionType::ImageReady, image(status, seen));
+    say(ConditionType::Ready, ready(status, job, seen));
+    say(ConditionType::ImageReady, image(status, job, seen));
     say(ConditionType::Admitted, admitted(status));
     say(ConditionType::Provisioned, provisioned(status, seen));
     say(ConditionType::Running, running(status));
     say(ConditionType::Snapshotted, snapshotted(status));
     say(ConditionType::Complete, complete(status));
+    match adopted(status, job, seen) {
+        Some(found) => say(ConditionType::Adopted, found),
+        None => clear(&mut list, ConditionType::Adopted),
+    }
     let abnormal = [
         (ConditionType::Reconciling, reconciling(status)),
         (ConditionType::Stalled, stalled(status, seen)),
@@ -61,7 +66,7 @@ fn in_use(status: &BestEffortJobStatus) -> Option<&SlotStatus> {
     status.slots.iter().find(|slot| slot.release.is_none() && slot.state != SlotState::Ended)
 }
 
-fn ready(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Truth, Reason, String) {
     if let Some(failed) = conditions::get(&status.conditions, ConditionType::Failed)
         && status.phase == JobPhase::Failed
     {
@@ -83,7 +88,10 @@ fn ready(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
         None => "the image".to_owned(),
     };
     let (truth, reason, message) = match status.phase {
-        JobPhase::Pending => (Truth::Unknown, Reason::NotYet, "being looked at".to_owned()),
+        JobPhase::Pending => match adopted(status, job, seen).filter(|(_, _, message)| !message.is_empty()) {
+            Some((Truth::False, reason, message)) => (Truth::Unknown, reason, message),
+            Some(_) | None => (Truth::Unknown, Reason::NotYet, "being looked at".to_owned()),
+        },
         JobPhase::ImagePreparing => (Truth::Unknown, Reason::ImageImporting, "the image is being imported".into()),
         JobPhase::Queued => (Truth::True, Reason::Accepted, format!("attempt {attempt} waits for slots")),
         JobPhase::Deploying => (Truth::True, Reason::Accepted, format!("attempt {attempt} is being placed")),
@@ -102,12 +110,45 @@ fn ready(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
     (truth, reason, message)
 }
 
-fn image(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+/// How far the job is on its way to having what its spec says that it starts from.
+fn adopted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Truth, Reason, String)> {
+    let name = &job.spec.restore_from.as_ref()?.snapshot;
+    if let Some(adopted) = &status.adopted {
+        let Adopted { snapshot, generation, job, .. } = adopted;
+        let addresses = match &status.network {
+            Some(network) => format!(", with its addresses ({}) in a network of this job's own", network.subnet),
+            None => String::new(),
+        };
+        let what = format!("Snapshot {snapshot}, generation {generation} of job {job},");
+        return Some(match (&adopted.complete, &status.retry) {
+            (Some(_), _) => (Truth::True, Reason::Adopted, format!("{what} is generation 0 here{addresses}")),
+            (None, Some(retry)) => (Truth::False, retry.reason, retry.message.clone()),
+            (None, None) => (Truth::False, Reason::Adopting, format!("{what} is being copied")),
+        });
+    }
+    if let Some(retry) = &status.retry {
+        return Some((Truth::False, retry.reason, retry.message.clone()));
+    }
+    let waiting = match seen.source.as_ref().and_then(|source| source.snapshot.as_ref()) {
+        Some(snapshot) => match snapshot.phase {
+            SnapshotPhase::Pending | SnapshotPhase::Capturing | SnapshotPhase::Captured => snapshot.phase,
+            SnapshotPhase::Stored | SnapshotPhase::Failed => return Some((Truth::Unknown, Reason::NotYet, String::new())),
+        },
+        None => return Some((Truth::Unknown, Reason::NotYet, String::new())),
+    };
+    let message = format!("Snapshot {name} is {waiting:?}: the job starts once it is complete");
+    Some((Truth::False, Reason::SnapshotIncomplete, message))
+}
+
+fn image(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Truth, Reason, String) {
     if let Some((reason, message)) = lost_image(status, seen) {
         return (Truth::False, reason, message);
     }
     if let Some(image) = &status.image {
         return (Truth::True, Reason::ImageImported, format!("{}/{}", image.namespace, image.name));
+    }
+    if job.spec.image.is_none() && job.spec.restore_from.is_some() {
+        return (Truth::Unknown, Reason::NotYet, "it is that of the snapshot".into());
     }
     match &seen.image {
         Fact::Known(ImageSeen::Ready(image)) => {
@@ -273,7 +314,7 @@ fn deletion_held_up(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason
     if let Some(refused) = refused_release(status, seen) {
         return Some(refused);
     }
-    let retained = seen.snapshots.iter().any(|snapshot| snapshot.retain);
+    let retained = seen.snapshots.iter().any(SnapshotSeen::keeps_content);
     let held_up = seen.unread_snapshots && status.slots.is_empty() && status.incarnation > 0 && !retained;
     held_up.then(|| {
         let message = "a Snapshot of the namespace cannot be read, and may be one of this job to be retained: the job's \

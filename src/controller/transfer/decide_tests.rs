@@ -74,6 +74,7 @@ fn case() -> Case {
         shown: Transfer::default(),
         written: None,
         image: Fact::Known(manifest(7).image),
+        guests: manifest(7).guests,
         most: None,
         kept: Fact::Known(vec![]),
         published: Fact::Absent,

@@ -23,6 +23,7 @@ use crate::{
     api::{Reason, image::DiskFormat},
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
+        adoption::Adoption,
         images::ImageReview,
         manifest::{FileKind, Manifest, MemberPart, PartFile},
     },
@@ -187,6 +188,10 @@ pub trait Repository: Send + Sync {
     /// Reads back every file the manifest names, then publishes it atomically. A generation that is
     /// published with the same content is no error; with another it is refused.
     async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError>;
+
+    /// Makes a complete generation of another job of the same namespace this job's own generation 0, with all that
+    /// it needs (safety B11). That it was done already is no error; refused once an incarnation was let in.
+    async fn adopt(&self, job: &JobUid, order: &Adoption) -> Result<GenerationSummary, RepositoryError>;
 
     /// Removes a generation. The caller decides that it may go.
     async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError>;

@@ -34,6 +34,12 @@ impl Draft<'_> {
             self.doubt();
             return;
         }
+        if self.must_adopt() && self.slot().is_some() {
+            self.because("it is to start from a snapshot, which it has not yet");
+            self.intend(ReleaseReason::Incomplete);
+            self.release(Duration::from_secs(20));
+            return;
+        }
         if let Some(slot) = self.slot().cloned() {
             let asked = self.request(0);
             if slot.state == SlotState::Waiting && !slot.request.is_empty() && slot.request != digest(&asked) {
@@ -72,12 +78,12 @@ impl Draft<'_> {
         }
         if self.status.started.is_none() {
             match self.check() {
-                Ok(image) => {
+                Ok(checked) if !self.must_adopt() => {
                     let kept = self.status.retry.take();
-                    self.accept(image);
+                    self.accept(checked);
                     self.status.retry = kept;
                 }
-                Err(Some(_)) => {
+                Ok(_) | Err(Some(_)) => {
                     self.phase(JobPhase::Pending);
                     self.admit();
                     return;

@@ -3,6 +3,7 @@
 
 mod a_rules;
 mod admit;
+mod adopt;
 mod b_rules;
 mod c_rules;
 mod down;

@@ -49,6 +49,8 @@ pub(super) struct Life {
     pub(super) prompt: bool,
     /// Whether generations become complete as soon as their Snapshots say that they are captured.
     pub(super) stores: bool,
+    /// Whether generations are copied as soon as that is asked for.
+    pub(super) adopts: bool,
     /// How long captures stop the guests, in milliseconds.
     pub(super) pause_ms: u64,
     pub(super) writes: u32,
@@ -96,6 +98,7 @@ pub(super) fn life(members: u32) -> Life {
             overlap: None,
             host_key: Some("ssh-ed25519 AAAA".into()),
         },
+        source: None,
         missing_inputs: Fact::Absent,
         slots: Fact::Known(Vec::new()),
         looked_up: Some(at(START)),
@@ -121,6 +124,7 @@ pub(super) fn life(members: u32) -> Life {
         now: at(START),
         prompt: true,
         stores: true,
+        adopts: true,
         pause_ms: 30,
         writes: 0,
         done: Vec::new(),
@@ -372,6 +376,11 @@ impl Life {
             Effect::FenceRepository { incarnation } => {
                 let content = self.content();
                 content.fence = content.fence.max(*incarnation);
+            }
+            Effect::Adopt(_) => {
+                if self.adopts && self.content().generations.is_empty() {
+                    self.store(0, 0);
+                }
             }
             Effect::CreateAgent(placement) => {
                 let pod = PodSeen {
