@@ -61,10 +61,7 @@ impl Store {
     pub fn adopt(&self, job: &JobUid, order: &Adoption, free: u64, now: Timestamp) -> Outcome<GenerationSummary> {
         layout::job(&order.from.job)?;
         if let Some(own) = self.published(job, ADOPTED)? {
-            return match own.ancestor.as_ref() == Some(&order.from) {
-                true => Ok((&own).into()),
-                false => Err(RepositoryError::Refused("generation 0 was adopted from another one".into())),
-            };
+            return order.is(&own).map(|()| (&own).into()).map_err(refused);
         }
         let _under_way = self.adoptions.begin(job)?;
         let source = self.manifest(&order.from.job, order.from.generation)?;
@@ -87,9 +84,7 @@ impl Store {
         let mut packs = BTreeSet::new();
         for part in &source.members {
             for file in &part.files {
-                let path = |of: &Manifest| {
-                    Self::file_path(&of.job, of.generation, of.incarnation, part.index, file)
-                };
+                let path = |of: &Manifest| Self::file_path(&of.job, of.generation, of.incarnation, part.index, file);
                 let from = path(source)?;
                 if file.form == FileForm::Recipe {
                     packs.extend(recipes::check(&self.root.at(&from), file)?.1.into_iter().map(|pack| pack.name));

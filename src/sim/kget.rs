@@ -121,7 +121,11 @@ impl World {
             reason: snapshot.spec.reason,
             taken_at: status.taken_at.map_or(self.clock.now(), |time| time.0),
             nonce: nonces.into_iter().next().cloned().unwrap_or_default(),
-            image: owner.status.as_ref().and_then(|status| status.image.clone()).expect("a job that was captured has an image"),
+            image: owner
+                .status
+                .as_ref()
+                .and_then(|status| status.image.clone())
+                .expect("a job that was captured has an image"),
             members: safe.values().map(|(part, _)| part.clone()).collect(),
             guests: Some(GuestRecord::of(&owner)),
             ancestor: None,

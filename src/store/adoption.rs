@@ -49,9 +49,8 @@ impl GuestRecord {
         Self {
             vm: job.spec.vm.clone(),
             run: run_digest(&job.spec.run),
-            network: network.and_then(|network| {
-                Some(GuestNetwork { subnet: network.subnet.parse().ok()?, mtu: network.mtu })
-            }),
+            network: network
+                .and_then(|network| Some(GuestNetwork { subnet: network.subnet.parse().ok()?, mtu: network.mtu })),
         }
     }
 }
@@ -85,6 +84,14 @@ pub struct Adoption {
 }
 
 impl Adoption {
+    /// Whether a job's generation 0 is what is to be adopted; if not, why it is in the way.
+    pub fn is(&self, own: &Manifest) -> Result<(), String> {
+        if own.ancestor.as_ref() == Some(&self.from) {
+            return Ok(());
+        }
+        Err("generation 0 was adopted from another one".into())
+    }
+
     /// The manifest of the adopted generation, or why there can be none.
     pub fn manifest(&self, job: &JobUid, source: &Manifest) -> Result<Manifest, String> {
         if source.namespace != self.namespace {

@@ -14,7 +14,8 @@ use super::{
     Context, Error, SlotsSeen, account, decide,
     memory::Account,
     plan::{
-        AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot, uid,
+        AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot,
+        uid,
     },
 };
 use crate::{

@@ -132,7 +132,9 @@ fn adopted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Op
     let waiting = match seen.source.as_ref().and_then(|source| source.snapshot.as_ref()) {
         Some(snapshot) => match snapshot.phase {
             SnapshotPhase::Pending | SnapshotPhase::Capturing | SnapshotPhase::Captured => snapshot.phase,
-            SnapshotPhase::Stored | SnapshotPhase::Failed => return Some((Truth::Unknown, Reason::NotYet, String::new())),
+            SnapshotPhase::Stored | SnapshotPhase::Failed => {
+                return Some((Truth::Unknown, Reason::NotYet, String::new()));
+            }
         },
         None => return Some((Truth::Unknown, Reason::NotYet, String::new())),
     };

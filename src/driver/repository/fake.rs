@@ -251,10 +251,7 @@ impl Repository for FakeRepository {
         layout::job(&order.from.job).map_err(refused)?;
         let mut inner = self.working()?;
         if let Some(own) = inner.job(job)?.manifests.get(&ADOPTED) {
-            return match own.ancestor.as_ref() == Some(&order.from) {
-                true => Ok(own.into()),
-                false => Err(refused("generation 0 was adopted from another one")),
-            };
+            return order.is(own).map(|()| own.into()).map_err(refused);
         }
         let Ancestor { job: source, generation } = &order.from;
         let absent = || RepositoryError::NotFound(format!("generation {generation} of job {source}"));

@@ -8,8 +8,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
     wire::{
-        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, adopted_path, disk_record_path, generation_path,
-        image_path, job_path, outputs_path, parts_path,
+        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, adopted_path, disk_record_path,
+        generation_path, image_path, job_path, outputs_path, parts_path,
     },
 };
 use crate::{

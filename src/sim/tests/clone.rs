@@ -93,13 +93,18 @@ async fn b11_both_run_at_once_and_the_source_may_be_deleted() {
     assert_eq!(places(&own), places(&source));
     let before: f64 = running(&world, &own).iter().map(|body| body.before).sum();
     assert!((before - cut.work as f64).abs() <= 2.0, "{before} {}", cut.work);
-    assert_eq!((status.origin.unwrap().generation, status.adopted.unwrap().generation), (Some(0), cut.generation.unwrap()));
+    assert_eq!(
+        (status.origin.unwrap().generation, status.adopted.unwrap().generation),
+        (Some(0), cut.generation.unwrap())
+    );
 
     delete_source(&world).await;
     world.until(120, "the source is gone", |world| world.job().is_none()).await;
     assert!(world.repository.complete(&source).is_empty());
     world.site.kill(&slot_of(&world, &own), End::Preempted);
-    world.until(120, "restored", |world| again(world).incarnation == 2 && again(world).phase == JobPhase::Running).await;
+    world
+        .until(120, "restored", |world| again(world).incarnation == 2 && again(world).phase == JobPhase::Running)
+        .await;
     world.until(400, "the clone has succeeded", |world| again(world).phase == JobPhase::Succeeded).await;
     world.until(60, "nothing is left", |world| world.leftovers().is_empty()).await;
     let work = again(&world).work;
@@ -153,11 +158,11 @@ async fn race(world: World, delay: Option<u64>) -> World {
 
 #[tokio::test(start_paused = true)]
 async fn b11_an_operator_that_dies_anywhere_leaves_the_clone_whole() {
-    let undisturbed = race(World::new(4), None).await;
+    let undisturbed = Box::pin(race(World::new(4), None)).await;
     let writes = undisturbed.operator.log();
     let first = writes.iter().position(|write| *write == "adopt").unwrap();
     for n in first.saturating_sub(8)..(first + 30).min(writes.len()) {
-        let world = race(World::with_limit(4, n), None).await;
+        let world = Box::pin(race(World::with_limit(4, n), None)).await;
         let status = again(&world);
         assert_eq!((status.phase, status.failures), (JobPhase::Succeeded, 0), "write {n}: {}", world.story());
         assert_eq!(status.adopted.unwrap().generation, 1, "write {n}: {}", world.story());
@@ -168,7 +173,7 @@ async fn b11_an_operator_that_dies_anywhere_leaves_the_clone_whole() {
 async fn b11_a_source_that_goes_leaves_the_clone_whole_or_it_is_told_why() {
     let (mut whole, mut told) = (0, 0);
     for delay in 0..20 {
-        let world = race(World::new(4), Some(delay)).await;
+        let world = Box::pin(race(World::new(4), Some(delay))).await;
         let status = again(&world);
         match status.retry {
             None => {

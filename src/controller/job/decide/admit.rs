@@ -118,7 +118,8 @@ impl<'a> Draft<'a> {
     /// The network of guests that go on: they have it, or never will.
     fn no_network_of(&self, source: Source<'_>) -> Option<(Reason, String)> {
         let lacks = source.guests.network.is_none() && wanted(&self.job.spec) != Master::None;
-        let message = "network.master is the way in to the job's network, and the snapshot's guests have none: use None";
+        let message =
+            "network.master is the way in to the job's network, and the snapshot's guests have none: use None";
         lacks.then(|| (Reason::NotSupported, message.to_owned()))
     }
 

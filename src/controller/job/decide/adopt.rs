@@ -39,13 +39,7 @@ impl Source<'_> {
     /// The network its guests have: the job's own one has the same addresses.
     pub(super) fn network(&self) -> Option<NetworkStatus> {
         let network = self.guests.network.as_ref()?;
-        Some(NetworkStatus {
-            subnet: network.subnet.to_string(),
-            mtu: network.mtu,
-            vni: 0,
-            port: 0,
-            way_in: None,
-        })
+        Some(NetworkStatus { subnet: network.subnet.to_string(), mtu: network.mtu, vni: 0, port: 0, way_in: None })
     }
 }
 
@@ -122,9 +116,7 @@ impl<'a> Draft<'a> {
         }
         match snapshot.phase {
             SnapshotPhase::Stored => Ok(()),
-            SnapshotPhase::Failed => {
-                wrong(Reason::SnapshotLost, format!("Snapshot {name} is void: name another one"))
-            }
+            SnapshotPhase::Failed => wrong(Reason::SnapshotLost, format!("Snapshot {name} is void: name another one")),
             SnapshotPhase::Pending | SnapshotPhase::Capturing | SnapshotPhase::Captured => {
                 self.phase(JobPhase::Pending);
                 // whatever was wrong with it before
@@ -166,7 +158,8 @@ impl<'a> Draft<'a> {
     pub(super) fn note_adopted(&mut self) {
         let (now, seen) = (self.time(), self.seen);
         let Some(adopted) = self.status.adopted.as_mut().filter(|adopted| adopted.complete.is_none()) else { return };
-        let found = seen.content.known().and_then(|content| content.generations.iter().find(|g| g.generation == ADOPTED));
+        let found =
+            seen.content.known().and_then(|content| content.generations.iter().find(|g| g.generation == ADOPTED));
         let Some(found) = found else { return };
         adopted.complete = Some(now);
         let message = format!("generation {} of job {} is generation 0 of this one", adopted.generation, adopted.job);

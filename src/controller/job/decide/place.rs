@@ -135,8 +135,8 @@ impl Draft<'_> {
             let same = old.incarnation > 0 && old.generation == generation;
             let tries = if same { old.tries + 1 } else { 1 };
             // never from the image what began otherwise
-            let none_left = generation.is_none()
-                && (self.status.adopted.is_some() || bad.iter().any(|bad| *bad > old.floor));
+            let none_left =
+                generation.is_none() && (self.status.adopted.is_some() || bad.iter().any(|bad| *bad > old.floor));
             if !none_left && tries <= TRIES {
                 return Some(Origin {
                     incarnation: 0,
