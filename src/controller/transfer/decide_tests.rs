@@ -38,6 +38,8 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         upload: None,
         ran: 1.0,
         machine: None,
+        offer: None,
+        lacks: Vec::new(),
         leaving: None,
     }
 }
@@ -74,7 +76,6 @@ fn case() -> Case {
         shown: Transfer::default(),
         written: None,
         image: Fact::Known(manifest(7).image),
-        guests: manifest(7).guests,
         most: None,
         kept: Fact::Known(vec![]),
         published: Fact::Absent,

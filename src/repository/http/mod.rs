@@ -57,7 +57,6 @@ pub fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/jobs/{job}", get(generations::content).delete(generations::remove))
         .route("/v1/jobs/{job}/fence", put(generations::fence))
-        .route("/v1/jobs/{job}/adopted", put(generations::adopt))
         .route(
             "/v1/jobs/{job}/generations/{generation}",
             get(generations::manifest).put(generations::publish).delete(generations::retire),

@@ -1,6 +1,5 @@
 //! Whole lives of jobs in simulated time.
 
-mod clone;
 mod crash;
 mod images;
 mod leave;

@@ -99,8 +99,7 @@ impl Draft<'_> {
             self.fail(Reason::BackoffLimitExceeded, format!("{message}; backoffLimit {limit} is used up"));
             return;
         }
-        let from = if self.status.adopted.is_some() { "generation 0" } else { "the image" };
-        self.back_off(Reason::CommandFailed, format!("{message}; started again from {from}"));
+        self.back_off(Reason::CommandFailed, format!("{message}; started again from the image"));
         let highest = self.status.snapshots.next_generation.saturating_sub(1);
         if let Some(origin) = &mut self.status.origin {
             // a run that failed is not gone on with
