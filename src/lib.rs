@@ -103,7 +103,9 @@
 //! <!-- states: end -->
 //!
 //! 1. **Accepted.** The spec is checked against the site and the image; what is wrong becomes a
-//!    condition that says what to change.
+//!    condition that says what to change. A job that is to begin with a snapshot of another one (`restoreFrom`) first
+//!    has the repository make that generation its own generation 0, files and packs: from then on it is like a job
+//!    that was killed, with nothing left to ask of the other one. Its own captures are counted from 1.
 //! 2. **Queued.** The number of the submission is written to the status first; then it is sent, once.
 //!    The name at the site follows from the job's uid and that number, so that a reply that was lost is
 //!    looked up instead of sent again.
@@ -145,13 +147,12 @@
 //! - **Intent**: the job's status, written before what cannot be repeated: a submission, a release, an
 //!   incarnation, a generation's number.
 //! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
-//!   node has no name there and lives by the file descriptors of its agent and QEMU.
+//!   node has no name there and lives by the file descriptors of its agent and QEMU. A job that begins with another
+//!   one's generation has the addresses that its manifest says: what keeps the two apart is the number of the VXLAN.
 //! - **How often jobs are killed**: the jobs' statuses. The operator adds them up in memory, by site and property, for
 //!   periods that are left to it. Those of deleted jobs still count, until its process ends; the next one knows only
 //!   the jobs there are.
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
-//! - **Which nodes will do**: each generation's manifest says what its members need, an agent what its node offers. What
-//!   was missing on a node is in the status of the job that found it out, and counts for all jobs, for a day.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
@@ -167,11 +168,13 @@
 //! - **Recipes name places, not blocks.** A recipe says in which pack and slot each block is, so that a restore
 //!   needs no index and what has not changed takes a few bytes. Packs are not rewritten: blocks of packs that
 //!   are mostly unused are forgotten, sent again with the next generation, and go with the old ones.
+//! - **What a job began with stays for its whole life.** Generation 0 has no Snapshot object; it is what failed commands
+//!   are begun again from, and goes with the job. With second names for files it takes little while the other job has
+//!   the same blocks; `usage` counts them with both.
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
 //! - **One reservation for all members.** `Gang` works; `PerMember` is refused, and `acquireTimeout` with it.
-//! - **Every job starts from its image.** `restoreFrom` is refused.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new

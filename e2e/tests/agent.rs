@@ -296,6 +296,8 @@ async fn an_agent_boots_captures_stores_leaves_and_another_goes_on() {
         nonce: "cut".into(),
         image: world.image.clone(),
         members: vec![record],
+        guests: None,
+        ancestor: None,
     };
     world.repository(&Identity::Kget).publish(&manifest).await.unwrap();
     first.operator.leave(first.authority, LeaveCode::Saved).await.unwrap();

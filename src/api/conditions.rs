@@ -19,6 +19,8 @@ pub enum ConditionType {
     Stalled,
     /// The image is in the repository.
     ImageReady,
+    /// The repository has the snapshot of `restoreFrom` as the job's own; present only with it.
+    Adopted,
     /// The scheduler has given the slots.
     Admitted,
     /// The agents are on their nodes and hold their leases.
@@ -76,11 +78,20 @@ pub enum Reason {
     SubmissionRefused,
     /// The site has fewer nodes than members.
     NotEnoughNodes,
+    /// The Snapshot named by restoreFrom does not exist.
+    SnapshotNotFound,
+    /// The Snapshot named by restoreFrom is not complete yet.
+    SnapshotIncomplete,
+    /// The spec does not fit the Snapshot named by restoreFrom; the message says what to change.
+    SnapshotMismatch,
+    /// The generation of the Snapshot named by restoreFrom is gone, or not whole.
+    SnapshotLost,
+    /// The generation of the Snapshot named by restoreFrom is being copied.
+    Adopting,
+    /// The generation of the Snapshot named by restoreFrom is the job's own.
+    Adopted,
     /// The guest's memory is larger than the node's.
     MemoryTooLarge,
-    /// The newest generation cannot be restored as things are, or not on the node that was given: the message
-    /// names what is missing.
-    Incompatible,
     /// No subnet of the pool of job networks is free.
     NoSubnet,
     /// The pool of job networks contains the address of a node.

@@ -44,6 +44,10 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
         "network.master cannot change once the first guest has started: make another job"
     ),
     validation = (
+        "!has(oldSelf.status) || (!has(oldSelf.status.started) && !has(oldSelf.status.adopted)) || (has(self.spec.restoreFrom) == has(oldSelf.spec.restoreFrom) && (!has(self.spec.restoreFrom) || self.spec.restoreFrom == oldSelf.spec.restoreFrom))",
+        "restoreFrom cannot change once its generation is being copied or the first guest has started: make another job"
+    ),
+    validation = (
         "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
         "slots.site and slots.credentials cannot change while slots are held or asked for: set suspend to true first"
     ),
@@ -62,8 +66,7 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
     validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
     validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
-    validation = ("self.slots.allocation != 'PerMember'", "slots.allocation PerMember is not available in this version: use Gang"),
-    validation = ("!has(self.restoreFrom)", "restoreFrom is not available in this version: leave it out")
+    validation = ("self.slots.allocation != 'PerMember'", "slots.allocation PerMember is not available in this version: use Gang")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BestEffortJobSpec {
@@ -71,7 +74,8 @@ pub struct BestEffortJobSpec {
     #[schemars(range(min = 1, max = 1024))]
     #[serde(default = "one")]
     pub members: u32,
-    /// The VmImage to run, in this namespace; the operator's default image if absent.
+    /// The VmImage to run, in this namespace; if absent that of `restoreFrom`'s snapshot, or the operator's
+    /// default image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageReference>,
     /// Size and shape of every virtual machine.
@@ -101,10 +105,12 @@ pub struct BestEffortJobSpec {
     /// Stops the job: it is captured, then its slots are given back. Set to false to go on.
     #[serde(default)]
     pub suspend: bool,
-    /// Start from a snapshot of another job of this namespace. Not available in this version.
+    /// Start from a snapshot of another job of this namespace, which may run on, end or be deleted: the guests
+    /// go on with its memory, disks, command and addresses, in a network of their own. `members`, `vm`, `run` and
+    /// `image` must be what they were there; `image` may be left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_from: Option<RestoreFrom>,
-    /// How many failures of the guest's own are retried from the image before the job fails.
+    /// How many failures of the guest's own are retried, from the image or `restoreFrom`'s snapshot, before the job fails.
     /// Preemptions, ends of walltime and lost nodes never count.
     #[schemars(range(min = 0, max = 1000))]
     #[serde(default = "default_backoff_limit")]

@@ -85,12 +85,13 @@ pub struct BestEffortJobStatus {
     /// The image as it was when the job was accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ResolvedImage>,
+    /// What the job began with, if it began with another one's generation. It is generation 0 here; its
+    /// addresses stay, in a network of this job's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
     /// What the present incarnation was started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Nodes that lack what the job's machines need: no slots are asked for on them for a day.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub unfit: Vec<UnfitNode>,
     /// Snapshots taken and due.
     pub snapshots: SnapshotsStatus,
     /// Work of all members, in member-seconds.
@@ -217,7 +218,8 @@ pub enum ReleaseReason {
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkStatus {
-    /// The subnet, from the operator's pool; it stays the same for the job's whole life.
+    /// The subnet, from the operator's pool or that of the job whose snapshot this one began with; it stays the
+    /// same for the job's whole life.
     pub subnet: String,
     /// Largest packet of the guests; it stays the same, too.
     pub mtu: u32,
@@ -339,6 +341,26 @@ impl ResolvedImage {
     }
 }
 
+/// The generation of another job that a job began with.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Adopted {
+    /// Name of its Snapshot.
+    pub snapshot: String,
+    /// Name of the other job.
+    pub job: String,
+    /// Uid of the other job.
+    pub job_uid: String,
+    /// Its number there.
+    pub generation: u32,
+    /// Since when the repository has it as generation 0 of this job; absent while it is being copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete: Option<Time>,
+    /// Member-seconds that had been computed by then. They are the other job's work.
+    #[serde(skip_serializing_if = "is_zero64")]
+    pub work: u64,
+}
+
 /// What an incarnation was started from.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -372,22 +394,6 @@ pub struct Origin {
     /// When the repository was first seen to refuse that member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fenced: Option<Time>,
-}
-
-/// A node that lacks what the job's machines need.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct UnfitNode {
-    /// The node.
-    pub node: String,
-    /// When it was found out.
-    pub since: Time,
-    /// It has no KVM.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub kvm: bool,
-    /// Flags that its processor lacks.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub flags: Vec<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]

@@ -73,7 +73,7 @@ pub(super) async fn start(
             users_of(&known, image).for_each(|job| waker.uid(&job));
         },
     );
-    let (waker, seen) = (jobs_waker.clone(), figures.clone());
+    let (waker, seen, known) = (jobs_waker.clone(), figures.clone(), jobs.clone());
     let snapshots = starter.watch(
         all::<Snapshot>(client),
         everywhere(),
@@ -83,6 +83,7 @@ pub(super) async fn start(
             seen.snapshot(snapshot);
             wake(&snapshots_waker, snapshot);
             waker.name(snapshot.metadata.namespace.as_deref().unwrap_or_default(), &snapshot.spec.job);
+            starting_from(&known, snapshot).for_each(|job| waker.uid(&job));
         },
     );
     let waker = jobs_waker;
@@ -151,6 +152,17 @@ fn users_of(jobs: &Store<BestEffortJob>, image: &VmImage) -> impl Iterator<Item 
         let named = job.spec.image.as_ref().is_none_or(|image| Some(&image.name) == name.as_ref());
         let reaches = standard || job.metadata.namespace == namespace;
         job.metadata.uid.clone().filter(|_| named && reaches).map(JobUid)
+    })
+}
+
+/// The jobs that are to start from a snapshot.
+fn starting_from(jobs: &Store<BestEffortJob>, snapshot: &Snapshot) -> impl Iterator<Item = JobUid> {
+    let (name, namespace) = (snapshot.metadata.name.clone(), snapshot.metadata.namespace.clone());
+    jobs.state().into_iter().filter_map(move |job| {
+        let named = job.spec.restore_from.as_ref().is_some_and(|from| Some(&from.snapshot) == name.as_ref());
+        let waits = job.status.as_ref().is_none_or(|status| status.started.is_none());
+        let here = job.metadata.namespace == namespace;
+        job.metadata.uid.clone().filter(|_| named && waits && here).map(JobUid)
     })
 }
 

@@ -8,7 +8,6 @@
 mod caches;
 mod credentials;
 mod figures;
-mod offer;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,7 +40,6 @@ use crate::{
     leadership::Candidate,
     metrics::Metrics,
     names::{Identity, JobUid},
-    store::machine::Offer,
     subresources::{self, source::Source},
     tls::Authority,
 };
@@ -59,9 +57,6 @@ pub struct Args {
     /// if absent.
     #[arg(long)]
     subresources: Option<SocketAddr>,
-    /// The container image of this process: if agents have the same one, so have they its QEMU.
-    #[arg(long, env = "VMDEPLOY_IMAGE")]
-    image: Option<String>,
 }
 
 /// The kinds this process reads and writes.
@@ -89,7 +84,6 @@ const CACHES: &str = "caches";
 /// What every part of the process shares.
 struct Process {
     config: Arc<Config>,
-    offer: Offer,
     client: Client,
     clock: Clock,
     metrics: Metrics,
@@ -111,7 +105,6 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let requests = RequestCounts::default();
     let client = ClientBuilder::try_from(client::config().await?)?.with_layer(&requests).build();
     let process = Process {
-        offer: offer::offer(&config, args.image.as_deref()).await,
         config: Arc::new(config),
         client,
         clock: Clock::system(),
@@ -172,7 +165,6 @@ impl Process {
         let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
         let job_context = job::Context {
             config: self.config.clone(),
-            offer: self.offer.clone(),
             clock: self.clock.clone(),
             leadership: job::plan::Leadership { epoch, since: self.clock.now() },
             cluster: cluster.clone(),

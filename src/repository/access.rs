@@ -12,7 +12,7 @@ pub(super) enum Action<'a> {
     Look,
     /// To read manifests and parts of a job.
     Restore(&'a JobUid),
-    /// To raise the fence, retire a generation, remove a job, say which images are needed.
+    /// To raise the fence, retire or adopt a generation, remove a job, say which images are needed.
     Rule,
     /// To note parts and publish.
     Publish,

@@ -127,6 +127,28 @@ impl Root {
         self.place(&staged, below)
     }
 
+    /// Gives a file a second name; replaces what had it. Not done if the disk has no second names.
+    pub fn link(&self, below: &Path, to: &Path) -> io::Result<bool> {
+        let staged = self.staged();
+        self.steps.next("link")?;
+        match fs::hard_link(self.at(below), staged.path()) {
+            // one that has both names already keeps them
+            Ok(()) => self.place(&staged, to).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Makes a copy of a file; replaces what had its name.
+    pub fn copy(&self, below: &Path, to: &Path) -> io::Result<()> {
+        let staged = self.staged();
+        self.steps.next("copy")?;
+        fs::copy(self.at(below), staged.path())?;
+        self.steps.next("sync a copy")?;
+        File::open(staged.path())?.sync_all()?;
+        self.place(&staged, to)
+    }
+
     /// Gives a file another name in its directory; replaces what had it.
     pub fn set_aside(&self, below: &Path, to: &Path) -> io::Result<()> {
         let from = self.at(below);

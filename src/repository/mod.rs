@@ -8,9 +8,10 @@
 //! A file of a part is stored whole, or as a recipe over packs of blocks that all generations of its job share
 //! (`store::recipe`, `store::pack`). Packs are asked for in `packs`, found by their blocks in an index that can be
 //! lost (`blocks`, `indices`), and removed when no recipe names them and nobody was promised them lately
-//! (`collect`).
+//! (`collect`). A job may take another one's generation over (`adopt`).
 
 mod access;
+mod adopt;
 pub mod arrivals;
 mod blocks;
 pub mod check;

@@ -15,6 +15,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
+    adopt::Adoptions,
     collect::Collections,
     durable::{Root, Staged, Steps, disk_error},
     indices::Indices,
@@ -49,6 +50,8 @@ pub struct Store {
     pub(super) uploads: Uploads,
     /// Which jobs are to be swept for packs.
     pub(super) collections: Collections,
+    /// Which generations are being taken over.
+    pub(super) adoptions: Adoptions,
     /// Since when it is known what is promised.
     pub(super) started: Instant,
     /// Held while a recipe is unpacked: it may take much memory.
@@ -83,6 +86,7 @@ impl Store {
             indices: Indices::default(),
             uploads: Uploads::default(),
             collections: Collections::default(),
+            adoptions: Adoptions::default(),
             started: Instant::now(),
             reading: Mutex::default(),
         };

@@ -40,7 +40,7 @@ use crate::{
         site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, NodeName, SlotId},
-    store::{images::ImageReview, manifest::Manifest},
+    store::{adoption::Adoption, images::ImageReview, manifest::Manifest},
 };
 
 /// The life of one operator process.
@@ -183,6 +183,9 @@ impl ClusterView for Fused<dyn ClusterView> {
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>> {
         self.inner.snapshots(namespace, job)
     }
+    fn snapshot(&self, namespace: &str, name: &str) -> Option<Arc<Snapshot>> {
+        self.inner.snapshot(namespace, name)
+    }
     fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>> {
         self.inner.agents(job)
     }
@@ -296,6 +299,9 @@ impl Repository for Fused<dyn Repository> {
     }
     async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError> {
         self.fuse.write("publish", self.inner.publish(manifest)).await
+    }
+    async fn adopt(&self, job: &JobUid, order: &Adoption) -> Result<GenerationSummary, RepositoryError> {
+        self.fuse.write("adopt", self.inner.adopt(job, order)).await
     }
     async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {
         self.fuse.write("retire", self.inner.retire(job, generation)).await

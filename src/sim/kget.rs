@@ -10,10 +10,14 @@ use crate::{
     },
     driver::{
         agent::{NodeAgent, UploadOrder},
+        cluster::ClusterView as _,
         repository::{Repository, RepositoryError},
     },
     names::{Generation, JobUid, MemberIndex},
-    store::manifest::{Manifest, MemberPart, VERSION},
+    store::{
+        adoption::GuestRecord,
+        manifest::{Manifest, MemberPart, VERSION},
+    },
 };
 
 /// What kget knows.
@@ -105,6 +109,7 @@ impl World {
         let status = snapshot.status.clone().unwrap_or_default();
         let nonces: BTreeSet<&String> = safe.values().map(|(_, nonce)| nonce).collect();
         assert_eq!(nonces.len(), 1, "b2: parts of different cuts in one generation: {nonces:?}");
+        let owner = self.cluster.job(super::NAMESPACE, &snapshot.spec.job).expect("a job that was captured is there");
         let manifest = Manifest {
             version: VERSION,
             job: job.clone(),
@@ -116,8 +121,14 @@ impl World {
             reason: snapshot.spec.reason,
             taken_at: status.taken_at.map_or(self.clock.now(), |time| time.0),
             nonce: nonces.into_iter().next().cloned().unwrap_or_default(),
-            image: self.status().image.expect("a job that was captured has an image"),
+            image: owner
+                .status
+                .as_ref()
+                .and_then(|status| status.image.clone())
+                .expect("a job that was captured has an image"),
             members: safe.values().map(|(part, _)| part.clone()).collect(),
+            guests: Some(GuestRecord::of(&owner)),
+            ancestor: None,
         };
         self.repository.publish(&manifest).await?;
         self.kget.published.push(manifest);

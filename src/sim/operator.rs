@@ -30,13 +30,12 @@ use crate::{
         snapshot,
     },
     driver::{
-        agent::{Accelerator, Agents, fake::FakeAgents},
+        agent::{Agents, fake::FakeAgents},
         cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers},
         repository::{Repository, fake::FakeRepository},
         site::{Credentials, Site, fake::FakeSite, poller::Poller},
     },
     names::{JobUid, SlotId},
-    store::machine::Offer,
     tls::Authority,
 };
 
@@ -261,7 +260,6 @@ impl Process {
         };
         let jobs = job::Context {
             config: config.clone(),
-            offer: Offer::unknown(Accelerator::Kvm),
             clock: parts.clock.clone(),
             leadership: Leadership { epoch, since: parts.clock.now() },
             cluster: cluster.clone(),
@@ -307,7 +305,7 @@ impl Process {
                 }
             }
         }
-        for name in ["pi", "e"] {
+        for name in ["pi", "e", "again"] {
             let job = self.jobs.view.job(NAMESPACE, name);
             if let Some(job) = job.filter(|_| changed || self.due.get(name).is_some_and(|due| *due <= now)) {
                 any = true;

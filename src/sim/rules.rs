@@ -8,6 +8,7 @@ use std::{
 use super::World;
 use crate::{
     api::{BestEffortJobStatus, JobPhase},
+    driver::cluster::ClusterView as _,
     names::{Generation, Incarnation, JobUid, SlotId},
 };
 
@@ -86,15 +87,18 @@ impl Rules {
 
     /// A complete generation always remains once one has existed, as long as the job lives.
     fn something_to_go_back_to(&mut self, world: &World) -> Option<String> {
-        let uid = world.uid()?;
-        let complete = world.repository.complete(&uid);
-        let ended = matches!(world.phase(), None | Some(JobPhase::Succeeded | JobPhase::Failed));
-        let deleted = world.job().is_none_or(|job| job.metadata.deletion_timestamp.is_some());
-        if complete.is_empty() && !deleted && !ended && self.restorable.contains(&uid) {
-            return Some("b12: the last complete generation of a live job is gone".into());
-        }
-        if !complete.is_empty() {
-            self.restorable.insert(uid);
+        for job in world.cluster.jobs() {
+            let uid = JobUid(job.metadata.uid.clone()?);
+            let complete = world.repository.complete(&uid);
+            let phase = job.status.as_ref().map(|status| status.phase);
+            let ended = matches!(phase, None | Some(JobPhase::Succeeded | JobPhase::Failed));
+            let deleted = job.metadata.deletion_timestamp.is_some();
+            if complete.is_empty() && !deleted && !ended && self.restorable.contains(&uid) {
+                return Some("b12: the last complete generation of a live job is gone".into());
+            }
+            if !complete.is_empty() {
+                self.restorable.insert(uid);
+            }
         }
         None
     }

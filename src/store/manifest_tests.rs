@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
+use crate::store::adoption::GuestNetwork;
 
 /// A manifest of two members that passes every check.
 pub(crate) fn manifest(generation: Generation) -> Manifest {
@@ -26,6 +27,12 @@ pub(crate) fn manifest(generation: Generation) -> Manifest {
             params: None,
         },
         members: vec![part(0), part(1)],
+        guests: Some(GuestRecord {
+            vm: VmSpec { memory: crate::api::quantity::Bytes::mebibytes(256), ..VmSpec::default() },
+            run: "6".repeat(64),
+            network: Some(GuestNetwork { subnet: "198.18.3.0/28".parse().unwrap(), mtu: 1450 }),
+        }),
+        ancestor: None,
     }
 }
 
@@ -36,7 +43,14 @@ pub(crate) fn part(index: MemberIndex) -> MemberPart {
     MemberPart {
         index,
         files: vec![file(FileKind::Memory), file(FileKind::Disk)],
-        machine: crate::driver::agent::fake::machine_record(),
+        machine: MachineRecord {
+            qemu: "7.2.22".into(),
+            machine: "pc-q35-7.2".into(),
+            cpu_model: "qemu64".into(),
+            accelerator: Accelerator::Tcg,
+            cpus: 1,
+            memory: 256 << 20,
+        },
         output_bytes: 10,
         started: true,
         ran: 12.5,

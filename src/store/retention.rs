@@ -34,7 +34,6 @@ mod tests {
             taken_at,
             stored: 1,
             members: 1,
-            machine: None,
         };
         numbers.iter().map(one).collect()
     }

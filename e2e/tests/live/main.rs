@@ -2,6 +2,7 @@
 //! where there is no test bed. `e2e/test --e2e` runs them.
 
 mod access;
+mod clone;
 mod cut;
 mod deleted;
 mod ends;

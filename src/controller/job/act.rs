@@ -17,14 +17,18 @@ use super::{
     pods,
 };
 use crate::{
-    api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
+    api::{
+        BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Reason, Snapshot, SnapshotSpec, SnapshotStatus,
+    },
     driver::{
         DriverError as _, Retry,
         agent::{AgentAddress, AgentError, Authority, HostKey, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
+        repository::RepositoryError,
         site::{Credentials, Site, SiteError, SlotRequest},
     },
     names::{Identity, JobUid},
+    store::adoption::Adoption,
 };
 
 /// Longest wait for one order to an agent.
@@ -105,6 +109,7 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
             ctx.sites.nudge(uid);
         }
         Effect::FenceRepository { incarnation } => ctx.repository.fence(uid, *incarnation).await?,
+        Effect::Adopt(order) => adopt(order, uid, ctx).await,
         Effect::CreateAgent(placement) => create_agent(placement, job, uid, ctx).await?,
         Effect::DeleteAgent { pod } => ctx.cluster.delete_agent(pod, POD_GRACE).await?,
         Effect::Go { agents } => {
@@ -201,6 +206,20 @@ async fn submit(
     ctx.memory.update(uid, |memory| memory.reply = Some(Reply { submission, outcome }));
     (ctx.wake)(uid);
     Ok(())
+}
+
+/// Has a generation copied. How that went is a fact of the next pass; it may go on when nobody waits for it.
+async fn adopt(order: &Adoption, uid: &JobUid, ctx: &Context) {
+    let said = match ctx.repository.adopt(uid, order).await {
+        Ok(_) | Err(RepositoryError::Unreachable(_)) => None,
+        Err(error) => {
+            tracing::warn!(job = %uid, %error, "a generation was not copied");
+            let reason = if matches!(error, RepositoryError::Full(_)) { error.reason() } else { Reason::SnapshotLost };
+            Some((reason, error.to_string()))
+        }
+    };
+    ctx.memory.update(uid, |memory| memory.adoption = said);
+    (ctx.wake)(uid);
 }
 
 async fn create_agent(

@@ -5,13 +5,13 @@
 
 mod absorb;
 mod admit;
+mod adopt;
 mod capture;
 mod deploy;
 mod down;
 mod draft;
 mod evacuate;
 mod finish;
-mod fit;
 mod lose;
 mod master;
 mod members;
@@ -32,7 +32,6 @@ use self::draft::{Draft, after, since};
 pub(crate) use self::{
     admit::fits,
     draft::sent_key,
-    fit::incompatible,
     master::{called, wanted},
 };
 use super::plan::{Effect, Plan, Seen};

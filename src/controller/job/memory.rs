@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::plan::{BarrierSeen, Reply};
 use crate::{
+    api::Reason,
     driver::site::{Credentials, SiteError},
     names::JobUid,
 };
@@ -19,6 +20,8 @@ use crate::{
 pub struct Remembered {
     /// The answer to its last request for slots.
     pub reply: Option<Reply>,
+    /// Why the repository did not copy what the job is to start from, when it was last asked to.
+    pub adoption: Option<(Reason, String)>,
     /// When it last did what is repeated until it works.
     pub sent: BTreeMap<String, Timestamp>,
     /// The capture it conducts or has conducted last.

@@ -40,7 +40,6 @@ use crate::{
         site::{Credentials, Site, SiteError, SlotFacts},
     },
     names::{JobUid, SlotId},
-    store::machine::Offer,
     tls::Authority,
 };
 
@@ -56,8 +55,6 @@ pub async fn reconcile(job: &BestEffortJob, ctx: &Context) -> Result<Option<Dura
 pub struct Context {
     /// What the administrator decided.
     pub config: Arc<Config>,
-    /// What the agents that are made now offer, wherever they run.
-    pub offer: Offer,
     /// The time.
     pub clock: Clock,
     /// The present leadership.

@@ -20,13 +20,14 @@ pub fn prefix(members: u32) -> u8 {
     32u8.saturating_sub(bits).min(LONGEST_PREFIX)
 }
 
-/// A subnet of the pool that overlaps none of `taken`, which do not overlap each other. The search
-/// begins at a place that `seed` decides, so that a subnet is not soon given to another job.
+/// A subnet of the pool that overlaps none of `taken`. These may overlap each other: jobs that go on from
+/// another one's snapshot have its subnet, also when that was given to a third one meanwhile. The search begins at a
+/// place that `seed` decides, so that a subnet is not soon given to another job.
 pub fn free(pool: Ipv4Net, members: u32, seed: u64, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
     let length = prefix(members);
     let bits = length.checked_sub(pool.prefix_len())?;
     let taken: std::collections::BTreeMap<Ipv4Addr, Ipv4Addr> =
-        taken.iter().map(|net| (net.network(), net.broadcast())).collect();
+        Ipv4Net::aggregate(&taken.to_vec()).iter().map(|net| (net.network(), net.broadcast())).collect();
     let (count, size) = (1u64 << bits, 1u64 << (32 - length));
     let first = u64::from(u32::from(pool.network()));
     (0..count).find_map(|step| {
@@ -87,6 +88,18 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(free(pool, 2, 0, &[first, second]), None);
         assert_eq!(free(pool, 40, 0, &[]), None, "a job larger than the pool");
+    }
+
+    #[test]
+    fn what_several_jobs_have_is_given_to_no_other() {
+        let pool = net("198.18.0.0/26");
+        // of jobs that go on from one snapshot, and of one that was given it meanwhile
+        let taken = [net("198.18.0.0/28"), net("198.18.0.0/28"), net("198.18.0.0/27"), net("198.18.0.16/28")];
+        for seed in 0..8 {
+            let subnet = free(pool, 2, seed, &taken).unwrap();
+            assert!(!net("198.18.0.0/27").contains(&subnet), "{subnet}");
+        }
+        assert_eq!(free(net("198.18.0.0/27"), 2, 0, &taken), None);
     }
 
     #[test]

@@ -13,23 +13,28 @@ use kube::ResourceExt as _;
 use super::{
     Context, Error, SlotsSeen, account, decide,
     memory::Account,
-    plan::{AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, uid},
+    plan::{
+        AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot,
+        uid,
+    },
 };
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, Reason, VmImage,
         conditions,
         job::Master,
-        job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus, UnfitNode},
+        job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus},
+        snapshot::SnapshotPhase,
     },
     driver::{
         Fact,
         agent::{AgentAddress, HostKey},
         cluster::ClusterError,
-        repository::JobContent,
+        repository::{JobContent, RepositoryError},
         site::{Credentials, SlotPhase},
     },
     names::{JobUid, NodeName, SlotId},
+    store::adoption::ADOPTED,
 };
 
 /// How long an account that was read from a Secret is used before it is read again, while the job
@@ -43,9 +48,8 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let account = credentials(job, &status, ctx).await?;
     let SlotsSeen { slots, looked_up, reads_good_since, error } = slots(job, &status, ctx, &account);
     let agents = agents(&uid, &status, ctx);
-    let content = content(job, &status, &slots, ctx).await;
+    let content = content(&uid, &status, &slots, ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
-    let unfit = unfit(job, &status, &slots, ctx);
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -53,8 +57,6 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             port_first: ctx.config.agents.port_first,
             port_count: ctx.config.agents.port_count,
             sites: ctx.config.sites.keys().cloned().collect(),
-            accelerator: ctx.config.agents.accelerator,
-            offer: ctx.offer.clone(),
         },
         site: site(job, ctx, &account),
         account: match account {
@@ -64,6 +66,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             Fact::Unknown { since } => Fact::Unknown { since },
         },
         image: image(job, ctx),
+        source: source(job, &status, ctx).await,
         network: network(job, &status, ctx),
         missing_inputs: missing_inputs(job, &status, ctx).await?,
         nodes: nodes(&status, &slots, ctx),
@@ -86,7 +89,6 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         repository_silent: remembered.repository_silent,
         snapshots: snapshots(job, ctx),
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
-        unfit,
         others: ctx.history.others(job),
         sent: remembered.sent,
     })
@@ -177,7 +179,6 @@ fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, S
         isolation: config.isolation.into(),
         agent_wait: config.agent_wait.into(),
         max_memory: config.max_memory.map(|bytes| bytes.0),
-        properties: config.properties.clone(),
     })
 }
 
@@ -211,7 +212,8 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
     }
     if let Some(config) = config.filter(|_| wanted) {
         seen.mtu = config.mtu;
-        if !has {
+        // guests that go on bring theirs along
+        if !has && job.spec.restore_from.is_none() {
             seen.subnet = ctx.networks.subnet(&uid(job), job.spec.members, config.pool, &ctx.view.jobs(), now);
         }
         let inside = |node: &Node| matches!(node_address(node), Some(IpAddr::V4(v4)) if config.pool.contains(&v4));
@@ -220,6 +222,48 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
         seen.overlap = node.and_then(|node| node.metadata.name.clone()).map(NodeName);
     }
     seen
+}
+
+/// What the job is to start from instead of its image; looked for only before it asks for slots.
+async fn source(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> Option<SourceSeen> {
+    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
+    let asked = status.started.is_some() || !status.slots.is_empty() || status.pending_submission.is_some();
+    let from = job.spec.restore_from.as_ref().filter(|_| before && !asked)?;
+    let own = uid(job);
+    let snapshot = ctx.view.snapshot(namespace(job), &from.snapshot).map(|snapshot| {
+        let status = snapshot.status.clone().unwrap_or_default();
+        SourceSnapshot {
+            job: snapshot.spec.job.clone(),
+            job_uid: status.job_uid,
+            generation: status.generation.unwrap_or_default(),
+            phase: status.phase,
+            deleting: snapshot.metadata.deletion_timestamp.is_some(),
+        }
+    });
+    let wanted = match &status.adopted {
+        Some(adopted) if adopted.complete.is_some() => Some((own.clone(), ADOPTED)),
+        Some(adopted) => Some((JobUid(adopted.job_uid.clone()), adopted.generation)),
+        None => snapshot
+            .as_ref()
+            .filter(|snapshot| snapshot.phase == SnapshotPhase::Stored && !snapshot.deleting)
+            .map(|snapshot| (JobUid(snapshot.job_uid.clone()), snapshot.generation)),
+    };
+    let since = ctx.clock.now();
+    let manifest = match wanted {
+        None => Fact::Unknown { since },
+        Some((of, generation)) => match ctx.repository.manifest(&of, generation).await {
+            Ok(manifest) => Fact::Known(Box::new(manifest)),
+            Err(RepositoryError::Unreachable(why)) => {
+                tracing::warn!(job = %own, why, "the repository does not answer");
+                Fact::Unknown { since }
+            }
+            Err(error) => {
+                tracing::warn!(job = %own, %error, "the generation to start from cannot be had");
+                Fact::Absent
+            }
+        },
+    };
+    Some(SourceSeen { name: from.snapshot.clone(), snapshot, manifest, refused: ctx.memory.get(&own).adoption })
 }
 
 fn image_seen(image: &VmImage) -> ImageSeen {
@@ -294,7 +338,7 @@ fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap
 
 /// What the repository has; asked only where a decision may depend on it.
 async fn content(
-    job: &BestEffortJob,
+    uid: &JobUid,
     status: &BestEffortJobStatus,
     slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
     ctx: &Context,
@@ -307,9 +351,10 @@ async fn content(
         JobPhase::Queued => waits,
         JobPhase::Deploying | JobPhase::Starting | JobPhase::Restoring | JobPhase::Terminating => true,
         JobPhase::Evacuating => status.snapshots.capture.as_ref().is_some_and(|capture| capture.captured),
-        JobPhase::Pending
-        | JobPhase::ImagePreparing
-        | JobPhase::Running
+        JobPhase::Pending | JobPhase::ImagePreparing => {
+            status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none())
+        }
+        JobPhase::Running
         | JobPhase::Snapshotting
         | JobPhase::Completing
         | JobPhase::Succeeded
@@ -317,12 +362,9 @@ async fn content(
         | JobPhase::Suspended => false,
     };
     let since = ctx.clock.now();
-    // what would be restored must be known before slots are asked for
-    let needed = needed || (status.started.is_some() && may_ask(job, status, slots));
     if !needed {
         return Fact::Unknown { since };
     }
-    let uid = &uid(job);
     match ctx.repository.content(uid).await {
         Ok(content) => Fact::Known(content),
         Err(error) => {
@@ -342,8 +384,15 @@ async fn missing_image(
     ctx: &Context,
 ) -> Fact<String> {
     let since = ctx.clock.now();
-    let asked = status.started.is_some() && may_ask(job, status, slots);
-    let Some(image) = status.image.as_ref().filter(|_| asked) else {
+    let ended = |id: &str| {
+        let facts = slots.known().into_iter().flatten().find(|facts| facts.id.0 == id);
+        facts.is_some_and(|facts| matches!(facts.phase, SlotPhase::Ended(_)))
+    };
+    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
+        || (status.phase == JobPhase::Suspended && job.spec.suspend);
+    let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
+    let held = status.slots.iter().any(|slot| used(slot) && !ended(&slot.id));
+    let Some(image) = status.image.as_ref().filter(|_| status.started.is_some() && !over && !held) else {
         return Fact::Unknown { since };
     };
     for digest in [Some(&image.disk), image.kernel.as_ref(), image.initrd.as_ref()].into_iter().flatten() {
@@ -359,36 +408,6 @@ async fn missing_image(
         }
     }
     Fact::Absent
-}
-
-/// Whether slots may be asked for: none are used or waited for.
-fn may_ask(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
-) -> bool {
-    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
-        || (status.phase == JobPhase::Suspended && job.spec.suspend);
-    let ended = |id: &str| {
-        let facts = slots.known().into_iter().flatten().find(|facts| facts.id.0 == id);
-        facts.is_some_and(|facts| matches!(facts.phase, SlotPhase::Ended(_)))
-    };
-    let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
-    !over && !status.slots.iter().any(|slot| used(slot) && !ended(&slot.id))
-}
-
-/// What other jobs found out about nodes.
-fn unfit(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
-    ctx: &Context,
-) -> Vec<UnfitNode> {
-    if !may_ask(job, status, slots) {
-        return Vec::new();
-    }
-    let others = ctx.view.jobs().into_iter().filter(|other| other.metadata.uid != job.metadata.uid);
-    others.flat_map(|job| job.status.iter().flat_map(|status| status.unfit.clone()).collect::<Vec<_>>()).collect()
 }
 
 fn nodes(

@@ -16,18 +16,17 @@ use super::tally::Tally;
 use crate::{
     api::{
         BestEffortJobStatus, Reason, SnapshotStatus,
-        job_status::{ResolvedImage, UnfitNode},
-        snapshot::SnapshotReason,
+        job_status::ResolvedImage,
+        snapshot::{SnapshotPhase, SnapshotReason},
     },
-    config::NodeProperties,
     driver::{
         Fact,
-        agent::{Accelerator, AgentState, LeaveCode},
+        agent::{AgentState, LeaveCode},
         repository::JobContent,
         site::{Capabilities, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
-    store::machine::Offer,
+    store::{adoption::Adoption, manifest::Manifest},
 };
 
 /// What one pass does: the status once, then the effects in order, then the notes.
@@ -82,6 +81,8 @@ pub enum Effect {
         /// The incarnation.
         incarnation: Incarnation,
     },
+    /// Has the repository make another job's generation this one's generation 0.
+    Adopt(Adoption),
     /// Makes the agent of a member.
     CreateAgent(AgentPlacement),
     /// Removes the pod of an agent that is confirmed dead, or was never to live.
@@ -148,6 +149,7 @@ impl Effect {
             Self::SubmitSlots { .. } => "SubmitSlots",
             Self::ReleaseSlot { .. } => "ReleaseSlot",
             Self::FenceRepository { .. } => "FenceRepository",
+            Self::Adopt(_) => "Adopt",
             Self::CreateAgent(_) => "CreateAgent",
             Self::DeleteAgent { .. } => "DeleteAgent",
             Self::Go { .. } => "Go",
@@ -234,6 +236,8 @@ pub struct Seen {
     pub account: Fact<Result<(), String>>,
     /// The image, if one is named or there is a default.
     pub image: Fact<ImageSeen>,
+    /// What the job is to start from, if its spec names a snapshot; absent where nobody needs to know.
+    pub source: Option<SourceSeen>,
     /// What there is for the job's network.
     pub network: NetworkSeen,
     /// ConfigMaps and Secrets named by inputs that do not exist.
@@ -270,8 +274,6 @@ pub struct Seen {
     pub snapshots: Vec<SnapshotSeen>,
     /// There are Snapshot objects in its namespace that cannot be read: one may be the job's.
     pub unread_snapshots: bool,
-    /// Nodes of which other jobs found out that they lack something; asked for only where slots may be asked for.
-    pub unfit: Vec<UnfitNode>,
     /// How often other jobs were killed where this one runs.
     pub others: Tally,
     /// When this process last did what is repeated until it works, by [`Effect`] and object.
@@ -296,10 +298,6 @@ pub struct Setup {
     pub port_count: u16,
     /// Names of all sites.
     pub sites: BTreeSet<String>,
-    /// How QEMU runs guests.
-    pub accelerator: Accelerator,
-    /// What the agents that are made now offer, as far as that does not depend on their nodes.
-    pub offer: Offer,
 }
 
 /// The job's site.
@@ -313,8 +311,6 @@ pub struct SiteSeen {
     pub agent_wait: Duration,
     /// Most memory a guest may have.
     pub max_memory: Option<u64>,
-    /// By which properties it tells nodes apart.
-    pub properties: NodeProperties,
 }
 
 /// What there is for the job's network. Offered only where a decision may need it.
@@ -345,6 +341,35 @@ pub enum ImageSeen {
     Importing(String),
     /// It cannot be imported until a person acts.
     Broken(Reason, String),
+}
+
+/// What a job is to start from instead of its image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceSeen {
+    /// Name of the snapshot.
+    pub name: String,
+    /// The snapshot; absent: there is none of this name.
+    pub snapshot: Option<SourceSnapshot>,
+    /// The manifest of its generation, or of the job's own generation 0 once that is in the status. `Unknown` also
+    /// where the snapshot is not complete.
+    pub manifest: Fact<Box<Manifest>>,
+    /// Why the repository did not copy it when this process asked for that last.
+    pub refused: Option<(Reason, String)>,
+}
+
+/// The snapshot that a job is to start from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceSnapshot {
+    /// Name of its job.
+    pub job: String,
+    /// Uid of its job.
+    pub job_uid: String,
+    /// Its generation.
+    pub generation: Generation,
+    /// Where it has got to.
+    pub phase: SnapshotPhase,
+    /// It is being deleted.
+    pub deleting: bool,
 }
 
 /// The answer to a request for slots.
@@ -434,6 +459,14 @@ pub struct SnapshotSeen {
     pub deleting: bool,
     /// Its status.
     pub status: SnapshotStatus,
+}
+
+impl SnapshotSeen {
+    /// Whether something in the repository is to be kept for it, also after its job. One that was never taken has
+    /// nothing there.
+    pub fn keeps_content(&self) -> bool {
+        self.retain && self.status.generation.is_some()
+    }
 }
 
 /// The job's uid as a name.

@@ -7,14 +7,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    decide::{called, incompatible},
-    plan::{ImageSeen, Seen},
+    decide::called,
+    plan::{ImageSeen, Seen, SnapshotSeen},
 };
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         conditions::{self, ConditionType, Truth, clear},
-        job_status::{MemberPhase, SlotState, SlotStatus},
+        job_status::{Adopted, MemberPhase, SlotState, SlotStatus},
+        snapshot::SnapshotPhase,
     },
     driver::{Fact, site::NoticeKind},
 };
@@ -30,15 +31,19 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         conditions::set(&mut list, kind, truth, reason, message, generation, now);
     };
     say(ConditionType::Ready, ready(status, job, seen));
-    say(ConditionType::ImageReady, image(status, seen));
+    say(ConditionType::ImageReady, image(status, job, seen));
     say(ConditionType::Admitted, admitted(status));
     say(ConditionType::Provisioned, provisioned(status, seen));
     say(ConditionType::Running, running(status));
     say(ConditionType::Snapshotted, snapshotted(status));
     say(ConditionType::Complete, complete(status));
+    match adopted(status, job, seen) {
+        Some(found) => say(ConditionType::Adopted, found),
+        None => clear(&mut list, ConditionType::Adopted),
+    }
     let abnormal = [
         (ConditionType::Reconciling, reconciling(status)),
-        (ConditionType::Stalled, stalled(status, job, seen)),
+        (ConditionType::Stalled, stalled(status, seen)),
         (ConditionType::Evicting, evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
         (ConditionType::GuestDegraded, degraded(status, job, seen)),
@@ -77,16 +82,16 @@ fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Tru
     if let Some((reason, message)) = lost_image(status, seen).filter(|_| status.phase == JobPhase::Queued) {
         return (Truth::False, reason, message);
     }
-    if let Some((reason, message)) = unrestorable(status, job, seen) {
-        return (Truth::False, reason, message);
-    }
     let attempt = status.attempt;
     let from = match status.origin.as_ref().and_then(|origin| origin.generation) {
         Some(generation) => format!("generation {generation}"),
         None => "the image".to_owned(),
     };
     let (truth, reason, message) = match status.phase {
-        JobPhase::Pending => (Truth::Unknown, Reason::NotYet, "being looked at".to_owned()),
+        JobPhase::Pending => match adopted(status, job, seen).filter(|(_, _, message)| !message.is_empty()) {
+            Some((Truth::False, reason, message)) => (Truth::Unknown, reason, message),
+            Some(_) | None => (Truth::Unknown, Reason::NotYet, "being looked at".to_owned()),
+        },
         JobPhase::ImagePreparing => (Truth::Unknown, Reason::ImageImporting, "the image is being imported".into()),
         JobPhase::Queued => (Truth::True, Reason::Accepted, format!("attempt {attempt} waits for slots")),
         JobPhase::Deploying => (Truth::True, Reason::Accepted, format!("attempt {attempt} is being placed")),
@@ -105,12 +110,47 @@ fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Tru
     (truth, reason, message)
 }
 
-fn image(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
+/// How far the job is on its way to having what its spec says that it starts from.
+fn adopted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Truth, Reason, String)> {
+    let name = &job.spec.restore_from.as_ref()?.snapshot;
+    if let Some(adopted) = &status.adopted {
+        let Adopted { snapshot, generation, job, .. } = adopted;
+        let addresses = match &status.network {
+            Some(network) => format!(", with its addresses ({}) in a network of this job's own", network.subnet),
+            None => String::new(),
+        };
+        let what = format!("Snapshot {snapshot}, generation {generation} of job {job},");
+        return Some(match (&adopted.complete, &status.retry) {
+            (Some(_), _) => (Truth::True, Reason::Adopted, format!("{what} is generation 0 here{addresses}")),
+            (None, Some(retry)) => (Truth::False, retry.reason, retry.message.clone()),
+            (None, None) => (Truth::False, Reason::Adopting, format!("{what} is being copied")),
+        });
+    }
+    if let Some(retry) = &status.retry {
+        return Some((Truth::False, retry.reason, retry.message.clone()));
+    }
+    let waiting = match seen.source.as_ref().and_then(|source| source.snapshot.as_ref()) {
+        Some(snapshot) => match snapshot.phase {
+            SnapshotPhase::Pending | SnapshotPhase::Capturing | SnapshotPhase::Captured => snapshot.phase,
+            SnapshotPhase::Stored | SnapshotPhase::Failed => {
+                return Some((Truth::Unknown, Reason::NotYet, String::new()));
+            }
+        },
+        None => return Some((Truth::Unknown, Reason::NotYet, String::new())),
+    };
+    let message = format!("Snapshot {name} is {waiting:?}: the job starts once it is complete");
+    Some((Truth::False, Reason::SnapshotIncomplete, message))
+}
+
+fn image(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Truth, Reason, String) {
     if let Some((reason, message)) = lost_image(status, seen) {
         return (Truth::False, reason, message);
     }
     if let Some(image) = &status.image {
         return (Truth::True, Reason::ImageImported, format!("{}/{}", image.namespace, image.name));
+    }
+    if job.spec.image.is_none() && job.spec.restore_from.is_some() {
+        return (Truth::Unknown, Reason::NotYet, "it is that of the snapshot".into());
     }
     match &seen.image {
         Fact::Known(ImageSeen::Ready(image)) => {
@@ -139,20 +179,6 @@ fn lost_image(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, Stri
         Fact::Unknown { .. } => Some(said).filter(|said| cause(said) == Reason::ImageLost)?.message.clone(),
     };
     Some((Reason::ImageLost, message))
-}
-
-/// Why no slots are asked for a job that would be restored.
-fn unrestorable(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    if status.phase != JobPhase::Queued || in_use(status).is_some() {
-        return None;
-    }
-    if seen.content.known().is_some() {
-        return incompatible(job, status, seen);
-    }
-    // silence takes nothing back
-    let said = conditions::get(&status.conditions, ConditionType::Ready)?;
-    let reason = cause(said);
-    matches!(reason, Reason::Incompatible | Reason::MemoryTooLarge).then(|| (reason, said.message.clone()))
 }
 
 fn admitted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
@@ -262,7 +288,7 @@ fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
     before.then(|| (Reason::NotYet, "not accepted yet".to_owned()))
 }
 
-fn stalled(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
+fn stalled(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
     if let Some(held_up) = deletion_held_up(status, seen) {
         return Some(held_up);
     }
@@ -278,9 +304,6 @@ fn stalled(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Op
     {
         return Some(lost);
     }
-    if let Some(found) = unrestorable(status, job, seen) {
-        return Some(found);
-    }
     let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
     (status.phase == JobPhase::Failed).then(|| (cause(failed), failed.message.clone()))
 }
@@ -293,7 +316,7 @@ fn deletion_held_up(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason
     if let Some(refused) = refused_release(status, seen) {
         return Some(refused);
     }
-    let retained = seen.snapshots.iter().any(|snapshot| snapshot.retain);
+    let retained = seen.snapshots.iter().any(SnapshotSeen::keeps_content);
     let held_up = seen.unread_snapshots && status.slots.is_empty() && status.incarnation > 0 && !retained;
     held_up.then(|| {
         let message = "a Snapshot of the namespace cannot be read, and may be one of this job to be retained: the job's \
@@ -414,9 +437,7 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
             ConditionType::GuestDegraded => true,
             ConditionType::ImageReady => reason == Reason::ImageLost,
             ConditionType::SchedulerUnavailable => reason == Reason::ReleaseRefused,
-            ConditionType::Stalled => {
-                matches!(reason, Reason::SnapshotUnreadable) || (new.retry.is_none() && reason == Reason::Incompatible)
-            }
+            ConditionType::Stalled => reason == Reason::SnapshotUnreadable,
             _ => false,
         };
         let before = old.and_then(|old| conditions::get(&old.conditions, kind)).map(cause);

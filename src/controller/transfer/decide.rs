@@ -24,7 +24,10 @@ use crate::{
         repository::KeptPart,
     },
     names::{Generation, Incarnation, JobUid, MemberIndex},
-    store::manifest::{Manifest, MemberPart, VERSION},
+    store::{
+        adoption::GuestRecord,
+        manifest::{Manifest, MemberPart, VERSION},
+    },
 };
 
 /// An agent that did not answer this long, and this often, has taken its bytes with it.
@@ -70,6 +73,8 @@ pub struct Case {
     pub written: Option<(Timestamp, Transfer)>,
     /// The image of the job; absent if the job is gone.
     pub image: Fact<ResolvedImage>,
+    /// What its guests know of themselves, as far as the image is known.
+    pub guests: Option<GuestRecord>,
     /// Most bytes of a member's part, from what the job declares; none if the job is not known.
     pub most: Option<u64>,
     /// Parts the repository has.
@@ -452,6 +457,8 @@ fn manifest(case: &Case) -> Result<Option<Manifest>, String> {
         nonce,
         image: image.clone(),
         members: parts.into_iter().map(|kept| kept.part.clone()).collect(),
+        guests: case.guests.clone(),
+        ancestor: None,
     };
     manifest.check().map_err(|e| e.to_string())?;
     Ok(Some(manifest))

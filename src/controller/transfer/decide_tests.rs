@@ -38,8 +38,6 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         upload: None,
         ran: 1.0,
         machine: None,
-        offer: None,
-        lacks: Vec::new(),
         leaving: None,
     }
 }
@@ -76,6 +74,7 @@ fn case() -> Case {
         shown: Transfer::default(),
         written: None,
         image: Fact::Known(manifest(7).image),
+        guests: manifest(7).guests,
         most: None,
         kept: Fact::Known(vec![]),
         published: Fact::Absent,

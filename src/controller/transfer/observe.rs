@@ -21,7 +21,7 @@ use crate::{
         repository::RepositoryError,
     },
     names::{Generation, JobUid},
-    store::manifest::most_of_part,
+    store::{adoption::GuestRecord, manifest::most_of_part},
 };
 
 /// Longest time to wait for an agent's word.
@@ -155,6 +155,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         },
     };
     let most = found.as_deref().zip(image.known()).map(|(job, image)| most_of_part(&job.spec.vm, image.virtual_size));
+    let guests = found.as_deref().filter(|_| image.known().is_some()).map(GuestRecord::of);
     let created = snapshot.metadata.creation_timestamp.as_ref();
     let taken_at = status.taken_at.as_ref().or(created).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let memory = context.memory();
@@ -182,6 +183,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         shown: status.transfer.clone().unwrap_or_default(),
         written: memory.written.get(&uid).cloned(),
         image,
+        guests,
         most,
         kept,
         published,

@@ -22,10 +22,7 @@ use super::{
 use crate::{
     clock::Clock,
     names::{Incarnation, JobUid, MemberIndex},
-    store::{
-        machine::MachineRecord,
-        manifest::{FileForm, FileKind, MemberPart, PartFile},
-    },
+    store::manifest::{FileForm, FileKind, MachineRecord, MemberPart, PartFile},
     stream::{self, Connection, End},
 };
 
@@ -70,8 +67,6 @@ pub fn machine_record() -> MachineRecord {
         accelerator: Accelerator::Tcg,
         cpus: 1,
         memory: 256 << 20,
-        flags: vec!["sse2".into()],
-        withheld: Vec::new(),
     }
 }
 
@@ -125,8 +120,6 @@ impl FakeAgent {
             upload: None,
             ran: 0.0,
             machine: Some(machine_record()),
-            offer: None,
-            lacks: Vec::new(),
             leaving: None,
         };
         Self {

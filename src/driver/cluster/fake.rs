@@ -482,6 +482,13 @@ impl ClusterView for FakeCluster {
         of_job.map(|(_, snapshot)| Arc::new(snapshot.clone())).collect()
     }
 
+    fn snapshot(&self, namespace: &str, name: &str) -> Option<Arc<Snapshot>> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let objects = self.lock();
+        let unread = objects.unread.contains(&(Kind::Snapshot, key.clone()));
+        objects.snapshots.get(&key).filter(|_| !unread).cloned().map(Arc::new)
+    }
+
     fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>> {
         self.lock().pods.values().filter(|pod| is_of(pod, job)).cloned().map(Arc::new).collect()
     }

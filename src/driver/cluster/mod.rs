@@ -160,6 +160,9 @@ pub trait ClusterView: Send + Sync {
     /// The snapshots that name this job, as last seen.
     fn snapshots(&self, namespace: &str, job: &str) -> Vec<Arc<Snapshot>>;
 
+    /// A snapshot, as last seen.
+    fn snapshot(&self, namespace: &str, name: &str) -> Option<Arc<Snapshot>>;
+
     /// The agent pods of a job, as last seen.
     fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>>;
 

@@ -83,6 +83,10 @@ impl ClusterView for KubeView {
         })
     }
 
+    fn snapshot(&self, namespace: &str, name: &str) -> Option<Arc<Snapshot>> {
+        self.snapshots.get(&ObjectRef::new(name).within(namespace))
+    }
+
     fn agents(&self, job: &JobUid) -> Vec<Arc<Pod>> {
         self.agents.state_filter(|pod| is_of(pod, job))
     }

@@ -21,5 +21,4 @@ mod wire;
 #[cfg(test)]
 mod wire_tests;
 
-pub use property::{BadProperty, check as check_property};
 pub use rest::OarRest;

@@ -5,7 +5,6 @@
 
 pub mod capture;
 pub mod cmdline;
-pub mod cpu;
 pub mod img;
 pub mod probe;
 pub mod process;

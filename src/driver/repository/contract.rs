@@ -23,6 +23,7 @@ use crate::{
         store::Store,
     },
     store::{
+        adoption::{Adoption, Ancestor},
         manifest::{FileKind, Manifest, PartFile, tests::manifest},
         ticket::{Ticket, TicketKey},
     },
@@ -117,6 +118,13 @@ impl Bench {
         HttpRepository::new(&own, endpoint).unwrap()
     }
 
+    /// An agent of another job.
+    fn agent_of(&self, job: &JobUid) -> Arc<dyn ByteStore> {
+        let who = Identity::Agent { job: job.clone(), member: 1, incarnation: 1 };
+        // the double is anybody's
+        if self.clients.is_some() { Arc::new(self.client(&who)) } else { self.importer.clone() }
+    }
+
     pub(crate) fn agent(&self, member: MemberIndex, incarnation: Incarnation) -> &dyn ByteStore {
         self.agents[&(member, incarnation)].as_ref()
     }
@@ -204,6 +212,7 @@ contract! {
     what_is_retired_or_removed_is_gone
     outputs_are_kept_and_listed
     images_are_their_digests
+    b11_a_generation_lives_on_in_the_job_that_adopted_it
     b12_images_go_once_nothing_names_them
     d2_a_disk_is_what_its_head_says
     wrong_names_are_refused
@@ -419,6 +428,40 @@ async fn b12_images_go_once_nothing_names_them(bench: &Bench) {
     assert_eq!(bench.operator.image(&digest).await, Ok(None));
     bench.importer.put_image(&digest, &path).await.unwrap();
     assert_eq!(gone(&[], 30_000).await, [] as [String; 0], "it has all its time again");
+}
+
+async fn b11_a_generation_lives_on_in_the_job_that_adopted_it(bench: &Bench) {
+    let made = bench.sent(7, 1).await.unwrap();
+    let order = |generation| Adoption {
+        from: Ancestor { job: job(), generation },
+        job_name: "again".into(),
+        namespace: made.namespace.clone(),
+    };
+    let own = JobUid::from("77777777-0000");
+    let early = bench.operator.adopt(&own, &order(7)).await;
+    assert!(matches!(early, Err(RepositoryError::NotFound(_))), "not complete yet: {early:?}");
+    bench.kget.publish(&made).await.unwrap();
+    let foreign = Adoption { namespace: "bob".into(), ..order(7) };
+    assert!(matches!(bench.operator.adopt(&own, &foreign).await, Err(RepositoryError::Refused(_))));
+    assert_eq!(bench.operator.content(&own).await, Ok(super::JobContent::default()));
+    let summary = bench.operator.adopt(&own, &order(7)).await.unwrap();
+    assert_eq!((summary.generation, summary.incarnation, summary.members), (0, 0, 2));
+    bench.operator.remove_job(&job()).await.unwrap();
+    assert_eq!(bench.operator.adopt(&own, &order(7)).await.as_ref(), Ok(&summary), "asked again");
+    assert!(matches!(bench.operator.adopt(&own, &order(8)).await, Err(RepositoryError::Refused(_))));
+    bench.operator.fence(&own, 1).await.unwrap();
+    assert_eq!(bench.operator.content(&own).await.unwrap().generations, [summary]);
+    let reader = bench.agent_of(&own);
+    let found = reader.get_manifest(&own, 0).await.unwrap();
+    assert_eq!((&found.guests, &found.job), (&made.guests, &own));
+    for file in &found.members[1].files {
+        let to = bench.directory.path().join("adopted");
+        reader.get_part(&own, 0, 1, file, &to, &|_| {}).await.unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), content(7, 1, 1, file.kind));
+    }
+    bench.operator.fence(&"88888888".into(), 1).await.unwrap();
+    let late = bench.operator.adopt(&"88888888".into(), &order(7)).await;
+    assert!(late.is_err(), "{late:?}");
 }
 
 async fn wrong_names_are_refused(bench: &Bench) {

@@ -21,6 +21,7 @@ use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         admission::{JobRecord, Publish, no_such_uid, part_is_void},
+        adoption::{ADOPTED, Adoption, Ancestor, BEFORE},
         images::{Fate, ImageReview, fate},
         layout,
         manifest::{FileForm, FileKind, Manifest, PartFile, is_uid},
@@ -244,6 +245,37 @@ impl Repository for FakeRepository {
         job.record = job.record.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
         job.manifests.insert(manifest.generation, manifest.clone());
         Ok(manifest.into())
+    }
+
+    async fn adopt(&self, job: &JobUid, order: &Adoption) -> Result<GenerationSummary, RepositoryError> {
+        layout::job(&order.from.job).map_err(refused)?;
+        let mut inner = self.working()?;
+        if let Some(own) = inner.job(job)?.manifests.get(&ADOPTED) {
+            return order.is(own).map(|()| own.into()).map_err(refused);
+        }
+        let Ancestor { job: source, generation } = &order.from;
+        let absent = || RepositoryError::NotFound(format!("generation {generation} of job {source}"));
+        let theirs = inner.jobs.get(source).ok_or_else(absent)?;
+        let manifest = theirs.manifests.get(generation).ok_or_else(absent)?;
+        let made = order.manifest(job, manifest).map_err(refused)?;
+        let mut files = BTreeMap::new();
+        for part in &manifest.members {
+            for file in part.files.iter().filter(|_| !inner.trusting) {
+                theirs.check(*generation, part.index, file)?;
+            }
+            let of_part = theirs.files.get(&(*generation, part.index)).into_iter().flatten();
+            let adopted = of_part.map(|file| File { incarnation: BEFORE, ..file.clone() });
+            files.insert((ADOPTED, part.index), adopted.collect());
+        }
+        inner.has_room()?;
+        let own = inner.job(job)?;
+        if let Publish::Refuse(why) = own.record.publish(&made, None) {
+            return Err(RepositoryError::Refused(why));
+        }
+        own.files.extend(files);
+        let summary = (&made).into();
+        own.manifests.insert(ADOPTED, made);
+        Ok(summary)
     }
 
     async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError> {

@@ -8,13 +8,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
     wire::{
-        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, disk_record_path, generation_path,
-        image_path, job_path, outputs_path, parts_path,
+        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, adopted_path, disk_record_path,
+        generation_path, image_path, job_path, outputs_path, parts_path,
     },
 };
 use crate::{
     names::{Generation, Identity, Incarnation, JobUid},
-    store::{images::ImageReview, layout, manifest::Manifest},
+    store::{adoption::Adoption, images::ImageReview, layout, manifest::Manifest},
     tls::{Credentials, TlsError, base_url},
 };
 
@@ -105,6 +105,12 @@ impl Repository for HttpRepository {
     async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError> {
         let path = generation_path(&manifest.job, manifest.generation);
         let sent = self.request(Method::PUT, &path).timeout(LONG).json(manifest).send().await;
+        answered(sent).await?.json().await.map_err(unreachable)
+    }
+
+    async fn adopt(&self, job: &JobUid, order: &Adoption) -> Result<GenerationSummary, RepositoryError> {
+        // it goes on there when nobody waits for it any more
+        let sent = self.request(Method::PUT, &adopted_path(job)).timeout(SHORT).json(order).send().await;
         answered(sent).await?.json().await.map_err(unreachable)
     }
 

@@ -23,8 +23,8 @@ use crate::{
     api::{Reason, image::DiskFormat},
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
+        adoption::Adoption,
         images::ImageReview,
-        machine::MachineRecord,
         manifest::{FileKind, Manifest, MemberPart, PartFile},
     },
 };
@@ -48,9 +48,6 @@ pub struct GenerationSummary {
     pub stored: u64,
     /// Members in it.
     pub members: u32,
-    /// What a node must offer to restore any of them; absent where an older repository answers.
-    #[serde(default)]
-    pub machine: Option<MachineRecord>,
 }
 
 impl From<&Manifest> for GenerationSummary {
@@ -62,7 +59,6 @@ impl From<&Manifest> for GenerationSummary {
             taken_at: manifest.taken_at,
             stored: manifest.stored(),
             members: u32::try_from(manifest.members.len()).unwrap_or(u32::MAX),
-            machine: manifest.machine(),
         }
     }
 }
@@ -192,6 +188,10 @@ pub trait Repository: Send + Sync {
     /// Reads back every file the manifest names, then publishes it atomically. A generation that is
     /// published with the same content is no error; with another it is refused.
     async fn publish(&self, manifest: &Manifest) -> Result<GenerationSummary, RepositoryError>;
+
+    /// Makes a complete generation of another job of the same namespace this job's own generation 0, with all that
+    /// it needs (safety B11). That it was done already is no error; refused once an incarnation was let in.
+    async fn adopt(&self, job: &JobUid, order: &Adoption) -> Result<GenerationSummary, RepositoryError>;
 
     /// Removes a generation. The caller decides that it may go.
     async fn retire(&self, job: &JobUid, generation: Generation) -> Result<(), RepositoryError>;

@@ -128,6 +128,11 @@ pub fn job_path(job: &JobUid) -> String {
     format!("/v1/jobs/{}", Segment(&job.0))
 }
 
+/// Path of what a job has adopted.
+pub fn adopted_path(job: &JobUid) -> String {
+    format!("{}/adopted", job_path(job))
+}
+
 /// Path of a generation.
 pub fn generation_path(job: &JobUid, generation: Generation) -> String {
     format!("{}/generations/{generation}", job_path(job))

@@ -11,7 +11,7 @@ use crate::{
     driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError, wire::FenceOrder},
     names::{Generation, Identity, JobUid},
     repository::{access::Action, store::Store},
-    store::manifest::Manifest,
+    store::{adoption::Adoption, manifest::Manifest},
     tls::Peer,
 };
 
@@ -77,6 +77,16 @@ pub(super) async fn publish(
     }
     let now = service.clock.now();
     Ok(Json(service.run(&peer, Action::Publish, move |store| store.publish(&manifest, now)).await?))
+}
+
+pub(super) async fn adopt(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+    Path(job): Path<JobUid>,
+    Json(order): Json<Adoption>,
+) -> Reply<Json<GenerationSummary>> {
+    let (now, free) = (service.clock.now(), service.limits.free);
+    Ok(Json(service.run(&peer, Action::Rule, move |store| store.adopt(&job, &order, free, now)).await?))
 }
 
 pub(super) async fn retire(

@@ -57,6 +57,7 @@ pub fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/jobs/{job}", get(generations::content).delete(generations::remove))
         .route("/v1/jobs/{job}/fence", put(generations::fence))
+        .route("/v1/jobs/{job}/adopted", put(generations::adopt))
         .route(
             "/v1/jobs/{job}/generations/{generation}",
             get(generations::manifest).put(generations::publish).delete(generations::retire),

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::{draft::Draft, master::wanted};
+use super::{
+    adopt::{Source, differences},
+    draft::Draft,
+    master::wanted,
+};
 use crate::{
     api::{
         JobPhase, Reason,
@@ -16,12 +20,27 @@ use crate::{
 /// How often something is looked at that no watch tells of.
 const SLOW: Duration = Duration::from_secs(15);
 
-impl Draft<'_> {
+/// What was found good.
+pub(super) struct Checked<'a> {
+    image: ResolvedImage,
+    source: Option<Source<'a>>,
+}
+
+impl<'a> Draft<'a> {
     /// Accepts the job, or says what is wrong.
     pub(super) fn admit(&mut self) {
+        self.note_adopted();
         match self.check() {
-            Ok(image) => {
-                self.accept(image);
+            Ok(Checked { source: Some(source), .. }) if self.must_adopt() => {
+                match self.seen.source.as_ref().and_then(|seen| seen.refused.clone()) {
+                    Some((reason, message)) => self.refuse(reason, message),
+                    None => self.status.retry = None,
+                }
+                self.phase(JobPhase::Pending);
+                self.adopt_generation(source);
+            }
+            Ok(checked) => {
+                self.accept(checked);
                 self.phase(JobPhase::Queued);
                 self.status.attempt = self.status.attempt.max(1);
                 self.queued();
@@ -44,11 +63,14 @@ impl Draft<'_> {
         }
     }
 
-    pub(super) fn accept(&mut self, image: ResolvedImage) {
+    pub(super) fn accept(&mut self, Checked { image, source }: Checked<'_>) {
         self.status.image = Some(image);
         self.status.retry = None;
         self.choose_period();
-        self.status.network = self.network();
+        self.status.network = match source {
+            Some(source) => source.network(),
+            None => self.network(),
+        };
         let subnet = self.status.network.as_ref().and_then(|network| network.subnet.parse().ok());
         self.status.members = identity::members(subnet, self.job.spec.members);
     }
@@ -93,8 +115,16 @@ impl Draft<'_> {
         None
     }
 
-    /// The image to run, or what is wrong, or nothing if that is not known yet.
-    pub(super) fn check(&mut self) -> Result<ResolvedImage, Option<(Reason, String)>> {
+    /// The network of guests that go on: they have it, or never will.
+    fn no_network_of(&self, source: Source<'_>) -> Option<(Reason, String)> {
+        let lacks = source.guests.network.is_none() && wanted(&self.job.spec) != Master::None;
+        let message =
+            "network.master is the way in to the job's network, and the snapshot's guests have none: use None";
+        lacks.then(|| (Reason::NotSupported, message.to_owned()))
+    }
+
+    /// What to run, or what is wrong, or nothing if that is not known yet.
+    pub(super) fn check(&mut self) -> Result<Checked<'a>, Option<(Reason, String)>> {
         let spec = &self.job.spec;
         let wrong = |reason, message: String| Err(Some((reason, message)));
         if let Some(feature) = unsupported(spec) {
@@ -111,26 +141,18 @@ impl Draft<'_> {
                 format!("vm.memory is {}, but nodes of site {} can spare {most}", spec.vm.memory, spec.slots.site);
             return wrong(Reason::MemoryTooLarge, message);
         }
-        let image = match &self.seen.image {
-            Fact::Known(ImageSeen::Ready(image)) => image.clone(),
-            Fact::Known(ImageSeen::Importing(message)) => {
-                self.phase(JobPhase::ImagePreparing);
-                self.because(if message.is_empty() { "image is to be imported" } else { "image is being imported" });
-                return Err(None);
-            }
-            Fact::Known(ImageSeen::Broken(reason, message)) => return wrong(*reason, message.clone()),
-            Fact::Absent => {
-                let message = match &spec.image {
-                    Some(image) => format!(
-                        "there is no VmImage {:?} in this namespace, and no standard one of this name",
-                        image.name
-                    ),
-                    None => "image is not set, and the operator has no default image".to_owned(),
-                };
-                return wrong(Reason::ImageNotFound, message);
-            }
-            Fact::Unknown { .. } => return self.not_known(),
+        let source = self.source()?;
+        let image = match source.filter(|_| spec.image.is_none()) {
+            Some(source) => source.manifest.image.clone(),
+            None => self.image()?,
         };
+        if let Some(source) = source {
+            let found = differences(spec, &image, source);
+            if !found.is_empty() {
+                let name = spec.restore_from.as_ref().map(|from| from.snapshot.as_str()).unwrap_or_default();
+                return wrong(Reason::SnapshotMismatch, format!("Snapshot {name} does not fit: {}", found.join("; ")));
+            }
+        }
         match &self.seen.account {
             Fact::Known(Ok(())) => {}
             Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
@@ -149,13 +171,41 @@ impl Draft<'_> {
             Fact::Known(missing) => return wrong(Reason::InputMissing, format!("not found: {}", missing.join(", "))),
             Fact::Unknown { .. } => return self.not_known(),
         }
-        if let Some(problem) = self.no_network() {
-            return Err(Some(problem));
+        let problem = match source {
+            Some(source) => self.no_network_of(source),
+            None => self.no_network(),
+        };
+        match problem {
+            Some(problem) => Err(Some(problem)),
+            None => Ok(Checked { image, source }),
         }
-        Ok(image)
     }
 
-    fn not_known(&mut self) -> Result<ResolvedImage, Option<(Reason, String)>> {
+    /// The image that the spec names, or the default one.
+    fn image(&mut self) -> Result<ResolvedImage, Option<(Reason, String)>> {
+        match &self.seen.image {
+            Fact::Known(ImageSeen::Ready(image)) => Ok(image.clone()),
+            Fact::Known(ImageSeen::Importing(message)) => {
+                self.phase(JobPhase::ImagePreparing);
+                self.because(if message.is_empty() { "image is to be imported" } else { "image is being imported" });
+                Err(None)
+            }
+            Fact::Known(ImageSeen::Broken(reason, message)) => Err(Some((*reason, message.clone()))),
+            Fact::Absent => {
+                let message = match &self.job.spec.image {
+                    Some(image) => format!(
+                        "there is no VmImage {:?} in this namespace, and no standard one of this name",
+                        image.name
+                    ),
+                    None => "image is not set, and the operator has no default image".to_owned(),
+                };
+                Err(Some((Reason::ImageNotFound, message)))
+            }
+            Fact::Unknown { .. } => self.not_known(),
+        }
+    }
+
+    fn not_known<T>(&mut self) -> Result<T, Option<(Reason, String)>> {
         self.wake(Duration::from_secs(2));
         Err(None)
     }
@@ -175,9 +225,6 @@ fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
     let network = spec.network.clone().unwrap_or_default();
     if network.kind != NetworkKind::Overlay {
         return Some(format!("network.kind {:?} is not available in this version: use Overlay", network.kind));
-    }
-    if spec.restore_from.is_some() {
-        return Some("restoreFrom is not available in this version: leave it out".into());
     }
     None
 }

@@ -176,10 +176,11 @@ impl Draft<'_> {
 
     fn captured(&mut self, mut capture: CaptureStatus, parts: &[CapturePart]) {
         let base = self.status.origin.as_ref().map_or(0, |origin| origin.work);
-        // a record counts over all incarnations, an agent from this one's start
+        let before = self.status.adopted.as_ref().map_or(0, |adopted| adopted.work);
+        // a record counts over all incarnations, and those of the job before; an agent from this one's start
         let records: Option<f64> = parts.iter().map(|part| part.record.as_ref().map(|record| record.ran)).sum();
         capture.captured = true;
-        capture.work = records.map_or_else(|| base + self.ran(), |ran| ran as u64).max(base);
+        capture.work = records.map_or_else(|| base + self.ran(), |ran| (ran as u64).saturating_sub(before)).max(base);
         capture.taken_at = Some(Time(parts.iter().filter_map(|part| part.stopped_at).max().unwrap_or(self.now)));
         self.status.snapshots.last = Some(capture.generation);
         let message = format!("generation {} is captured on the nodes", capture.generation);

@@ -8,7 +8,7 @@ use crate::{
         JobPhase, Reason,
         job_status::{ReleaseReason, Suspended},
     },
-    controller::job::plan::Effect,
+    controller::job::plan::{Effect, SnapshotSeen},
     driver::{Fact, agent::LeaveCode},
 };
 
@@ -89,14 +89,17 @@ impl Draft<'_> {
             self.because("snapshots are being removed");
             return;
         }
-        let retained = self.seen.snapshots.iter().any(|snapshot| snapshot.retain);
+        let retained = self.seen.snapshots.iter().any(SnapshotSeen::keeps_content);
         let empty = match &self.seen.content {
             Fact::Absent => true,
             Fact::Known(content) => content.generations.is_empty() && content.highest == 0 && content.fence == 0,
             Fact::Unknown { .. } => false,
         };
         let ever_ran = self.status.incarnation > 0;
-        if ever_ran && !retained && !empty {
+        // a copy that nobody waits for any more may still be made
+        let may_come = self.status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none());
+        let adopted = self.status.adopted.is_some();
+        if (ever_ran || adopted) && !retained && (!empty || may_come) {
             self.because("what the repository has is being removed");
             if self.seen.unread_snapshots {
                 // it may be to be retained, and what the repository has with it

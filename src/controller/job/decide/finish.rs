@@ -99,7 +99,8 @@ impl Draft<'_> {
             self.fail(Reason::BackoffLimitExceeded, format!("{message}; backoffLimit {limit} is used up"));
             return;
         }
-        self.back_off(Reason::CommandFailed, format!("{message}; started again from the image"));
+        let from = if self.status.adopted.is_some() { "generation 0" } else { "the image" };
+        self.back_off(Reason::CommandFailed, format!("{message}; started again from {from}"));
         let highest = self.status.snapshots.next_generation.saturating_sub(1);
         if let Some(origin) = &mut self.status.origin {
             // a run that failed is not gone on with

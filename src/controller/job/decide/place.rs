@@ -19,6 +19,7 @@ use crate::{
         repository::{GenerationSummary, JobContent},
     },
     names::{Generation, NodeName, agent_pod_name},
+    store::adoption::ADOPTED,
 };
 
 /// Incarnations in a row from one generation without progress, before an older one is tried.
@@ -31,6 +32,11 @@ impl Draft<'_> {
     pub(super) fn place(&mut self, slot: &SlotStatus) {
         self.phase(JobPhase::Deploying);
         self.wake(Duration::from_secs(2));
+        if self.must_adopt() {
+            self.give_up_slot(ReleaseReason::Incomplete);
+            self.because("it is to start from a snapshot, which it has not yet");
+            return;
+        }
         let strangers =
             self.seen.pods.values().any(|pod| pod.incarnation > self.status.incarnation && pod.ended.is_none());
         if strangers {
@@ -55,11 +61,6 @@ impl Draft<'_> {
             self.because("the repository does not answer");
             return;
         };
-        if self.incompatible().is_some() {
-            self.give_up_slot(ReleaseReason::Incomplete);
-            self.because("no node can restore the newest generation");
-            return;
-        }
         let wanted = usize::try_from(self.nodes()).unwrap_or(usize::MAX);
         if slot.nodes.len() < wanted {
             let message = format!("slot {} has {} nodes, and the job needs {wanted}", slot.id, slot.nodes.len());
@@ -107,7 +108,7 @@ impl Draft<'_> {
         let old = self.status.origin.clone().unwrap_or_default();
         let mut bad = old.bad.clone();
         // held for this job, and so never taken away by us
-        let stored = self.status.snapshots.last_stored.filter(|stored| *stored > old.floor && !bad.contains(stored));
+        let stored = self.status.snapshots.last_stored.filter(|stored| may_restore(*stored, &old, &bad));
         if let Some(stored) = stored
             && !content.generations.iter().any(|summary| summary.generation == stored)
         {
@@ -133,7 +134,9 @@ impl Draft<'_> {
             let generation = newest.map(|summary| summary.generation);
             let same = old.incarnation > 0 && old.generation == generation;
             let tries = if same { old.tries + 1 } else { 1 };
-            let none_left = generation.is_none() && bad.iter().any(|bad| *bad > old.floor);
+            // never from the image what began otherwise
+            let none_left =
+                generation.is_none() && (self.status.adopted.is_some() || bad.iter().any(|bad| *bad > old.floor));
             if !none_left && tries <= TRIES {
                 return Some(Origin {
                     incarnation: 0,
@@ -327,6 +330,11 @@ pub(super) fn restorable<'a>(
         .generations
         .iter()
         .filter(|summary| summary.members == members)
-        .filter(|summary| summary.generation > origin.floor && !bad.contains(&summary.generation))
+        .filter(|summary| may_restore(summary.generation, origin, bad))
         .max_by_key(|summary| summary.generation)
+}
+
+/// Whether a generation is neither bad nor of a run that failed. What the job began with is of no run.
+fn may_restore(generation: Generation, origin: &Origin, bad: &[Generation]) -> bool {
+    (generation > origin.floor || generation == ADOPTED) && !bad.contains(&generation)
 }

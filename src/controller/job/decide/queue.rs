@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::draft::{Draft, since};
 use crate::{
     api::{
-        JobPhase, Reason,
+        JobPhase,
         job_status::{PendingSubmission, ReleaseReason, SlotState},
     },
     controller::job::plan::Effect,
@@ -30,9 +30,14 @@ impl Draft<'_> {
         self.bury();
         self.clear_pods();
         self.release(Duration::from_secs(20));
-        self.heed_new_agents();
         if self.status.pending_submission.is_some() {
             self.doubt();
+            return;
+        }
+        if self.must_adopt() && self.slot().is_some() {
+            self.because("it is to start from a snapshot, which it has not yet");
+            self.intend(ReleaseReason::Incomplete);
+            self.release(Duration::from_secs(20));
             return;
         }
         if let Some(slot) = self.slot().cloned() {
@@ -73,12 +78,12 @@ impl Draft<'_> {
         }
         if self.status.started.is_none() {
             match self.check() {
-                Ok(image) => {
+                Ok(checked) if !self.must_adopt() => {
                     let kept = self.status.retry.take();
-                    self.accept(image);
+                    self.accept(checked);
                     self.status.retry = kept;
                 }
-                Err(Some(_)) => {
+                Ok(_) | Err(Some(_)) => {
                     self.phase(JobPhase::Pending);
                     self.admit();
                     return;
@@ -90,14 +95,6 @@ impl Draft<'_> {
             }
         }
         self.submit();
-    }
-
-    /// An operator that was installed since brings other agents: what no node could restore is tried anew.
-    fn heed_new_agents(&mut self) {
-        let stalled = self.status.retry.as_ref().filter(|retry| retry.stalled && retry.reason == Reason::Incompatible);
-        if stalled.is_some_and(|retry| retry.not_before.0 < self.seen.leader.since) {
-            self.status.retry = None;
-        }
     }
 
     /// Whether nothing that failed before still has to wait.
@@ -116,7 +113,7 @@ impl Draft<'_> {
     }
 
     /// Asks for slots, unless those that a started job would get were of no use: its image is gone, or
-    /// may be, or no node can restore it.
+    /// may be.
     fn submit(&mut self) {
         match &self.seen.missing_image {
             Fact::Known(_) => {
@@ -130,16 +127,6 @@ impl Draft<'_> {
                 return;
             }
             Fact::Absent | Fact::Unknown { .. } => {}
-        }
-        if self.status.started.is_some() && self.seen.content.known().is_none() {
-            self.because("what would be restored is not known");
-            self.wake(Duration::from_secs(2));
-            return;
-        }
-        if self.incompatible().is_some() {
-            self.because("no node can restore the newest generation");
-            self.wake(IMAGE_AGAIN);
-            return;
         }
         let number = self.status.submission + 1;
         let request = self.request(number);
@@ -193,16 +180,13 @@ impl Draft<'_> {
             queue: oar.queue,
             project: oar.project,
             property: oar.property,
-            narrowed: self.narrowed(),
-            avoid: self.avoid(),
         }
     }
 }
 
-/// A digest of what the job asks for: neither the number nor what follows from others counts.
+/// A digest of what is asked for, the number aside.
 pub(super) fn digest(request: &SlotRequest) -> String {
-    // a slot that waits is kept for what was learnt of nodes meanwhile
-    let same = SlotRequest { name: String::new(), narrowed: Vec::new(), avoid: Vec::new(), ..request.clone() };
+    let same = SlotRequest { name: String::new(), ..request.clone() };
     let text = serde_json::to_vec(&same).unwrap_or_default();
     blake3::hash(&text).to_hex().chars().take(16).collect()
 }

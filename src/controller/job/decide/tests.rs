@@ -3,11 +3,11 @@
 
 mod a_rules;
 mod admit;
+mod adopt;
 mod b_rules;
 mod c_rules;
 mod down;
 mod ends;
-mod fit;
 mod life;
 mod main_path;
 mod master;

@@ -29,8 +29,6 @@ fn request(job: &JobUid, submission: u32) -> SlotRequest {
         queue: None,
         project: None,
         property: None,
-        narrowed: Vec::new(),
-        avoid: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use super::life::*;
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Allocation, NetworkKind, NetworkSpec, RestoreFrom},
+        job::{Allocation, NetworkKind, NetworkSpec},
         quantity::Bytes,
     },
     controller::job::plan::{ImageSeen, Reply},
@@ -24,7 +24,6 @@ type Change = fn(&mut Life);
 #[case::no_input(|l: &mut Life| l.seen.missing_inputs = Fact::Known(vec!["key a of ConfigMap b".into()]), "InputMissing", "key a")]
 #[case::too_large(|l: &mut Life| l.job.spec.vm.memory = Bytes(1 << 40), "MemoryTooLarge", "4Gi")]
 #[case::per_member(|l: &mut Life| l.job.spec.slots.allocation = Allocation::PerMember, "NotSupported", "use Gang")]
-#[case::restore_from(|l: &mut Life| l.job.spec.restore_from = Some(RestoreFrom { snapshot: "x".into() }), "NotSupported", "restoreFrom")]
 #[case::no_subnet(|l: &mut Life| l.seen.network.subnet = None, "NoSubnet", "jobNetwork.pool")]
 #[case::overlap(|l: &mut Life| l.seen.network.overlap = Some("node-1".into()), "PoolOverlaps", "node-1")]
 #[case::kavlan(|l: &mut Life| l.job.spec.network = Some(NetworkSpec { kind: NetworkKind::Kavlan, ..NetworkSpec::default() }), "NotSupported", "use Overlay")]

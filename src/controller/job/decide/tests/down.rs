@@ -4,7 +4,7 @@ use rstest::rstest;
 
 use super::life::*;
 use crate::{
-    api::{JobPhase, snapshot::SnapshotReason},
+    api::{JobPhase, SnapshotStatus, snapshot::SnapshotReason},
     driver::{
         Fact,
         agent::VmState,
@@ -152,6 +152,21 @@ fn deletion_keeps_what_is_retained() {
     life.run(30);
     assert!(life.gone);
     assert_eq!((life.seen.snapshots.len(), life.content().generations.len()), (1, 1));
+}
+
+#[test]
+fn a_retained_snapshot_that_was_never_taken_keeps_nothing() {
+    let mut life = Life::running(1);
+    life.run(700);
+    let mut mine = life.seen.snapshots[0].clone();
+    (mine.name, mine.retain, mine.reason) = ("mine".into(), true, SnapshotReason::User);
+    mine.status = SnapshotStatus::default();
+    life.seen.snapshots.push(mine);
+    life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+    life.advance(1);
+    life.run(30);
+    assert!(life.gone, "{:?}", life.whys);
+    assert_eq!(life.effects("RemoveContent").len(), 1);
 }
 
 #[test]

@@ -12,7 +12,6 @@ use crate::{
         job_status::{BestEffortJobStatus, ResolvedImage},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
-    config::NodeProperties,
     controller::job::{
         decide::{decide, sent_key, wanted},
         plan::{
@@ -24,15 +23,13 @@ use crate::{
     driver::{
         Fact,
         agent::{
-            Accelerator, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, LoadFault, PROTOCOL, PartState,
-            VmState,
-            fake::{machine_record, member_part},
+            AgentState, CapturePart, GuestState, LeaseState, LeaveCode, LoadFault, PROTOCOL, PartState, VmState,
+            fake::member_part,
         },
         repository::{GenerationSummary, JobContent},
         site::{Capabilities, End, Notice, NoticeKind, SlotFacts, SlotPhase},
     },
     names::NodeName,
-    store::machine::Offer,
 };
 
 pub(super) const START: i64 = 1_800_000_000;
@@ -40,11 +37,6 @@ pub(super) const UID: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
 
 pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
-}
-
-/// What the agents offer.
-pub(super) fn offer() -> Offer {
-    Offer { qemu: "7.2.22".into(), machines: vec!["pc-q35-7.2".into()], accelerator: Accelerator::Kvm, flags: None }
 }
 
 /// A job with its world.
@@ -57,6 +49,8 @@ pub(super) struct Life {
     pub(super) prompt: bool,
     /// Whether generations become complete as soon as their Snapshots say that they are captured.
     pub(super) stores: bool,
+    /// Whether generations are copied as soon as that is asked for.
+    pub(super) adopts: bool,
     /// How long captures stop the guests, in milliseconds.
     pub(super) pause_ms: u64,
     pub(super) writes: u32,
@@ -86,19 +80,12 @@ pub(super) fn life(members: u32) -> Life {
     let nodes = (1..=8).map(|n| (NodeName(format!("node-{n}")), std::net::IpAddr::from([192, 0, 2, n])));
     let seen = Seen {
         leader: Leadership { epoch: 1, since: at(START) },
-        setup: Setup {
-            port_first: 17700,
-            port_count: 64,
-            sites: ["rennes".to_owned()].into(),
-            accelerator: Accelerator::Probe,
-            offer: offer(),
-        },
+        setup: Setup { port_first: 17700, port_count: 64, sites: ["rennes".to_owned()].into() },
         site: Some(SiteSeen {
             capabilities: Capabilities { notice: true, per_member: false },
             isolation: Duration::from_secs(120),
             agent_wait: Duration::from_secs(300),
             max_memory: Some(4 << 30),
-            properties: NodeProperties::default(),
         }),
         account: Fact::Known(Ok(())),
         image: Fact::Known(ImageSeen::Ready(image)),
@@ -111,6 +98,7 @@ pub(super) fn life(members: u32) -> Life {
             overlap: None,
             host_key: Some("ssh-ed25519 AAAA".into()),
         },
+        source: None,
         missing_inputs: Fact::Absent,
         slots: Fact::Known(Vec::new()),
         looked_up: Some(at(START)),
@@ -127,7 +115,6 @@ pub(super) fn life(members: u32) -> Life {
         missing_image: Fact::Absent,
         repository_silent: None,
         unread_snapshots: false,
-        unfit: Vec::new(),
         others: Tally::default(),
         sent: BTreeMap::new(),
     };
@@ -137,6 +124,7 @@ pub(super) fn life(members: u32) -> Life {
         now: at(START),
         prompt: true,
         stores: true,
+        adopts: true,
         pause_ms: 30,
         writes: 0,
         done: Vec::new(),
@@ -365,7 +353,6 @@ impl Life {
             taken_at: now,
             stored: 1000,
             members,
-            machine: Some(machine_record()),
         });
     }
 
@@ -390,6 +377,11 @@ impl Life {
                 let content = self.content();
                 content.fence = content.fence.max(*incarnation);
             }
+            Effect::Adopt(_) => {
+                if self.adopts && self.content().generations.is_empty() {
+                    self.store(0, 0);
+                }
+            }
             Effect::CreateAgent(placement) => {
                 let pod = PodSeen {
                     node: placement.node.0.clone(),
@@ -411,8 +403,6 @@ impl Life {
                     upload: None,
                     ran: 0.0,
                     machine: None,
-                    offer: None,
-                    lacks: Vec::new(),
                     leaving: None,
                 };
                 let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };
