@@ -28,7 +28,8 @@ pub enum Command {
     /// Reads every published file, the packs it needs, and every image back and compares it with its manifest or
     /// its name.
     Verify(Target),
-    /// Prints how much each job and the images take.
+    /// Prints how much each job and the images take. What a job has of another one's generation that it began with
+    /// counts for both, though the disk has it once where it can.
     Usage(Target),
 }
 

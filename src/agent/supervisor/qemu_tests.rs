@@ -356,6 +356,34 @@ async fn b9_the_exit_code_and_files_of_a_command_survive_a_cut() {
 
 #[ignore = "boots guests: e2e/test --e2e"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b11_a_guest_goes_on_as_another_job_beside_the_first() {
+    let world = World::new(COUNT);
+    let first = world.agent("first", world.config.clone());
+    first.go().await;
+    let (_, nonce) = first.counts(5).await;
+    first.capture(&order(1, 1, true)).await;
+    world.store(&[&first], 1).await;
+    let mut own = AgentConfig { job: "77777777-0000".into(), job_name: "count-again".into(), ..world.restoring(1, 1) };
+    // a seed of another size, which it does not read again
+    own.hostname = "count-again-0".into();
+    own.inputs.insert("/etc/more".into(), "more ".repeat(100_000));
+    let second = world.agent("second", own);
+    second.go().await;
+    let (_, same) = second.counts(10).await;
+    assert_eq!(same, nonce, "the memory is another");
+    first.counts(10).await;
+    let state = second.until("right", |state| state.guest.answers).await;
+    assert_eq!(state.guest.problem, None);
+    assert_eq!(second.ask("hostname; test -e /etc/more || echo as it was").await, "count-0\nas it was\n");
+    let random = "head -c 16 /dev/urandom | od -An -tx8";
+    assert_ne!(second.ask(random).await, first.ask(random).await);
+    second.crash().await;
+    first.counts(5).await;
+    first.crash().await;
+}
+
+#[ignore = "boots guests: e2e/test --e2e"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_members_are_cut_behind_one_barrier() {
     let world = World::new(COUNT);
     let mut agents = Vec::new();

@@ -126,6 +126,33 @@ fn guests_on_two_nodes_hear_each_other_and_no_other_incarnation() {
     });
 }
 
+/// A job that began with another one's generation has its addresses and hardware addresses.
+#[test]
+fn b11_two_jobs_with_the_same_addresses_on_the_same_nodes_hear_each_their_own() {
+    on_a_node(|| {
+        let [_near, far] = two_nodes();
+        let jobs = [7u8, 8].map(|vni| {
+            let a = block_on(make(plan(vni.into(), 1, &[2]))).unwrap();
+            let b = within(&far, || block_on(make(plan(vni.into(), 2, &[1])))).unwrap();
+            let (guest, peer) = (put_guest(&a, 1), put_guest(&b, 2));
+            let server = within(&guest, || TcpListener::bind("10.64.0.1:7").unwrap());
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    server.accept().unwrap().0.write_all(&[vni]).unwrap();
+                }
+            });
+            (vni, peer, a, b, guest)
+        });
+        for (vni, peer, ..) in jobs.iter().chain(&jobs) {
+            let to = "10.64.0.1:7".parse().unwrap();
+            let mut stream = within(peer, || TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap();
+            let mut said = [0];
+            stream.read_exact(&mut said).unwrap();
+            assert_eq!(said, [*vni], "the other job's member answered");
+        }
+    });
+}
+
 #[test]
 fn the_agent_reaches_the_guest_of_its_own_node() {
     on_a_node(|| {

@@ -88,6 +88,9 @@ impl<'a> Draft<'a> {
                 return Err(None);
             }
         };
+        if Some(&manifest.namespace) != self.job.metadata.namespace.as_ref() {
+            return wrong(Reason::SnapshotLost, format!("the generation of Snapshot {name} is not of this namespace"));
+        }
         match &manifest.guests {
             Some(guests) => Ok(Some(Source { manifest, guests })),
             None => wrong(

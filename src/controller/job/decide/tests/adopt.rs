@@ -124,6 +124,7 @@ type Change = fn(&mut Life);
 #[case::going(|l: &mut Life| snapshot(l).deleting = true, "SnapshotLost", "being deleted")]
 #[case::void(|l: &mut Life| snapshot(l).phase = SnapshotPhase::Failed, "SnapshotLost", "is void")]
 #[case::gone(|l: &mut Life| l.seen.source.as_mut().unwrap().manifest = Fact::Absent, "SnapshotLost", "name another one")]
+#[case::d2_of_another_namespace(|l: &mut Life| source(l).namespace = "bob".into(), "SnapshotLost", "not of this namespace")]
 #[case::of_an_old_version(|l: &mut Life| source(l).guests = None, "NotSupported", "take another one of job pi")]
 #[case::members(|l: &mut Life| { source(l).members.pop(); }, "SnapshotMismatch", "members is 2 and must be 1")]
 #[case::memory(|l: &mut Life| l.job.spec.vm.memory = Bytes::mebibytes(64), "SnapshotMismatch", "vm.memory is 64Mi and must be 512Mi")]
