@@ -91,6 +91,19 @@ pub struct SiteConfig {
     /// Most memory a guest may have: what the nodes can spare.
     #[serde(default)]
     pub max_memory: Option<crate::api::quantity::Bytes>,
+    /// By which properties the site tells nodes apart that offer different things.
+    #[serde(default)]
+    pub properties: NodeProperties,
+}
+
+/// Conditions on a site's resources, written as `slots.oar.property` is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NodeProperties {
+    /// Nodes with KVM: asked for by jobs that run under it.
+    pub kvm: Option<String>,
+    /// Nodes that have all of a CPU model, by `vm.cpuModel`: asked for by its jobs where KVM may run them.
+    pub cpu_models: BTreeMap<String, String>,
 }
 
 /// What kind of scheduler a site has.

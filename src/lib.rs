@@ -153,6 +153,8 @@
 //!   periods that are left to it. Those of deleted jobs still count, until its process ends; the next one knows only
 //!   the jobs there are.
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
+//! - **Which nodes will do**: each generation's manifest says what its members need, an agent what its node offers. What
+//!   was missing on a node is in the status of the job that found it out, and counts for all jobs, for a day.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.

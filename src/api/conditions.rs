@@ -92,6 +92,9 @@ pub enum Reason {
     Adopted,
     /// The guest's memory is larger than the node's.
     MemoryTooLarge,
+    /// The newest generation cannot be restored as things are, or not on the node that was given: the message
+    /// names what is missing.
+    Incompatible,
     /// No subnet of the pool of job networks is free.
     NoSubnet,
     /// The pool of job networks contains the address of a node.

@@ -92,6 +92,9 @@ pub struct BestEffortJobStatus {
     /// What the present incarnation was started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Nodes that lack what the job's machines need: no slots are asked for on them for a day.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unfit: Vec<UnfitNode>,
     /// Snapshots taken and due.
     pub snapshots: SnapshotsStatus,
     /// Work of all members, in member-seconds.
@@ -394,6 +397,22 @@ pub struct Origin {
     /// When the repository was first seen to refuse that member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fenced: Option<Time>,
+}
+
+/// A node that lacks what the job's machines need.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnfitNode {
+    /// The node.
+    pub node: String,
+    /// When it was found out.
+    pub since: Time,
+    /// It has no KVM.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kvm: bool,
+    /// Flags that its processor lacks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]

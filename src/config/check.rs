@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{AgentsConfig, Config, JobNetworkConfig, SiteConfig};
 use crate::{
-    driver::network::VXLAN_OVERHEAD,
+    driver::{network::VXLAN_OVERHEAD, oar::check_property},
     yaml::{self, YamlError},
 };
 
@@ -76,7 +76,12 @@ impl SiteConfig {
         if self.max_memory.is_some_and(|most| most.as_mebibytes() < 32) {
             return Err(format!("{field}.maxMemory must be at least 32Mi: no guest has less"));
         }
-        Ok(())
+        let models = self.properties.cpu_models.iter();
+        let models = models.map(|(model, property)| (format!("{field}.properties.cpuModels.{model}"), property));
+        let kvm = self.properties.kvm.iter().map(|property| (format!("{field}.properties.kvm"), property));
+        kvm.chain(models).try_for_each(|(field, property)| {
+            check_property(property).map_err(|error| format!("{field}, {property:?}: {error}"))
+        })
     }
 }
 
@@ -179,6 +184,12 @@ sites:
     #[case::for_ever("agentWait: 5m", "agentWait: 48h", "sites.rennes.agentWait")]
     #[case::lease_root("isolation: 2m", "leaseRoot: leases", "must be an absolute path")]
     #[case::memory("isolation: 2m", "maxMemory: 1Mi", "sites.rennes.maxMemory")]
+    #[case::property(
+        "isolation: 2m",
+        "properties: {kvm: 'f(1)'}",
+        "sites.rennes.properties.kvm, \"f(1)\": property may"
+    )]
+    #[case::of_a_model("isolation: 2m", "properties: {cpuModels: {x: 'a;b'}}", "properties.cpuModels.x")]
     fn what_cannot_be_is_said_with_its_name(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
         assert!(GOOD.contains(from));
         let error = Config::read(&GOOD.replacen(from, to, 1)).unwrap_err();

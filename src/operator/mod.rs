@@ -8,6 +8,7 @@
 mod caches;
 mod credentials;
 mod figures;
+mod offer;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -40,6 +41,7 @@ use crate::{
     leadership::Candidate,
     metrics::Metrics,
     names::{Identity, JobUid},
+    store::machine::Offer,
     subresources::{self, source::Source},
     tls::Authority,
 };
@@ -57,6 +59,9 @@ pub struct Args {
     /// if absent.
     #[arg(long)]
     subresources: Option<SocketAddr>,
+    /// The container image of this process: if agents have the same one, so have they its QEMU.
+    #[arg(long, env = "VMDEPLOY_IMAGE")]
+    image: Option<String>,
 }
 
 /// The kinds this process reads and writes.
@@ -84,6 +89,7 @@ const CACHES: &str = "caches";
 /// What every part of the process shares.
 struct Process {
     config: Arc<Config>,
+    offer: Offer,
     client: Client,
     clock: Clock,
     metrics: Metrics,
@@ -105,6 +111,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let requests = RequestCounts::default();
     let client = ClientBuilder::try_from(client::config().await?)?.with_layer(&requests).build();
     let process = Process {
+        offer: offer::offer(&config, args.image.as_deref()).await,
         config: Arc::new(config),
         client,
         clock: Clock::system(),
@@ -165,6 +172,7 @@ impl Process {
         let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
         let job_context = job::Context {
             config: self.config.clone(),
+            offer: self.offer.clone(),
             clock: self.clock.clone(),
             leadership: job::plan::Leadership { epoch, since: self.clock.now() },
             cluster: cluster.clone(),

@@ -30,12 +30,13 @@ use crate::{
         snapshot,
     },
     driver::{
-        agent::{Agents, fake::FakeAgents},
+        agent::{Accelerator, Agents, fake::FakeAgents},
         cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers},
         repository::{Repository, fake::FakeRepository},
         site::{Credentials, Site, fake::FakeSite, poller::Poller},
     },
     names::{JobUid, SlotId},
+    store::machine::Offer,
     tls::Authority,
 };
 
@@ -260,6 +261,7 @@ impl Process {
         };
         let jobs = job::Context {
             config: config.clone(),
+            offer: Offer::unknown(Accelerator::Kvm),
             clock: parts.clock.clone(),
             leadership: Leadership { epoch, since: parts.clock.now() },
             cluster: cluster.clone(),

@@ -5,10 +5,12 @@ use std::{collections::BTreeSet, fmt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::adoption::{Ancestor, GuestRecord};
+use super::{
+    adoption::{Ancestor, GuestRecord},
+    machine::MachineRecord,
+};
 use crate::{
     api::{job::VmSpec, job_status::ResolvedImage, snapshot::SnapshotReason},
-    driver::agent::Accelerator,
     names::{Generation, Incarnation, JobUid, MemberIndex},
 };
 
@@ -139,24 +141,6 @@ impl fmt::Display for FileKind {
     }
 }
 
-/// How a VM is made: what a node must match to restore it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MachineRecord {
-    /// QEMU's version.
-    pub qemu: String,
-    /// Versioned machine name, for example `pc-q35-7.2`.
-    pub machine: String,
-    /// CPU model.
-    pub cpu_model: String,
-    /// Accelerator: TCG and KVM do not restore each other.
-    pub accelerator: Accelerator,
-    /// Virtual CPUs.
-    pub cpus: u32,
-    /// Memory in bytes.
-    pub memory: u64,
-}
-
 /// What is wrong with a manifest.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
@@ -223,6 +207,11 @@ impl Manifest {
         self.image.files()
     }
 
+    /// What a node must offer to restore any of its members.
+    pub fn machine(&self) -> Option<MachineRecord> {
+        MachineRecord::of_all(self.members.iter().map(|member| &member.machine))
+    }
+
     /// Bytes that came into the repository with it.
     pub fn stored(&self) -> u64 {
         self.members
@@ -245,6 +234,9 @@ impl MemberPart {
         }
         if !self.ran.is_finite() || self.ran < 0.0 {
             return wrong("impossible running time");
+        }
+        if !self.machine.is_plain() {
+            return wrong("its machine has an impossible CPU");
         }
         if self.files.iter().any(|f| f.check().is_err()) {
             return wrong("a file has an impossible size or digest");

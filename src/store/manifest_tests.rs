@@ -43,14 +43,7 @@ pub(crate) fn part(index: MemberIndex) -> MemberPart {
     MemberPart {
         index,
         files: vec![file(FileKind::Memory), file(FileKind::Disk)],
-        machine: MachineRecord {
-            qemu: "7.2.22".into(),
-            machine: "pc-q35-7.2".into(),
-            cpu_model: "qemu64".into(),
-            accelerator: Accelerator::Tcg,
-            cpus: 1,
-            memory: 256 << 20,
-        },
+        machine: crate::driver::agent::fake::machine_record(),
         output_bytes: 10,
         started: true,
         ran: 12.5,

@@ -4,6 +4,7 @@ pub mod admission;
 pub mod adoption;
 pub mod images;
 pub mod layout;
+pub mod machine;
 pub mod manifest;
 pub mod migration;
 pub mod pack;

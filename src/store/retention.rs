@@ -34,6 +34,7 @@ mod tests {
             taken_at,
             stored: 1,
             members: 1,
+            machine: None,
         };
         numbers.iter().map(one).collect()
     }

@@ -14,7 +14,7 @@ use std::{
 use super::{Supervisor, console::Console, images, output, output::Output, vm::Vm};
 use crate::{
     driver::{
-        agent::{Accelerator, LeaseState, LoadFault, VmState, limits::PATIENCE},
+        agent::{LeaseState, LoadFault, VmState, limits::PATIENCE},
         guest::{channel::Channel, seed::Seed},
         qemu::{
             QemuError,
@@ -22,12 +22,15 @@ use crate::{
             img::{self, Chain},
             probe,
             process::{self, Qemu},
-            qmp::QmpError,
+            qmp::{Qmp, QmpError},
             restore,
         },
         repository::RepositoryError,
     },
-    store::manifest::{FileKind, MachineRecord, MemberPart},
+    store::{
+        machine::{Lack, named},
+        manifest::{FileKind, MemberPart},
+    },
 };
 
 /// Hardware address of every guest's first card: each is alone behind its own NAT.
@@ -46,6 +49,9 @@ pub(super) enum LoadError {
     /// This node could not do it.
     #[error("{0}")]
     Node(String),
+    /// This node does not offer what the VM needs.
+    #[error("this node lacks {}", named(.0))]
+    Lacks(Vec<Lack>),
     /// The repository does not have what the generation says of this member.
     #[error("{0}")]
     Part(String),
@@ -56,9 +62,14 @@ impl LoadError {
     pub(super) fn fault(&self) -> LoadFault {
         match self {
             Self::Unusable(_) => LoadFault::Unknown,
-            Self::Node(_) => LoadFault::Node,
+            Self::Node(_) | Self::Lacks(_) => LoadFault::Node,
             Self::Part(_) => LoadFault::Part,
         }
+    }
+
+    /// What the node does not offer, if it is that.
+    pub(super) fn lacks(&self) -> &[Lack] {
+        if let Self::Lacks(lacks) = self { lacks } else { &[] }
     }
 
     /// What goes wrong with the generation itself, and not with an image that all its members share.
@@ -130,8 +141,8 @@ fn awaited(error: RepositoryError) -> RepositoryError {
 /// What was fetched.
 pub(super) struct Fetched {
     disk: PathBuf,
-    kernel: Option<Kernel>,
-    part: Option<MemberPart>,
+    pub(super) kernel: Option<Kernel>,
+    pub(super) part: Option<MemberPart>,
     /// Keeps the node from removing these files.
     held: Vec<images::Cached>,
 }
@@ -220,7 +231,7 @@ impl Supervisor {
     /// Makes the VM of what was fetched, once the lease is held (safety A4).
     pub(super) async fn load(self: &Arc<Self>, fetched: Fetched) -> Result<(), LoadError> {
         self.view.until(|facts| facts.lease == LeaseState::Held).await;
-        let machine = self.machine(&fetched).await?;
+        let (mut machine, offer) = self.machine(&fetched).await?;
         self.make_directories().await?;
         let (format, base_size) = img::inspect_base(&fetched.disk).await?;
         let disk_size = self.config.vm.disk.map_or(base_size, |size| size.0);
@@ -251,6 +262,7 @@ impl Supervisor {
             name: format!("{}-{}", self.config.job_name, self.config.member),
             machine: machine.machine.clone(),
             cpu_model: machine.cpu_model.clone(),
+            withheld: machine.withheld.clone(),
             accelerator: machine.accelerator,
             cpus: machine.cpus,
             memory_mib: machine.memory >> 20,
@@ -269,6 +281,7 @@ impl Supervisor {
         let qmp = qemu.qmp.clone();
         tokio::spawn(self.clone().follow_disk(qmp.clone()));
         self.watch_over(qemu);
+        self.compare_cpu(&qmp, &mut machine, offer, fetched.part.as_ref()).await?;
 
         if fetched.part.is_some() {
             self.load_memory(&qmp).await?;
@@ -309,40 +322,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// How the VM is made here; a generation that was made otherwise is refused.
-    async fn machine(&self, fetched: &Fetched) -> Result<MachineRecord, LoadError> {
-        let version = probe::version().await?;
-        let kernel = fetched.kernel.as_ref().map(|kernel| kernel.kernel.as_path());
-        let accelerator = probe::accelerator(self.config.accelerator, kernel, &self.paths.cache).await;
-        if accelerator == Accelerator::Kvm {
-            probe::kvm().map_err(node("use KVM, which the job wants"))?;
-        }
-        let vm = &self.config.vm;
-        match &fetched.part {
-            None => Ok(MachineRecord {
-                qemu: version.text,
-                machine: probe::machine(&vm.machine).await?,
-                cpu_model: vm.cpu_model.clone(),
-                accelerator,
-                cpus: vm.cpus,
-                memory: vm.memory.as_mebibytes() << 20,
-            }),
-            Some(part) => {
-                let made = &part.machine;
-                let here = match made.accelerator {
-                    Accelerator::Kvm => accelerator == Accelerator::Kvm,
-                    // every node can emulate
-                    Accelerator::Tcg | Accelerator::Probe => true,
-                };
-                if !here {
-                    return Err(LoadError::Node("the generation was made under KVM, which this node lacks".into()));
-                }
-                let machine = probe::machine(&made.machine).await?;
-                Ok(MachineRecord { qemu: version.text, machine, ..made.clone() })
-            }
-        }
-    }
-
     async fn make_directories(&self) -> Result<(), LoadError> {
         let mode = |path: PathBuf, mode: u32| async move {
             tokio::fs::create_dir_all(&path).await?;
@@ -374,7 +353,7 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn load_memory(&self, qmp: &crate::driver::qemu::qmp::Qmp) -> Result<(), LoadError> {
+    async fn load_memory(&self, qmp: &Qmp) -> Result<(), LoadError> {
         let path = self.paths.vm.join(format!("load-{}", FileKind::Memory));
         let memory = std::fs::File::open(&path).map_err(node("open the memory"))?;
         let total = memory.metadata().map_err(node("look at the memory"))?.len();
@@ -386,7 +365,7 @@ impl Supervisor {
                 QemuError::Qmp(QmpError::Closed) | QemuError::Migration { .. } => LoadError::said(text),
                 other => match LoadError::from(other) {
                     LoadError::Node(_) => LoadError::Node(text),
-                    LoadError::Part(_) | LoadError::Unusable(_) => LoadError::Unusable(text),
+                    LoadError::Part(_) | LoadError::Lacks(_) | LoadError::Unusable(_) => LoadError::Unusable(text),
                 },
             });
         }

@@ -6,7 +6,10 @@ use super::{
     super::testing::{FileStore, Making, config},
     *,
 };
-use crate::store::manifest::{FileForm, PartFile, tests::manifest};
+use crate::{
+    driver::agent::Accelerator,
+    store::manifest::{FileForm, PartFile, tests::manifest},
+};
 
 fn io() -> std::io::Error {
     std::io::ErrorKind::StorageFull.into()
@@ -48,6 +51,7 @@ async fn said(store: FileStore, accelerator: Accelerator, files: Vec<PartFile>) 
     let root = tempfile::tempdir().unwrap();
     let mut made = manifest(1);
     made.members[0].files = files;
+    made.members[0].machine.accelerator = accelerator;
     store.publish(&made);
     let mut config = config(root.path());
     config.image.disk = store.add_image(b"a disk");

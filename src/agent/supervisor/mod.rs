@@ -13,6 +13,7 @@ mod double;
 mod guest;
 mod images;
 mod load;
+mod machine;
 mod master;
 mod network;
 mod orders;
@@ -172,7 +173,10 @@ impl Supervisor {
             if let Err(error) = loaded {
                 let fault = error.fault();
                 tracing::error!(%error, ?fault, "the VM cannot be made");
-                own.view.change(|facts| facts.set_vm(VmState::Gone { reason: error.to_string(), fault }));
+                own.view.change(|facts| {
+                    facts.lacks = error.lacks().to_vec();
+                    facts.set_vm(VmState::Gone { reason: error.to_string(), fault });
+                });
                 own.stop.cancel();
             }
         };

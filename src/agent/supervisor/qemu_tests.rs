@@ -13,11 +13,13 @@ use super::{
 use crate::{
     api::snapshot::SnapshotReason,
     driver::agent::{
-        AgentConfig, AgentState, Authority, CaptureOrder, LeaseState, LeaveCode, NodeAgent as _, PartState,
+        AgentConfig, AgentState, Authority, CaptureOrder, LeaseState, LeaveCode, LoadFault, NodeAgent as _, PartState,
         UploadOrder, VmState,
     },
+    driver::repository::ByteStore as _,
     names::{Generation, Incarnation},
     store::{
+        machine::MachineRecord,
         manifest::{FileKind, Manifest, VERSION},
         migration::testing::{placed, taken, written},
     },
@@ -26,6 +28,9 @@ use crate::{
 /// Prints a counter and a number that exists only in the memory of the process.
 const COUNT: &str = "n=$(od -An -N8 -tx8 /dev/urandom | tr -d ' '); i=0; \
     while [ $i -lt ${LIMIT:-100000} ]; do i=$((i+1)); echo $i $n; sleep 0.05; done; date +%s > /tmp/end; exit 7";
+
+/// Makes a machine need something else.
+type Change = fn(&mut MachineRecord);
 
 /// Directory of the guest's image.
 fn guest() -> PathBuf {
@@ -270,6 +275,50 @@ async fn a_captured_guest_goes_on_in_another_qemu() {
         }
     }
     assert_ne!(randoms[0], randoms[1]);
+}
+
+#[ignore = "boots guests: e2e/test --e2e"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c3_a_node_that_lacks_what_a_generation_needs_says_so_and_the_cpu_stays_the_same() {
+    let mut world = World::new(COUNT);
+    // TCG has not all of its flags
+    world.config.vm.cpu_model = "Haswell".into();
+    let first = world.agent("first", world.config.clone());
+    first.go().await;
+    let (_, nonce) = first.counts(5).await;
+    let offer = first.state().offer.unwrap();
+    assert!(offer.machines.contains(&first.state().machine.unwrap().machine), "{offer:?}");
+    first.capture(&order(1, 1, true)).await;
+    world.store(&[&first], 1).await;
+    first.crash().await;
+    let made = world.store.get_manifest(&world.config.job, 1).await.unwrap();
+    let record = made.members[0].machine.clone();
+    assert!(record.withheld.contains(&"rtm".into()) && record.flags.contains(&"avx".into()), "{record:?}");
+
+    let changes: [(Change, &str); 3] = [
+        (|m| m.flags.push("avx512f".into()), "CPU flags avx512f"),
+        (|m| m.qemu = "99.1.0".into(), "QEMU 99.1 or newer"),
+        (|m| m.machine = "pc-q35-99.1".into(), "machine type pc-q35-99.1"),
+    ];
+    for (number, (change, says)) in changes.into_iter().enumerate() {
+        let mut other = made.clone();
+        change(&mut other.members[0].machine);
+        world.store.publish(&other);
+        let agent = world.agent(&format!("unfit-{number}"), world.restoring(1, 2));
+        let gone = async { agent.supervisor.view.until(|facts| matches!(facts.vm, VmState::Gone { .. })).await };
+        tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
+        let state = agent.state();
+        let VmState::Gone { reason, fault } = state.vm else { panic!("{:?}", state.vm) };
+        assert!(reason.contains(says) && fault == LoadFault::Node, "{reason}");
+        assert_eq!(state.lacks.len(), 1, "{:?}", state.lacks);
+    }
+    world.store.publish(&made);
+    let agent = world.agent("fit", world.restoring(1, 3));
+    agent.go().await;
+    assert_eq!(agent.counts(5).await.1, nonce);
+    let now = agent.state().machine.unwrap();
+    assert_eq!((now.flags, now.withheld), (record.flags, record.withheld));
+    agent.crash().await;
 }
 
 #[ignore = "boots guests: e2e/test --e2e"]

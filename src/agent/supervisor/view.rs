@@ -14,7 +14,7 @@ use crate::{
     driver::agent::{
         AgentConfig, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, VmState, barrier::Barrier,
     },
-    store::manifest::MachineRecord,
+    store::machine::{Lack, MachineRecord, Offer},
 };
 
 /// Everything that changes.
@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub(super) captured: Vec<CapturePart>,
     pub(super) upload: Option<Upload>,
     pub(super) machine: Option<MachineRecord>,
+    pub(super) offer: Option<Offer>,
+    pub(super) lacks: Vec<Lack>,
     pub(super) leaving: Option<LeaveCode>,
     /// Seconds the guest had run when its agent began not to answer.
     pub(super) unheard: Option<f64>,
@@ -83,6 +85,8 @@ impl View {
                 captured: Vec::new(),
                 upload: None,
                 machine: None,
+                offer: None,
+                lacks: Vec::new(),
                 leaving: None,
                 unheard: None,
                 ran: Duration::ZERO,
@@ -159,6 +163,8 @@ impl View {
             upload: facts.upload.as_ref().map(|upload| upload.state.clone()),
             ran: facts.ran(),
             machine: facts.machine.clone(),
+            offer: facts.offer.clone(),
+            lacks: facts.lacks.clone(),
             leaving: facts.leaving,
         }
     }

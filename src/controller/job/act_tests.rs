@@ -23,6 +23,8 @@ fn submit_one() -> Effect {
         queue: None,
         project: None,
         property: None,
+        narrowed: Vec::new(),
+        avoid: Vec::new(),
     };
     Effect::SubmitSlots { submission: 1, request }
 }

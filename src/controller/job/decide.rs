@@ -12,6 +12,7 @@ mod down;
 mod draft;
 mod evacuate;
 mod finish;
+mod fit;
 mod lose;
 mod master;
 mod members;
@@ -32,6 +33,7 @@ use self::draft::{Draft, after, since};
 pub(crate) use self::{
     admit::fits,
     draft::sent_key,
+    fit::incompatible,
     master::{called, wanted},
 };
 use super::plan::{Effect, Plan, Seen};

@@ -40,6 +40,7 @@ use crate::{
         site::{Credentials, Site, SiteError, SlotFacts},
     },
     names::{JobUid, SlotId},
+    store::machine::Offer,
     tls::Authority,
 };
 
@@ -55,6 +56,8 @@ pub async fn reconcile(job: &BestEffortJob, ctx: &Context) -> Result<Option<Dura
 pub struct Context {
     /// What the administrator decided.
     pub config: Arc<Config>,
+    /// What the agents that are made now offer, wherever they run.
+    pub offer: Offer,
     /// The time.
     pub clock: Clock,
     /// The present leadership.

@@ -23,7 +23,7 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, Reason, VmImage,
         conditions,
         job::Master,
-        job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus},
+        job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus, UnfitNode},
         snapshot::SnapshotPhase,
     },
     driver::{
@@ -48,8 +48,9 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let account = credentials(job, &status, ctx).await?;
     let SlotsSeen { slots, looked_up, reads_good_since, error } = slots(job, &status, ctx, &account);
     let agents = agents(&uid, &status, ctx);
-    let content = content(&uid, &status, &slots, ctx).await;
+    let content = content(job, &status, &slots, ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
+    let unfit = unfit(job, &status, &slots, ctx);
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -57,6 +58,8 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             port_first: ctx.config.agents.port_first,
             port_count: ctx.config.agents.port_count,
             sites: ctx.config.sites.keys().cloned().collect(),
+            accelerator: ctx.config.agents.accelerator,
+            offer: ctx.offer.clone(),
         },
         site: site(job, ctx, &account),
         account: match account {
@@ -89,6 +92,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         repository_silent: remembered.repository_silent,
         snapshots: snapshots(job, ctx),
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
+        unfit,
         others: ctx.history.others(job),
         sent: remembered.sent,
     })
@@ -179,6 +183,7 @@ fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, S
         isolation: config.isolation.into(),
         agent_wait: config.agent_wait.into(),
         max_memory: config.max_memory.map(|bytes| bytes.0),
+        properties: config.properties.clone(),
     })
 }
 
@@ -338,7 +343,7 @@ fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap
 
 /// What the repository has; asked only where a decision may depend on it.
 async fn content(
-    uid: &JobUid,
+    job: &BestEffortJob,
     status: &BestEffortJobStatus,
     slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
     ctx: &Context,
@@ -362,9 +367,13 @@ async fn content(
         | JobPhase::Suspended => false,
     };
     let since = ctx.clock.now();
+    // what would be restored must be known before slots are asked for
+    let restores = status.started.is_some() || status.adopted.is_some();
+    let needed = needed || (restores && may_ask(job, status, slots));
     if !needed {
         return Fact::Unknown { since };
     }
+    let uid = &uid(job);
     match ctx.repository.content(uid).await {
         Ok(content) => Fact::Known(content),
         Err(error) => {
@@ -384,15 +393,8 @@ async fn missing_image(
     ctx: &Context,
 ) -> Fact<String> {
     let since = ctx.clock.now();
-    let ended = |id: &str| {
-        let facts = slots.known().into_iter().flatten().find(|facts| facts.id.0 == id);
-        facts.is_some_and(|facts| matches!(facts.phase, SlotPhase::Ended(_)))
-    };
-    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
-        || (status.phase == JobPhase::Suspended && job.spec.suspend);
-    let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
-    let held = status.slots.iter().any(|slot| used(slot) && !ended(&slot.id));
-    let Some(image) = status.image.as_ref().filter(|_| status.started.is_some() && !over && !held) else {
+    let asked = status.started.is_some() && may_ask(job, status, slots);
+    let Some(image) = status.image.as_ref().filter(|_| asked) else {
         return Fact::Unknown { since };
     };
     for digest in [Some(&image.disk), image.kernel.as_ref(), image.initrd.as_ref()].into_iter().flatten() {
@@ -408,6 +410,36 @@ async fn missing_image(
         }
     }
     Fact::Absent
+}
+
+/// Whether slots may be asked for: none are used or waited for.
+fn may_ask(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
+) -> bool {
+    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
+        || (status.phase == JobPhase::Suspended && job.spec.suspend);
+    let ended = |id: &str| {
+        let facts = slots.known().into_iter().flatten().find(|facts| facts.id.0 == id);
+        facts.is_some_and(|facts| matches!(facts.phase, SlotPhase::Ended(_)))
+    };
+    let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
+    !over && !status.slots.iter().any(|slot| used(slot) && !ended(&slot.id))
+}
+
+/// What other jobs found out about nodes.
+fn unfit(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
+    ctx: &Context,
+) -> Vec<UnfitNode> {
+    if !may_ask(job, status, slots) {
+        return Vec::new();
+    }
+    let others = ctx.view.jobs().into_iter().filter(|other| other.metadata.uid != job.metadata.uid);
+    others.flat_map(|job| job.status.iter().flat_map(|status| status.unfit.clone()).collect::<Vec<_>>()).collect()
 }
 
 fn nodes(

@@ -16,17 +16,18 @@ use super::tally::Tally;
 use crate::{
     api::{
         BestEffortJobStatus, Reason, SnapshotStatus,
-        job_status::ResolvedImage,
+        job_status::{ResolvedImage, UnfitNode},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
+    config::NodeProperties,
     driver::{
         Fact,
-        agent::{AgentState, LeaveCode},
+        agent::{Accelerator, AgentState, LeaveCode},
         repository::JobContent,
         site::{Capabilities, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
-    store::{adoption::Adoption, manifest::Manifest},
+    store::{adoption::Adoption, machine::Offer, manifest::Manifest},
 };
 
 /// What one pass does: the status once, then the effects in order, then the notes.
@@ -274,6 +275,8 @@ pub struct Seen {
     pub snapshots: Vec<SnapshotSeen>,
     /// There are Snapshot objects in its namespace that cannot be read: one may be the job's.
     pub unread_snapshots: bool,
+    /// Nodes of which other jobs found out that they lack something; asked for only where slots may be asked for.
+    pub unfit: Vec<UnfitNode>,
     /// How often other jobs were killed where this one runs.
     pub others: Tally,
     /// When this process last did what is repeated until it works, by [`Effect`] and object.
@@ -298,6 +301,10 @@ pub struct Setup {
     pub port_count: u16,
     /// Names of all sites.
     pub sites: BTreeSet<String>,
+    /// How QEMU runs guests.
+    pub accelerator: Accelerator,
+    /// What the agents that are made now offer, as far as that does not depend on their nodes.
+    pub offer: Offer,
 }
 
 /// The job's site.
@@ -311,6 +318,8 @@ pub struct SiteSeen {
     pub agent_wait: Duration,
     /// Most memory a guest may have.
     pub max_memory: Option<u64>,
+    /// By which properties it tells nodes apart.
+    pub properties: NodeProperties,
 }
 
 /// What there is for the job's network. Offered only where a decision may need it.

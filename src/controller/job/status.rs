@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    decide::called,
+    decide::{called, incompatible},
     plan::{ImageSeen, Seen, SnapshotSeen},
 };
 use crate::{
@@ -43,7 +43,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     }
     let abnormal = [
         (ConditionType::Reconciling, reconciling(status)),
-        (ConditionType::Stalled, stalled(status, seen)),
+        (ConditionType::Stalled, stalled(status, job, seen)),
         (ConditionType::Evicting, evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
         (ConditionType::GuestDegraded, degraded(status, job, seen)),
@@ -80,6 +80,9 @@ fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Tru
         return (Truth::False, Reason::CancelledExternally, message.into());
     }
     if let Some((reason, message)) = lost_image(status, seen).filter(|_| status.phase == JobPhase::Queued) {
+        return (Truth::False, reason, message);
+    }
+    if let Some((reason, message)) = unrestorable(status, job, seen) {
         return (Truth::False, reason, message);
     }
     let attempt = status.attempt;
@@ -179,6 +182,20 @@ fn lost_image(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, Stri
         Fact::Unknown { .. } => Some(said).filter(|said| cause(said) == Reason::ImageLost)?.message.clone(),
     };
     Some((Reason::ImageLost, message))
+}
+
+/// Why no slots are asked for a job that would be restored.
+fn unrestorable(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
+    if status.phase != JobPhase::Queued || in_use(status).is_some() {
+        return None;
+    }
+    if seen.content.known().is_some() {
+        return incompatible(job, status, seen);
+    }
+    // silence takes nothing back
+    let said = conditions::get(&status.conditions, ConditionType::Ready)?;
+    let reason = cause(said);
+    matches!(reason, Reason::Incompatible | Reason::MemoryTooLarge).then(|| (reason, said.message.clone()))
 }
 
 fn admitted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
@@ -288,7 +305,7 @@ fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
     before.then(|| (Reason::NotYet, "not accepted yet".to_owned()))
 }
 
-fn stalled(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
+fn stalled(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
     if let Some(held_up) = deletion_held_up(status, seen) {
         return Some(held_up);
     }
@@ -303,6 +320,9 @@ fn stalled(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)
         && matches!(seen.image, Fact::Absent | Fact::Known(ImageSeen::Broken(..)))
     {
         return Some(lost);
+    }
+    if let Some(found) = unrestorable(status, job, seen) {
+        return Some(found);
     }
     let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
     (status.phase == JobPhase::Failed).then(|| (cause(failed), failed.message.clone()))
@@ -437,7 +457,9 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
             ConditionType::GuestDegraded => true,
             ConditionType::ImageReady => reason == Reason::ImageLost,
             ConditionType::SchedulerUnavailable => reason == Reason::ReleaseRefused,
-            ConditionType::Stalled => reason == Reason::SnapshotUnreadable,
+            ConditionType::Stalled => {
+                matches!(reason, Reason::SnapshotUnreadable) || (new.retry.is_none() && reason == Reason::Incompatible)
+            }
             _ => false,
         };
         let before = old.and_then(|old| conditions::get(&old.conditions, kind)).map(cause);

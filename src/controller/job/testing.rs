@@ -15,12 +15,16 @@ use crate::{
     controller::agents::AgentHub,
     driver::{
         Fact,
-        agent::fake::{FakeAgent, FakeAgents},
+        agent::{
+            Accelerator,
+            fake::{FakeAgent, FakeAgents},
+        },
         cluster::{ClusterView as _, fake::FakeCluster},
         repository::fake::FakeRepository,
         site::{Credentials, Site, fake::FakeSite},
     },
     names::{JobUid, SlotId},
+    store::machine::Offer,
     tls::Authority,
 };
 
@@ -81,6 +85,7 @@ impl Stage {
             networks: super::networks::Networks::default(),
             history: super::history::History::default(),
             wake: Arc::new(|_| {}),
+            offer: Offer::unknown(Accelerator::Kvm),
             clock,
         };
         let uid = JobUid(cluster.job("team", "pi").unwrap().metadata.uid.clone().unwrap());

@@ -38,6 +38,8 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         upload: None,
         ran: 1.0,
         machine: None,
+        offer: None,
+        lacks: Vec::new(),
         leaving: None,
     }
 }

@@ -22,7 +22,10 @@ use super::{
 use crate::{
     clock::Clock,
     names::{Incarnation, JobUid, MemberIndex},
-    store::manifest::{FileForm, FileKind, MachineRecord, MemberPart, PartFile},
+    store::{
+        machine::MachineRecord,
+        manifest::{FileForm, FileKind, MemberPart, PartFile},
+    },
     stream::{self, Connection, End},
 };
 
@@ -67,6 +70,8 @@ pub fn machine_record() -> MachineRecord {
         accelerator: Accelerator::Tcg,
         cpus: 1,
         memory: 256 << 20,
+        flags: vec!["sse2".into()],
+        withheld: Vec::new(),
     }
 }
 
@@ -120,6 +125,8 @@ impl FakeAgent {
             upload: None,
             ran: 0.0,
             machine: Some(machine_record()),
+            offer: None,
+            lacks: Vec::new(),
             leaving: None,
         };
         Self {

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::LeaveCode;
 use crate::{
     names::{Generation, Incarnation, JobUid, MemberIndex},
-    store::manifest::{MachineRecord, MemberPart, PartFile},
+    store::{
+        machine::{Lack, MachineRecord, Offer},
+        manifest::{MemberPart, PartFile},
+    },
 };
 
 /// Everything an agent says of itself: one line of its event stream, sent at each change and as a
@@ -43,6 +46,12 @@ pub struct AgentState {
     pub ran: f64,
     /// How the VM is made; known once it is loaded.
     pub machine: Option<MachineRecord>,
+    /// What its node offers; the flags of the CPU are known once QEMU has been started.
+    #[serde(default)]
+    pub offer: Option<Offer>,
+    /// What of it the generation needs and the node does not offer: it is not loaded there.
+    #[serde(default)]
+    pub lacks: Vec<Lack>,
     /// The end of the agent, once it is on its way out.
     pub leaving: Option<LeaveCode>,
 }

@@ -21,4 +21,5 @@ mod wire;
 #[cfg(test)]
 mod wire_tests;
 
+pub use property::{BadProperty, check as check_property};
 pub use rest::OarRest;

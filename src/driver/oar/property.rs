@@ -10,7 +10,7 @@ const OPERATORS: [&str; 4] = ["and", "or", "not", "in"];
 
 /// Why a condition is refused.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum BadProperty {
+pub enum BadProperty {
     /// A character that it does not need.
     #[error("property may hold only letters, digits and {ALLOWED}, but holds {0:?}")]
     Character(char),
@@ -32,7 +32,7 @@ pub(super) enum BadProperty {
 }
 
 /// Checks a condition.
-pub(super) fn check(property: &str) -> Result<(), BadProperty> {
+pub fn check(property: &str) -> Result<(), BadProperty> {
     if let Some(other) = property.chars().find(|c| !c.is_ascii_alphanumeric() && !ALLOWED.contains(*c)) {
         return Err(BadProperty::Character(other));
     }

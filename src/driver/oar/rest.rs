@@ -45,7 +45,6 @@ const CLOCK_GRAIN: i64 = 2;
 pub struct OarRest {
     http: Http,
     settings: SubmitSettings,
-    nodes: BTreeMap<String, String>,
     clock: Clock,
     /// Our clock less the server's, in seconds.
     ahead: AtomicI64,
@@ -64,8 +63,8 @@ impl OarRest {
                 lease_root: site.lease_root.clone(),
                 connector: site.connector.clone(),
                 agent_wait: site.agent_wait.into(),
+                nodes: site.nodes.clone(),
             },
-            nodes: site.nodes.clone(),
             clock,
             ahead: AtomicI64::new(0),
             user: OnceCell::new(),
@@ -159,7 +158,7 @@ impl OarRest {
             .items
             .iter()
             .filter(|n| n.status == "assigned")
-            .map(|n| NodeName(self.nodes.get(&n.network_address).unwrap_or(&n.network_address).clone()))
+            .map(|n| NodeName(self.settings.nodes.get(&n.network_address).unwrap_or(&n.network_address).clone()))
             .collect();
         if !over && !nodes.is_empty() {
             self.assigned.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), nodes.clone());

@@ -3,7 +3,7 @@
 //! Never `idempotent` (OAR and the operator would both submit again), never `types` (refused), the
 //! walltime always as h:mm:ss (a plain number would be hours).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
@@ -28,6 +28,8 @@ pub(super) struct SubmitSettings {
     pub(super) connector: String,
     /// How long the agents may take to appear.
     pub(super) agent_wait: Duration,
+    /// Kubernetes names of the site's hosts, where they differ.
+    pub(super) nodes: BTreeMap<String, String>,
 }
 
 /// The body of `POST /jobs.json`.
@@ -90,9 +92,27 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         checkpoint: (grace > 0).then_some(grace),
         project: checked("project", &request.project, "._-")?,
         queue: checked("queue", &request.queue, "._-")?,
-        property: request.property.as_deref().map(|text| property::check(text).map(|()| text.into())).transpose()?,
+        property: condition(request, &settings.nodes)?,
         directory: checked("directory", &settings.directory, "._/-")?,
     })
+}
+
+/// The job's own condition, those of the site's configuration, and the hosts that are to be left out.
+fn condition(request: &SlotRequest, nodes: &BTreeMap<String, String>) -> Result<Option<String>, BadRequest> {
+    let mut all: Vec<String> = request.property.iter().chain(&request.narrowed).cloned().collect();
+    all.iter().try_for_each(|text| property::check(text))?;
+    let hosts = request.avoid.iter().map(|node| {
+        let host = nodes.iter().find(|(_, name)| **name == node.0).map_or(&node.0, |(host, _)| host);
+        check_text("host", host, "._-").map(|()| format!("'{host}'"))
+    });
+    let hosts: Vec<String> = hosts.collect::<Result<_, _>>()?;
+    if !hosts.is_empty() {
+        all.push(format!("network_address NOT IN ({})", hosts.join(",")));
+    }
+    match all.as_slice() {
+        [] | [_] => Ok(all.pop()),
+        several => Ok(Some(several.iter().map(|text| format!("({text})")).collect::<Vec<_>>().join(" AND "))),
+    }
 }
 
 fn whole_seconds(time: Duration) -> u64 {
@@ -120,6 +140,8 @@ mod tests {
             queue: None,
             project: Some("vmdeploy".into()),
             property: Some("cluster='paravance' AND mem > 64".into()),
+            narrowed: Vec::new(),
+            avoid: Vec::new(),
         }
     }
 
@@ -129,7 +151,37 @@ mod tests {
             lease_root: "/var/lib/vmdeploy/leases".into(),
             connector: "oarsh".into(),
             agent_wait: Duration::from_secs(300),
+            nodes: BTreeMap::from([("host-3.site".into(), "node-3".into())]),
         }
+    }
+
+    #[rstest]
+    #[case::nothing(None, &[], &[], None)]
+    #[case::the_jobs_own(Some("mem > 64 OR x='y'"), &[], &[], Some("mem > 64 OR x='y'"))]
+    #[case::a_node(None, &[], &["node-1"], Some("network_address NOT IN ('node-1')"))]
+    #[case::all(
+        Some("mem > 64 OR x='y'"),
+        &["virtual <> 'NO'"],
+        &["node-1", "node-3"],
+        Some("(mem > 64 OR x='y') AND (virtual <> 'NO') AND (network_address NOT IN ('node-1','host-3.site'))")
+    )]
+    fn what_narrows_a_request_comes_together(
+        #[case] property: Option<&str>,
+        #[case] narrowed: &[&str],
+        #[case] avoid: &[&str],
+        #[case] says: Option<&str>,
+    ) {
+        let request = SlotRequest {
+            property: property.map(Into::into),
+            narrowed: narrowed.iter().map(|text| (*text).into()).collect(),
+            avoid: avoid.iter().map(|node| (*node).into()).collect(),
+            ..request()
+        };
+        let body = submission(&request, &settings()).unwrap();
+        assert_eq!(body.property.as_deref(), says);
+        assert!(body.property.is_none_or(|text| property::check(&text).is_ok()));
+        let bad = SlotRequest { narrowed: vec!["1=1) OR (1=1".into()], ..request };
+        assert!(submission(&bad, &settings()).is_err());
     }
 
     #[test]

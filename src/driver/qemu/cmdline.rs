@@ -63,6 +63,8 @@ pub struct VmDefinition {
     pub machine: String,
     /// CPU model.
     pub cpu_model: String,
+    /// Flags of the model that the guest does not get.
+    pub withheld: Vec<String>,
     /// KVM or TCG; never `Probe`.
     pub accelerator: Accelerator,
     /// Virtual CPUs.
@@ -110,7 +112,7 @@ pub fn arguments(vm: &VmDefinition) -> Vec<OsString> {
     args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     args.pair("-machine", value(&vm.machine));
     args.pair("-accel", accelerator(vm.accelerator));
-    args.pair("-cpu", value(&vm.cpu_model));
+    args.pair("-cpu", cpu(vm));
     args.pair("-smp", vm.cpus.to_string());
     args.pair("-m", format!("{}M", vm.memory_mib));
     // the guest's clock chip follows the host's clock over stops and restores
@@ -186,6 +188,11 @@ pub fn blockdev(layer: &Layer, backing: Option<&str>, read_only: bool) -> serde_
     node
 }
 
+fn cpu(vm: &VmDefinition) -> String {
+    let off = vm.withheld.iter().map(|flag| format!(",{}=off", value(flag)));
+    std::iter::once(value(&vm.cpu_model)).chain(off).collect()
+}
+
 fn accelerator(accelerator: Accelerator) -> String {
     match accelerator {
         Accelerator::Kvm => "kvm".into(),
@@ -230,6 +237,7 @@ mod tests {
             name: "pi-0".into(),
             machine: "pc-q35-7.2".into(),
             cpu_model: "qemu64".into(),
+            withheld: Vec::new(),
             accelerator: Accelerator::Tcg,
             cpus: 1,
             memory_mib: 256,
@@ -267,6 +275,12 @@ mod tests {
         vm.incoming = true;
         vm.disk = vec![layer("base", Format::Qcow2), layer("disk0", Format::Qcow2), layer("disk1", Format::Qcow2)];
         insta::assert_snapshot!(text(&vm));
+    }
+
+    #[test]
+    fn the_cpu_of_a_restore_is_the_one_that_the_guest_was_booted_with() {
+        let vm = VmDefinition { cpu_model: "Haswell".into(), withheld: vec!["hle".into(), "rtm".into()], ..vm() };
+        assert!(text(&vm).contains("-cpu\nHaswell,hle=off,rtm=off\n"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod cmdline;
+pub mod cpu;
 pub mod img;
 pub mod probe;
 pub mod process;

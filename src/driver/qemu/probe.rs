@@ -1,6 +1,7 @@
 //! What the node's QEMU is and can do.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -15,6 +16,9 @@ use crate::driver::agent::Accelerator;
 const KVM_LIMIT: Duration = Duration::from_secs(20);
 /// What a kernel without a root says at its end.
 const END_OF_BOOT: &str = "Unable to mount root fs";
+
+/// Most machines that are read of a list.
+const MOST_MACHINES: usize = 512;
 
 /// The node's QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,24 +42,38 @@ fn parse_version(text: &str) -> Option<Version> {
     Some(Version { text: version[..end].into(), resumes_by_itself: major < 8 })
 }
 
-/// The versioned name of a machine, for example `pc-q35-7.2` for `q35`.
-pub async fn machine(name: &str) -> Result<String, QemuError> {
-    let list = output(&["-machine", "help"]).await?;
-    parse_machine(&list, name).ok_or_else(|| unknown("machine", name))
+/// The machines that QEMU can make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machines {
+    /// Versioned names.
+    pub names: Vec<String>,
+    /// Other names, and which they stand for.
+    aliases: BTreeMap<String, String>,
 }
 
-fn parse_machine(list: &str, name: &str) -> Option<String> {
-    let alias = "(alias of ";
-    list.lines().find_map(|line| {
-        let first = line.split_whitespace().next()?;
-        if first != name {
-            return None;
+/// Asks QEMU for its machines.
+pub async fn machines() -> Result<Machines, QemuError> {
+    output(&["-machine", "help"]).await.map(|list| Machines::parse(&list))
+}
+
+impl Machines {
+    fn parse(list: &str) -> Self {
+        let (mut names, mut aliases) = (Vec::new(), BTreeMap::new());
+        for line in list.lines().skip(1).take(MOST_MACHINES) {
+            let Some(first) = line.split_whitespace().next() else { continue };
+            match line.split_once("(alias of ").and_then(|(_, target)| target.split(')').next()) {
+                Some(target) => drop(aliases.insert(first.to_owned(), target.to_owned())),
+                None => names.push(first.to_owned()),
+            }
         }
-        match line.split_once(alias) {
-            Some((_, target)) => Some(target.split(')').next()?.to_owned()),
-            None => Some(first.to_owned()),
-        }
-    })
+        Self { names, aliases }
+    }
+
+    /// The versioned name of a machine, for example `pc-q35-7.2` for `q35`.
+    pub fn resolve(&self, name: &str) -> Result<String, QemuError> {
+        let found = self.aliases.get(name).or_else(|| self.names.iter().find(|known| *known == name));
+        found.cloned().ok_or_else(|| unknown("machine", name))
+    }
 }
 
 fn unknown(what: &str, text: &str) -> QemuError {
@@ -143,9 +161,11 @@ mod tests {
             pc-i440fx-7.2        Standard PC (i440FX + PIIX, 1996) (default)\n\
             q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n\
             pc-q35-7.1           Standard PC (Q35 + ICH9, 2009)\n";
-        assert_eq!(parse_machine(list, "q35").unwrap(), "pc-q35-7.2");
-        assert_eq!(parse_machine(list, "pc").unwrap(), "pc-i440fx-7.2");
-        assert_eq!(parse_machine(list, "pc-q35-7.1").unwrap(), "pc-q35-7.1");
-        assert_eq!(parse_machine(list, "pc-q35"), None);
+        let machines = Machines::parse(list);
+        for (name, versioned) in [("q35", "pc-q35-7.2"), ("pc", "pc-i440fx-7.2"), ("pc-q35-7.1", "pc-q35-7.1")] {
+            assert_eq!(machines.resolve(name).unwrap(), versioned);
+        }
+        assert!(machines.resolve("pc-q35").is_err() && machines.resolve("Supported").is_err());
+        assert_eq!(machines.names, ["pc-i440fx-7.2", "pc-q35-7.1"]);
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     store::{
         adoption::Adoption,
         images::ImageReview,
+        machine::MachineRecord,
         manifest::{FileKind, Manifest, MemberPart, PartFile},
     },
 };
@@ -48,6 +49,9 @@ pub struct GenerationSummary {
     pub stored: u64,
     /// Members in it.
     pub members: u32,
+    /// What a node must offer to restore any of them; absent where an older repository answers.
+    #[serde(default)]
+    pub machine: Option<MachineRecord>,
 }
 
 impl From<&Manifest> for GenerationSummary {
@@ -59,6 +63,7 @@ impl From<&Manifest> for GenerationSummary {
             taken_at: manifest.taken_at,
             stored: manifest.stored(),
             members: u32::try_from(manifest.members.len()).unwrap_or(u32::MAX),
+            machine: manifest.machine(),
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) fn request(job: &str, nodes: u32, grace: u64) -> SlotRequest {
         queue: None,
         project: Some("vmdeploy".into()),
         property: None,
+        narrowed: Vec::new(),
+        avoid: Vec::new(),
     }
 }
 

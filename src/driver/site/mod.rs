@@ -48,6 +48,12 @@ pub struct SlotRequest {
     pub project: Option<String>,
     /// See `queue`.
     pub property: Option<String>,
+    /// Further conditions of the same kind, from the site's configuration: all must hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub narrowed: Vec<String>,
+    /// Nodes that are of no use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<NodeName>,
 }
 
 /// How a slot that is over came to its end.

@@ -71,7 +71,10 @@ impl Draft<'_> {
                 | SiteError::Configuration(_)
                 | SiteError::Bug(_)),
             ) => {
-                let (reason, message) = (error.reason(), error.to_string());
+                let (reason, mut message) = (error.reason(), error.to_string());
+                if reason == Reason::NotEnoughNodes {
+                    message.push_str(&self.left_out());
+                }
                 self.status.pending_submission = None;
                 self.back_off(reason, message);
             }

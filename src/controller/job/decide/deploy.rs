@@ -21,6 +21,10 @@ use crate::{
 /// Rest after a node that failed: the site mostly offers the same one at once.
 const BETWEEN_NODES: Backoff = Backoff::OUTSIDE;
 
+/// What helps when it is not the node's fault.
+const OTHER_AGENTS: &str =
+    "No slots are asked for: install an agents' image whose QEMU can restore it; the job then goes on";
+
 impl Draft<'_> {
     /// Brings the members to life on the slot.
     pub(super) fn deploy(&mut self) {
@@ -112,7 +116,12 @@ impl Draft<'_> {
         {
             origin.bad.push(generation);
         }
-        self.back_off(reason, why);
+        match self.note_unfit() {
+            // the agents' image is the same wherever they run
+            Some((lacks, true)) => self.stall(Reason::Incompatible, format!("{lacks}. {OTHER_AGENTS}")),
+            Some((lacks, false)) => self.back_off(Reason::Incompatible, lacks),
+            None => self.back_off(reason, why),
+        }
         self.account_work();
         if node {
             self.count_bad_node();

@@ -61,6 +61,11 @@ impl Draft<'_> {
             self.because("the repository does not answer");
             return;
         };
+        if self.incompatible().is_some() {
+            self.give_up_slot(ReleaseReason::Incomplete);
+            self.because("no node can restore the newest generation");
+            return;
+        }
         let wanted = usize::try_from(self.nodes()).unwrap_or(usize::MAX);
         if slot.nodes.len() < wanted {
             let message = format!("slot {} has {} nodes, and the job needs {wanted}", slot.id, slot.nodes.len());

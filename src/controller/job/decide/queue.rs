@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::draft::{Draft, since};
 use crate::{
     api::{
-        JobPhase,
+        JobPhase, Reason,
         job_status::{PendingSubmission, ReleaseReason, SlotState},
     },
     controller::job::plan::Effect,
@@ -30,6 +30,7 @@ impl Draft<'_> {
         self.bury();
         self.clear_pods();
         self.release(Duration::from_secs(20));
+        self.heed_new_agents();
         if self.status.pending_submission.is_some() {
             self.doubt();
             return;
@@ -97,6 +98,14 @@ impl Draft<'_> {
         self.submit();
     }
 
+    /// An operator that was installed since brings other agents: what no node could restore is tried anew.
+    fn heed_new_agents(&mut self) {
+        let stalled = self.status.retry.as_ref().filter(|retry| retry.stalled && retry.reason == Reason::Incompatible);
+        if stalled.is_some_and(|retry| retry.not_before.0 < self.seen.leader.since) {
+            self.status.retry = None;
+        }
+    }
+
     /// Whether nothing that failed before still has to wait.
     pub(super) fn may_retry(&mut self) -> bool {
         let Some(retry) = self.status.retry.clone() else { return true };
@@ -113,7 +122,7 @@ impl Draft<'_> {
     }
 
     /// Asks for slots, unless those that a started job would get were of no use: its image is gone, or
-    /// may be.
+    /// may be, or no node can restore it.
     fn submit(&mut self) {
         match &self.seen.missing_image {
             Fact::Known(_) => {
@@ -127,6 +136,17 @@ impl Draft<'_> {
                 return;
             }
             Fact::Absent | Fact::Unknown { .. } => {}
+        }
+        let restores = self.status.started.is_some() || self.status.adopted.is_some();
+        if restores && self.seen.content.known().is_none() {
+            self.because("what would be restored is not known");
+            self.wake(Duration::from_secs(2));
+            return;
+        }
+        if self.incompatible().is_some() {
+            self.because("no node can restore the newest generation");
+            self.wake(IMAGE_AGAIN);
+            return;
         }
         let number = self.status.submission + 1;
         let request = self.request(number);
@@ -180,13 +200,16 @@ impl Draft<'_> {
             queue: oar.queue,
             project: oar.project,
             property: oar.property,
+            narrowed: self.narrowed(),
+            avoid: self.avoid(),
         }
     }
 }
 
-/// A digest of what is asked for, the number aside.
+/// A digest of what the job asks for: neither the number nor what follows from others counts.
 pub(super) fn digest(request: &SlotRequest) -> String {
-    let same = SlotRequest { name: String::new(), ..request.clone() };
+    // a slot that waits is kept for what was learnt of nodes meanwhile
+    let same = SlotRequest { name: String::new(), narrowed: Vec::new(), avoid: Vec::new(), ..request.clone() };
     let text = serde_json::to_vec(&same).unwrap_or_default();
     blake3::hash(&text).to_hex().chars().take(16).collect()
 }

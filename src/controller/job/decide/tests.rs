@@ -8,6 +8,7 @@ mod b_rules;
 mod c_rules;
 mod down;
 mod ends;
+mod fit;
 mod life;
 mod main_path;
 mod master;

@@ -66,6 +66,7 @@ fn content(generations: &[(Generation, Incarnation)], fence: Incarnation) -> Fac
         taken_at: now(),
         stored: 1234,
         members: 2,
+        machine: None,
     };
     Fact::Known(JobContent { generations: generations.iter().map(summary).collect(), highest: 9, fence })
 }

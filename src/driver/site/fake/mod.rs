@@ -186,7 +186,7 @@ impl Site for FakeSite {
         if let Some(refusal) = &state.refusal {
             return Err(refusal.clone());
         }
-        if request.nodes as usize > state.queue.size() {
+        if request.nodes as usize > state.queue.size(request) {
             return Err(SiteError::NotEnoughNodes("There are not enough resources for your request".into()));
         }
         let id = state.queue.submit(request, now);

@@ -64,8 +64,9 @@ impl Queue {
         }
     }
 
-    pub(super) fn size(&self) -> usize {
-        self.nodes.len()
+    /// How many nodes a request may have at most.
+    pub(super) fn size(&self, request: &SlotRequest) -> usize {
+        self.nodes.iter().filter(|node| !request.avoid.contains(node)).count()
     }
 
     pub(super) fn submit(&mut self, request: &SlotRequest, now: Timestamp) -> SlotId {
@@ -170,9 +171,10 @@ impl Queue {
         let wanted: usize = self.rivals.iter().filter(|r| r.running.is_none()).map(|r| r.nodes).sum();
         let waiting: Vec<u64> = self.slots.iter().filter(|(_, s)| s.waiting()).map(|(id, _)| *id).collect();
         for id in waiting {
-            let free = self.free();
+            let mut free = self.free();
             let delay = self.start_delay;
             let Some(slot) = self.slots.get_mut(&id) else { continue };
+            free.retain(|node| !slot.request.avoid.contains(node));
             let nodes = slot.request.nodes as usize;
             if after(slot.submitted, delay) <= now && free.len() >= nodes + wanted {
                 slot.nodes = free[..nodes].to_vec();

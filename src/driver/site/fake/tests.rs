@@ -13,6 +13,8 @@ fn request(nodes: u32, grace: u64) -> SlotRequest {
         queue: None,
         project: None,
         property: None,
+        narrowed: Vec::new(),
+        avoid: Vec::new(),
     }
 }
 

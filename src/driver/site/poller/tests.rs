@@ -29,6 +29,8 @@ fn request(job: &JobUid, submission: u32) -> SlotRequest {
         queue: None,
         project: None,
         property: None,
+        narrowed: Vec::new(),
+        avoid: Vec::new(),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         job_status::{BestEffortJobStatus, ResolvedImage},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
+    config::NodeProperties,
     controller::job::{
         decide::{decide, sent_key, wanted},
         plan::{
@@ -23,13 +24,15 @@ use crate::{
     driver::{
         Fact,
         agent::{
-            AgentState, CapturePart, GuestState, LeaseState, LeaveCode, LoadFault, PROTOCOL, PartState, VmState,
-            fake::member_part,
+            Accelerator, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, LoadFault, PROTOCOL, PartState,
+            VmState,
+            fake::{machine_record, member_part},
         },
         repository::{GenerationSummary, JobContent},
         site::{Capabilities, End, Notice, NoticeKind, SlotFacts, SlotPhase},
     },
     names::NodeName,
+    store::machine::Offer,
 };
 
 pub(super) const START: i64 = 1_800_000_000;
@@ -37,6 +40,11 @@ pub(super) const UID: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
 
 pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
+}
+
+/// What the agents offer.
+pub(super) fn offer() -> Offer {
+    Offer { qemu: "7.2.22".into(), machines: vec!["pc-q35-7.2".into()], accelerator: Accelerator::Kvm, flags: None }
 }
 
 /// A job with its world.
@@ -80,12 +88,19 @@ pub(super) fn life(members: u32) -> Life {
     let nodes = (1..=8).map(|n| (NodeName(format!("node-{n}")), std::net::IpAddr::from([192, 0, 2, n])));
     let seen = Seen {
         leader: Leadership { epoch: 1, since: at(START) },
-        setup: Setup { port_first: 17700, port_count: 64, sites: ["rennes".to_owned()].into() },
+        setup: Setup {
+            port_first: 17700,
+            port_count: 64,
+            sites: ["rennes".to_owned()].into(),
+            accelerator: Accelerator::Probe,
+            offer: offer(),
+        },
         site: Some(SiteSeen {
             capabilities: Capabilities { notice: true, per_member: false },
             isolation: Duration::from_secs(120),
             agent_wait: Duration::from_secs(300),
             max_memory: Some(4 << 30),
+            properties: NodeProperties::default(),
         }),
         account: Fact::Known(Ok(())),
         image: Fact::Known(ImageSeen::Ready(image)),
@@ -115,6 +130,7 @@ pub(super) fn life(members: u32) -> Life {
         missing_image: Fact::Absent,
         repository_silent: None,
         unread_snapshots: false,
+        unfit: Vec::new(),
         others: Tally::default(),
         sent: BTreeMap::new(),
     };
@@ -353,6 +369,7 @@ impl Life {
             taken_at: now,
             stored: 1000,
             members,
+            machine: Some(machine_record()),
         });
     }
 
@@ -403,6 +420,8 @@ impl Life {
                     upload: None,
                     ran: 0.0,
                     machine: None,
+                    offer: None,
+                    lacks: Vec::new(),
                     leaving: None,
                 };
                 let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };
