@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, PostParams},
@@ -108,6 +108,20 @@ impl Job {
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let all = self.snapshots.list(&kube::api::ListParams::default()).await?;
         Ok(all.items.into_iter().filter(|snapshot| snapshot.spec.job == self.name).collect())
+    }
+
+    /// What its events say, the oldest first, for the report of a failure.
+    pub async fn story(&self) -> Result<String> {
+        let namespace = self.api.namespace().context("no namespace")?;
+        let events: Api<Event> = Api::namespaced(self.api.clone().into_client(), namespace);
+        let all = events.list(&kube::api::ListParams::default()).await?.items.into_iter();
+        let own = all.filter(|event| event.regarding.as_ref().and_then(|about| about.uid.as_ref()) == Some(&self.uid));
+        let mut lines: Vec<_> = own.map(|event| (event.event_time.map(|at| at.0), event.reason, event.note)).collect();
+        lines.sort_by_key(|(at, ..)| *at);
+        let line = |(_, reason, note): (_, Option<String>, Option<String>)| {
+            format!("\n  {}: {}", reason.unwrap_or_default(), note.unwrap_or_default())
+        };
+        Ok(lines.into_iter().map(line).collect())
     }
 
     /// Waits until the job is as wanted. A job that has failed for good is not waited for.

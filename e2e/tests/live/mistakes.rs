@@ -7,6 +7,7 @@ use e2e::{
     TestBed, Turn,
     job::{Counting, Job},
     site::{jobs_ever, unfinished},
+    testbed::until,
 };
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -131,10 +132,14 @@ async fn a_refused_account_is_said_in_seconds_and_mended_in_its_secret() -> Resu
     let before = refusals(&bed)?;
     let job = Job::create(&bed, &namespace, &object).await?;
     job.wait_reason("CredentialsRefused", "401", SECONDS).await?;
-    let first = refusals(&bed)?;
+    // the API's server writes its log some seconds later
+    let first = until("a refused request in the site's log", SECONDS, async || {
+        let now = refusals(&bed)?;
+        Ok((now > before).then_some(now))
+    })
+    .await?;
     tokio::time::sleep(SECONDS).await;
     let second = refusals(&bed)?;
-    ensure!(first > before, "no request was refused");
     ensure!(second - first <= 10, "{} requests in {} s", second - first, SECONDS.as_secs());
     secrets.patch("oar-alice", &PatchParams::default(), &Patch::Merge(password("alice-secret"))).await?;
     job.wait_phase(JobPhase::Succeeded, BOOT).await?;

@@ -11,7 +11,7 @@ use e2e::{
     testbed::SYSTEM,
 };
 
-use crate::world::{computed, ends_right, taken};
+use crate::world::{computed, counted_right, gone, taken};
 
 /// The effects of a life with a notice in it, up to its deletion.
 static EFFECTS: [&str; 14] = [
@@ -77,10 +77,12 @@ async fn life(bed: &TestBed, effects: &'static [&'static str]) -> Result<()> {
     let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
     computed(bed, &job, 1).await?;
     taken(bed, &nodes(&job.get().await?)).await?;
-    let end = ends_right(bed, &job, &counting).await?;
+    let end = counted_right(&job, &counting).await?;
+    let story = job.story().await?;
+    gone(bed, &job).await?;
     killer.await??;
     let status = end.status.context("no status")?;
-    ensure!(status.kills.failed == 0 && status.kills.node == 0, "{:?}", status.kills);
+    ensure!(status.kills.failed == 0 && status.kills.node == 0, "{:?}{story}", status.kills);
     ensure!(status.incarnation <= status.attempt, "{} incarnations in {} attempts", status.incarnation, status.attempt);
     let ever = jobs_ever(bed, &job.uid)?;
     let used = ever.iter().filter(|job| job.ran).count();
