@@ -79,7 +79,7 @@ impl User {
 async fn a_user_runs_commands_in_a_guest_and_reaches_its_ports() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let namespace = bed.namespace("access").await?;
-    let counting = Counting { ticks: 300, ..Counting::default() };
+    let counting = Counting { ticks: 200, ..Counting::default() };
     let job = Job::create(&bed, &namespace, &counting.object("count")?).await?;
     let user = User { namespace };
     let mut suspended = counting.object("idle")?;

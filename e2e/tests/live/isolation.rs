@@ -41,7 +41,7 @@ END
 exec perl /tmp/listen.pl"#;
 
 /// Seconds that each member listens.
-const CALLS: u32 = 40;
+const CALLS: u32 = 30;
 
 fn object(name: &str, others: &[String]) -> Result<BestEffortJob> {
     let mut job = Counting { members: 2, ..Counting::default() }.object(name)?;

@@ -94,16 +94,19 @@ async fn one_vm_killed_with_notice_twice_in_a_row() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "one of many: e2e/test --all"]
 async fn one_vm_killed_without_notice_twice_in_a_row() -> Result<()> {
     case(Way::Kill, 1, 2).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "one of many: e2e/test --all"]
 async fn one_vm_whose_walltime_is_over() -> Result<()> {
     case(Way::Walltime, 1, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "one of many: e2e/test --all"]
 async fn two_vms_killed_with_notice() -> Result<()> {
     case(Way::Notice, 2, 1).await
 }

@@ -89,7 +89,7 @@ async fn comes_in_again(master: Master, needed: u32) -> Result<()> {
     let namespace = bed.namespace(&name).await?;
     let (public, private) = key_pair()?;
     let person = Person::new(&name, &private)?;
-    let counting = Counting { ticks: 400, ..Counting::default() };
+    let counting = Counting { ticks: 250, ..Counting::default() };
     let mut object = counting.object("count")?;
     object.spec.network = Some(NetworkSpec { master, ..NetworkSpec::default() });
     object.spec.access = Some(AccessSpec { ssh_keys: vec![public] });
@@ -133,6 +133,7 @@ async fn a_person_outside_comes_in_again_at_the_first_members_node() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "one of many: e2e/test --all"]
 async fn a_person_outside_comes_in_again_at_a_node_of_the_masters_own() -> Result<()> {
     comes_in_again(Master::Dedicated, 2).await
 }
