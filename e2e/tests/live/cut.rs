@@ -85,7 +85,7 @@ fn packets(bed: &TestBed, held: &[String]) -> Result<BTreeMap<(String, u32), u32
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn a_moment_without_network_costs_nothing_and_a_longer_one_one_restore() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let counting = Counting { members: 2, talk: true, ticks: 250, ..Counting::default() };

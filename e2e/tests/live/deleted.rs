@@ -74,7 +74,7 @@ async fn before_it_has_slots() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn while_it_starts() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let namespace = bed.namespace("deleted-early").await?;
@@ -91,7 +91,7 @@ async fn while_it_runs() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn while_it_leaves() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let (job, _) = running(&bed, "deleted-leaving", &Counting { ticks: 5000, ..Counting::default() }).await?;
@@ -112,7 +112,7 @@ async fn while_it_comes_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn when_it_has_ended() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let namespace = bed.namespace("deleted-ended").await?;

@@ -29,7 +29,7 @@ async fn the_next_user_is_alone_while_the_operator_is_stopped() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn the_next_user_is_alone_while_the_apiserver_is_stopped() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let counting = Counting { members: 2, ..Counting::default() };
@@ -88,7 +88,7 @@ async fn an_outage_of_the_site_destroys_nothing_and_a_dead_node_is_left() -> Res
 
 /// A job that is applied while the site is out of order, in one way after the other, gets one slot in the end.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn a_job_applied_in_an_outage_gets_one_slot() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let counting = Counting { ticks: 20, ..Counting::default() };

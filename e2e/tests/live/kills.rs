@@ -11,7 +11,7 @@ use crate::world::{LIFE, ends_right, printed, running, taken};
 
 /// How a job loses its slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// Somebody else wants them, and OAR says so in time.
     Notice,
     /// Somebody else wants them, and has them at once.
@@ -83,7 +83,7 @@ fn same_places(begun: &BestEffortJobStatus, now: &BestEffortJobStatus, runs: u32
     Ok(())
 }
 
-async fn case(way: Way, members: u32, times: u32) -> Result<()> {
+pub(crate) async fn case(way: Way, members: u32, times: u32) -> Result<()> {
     let Some(bed) = Turn::with(members).await? else { return Ok(()) };
     survives(&bed, way, members, times).await
 }
@@ -94,19 +94,19 @@ async fn one_vm_killed_with_notice_twice_in_a_row() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn one_vm_killed_without_notice_twice_in_a_row() -> Result<()> {
     case(Way::Kill, 1, 2).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn one_vm_whose_walltime_is_over() -> Result<()> {
     case(Way::Walltime, 1, 1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn two_vms_killed_with_notice() -> Result<()> {
     case(Way::Notice, 2, 1).await
 }
@@ -119,19 +119,4 @@ async fn two_vms_killed_without_notice_twice_in_a_row() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_vms_whose_walltime_is_over() -> Result<()> {
     case(Way::Walltime, 2, 1).await
-}
-
-/// Every way, for one VM and two, once and twice in a row.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "hours: e2e/test --all"]
-async fn every_way_of_losing_the_slots() -> Result<()> {
-    for way in [Way::Notice, Way::Kill, Way::Walltime] {
-        for members in [1, 2] {
-            for times in [1, 2] {
-                let said = case(way, members, times).await;
-                said.with_context(|| format!("{way:?}, {members} VMs, {times} times"))?;
-            }
-        }
-    }
-    Ok(())
 }

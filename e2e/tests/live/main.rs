@@ -7,6 +7,7 @@ mod cut;
 mod deleted;
 mod ends;
 mod faults;
+mod hours;
 mod images;
 mod isolation;
 mod kills;

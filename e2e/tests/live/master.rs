@@ -133,7 +133,7 @@ async fn a_person_outside_comes_in_again_at_the_first_members_node() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one of many: e2e/test --all"]
+#[ignore = "minutes: e2e/test --each"]
 async fn a_person_outside_comes_in_again_at_a_node_of_the_masters_own() -> Result<()> {
     comes_in_again(Master::Dedicated, 2).await
 }

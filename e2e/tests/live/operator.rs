@@ -14,7 +14,7 @@ use e2e::{
 use crate::world::{computed, counted_right, gone, taken};
 
 /// The effects of a life with a notice in it, up to its deletion.
-static EFFECTS: [&str; 14] = [
+pub(crate) static EFFECTS: [&str; 14] = [
     "AddFinalizer",
     "SubmitSlots",
     "FenceRepository",
@@ -57,7 +57,7 @@ fn replace_pod(bed: &TestBed) -> Result<()> {
 }
 
 /// A life with a notice in it, whose operator is killed at each of these effects once.
-async fn life(bed: &TestBed, effects: &'static [&'static str]) -> Result<()> {
+pub(crate) async fn life(bed: &TestBed, effects: &'static [&'static str]) -> Result<()> {
     let counting = Counting { ticks: 150, ..Counting::default() };
     let namespace = bed.namespace("killer").await?;
     let (begun, watching) = tokio::sync::oneshot::channel();
@@ -95,14 +95,4 @@ async fn an_operator_killed_at_its_effects_uses_each_slot_once() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     // a fixed sample: between the submission and the status write, and two more
     life(&bed, &["SubmitSlots", "CreateAgent", "Leave"]).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "hours: e2e/test --all"]
-async fn an_operator_killed_at_any_effect_uses_each_slot_once() -> Result<()> {
-    let Some(bed) = Turn::alone().await? else { return Ok(()) };
-    for effect in EFFECTS.chunks(1) {
-        life(&bed, effect).await.with_context(|| format!("killed at {effect:?}"))?;
-    }
-    Ok(())
 }

@@ -168,7 +168,7 @@ async fn hosts_answer(job: &Job, person: &Person, members: u32) -> Result<()> {
     Ok(())
 }
 
-async fn equations(members: u32) -> Result<()> {
+pub(crate) async fn equations(members: u32) -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let namespace = bed.parallel_namespace("equations").await?;
     let keys = key_pair()?;
@@ -188,18 +188,6 @@ async fn equations(members: u32) -> Result<()> {
     job.delete(LIFE).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "hours: e2e/test --all"]
-async fn an_open_mpi_program_over_two_vms() -> Result<()> {
-    equations(2).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "hours: e2e/test --all"]
-async fn an_open_mpi_program_over_four_vms() -> Result<()> {
-    equations(4).await
-}
-
 /// Member 0 is the database; member 1 fills a table in one transaction that stays open all the time.
 const DATABASE: &str = r#"if [ "$(hostname | sed 's/.*-//')" = 0 ]; then
   d=/etc/postgresql/15/main; mkdir -p /var/run/postgresql; chown postgres /var/run/postgresql
@@ -215,9 +203,8 @@ until psql -q -h member-0 -U postgres job -c 'select n from t' > /dev/null 2>&1;
   while [ $n -lt $COUNT ]; do n=$((n + 1)); echo "insert into t values ($n) returning 'row ' || n;"; sleep 0.5; done
   echo 'commit;' ) | psql -tAq -v ON_ERROR_STOP=1 -h member-0 -U postgres job"#;
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "hours: e2e/test --all"]
-async fn an_open_transaction_commits_after_the_kills() -> Result<()> {
+/// A database session whose transaction stays open through both kinds of kill.
+pub(crate) async fn transaction() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let namespace = bed.parallel_namespace("database").await?;
     let count = 150;
