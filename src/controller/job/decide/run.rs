@@ -8,7 +8,7 @@ use crate::{
     api::{
         JobPhase,
         job::RunMembers,
-        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotStatus},
+        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotState, SlotStatus},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     driver::{
@@ -21,6 +21,8 @@ use crate::{
 /// How long after an agent's last word its death is taken to be its own, and not its slot's: the site
 /// is heard by then. On a busy machine it was heard 9 s after.
 const SITE_LAG: Duration = Duration::from_secs(15);
+/// The same where the site has announced the end or is at it: it ends what it can reach first.
+const ENDING_LAG: Duration = Duration::from_secs(60);
 /// Least time kept for leaving before the end of the walltime.
 const WALLTIME_LEAD: Duration = Duration::from_secs(20);
 
@@ -139,7 +141,8 @@ impl Draft<'_> {
         if ill.is_empty() && !known {
             return false;
         }
-        if !members().filter(|member| self.dead(member)).all(|member| self.is_its_own(member)) {
+        let ending = self.slot().is_some_and(|slot| slot.state == SlotState::Ending || slot.notice.is_some());
+        if !members().filter(|member| self.dead(member)).all(|member| self.is_its_own(member, ending)) {
             // the site may be about to say that it took the slot
             self.because("a member is dead, the slot may be");
             self.wake(Duration::from_secs(1));
@@ -155,7 +158,7 @@ impl Draft<'_> {
         let why = ill.join("; ");
         self.account_loss(super::lose::Cause::Node(why));
         self.bury();
-        if bad {
+        if bad || ending {
             self.give_up_slot(ReleaseReason::BadNode);
             self.because("a node is lost");
         } else {
@@ -173,16 +176,17 @@ impl Draft<'_> {
     fn lose_master(&mut self) {
         let lost = |master: &&MemberStatus| master.phase != MemberPhase::Dead && self.dead(master);
         let Some(master) = self.status.master.as_ref().filter(lost) else { return };
-        if self.is_its_own(master) {
+        if self.is_its_own(master, false) {
             self.bury();
         } else {
             self.wake(Duration::from_secs(1));
         }
     }
 
-    /// Whether a death is its own: that of its slot would have been heard of by now.
-    fn is_its_own(&self, member: &MemberStatus) -> bool {
-        self.silence(member) >= SITE_LAG || self.says_gone(member)
+    /// Whether a death is its own: that of its slot, which may be about to end, would have been heard of by now.
+    fn is_its_own(&self, member: &MemberStatus, ending: bool) -> bool {
+        let patience = if ending { ENDING_LAG } else { SITE_LAG };
+        self.silence(member) >= patience || (!ending && self.says_gone(member))
     }
 
     fn says_gone(&self, member: &MemberStatus) -> bool {

@@ -13,7 +13,7 @@ use crate::{
     },
     driver::{
         agent::{LoadFault, VmState},
-        site::{End, NoticeKind},
+        site::{End, NoticeKind, SlotPhase},
     },
 };
 
@@ -69,6 +69,26 @@ fn an_agent_that_dies_with_its_slot_is_the_slots_end() {
     life.run(10);
     let status = life.status();
     assert_eq!((status.kills.preempted, status.kills.node, status.attempt), (1, 0, 2), "{:?}", life.whys);
+}
+
+#[rstest]
+#[case::in_the_end(true, Kills { preempted: 1, ..Kills::default() })]
+#[case::never(false, Kills { node: 1, ..Kills::default() })]
+fn a_slot_that_the_site_is_ending_is_lost_once(#[case] ended: bool, #[case] kills: Kills) {
+    let mut life = Life::running(1);
+    life.job.spec.snapshots.grace = Duration::ZERO.into();
+    life.run(10);
+    life.slot("101").phase = SlotPhase::Ending;
+    let pod = life.status().members[0].agent.clone().unwrap().pod;
+    life.end_pod(&pod);
+    life.run(40);
+    assert_eq!(life.status().kills, Kills::default(), "{:?}", life.whys);
+    if ended {
+        life.end_slot("101", End::Preempted);
+    }
+    life.run(40);
+    let status = life.status();
+    assert_eq!((status.kills, status.attempt, status.submission), (kills, 2, 2), "{:?}", life.whys);
 }
 
 #[test]
