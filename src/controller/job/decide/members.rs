@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::draft::{Draft, since};
 use crate::{
     api::{
-        BestEffortJobStatus,
+        BestEffortJobStatus, JobPhase,
         job_status::{MemberPhase, MemberStatus},
     },
     controller::job::plan::{AgentRef, AgentSeen, Effect, PodSeen, Seen},
@@ -74,9 +74,18 @@ impl Draft<'_> {
         self.seen.site.as_ref().map_or(Duration::from_secs(120), |site| site.isolation)
     }
 
-    /// Whether the silence is long enough for the VM to have killed itself.
+    /// Whether the silence is long enough for the VM to have killed itself. An agent that is coming up was not heard
+    /// yet, and its pod may take its time: it has as long as for its lease.
     pub(super) fn isolated(&self, member: &MemberStatus) -> bool {
-        self.silence(member) >= self.isolation() + MARGIN
+        let wait = self.seen.site.as_ref().filter(|_| self.comes_up(member)).map_or(Duration::ZERO, |s| s.agent_wait);
+        self.silence(member) >= self.isolation().max(wait) + MARGIN
+    }
+
+    fn comes_up(&self, member: &MemberStatus) -> bool {
+        let present = member.agent.as_ref().is_some_and(|agent| agent.incarnation == self.status.incarnation);
+        present
+            && matches!(self.status.phase, JobPhase::Starting | JobPhase::Restoring)
+            && state(self.seen, member).is_none()
     }
 
     /// How long a member that was only silent may live after the repository has begun to refuse it: an

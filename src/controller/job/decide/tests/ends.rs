@@ -92,6 +92,27 @@ fn a_slot_that_the_site_is_ending_is_lost_once(#[case] ended: bool, #[case] kill
 }
 
 #[test]
+fn an_agent_whose_pod_takes_its_time_is_not_a_node_that_is_lost() {
+    let mut life = life(1);
+    while life.effects("CreateAgent").is_empty() {
+        life.advance(1);
+        life.pass();
+    }
+    let (pod, now) = (life.pod_of(0), life.now);
+    let agent = life.seen.agents.get_mut(&pod).unwrap();
+    (agent.state, agent.heard, agent.listening) = (None, None, now);
+    for second in 1..=310 {
+        life.advance(1);
+        let plan = life.plan();
+        life.write_only(&plan);
+        let status = life.status();
+        let lost = (status.kills.node, status.slots[0].release.is_some());
+        assert_eq!(lost, if second < 300 { (0, false) } else { (1, true) }, "after {second} s: {}", plan.why);
+    }
+    assert!(life.message("Ready").contains("no agent answered on node"), "{}", life.message("Ready"));
+}
+
+#[test]
 fn a_command_that_fails_is_tried_again_from_the_image_up_to_the_limit() {
     let mut life = Life::running(1);
     life.job.spec.backoff_limit = 1;
