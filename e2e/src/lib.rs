@@ -4,8 +4,10 @@
 //! [`TestBed::find`] finds them. Nothing here is part of vmdeploy itself: it looks at vmdeploy from
 //! outside, as a user and as the site's other users do.
 
+pub mod agents;
 pub mod job;
 pub mod left;
+pub mod nodes;
 pub mod output;
 pub mod rival;
 pub mod site;
@@ -14,5 +16,6 @@ pub mod testbed;
 pub mod ticks;
 pub mod turn;
 
+pub use nodes::Nodes;
 pub use testbed::TestBed;
 pub use turn::Turn;

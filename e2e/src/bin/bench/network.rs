@@ -5,14 +5,13 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
-    process::Command,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
-    TestBed,
+    Nodes, TestBed,
     job::{Counting, Job, nodes},
     rival::Rival,
     testbed::SYSTEM,
@@ -44,7 +43,7 @@ const RATE: &str = "1gbit";
 /// Measures. The figure from the test bed is left out, and said to be, where none is in the environment.
 pub(crate) async fn measure() -> Result<Measured> {
     let mut measured = Measured { figures: Vec::new(), failed: Vec::new() };
-    let cable = Cable::lay()?;
+    let cable = Nodes::new(2, Some(RATE))?;
     eprintln!("segments ...");
     measured.figures.extend(segments(&cable).await?);
     eprintln!("bare link and overlay, {RUNS} times ...");
@@ -67,88 +66,37 @@ pub(crate) async fn measure() -> Result<Measured> {
     Ok(measured)
 }
 
-/// Two nodes on a cable, gone when this is dropped.
-struct Cable {
-    names: [String; 2],
+/// Makes a node's segment; the seconds it took.
+fn segment(nodes: &Nodes, own: u8, vni: u32) -> Result<(Segment, f64)> {
+    let other = 1 - own;
+    let mac = |node: u8| Mac([0x02, 0xbe, 0, 0, 0, node + 1]);
+    let plan = SegmentPlan {
+        vni,
+        port: 14789,
+        mtu: 1450,
+        node: Nodes::address(own.into()),
+        door: (door(own), 28),
+        door_mac: mac(own),
+        peers: vec![Peer { mac: mac(other), node: Nodes::address(other.into()) }],
+    };
+    nodes.on(own.into(), move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let begun = Instant::now();
+        let made = runtime.block_on(netlink::make(plan))?;
+        Ok((made, begun.elapsed().as_secs_f64()))
+    })?
 }
 
-impl Cable {
-    fn lay() -> Result<Self> {
-        let names = ["a", "b"].map(|end| format!("vmdeploy-bench-{end}-{}", std::process::id()));
-        let cable = Self { names };
-        for name in &cable.names {
-            run("ip", &format!("netns add {name}"))?;
-        }
-        let [a, b] = &cable.names;
-        run("ip", &format!("-n {a} link add e0 type veth peer name e0 netns {b}"))?;
-        for (number, name) in (1..).zip(&cable.names) {
-            run("ip", &format!("-n {name} addr add {}/24 dev e0", node(number)))?;
-            run("ip", &format!("-n {name} link set e0 up"))?;
-            run("ip", &format!("netns exec {name} tc qdisc add dev e0 root tbf rate {RATE} burst 256k latency 20ms"))?;
-        }
-        Ok(cable)
-    }
-
-    /// Does something on a node; what it makes stays there.
-    fn on<T: Send + 'static>(&self, end: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        let namespace = std::fs::File::open(format!("/run/netns/{}", self.names[end]))?;
-        let done = std::thread::spawn(move || {
-            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            Ok::<_, anyhow::Error>(work())
-        });
-        done.join().map_err(|_| anyhow::anyhow!("a node's thread panicked"))?
-    }
-
-    /// Makes a node's segment; the seconds it took.
-    fn segment(&self, end: usize, vni: u32) -> Result<(Segment, f64)> {
-        let own = u8::try_from(end)? + 1;
-        let plan = SegmentPlan {
-            vni,
-            port: 14789,
-            mtu: 1450,
-            node: node(own),
-            door: (door(own), 28),
-            door_mac: Mac([0x02, 0xbe, 0, 0, 0, own]),
-            peers: vec![Peer { mac: Mac([0x02, 0xbe, 0, 0, 0, 3 - own]), node: node(3 - own) }],
-        };
-        self.on(end, move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let begun = Instant::now();
-            let made = runtime.block_on(netlink::make(plan))?;
-            Ok((made, begun.elapsed().as_secs_f64()))
-        })?
-    }
+fn door(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, 0, 9 + node)
 }
 
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for name in &self.names {
-            // one that was never made
-            let _ = run("ip", &format!("netns del {name}"));
-        }
-    }
-}
-
-fn node(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, number)
-}
-
-fn door(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(198, 18, 0, 8 + number)
-}
-
-fn run(program: &str, words: &str) -> Result<()> {
-    let output = Command::new(program).args(words.split(' ')).output()?;
-    ensure!(output.status.success(), "{program} {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
-}
-
-async fn segments(cable: &Cable) -> Result<Vec<Figure>> {
+async fn segments(cable: &Nodes) -> Result<Vec<Figure>> {
     let mut milliseconds = Vec::new();
     for number in 1..=SEGMENTS {
-        let (segment, seconds) = cable.segment(0, 100 + u32::from(number))?;
+        let (made, seconds) = segment(cable, 0, 100 + u32::from(number))?;
         milliseconds.push(seconds * 1000.0);
-        drop(segment);
+        drop(made);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(figure("overlay_setup_ms", &milliseconds, 0.5, "ms", Some(100.0), Some("one member's segment"))
@@ -204,9 +152,9 @@ fn round_trip(mut to: TcpStream, server: JoinHandle<std::io::Result<u64>>) -> Re
     Ok(micros[micros.len() / 2])
 }
 
-async fn paths(cable: &Cable) -> Result<Vec<Figure>> {
-    let (_tap_a, door_a) = cable.segment(0, 900)?.0.split();
-    let (_tap_b, door_b) = cable.segment(1, 900)?.0.split();
+async fn paths(cable: &Nodes) -> Result<Vec<Figure>> {
+    let (_tap_a, door_a) = segment(cable, 0, 900)?.0.split();
+    let (_tap_b, door_b) = segment(cable, 1, 900)?.0.split();
     let (mut ratios, mut added) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let mut both = [(0.0, 0.0); 2];
@@ -227,18 +175,18 @@ async fn paths(cable: &Cable) -> Result<Vec<Figure>> {
 
 /// A connection between the nodes, or between their segments, and what it is connected with.
 async fn connect(
-    cable: &Cable,
+    cable: &Nodes,
     doors: Option<(&Door, &Door)>,
     echo: bool,
 ) -> Result<(TcpStream, JoinHandle<std::io::Result<u64>>)> {
     let listen = |at: Ipv4Addr| TcpListener::bind(SocketAddr::V4(SocketAddrV4::new(at, 5001)));
     let call = |to: Ipv4Addr| TcpStream::connect_timeout(&SocketAddrV4::new(to, 5001).into(), Duration::from_secs(5));
     if let Some((from, to)) = doors {
-        let server = serve(to.within(move || listen(door(2))).await??, echo);
-        return Ok((from.within(move || call(door(2))).await??, server));
+        let server = serve(to.within(move || listen(door(1))).await??, echo);
+        return Ok((from.within(move || call(door(1))).await??, server));
     }
-    let server = serve(cable.on(1, move || listen(node(2)))??, echo);
-    Ok((cable.on(0, move || call(node(2)))??, server))
+    let server = serve(cable.on(1, move || listen(Nodes::address(1)))??, echo);
+    Ok((cable.on(0, move || call(Nodes::address(1)))??, server))
 }
 
 /// Seconds from the moment all restored members run to the first word on the connection they had before.

@@ -1,0 +1,435 @@
+//! Agents without a scheduler and without Kubernetes: fence, supervisor and QEMU of each member on a node of its
+//! own, the repository on another, and a shell that holds each lease as the hold would. Whoever uses this is operator
+//! and kget at once.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::{
+    StreamExt as _,
+    future::{join_all, try_join_all},
+};
+use serde_json::{Value, json};
+use vmdeploy::{
+    api::{job_status::ResolvedImage, snapshot::SnapshotReason},
+    driver::{
+        agent::{
+            AgentAddress, AgentState, Authority, CaptureOrder, NodeAgent, PartState, UploadOrder, VmState,
+            http::AgentHttp,
+        },
+        repository::{ByteStore as _, Repository as _, http::HttpRepository},
+    },
+    names::{Generation, Identity, Incarnation},
+    store::{
+        manifest::{Manifest, VERSION},
+        ticket::{Ticket, TicketKey},
+    },
+    tls::{self, Authority as Certificates, Credentials},
+};
+
+use crate::{nodes::Nodes, testbed::until};
+
+/// Uid of the job whose members they are.
+pub const JOB: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
+/// Longest wait for anything.
+pub const LIMIT: Duration = Duration::from_secs(180);
+const SECRET: &[u8] = b"a secret of two parts";
+const REPOSITORY_PORT: u16 = 7443;
+/// Between the stops of members that no barrier holds together.
+const APART: Duration = Duration::from_millis(400);
+
+/// Takes the lock as a hold does, and beats; the lock drops when it is killed.
+const HOLDER: &str = "cd \"$1\"; until [ -e nonce ]; do sleep 0.05; done; set -C; exec 9>lock; set +C; flock 9; b=0; \
+    while [ ! -e release ]; do b=$((b+1)); read -r n <nonce; printf '%s %s %010d\\n' \"$2\" \"$n\" $b 1<>lock; \
+    sleep 0.2 9>&-; done; cat release >\"../said-$2\"";
+
+/// A process that ends when nobody needs it any more.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the members run.
+#[derive(Clone, Debug)]
+pub struct Guests {
+    /// How many.
+    pub members: u32,
+    /// Memory of each, as a quantity.
+    pub memory: &'static str,
+    /// Script of the shell.
+    pub script: &'static str,
+}
+
+/// The nodes, the repository with an image, and who may speak to whom.
+pub struct World {
+    /// A node for each member; the repository's is the last.
+    pub nodes: Nodes,
+    root: tempfile::TempDir,
+    guests: Guests,
+    certificates: Certificates,
+    image: ResolvedImage,
+    _server: Process,
+}
+
+impl World {
+    /// Starts the repository on links of this rate, as `tc` has it, and gives it the test bed's guest.
+    pub fn new(guests: Guests, rate: Option<&str>) -> Result<Self> {
+        tls::install_provider();
+        let nodes = Nodes::new(u8::try_from(guests.members)? + 1, rate)?;
+        let root = tempfile::Builder::new().prefix("vmdeploy-e2e-").tempdir_in("/var/tmp")?;
+        passable(root.path())?;
+        let certificates = Certificates::create(jiff::Timestamp::now())?;
+        let own = root.path().join("repository-tls");
+        write(&issue(&certificates, &Identity::Repository)?, &own)?;
+        std::fs::write(root.path().join("ticket"), SECRET)?;
+        let mut server = nodes.command(guests.members as usize, program()?);
+        server.args(["repository", "--listen", &repository_address(guests.members), "--root"]);
+        server.arg(root.path().join("repository")).arg("--tls").arg(own);
+        let server = server.arg("--ticket-key").arg(root.path().join("ticket")).stdin(Stdio::null()).spawn()?;
+        let image = ResolvedImage {
+            namespace: "default".into(),
+            name: "light".into(),
+            disk: String::new(),
+            virtual_size: 0,
+            kernel: None,
+            initrd: None,
+            params: Some("root=/dev/vda console=ttyS0 quiet".into()),
+        };
+        let mut world = Self { nodes, root, guests, certificates, image, _server: Process(server) };
+        world.image = world.nodes.at_the_switch(world.import())?;
+        Ok(world)
+    }
+
+    async fn import(&self) -> Result<ResolvedImage> {
+        let guest = guest_image()?;
+        let (importer, mut image) = (self.repository(&Identity::Importer)?, self.image.clone());
+        for line in std::fs::read_to_string(guest.join("SHA256SUMS"))?.lines() {
+            let (sum, name) = line.split_once("  ").context("SHA256SUMS")?;
+            let digest = format!("sha256:{sum}");
+            let begun = Instant::now();
+            while let Err(error) = importer.put_image(&digest, &guest.join(name)).await {
+                ensure!(begun.elapsed() < LIMIT, "{error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            match name {
+                "disk.qcow2" => image.disk = digest,
+                "vmlinuz" => image.kernel = Some(digest),
+                "initrd" => image.initrd = Some(digest),
+                other => bail!("unknown part of the image: {other}"),
+            }
+        }
+        Ok(image)
+    }
+
+    /// Where everything lies.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The repository, as somebody may use it.
+    pub fn repository(&self, who: &Identity) -> Result<HttpRepository> {
+        Ok(HttpRepository::new(&issue(&self.certificates, who)?, &repository_address(self.guests.members))?)
+    }
+
+    /// Starts a member's agent as process 1 of its own namespace, and the holder of its lease.
+    pub fn agent(&self, member: u32, incarnation: Incarnation, restore: Option<Generation>) -> Result<Agent> {
+        let (root, node) = (self.root.path(), member as usize);
+        let slot = format!("{incarnation}-{member}");
+        let directory = root.join(format!("config-{slot}"));
+        let identity = Identity::Agent { job: JOB.into(), member, incarnation };
+        write(&issue(&self.certificates, &identity)?, &directory)?;
+        let endpoint = (Nodes::address(node), 17700 + u16::try_from(incarnation % 50)?).into();
+        let lease = format!("3f2b8a10-{slot}");
+        let config = json!({
+            "protocol": 1, "job": JOB, "jobName": "job", "namespace": "default", "member": member,
+            "members": self.guests.members, "incarnation": incarnation, "slot": slot, "listen": endpoint,
+            "lease": {
+                "root": root.join("leases"), "directory": lease, "owner": 0,
+                "armWithin": {"secs": 30, "nanos": 0}, "beatLimit": {"secs": 15, "nanos": 0},
+            },
+            "isolation": {"secs": 60, "nanos": 0}, "notAfter": jiff::Timestamp::now() + Duration::from_secs(3600),
+            "repository": repository_address(self.guests.members), "image": self.image,
+            "vm": {"memory": self.guests.memory}, "restore": restore,
+            "run": {"command": ["sh", "-c", self.guests.script]}, "outputs": [], "inputs": {}, "sshKeys": [],
+            "hostname": format!("job-{member}"), "address": address(member), "mac": mac(member, 1),
+            "network": network(self.guests.members, member, incarnation),
+            "maxPause": {"secs": 2, "nanos": 0}, "accelerator": "Tcg", "guestNetwork": "Isolated",
+        });
+        std::fs::write(directory.join("config.json"), config.to_string())?;
+        std::fs::create_dir_all(root.join("leases"))?;
+        let vm = root.join(format!("vm-{slot}"));
+        let mut fence = self.nodes.command(node, "unshare");
+        fence.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", "--"]).arg(program()?);
+        fence.args(["agent", "--config"]).arg(&directory).arg("--node-dir").arg(root.join("node"));
+        let fence = fence.arg("--vm-dir").arg(&vm).stdin(Stdio::null()).spawn()?;
+        let wait = "until [ -d \"$1\" ]; do sleep 0.05; done; ";
+        let mut holder = Command::new("sh");
+        holder.args(["-c", &format!("{wait}{HOLDER}"), "holder"]).arg(root.join("leases").join(&lease)).arg(&slot);
+        let holder = holder.spawn()?;
+        let address = AgentAddress { endpoint, job: JOB.into(), member, incarnation };
+        let client = |who| anyhow::Ok(Arc::new(AgentHttp::new(&issue(&self.certificates, who)?, &address)));
+        Ok(Agent {
+            operator: client(&Identity::Operator)?,
+            kget: client(&Identity::Kget)?,
+            fence: Process(fence),
+            holder: Process(holder),
+            slot,
+            vm,
+            member,
+            authority: Authority { epoch: 1, incarnation },
+        })
+    }
+
+    /// All members' agents, whose guests are loaded.
+    pub async fn loaded(&self, incarnation: Incarnation, restore: Option<Generation>) -> Result<Vec<Agent>> {
+        let agents = (0..self.guests.members).map(|member| self.agent(member, incarnation, restore));
+        let agents: Vec<Agent> = agents.collect::<Result<_>>()?;
+        try_join_all(agents.iter().map(|agent| agent.until("loading", |state| state.vm == VmState::Loaded))).await?;
+        Ok(agents)
+    }
+
+    /// Has a capture of all stored, and makes it a generation.
+    pub async fn store(&self, agents: &[Agent], generation: Generation) -> Result<Manifest> {
+        let members = try_join_all(agents.iter().map(|agent| self.send(agent, generation))).await?;
+        let incarnation = agents.first().context("no members")?.authority.incarnation;
+        let manifest = Manifest {
+            version: VERSION,
+            job: JOB.into(),
+            job_name: "job".into(),
+            namespace: "default".into(),
+            generation,
+            incarnation,
+            parent: None,
+            reason: SnapshotReason::Periodic,
+            taken_at: jiff::Timestamp::now(),
+            nonce: nonce(generation),
+            image: self.image.clone(),
+            members,
+            guests: None,
+            ancestor: None,
+        };
+        self.repository(&Identity::Kget)?.publish(&manifest).await?;
+        Ok(manifest)
+    }
+
+    async fn send(&self, agent: &Agent, generation: Generation) -> Result<vmdeploy::store::manifest::MemberPart> {
+        let Authority { incarnation, .. } = agent.authority;
+        let expires = jiff::Timestamp::now() + LIMIT;
+        let ticket = Ticket { job: JOB.into(), generation, member: agent.member, incarnation, expires, most: None };
+        let ticket = TicketKey::new(SECRET).context("the secret is too short")?.sign(&ticket);
+        agent.kget.upload(&UploadOrder { epoch: 1, generation, incarnation, ticket }).await?;
+        let state = agent
+            .until("upload", |state| {
+                let sent = state.upload.as_ref().filter(|upload| upload.generation == generation);
+                sent.is_some_and(|upload| upload.done || upload.error.is_some())
+            })
+            .await?;
+        let upload = state.upload.context("no upload")?;
+        ensure!(upload.error.is_none(), "member {}: {:?}", agent.member, upload.error);
+        let part = state.capture.into_iter().chain(state.earlier).find(|part| part.generation == generation);
+        let mut record = part.and_then(|part| part.record).context("captured without a record")?;
+        record.files = upload.files;
+        Ok(record)
+    }
+}
+
+/// Cuts all of them and lets them run on: with the barrier at one moment; without it one after the other, each at a
+/// moment of its own. Returns how long each stood still, in milliseconds, once all are captured.
+pub async fn capture(agents: &[Agent], generation: Generation, barrier: bool) -> Result<Vec<u64>> {
+    let orders: Vec<CaptureOrder> = agents.iter().map(|agent| agent.order(generation, true)).collect();
+    let pairs = || agents.iter().map(|agent| agent.operator.as_ref()).zip(&orders);
+    if barrier {
+        try_join_all(pairs().map(|(agent, order)| agent.prepare(order))).await?;
+        let stopped: Result<Vec<()>, _> =
+            join_all(pairs().map(|(agent, order)| agent.stop(order))).await.into_iter().collect();
+        stopped?;
+        try_join_all(pairs().map(|(agent, order)| agent.cut(order))).await?;
+    } else {
+        for (agent, order) in pairs() {
+            agent.prepare(order).await?;
+            agent.stop(order).await?;
+            agent.cut(order).await?;
+            tokio::time::sleep(APART).await;
+        }
+    }
+    let captured = |state: &AgentState| {
+        let part = state.capture.as_ref().filter(|part| part.generation == generation);
+        part.is_some_and(|part| matches!(part.state, PartState::Captured | PartState::Abandoned { .. }))
+    };
+    let states = try_join_all(agents.iter().map(|agent| agent.until("capture", captured))).await?;
+    let pauses = states.into_iter().map(|state| {
+        let part = state.capture.context("no capture")?;
+        ensure!(part.state == PartState::Captured, "{:?}", part.state);
+        part.pause_ms.context("captured without a pause")
+    });
+    pauses.collect()
+}
+
+/// A member's agent.
+pub struct Agent {
+    /// As the operator speaks to it.
+    pub operator: Arc<AgentHttp>,
+    /// As kget does.
+    pub kget: Arc<AgentHttp>,
+    /// Its first process.
+    pub fence: Process,
+    /// Who holds its lease.
+    pub holder: Process,
+    /// Name of the slot.
+    pub slot: String,
+    /// Where the VM's files are.
+    pub vm: PathBuf,
+    /// Its member.
+    pub member: u32,
+    /// What its orders are given with.
+    pub authority: Authority,
+}
+
+impl Agent {
+    /// The order to capture a generation.
+    pub fn order(&self, generation: Generation, resume: bool) -> CaptureOrder {
+        CaptureOrder { authority: self.authority, generation, nonce: nonce(generation), resume }
+    }
+
+    /// Waits until it says so.
+    pub async fn until(&self, what: &str, so: impl Fn(&AgentState) -> bool) -> Result<AgentState> {
+        self.within(LIMIT, what, so).await
+    }
+
+    /// The same, with another limit.
+    pub async fn within(&self, limit: Duration, what: &str, so: impl Fn(&AgentState) -> bool) -> Result<AgentState> {
+        let mut last = String::new();
+        let waited = tokio::time::timeout(limit, async {
+            loop {
+                if let Ok(mut states) = self.kget.watch().await {
+                    while let Some(state) = states.next().await {
+                        if so(&state) {
+                            return state;
+                        }
+                        last = format!("{state:?}");
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        waited.await.ok().with_context(|| format!("member {}: not within {limit:?}: {what}; last: {last}", self.member))
+    }
+
+    /// The number and the nonce that its command prints in each line.
+    pub fn counter(state: &AgentState) -> Option<(u64, String)> {
+        let (number, nonce) = state.guest.last_line.as_deref()?.split_once(' ')?;
+        Some((number.parse().ok()?, nonce.into()))
+    }
+
+    /// Waits until its command has counted so far.
+    pub async fn counts_to(&self, number: u64, limit: Duration) -> Result<(u64, String)> {
+        let what = format!("counting to {number}");
+        let so = |state: &AgentState| {
+            state.guest.exit_code.is_some() || Self::counter(state).is_some_and(|(now, _)| now >= number)
+        };
+        let state = self.within(limit, &what, so).await?;
+        ensure!(state.guest.exit_code.is_none(), "the command of member {} has ended: {:?}", self.member, state.guest);
+        Self::counter(&state).context("nothing is counted")
+    }
+
+    /// Lets its guest run, which was loaded.
+    pub async fn go(&self) -> Result<()> {
+        self.until("loading", |state| state.vm == VmState::Loaded).await?;
+        Ok(self.operator.go(self.authority).await?)
+    }
+
+    /// Its QEMU, if that is there.
+    pub fn qemu(&self) -> Result<Option<u32>> {
+        let (guest, own) = (format!("guest=job-{}", self.member), self.vm.to_string_lossy().into_owned());
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            if line.contains(&guest) && line.contains(&own) {
+                return Ok(entry.file_name().to_str().and_then(|pid| pid.parse().ok()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends its QEMU at once, as `kill -9` does.
+    pub fn kill_qemu(&self) -> Result<()> {
+        let pid = self.qemu()?.with_context(|| format!("member {} has no QEMU", self.member))?;
+        ensure!(Command::new("kill").args(["-KILL", &pid.to_string()]).status()?.success(), "QEMU was not killed");
+        Ok(())
+    }
+
+    /// Waits until its QEMU is gone.
+    pub async fn gone(&self, limit: Duration) -> Result<()> {
+        until("the end of QEMU", limit, async || Ok(self.qemu()?.is_none().then_some(()))).await
+    }
+}
+
+fn nonce(generation: Generation) -> String {
+    format!("cut-{generation}")
+}
+
+fn repository_address(members: u32) -> String {
+    format!("{}:{REPOSITORY_PORT}", Nodes::address(members as usize))
+}
+
+fn address(member: u32) -> String {
+    format!("198.18.0.{}", member + 1)
+}
+
+/// Hardware address of a member's guest, or of its agent's door.
+fn mac(member: u32, kind: u8) -> String {
+    format!("02:be:00:00:{kind:02x}:{member:02x}")
+}
+
+fn network(members: u32, own: u32, incarnation: Incarnation) -> Value {
+    let member = |member: u32| {
+        json!({
+            "name": format!("job-{member}"), "address": address(member), "mac": mac(member, 1), "doorMac": mac(member, 2),
+            "node": Nodes::address(member as usize),
+        })
+    };
+    json!({
+        "subnet": "198.18.0.0/28", "vni": 100 + incarnation, "port": 14789, "mtu": 1450,
+        "door": format!("198.18.0.{}", own + 8), "doorMac": mac(own, 2),
+        "members": (0..members).map(member).collect::<Vec<Value>>(),
+    })
+}
+
+fn guest_image() -> Result<PathBuf> {
+    let home = std::env::var_os("HOME").unwrap_or_default();
+    let default = Path::new(&home).join(".cache/vmdeploy/guest/current");
+    let directory = std::env::var_os("VMDEPLOY_GUEST_IMAGE").map_or(default, PathBuf::from);
+    ensure!(directory.join("vmlinuz").exists(), "no guest image in {}: e2e/testbed/prepare", directory.display());
+    Ok(directory)
+}
+
+/// vmdeploy, beside what runs here.
+fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let found = own.ancestors().skip(1).take(2).map(|directory| directory.join("vmdeploy")).find(|path| path.is_file());
+    found.with_context(|| format!("no vmdeploy near {}: cargo build", own.display()))
+}
+
+fn issue(certificates: &Certificates, who: &Identity) -> Result<Credentials> {
+    Ok(certificates.issue(who, jiff::Timestamp::now(), Duration::from_secs(3600))?)
+}
+
+fn write(credentials: &Credentials, directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(directory)?;
+    std::fs::write(directory.join("ca.crt"), &credentials.ca)?;
+    std::fs::write(directory.join("tls.crt"), &credentials.certificate)?;
+    Ok(std::fs::write(directory.join("tls.key"), &credentials.key)?)
+}
+
+fn passable(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    Ok(std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))?)
+}
