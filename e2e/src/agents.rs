@@ -294,6 +294,14 @@ pub struct Agent {
     pub authority: Authority,
 }
 
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // as the kubelet does with the pod's directories
+        let _ = self.fence.0.kill().and_then(|()| self.fence.0.wait());
+        let _ = std::fs::remove_dir_all(&self.vm);
+    }
+}
+
 impl Agent {
     /// The order to capture a generation.
     pub fn order(&self, generation: Generation, resume: bool) -> CaptureOrder {

@@ -73,7 +73,7 @@ async fn round(world: &World, agents: Vec<Agent>, number: u32, barrier: bool) ->
     let restored = world.loaded(number + 1, Some(number)).await?;
     // in both orders, one after the other
     let mut order: Vec<&Agent> = restored.iter().collect();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         order.reverse();
     }
     for agent in order {
