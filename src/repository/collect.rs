@@ -245,7 +245,12 @@ impl Store {
         if tidied.is_some_and(|tidied| tidied >= manifest.generation) {
             return Ok(());
         }
-        let Some(used) = self.used(&manifest)? else { return Ok(()) };
+        let used = match self.used(&manifest) {
+            // it was retired while it was read
+            Err(RepositoryError::Damaged(_)) if self.published(job, manifest.generation)?.is_none() => return Ok(()),
+            used => used?,
+        };
+        let Some(used) = used else { return Ok(()) };
         // what came for a generation after it is in use soon
         let older = recipes.iter().filter(|((number, _), _)| *number <= manifest.generation);
         let named: BTreeSet<PackName> = older.flat_map(|(_, packs)| packs).copied().collect();

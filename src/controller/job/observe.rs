@@ -231,9 +231,12 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
 
 /// What the job is to start from instead of its image; looked for only before it asks for slots.
 async fn source(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> Option<SourceSeen> {
-    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing | JobPhase::Queued);
-    let asked = status.started.is_some() || !status.slots.is_empty() || status.pending_submission.is_some();
-    let from = job.spec.restore_from.as_ref().filter(|_| before && !asked)?;
+    let asks = match status.phase {
+        JobPhase::Pending | JobPhase::ImagePreparing => true,
+        JobPhase::Queued => status.slots.is_empty() && status.pending_submission.is_none(),
+        _ => false,
+    };
+    let from = job.spec.restore_from.as_ref().filter(|_| asks && status.started.is_none())?;
     let own = uid(job);
     let snapshot = ctx.view.snapshot(namespace(job), &from.snapshot).map(|snapshot| {
         let status = snapshot.status.clone().unwrap_or_default();

@@ -25,7 +25,7 @@ use crate::{
 const SOURCE: &str = "77777777-0000";
 
 /// A job that is to start from generation 7 of another one, which is complete.
-fn cloning(members: u32) -> Life {
+pub(super) fn cloning(members: u32) -> Life {
     let mut life = life(members);
     life.job.spec.restore_from = Some(RestoreFrom { snapshot: "pi-7".into() });
     let Fact::Known(ImageSeen::Ready(image)) = &life.seen.image else { panic!("no image") };

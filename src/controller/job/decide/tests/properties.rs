@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::life::*;
+use super::{adopt::cloning, life::*};
 use crate::{
     api::{JobPhase, job_status::SlotState, period::Period},
     controller::job::plan::{Effect, Plan},
@@ -35,6 +35,8 @@ enum Event {
     Prompt(bool),
     Stranger(u8),
     UserSnapshot,
+    Adopts(bool),
+    SourceGoes,
     Crash,
 }
 
@@ -68,6 +70,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Prompt),
         1 => (0_u8..4).prop_map(Event::Stranger),
         1 => Just(Event::UserSnapshot),
+        1 => any::<bool>().prop_map(Event::Adopts),
+        1 => Just(Event::SourceGoes),
         2 => Just(Event::Crash),
     ]
 }
@@ -94,6 +98,10 @@ impl Story {
         crate::controller::job::decide::decide(&self.life.job, &seen, self.life.now)
     }
 
+    fn clones(&self) -> bool {
+        self.life.job.spec.restore_from.is_some()
+    }
+
     fn check(&mut self, plan: &Plan) {
         let before = self.life.status();
         for effect in &plan.effects {
@@ -102,6 +110,8 @@ impl Story {
                     assert!(!self.requests.contains(submission), "submission {submission} is sent twice");
                     self.requests.push(*submission);
                     assert!(!self.site_hidden, "a request while the site is not known");
+                    let complete = plan.status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_some());
+                    assert!(!self.clones() || complete, "a request before there is something to start from");
                     assert_eq!(plan.status.pending_submission.as_ref().map(|p| p.number), Some(*submission));
                 }
                 Effect::Capture(capture) => {
@@ -109,6 +119,7 @@ impl Story {
                     self.captures.push(capture.generation);
                 }
                 Effect::CreateAgent(placement) => {
+                    assert!(!self.clones() || placement.restore.is_some(), "a cold boot of a clone");
                     let old = before.members.iter().filter_map(|m| m.agent.as_ref());
                     for pod in old.filter(|agent| agent.incarnation < placement.incarnation).map(|agent| &agent.pod) {
                         let Some(agent) = self.life.seen.agents.get(pod) else { continue };
@@ -236,6 +247,16 @@ impl Story {
                     self.life.add_snapshot(&name, crate::api::snapshot::SnapshotReason::User);
                 }
             }
+            Event::Adopts(adopts) => self.life.adopts = adopts,
+            Event::SourceGoes => {
+                let adopted = !self.life.content().generations.is_empty();
+                if let Some(source) = &mut self.life.seen.source {
+                    source.snapshot = None;
+                    if !adopted {
+                        source.manifest = Fact::Absent;
+                    }
+                }
+            }
             Event::Crash => self.pass(Some(self.life.done.len() % 3)),
         }
     }
@@ -246,9 +267,9 @@ proptest! {
 
     #[test]
     fn whatever_happens_nothing_forbidden_is_done_and_it_ends(
-        events in prop::collection::vec(event(), 1..60), adaptive: bool,
+        events in prop::collection::vec(event(), 1..60), adaptive: bool, clones in prop::bool::weighted(0.3),
     ) {
-        let mut life = life(2);
+        let mut life = if clones { cloning(2) } else { life(2) };
         if adaptive {
             life.job.spec.snapshots.period = Period::Adaptive;
         }
