@@ -31,6 +31,26 @@ pub struct Config {
     /// An image that no VmImage, no job and no generation names is removed from the repository after this time.
     #[serde(default = "image_grace")]
     pub image_grace: Length,
+    /// How much jobs may keep in the repository.
+    #[serde(default)]
+    pub quota: QuotaConfig,
+}
+
+/// How much the jobs of a namespace may keep in the repository, all their generations and results together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct QuotaConfig {
+    /// For namespaces that are not named; without it, as much as there is room for.
+    pub default: Option<crate::api::quantity::Bytes>,
+    /// By namespace.
+    pub namespaces: BTreeMap<String, crate::api::quantity::Bytes>,
+}
+
+impl QuotaConfig {
+    /// Bytes that a namespace may have, if there is a limit.
+    pub fn of(&self, namespace: &str) -> Option<u64> {
+        self.namespaces.get(namespace).or(self.default.as_ref()).map(|bytes| bytes.0)
+    }
 }
 
 /// The networks of jobs.

@@ -2,7 +2,7 @@
 //!
 //! Only counts; nothing is ever decided from a metric.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -54,6 +54,10 @@ label!(
 label!(
     /// By kind of bytes: logical, stored, sent.
     ByteKind { kind }
+);
+label!(
+    /// By namespace of the jobs; not the process's own, which monitoring systems add as `namespace`.
+    JobNamespace { job_namespace }
 );
 label!(
     /// By outside system.
@@ -113,6 +117,10 @@ pub struct Metrics {
     pub bytes: Family<ByteKind, Counter>,
     /// Time from slots running to guests running again.
     pub restore: Histogram,
+    /// Bytes of jobs' data in the repository, by namespace; the repository's own.
+    pub repository: Family<JobNamespace, Gauge>,
+    /// Bytes that a namespace may have there.
+    pub quota: Family<JobNamespace, Gauge>,
     /// Requests to outside systems.
     pub api_calls: Family<Call, Counter>,
     /// Time of a reconcile.
@@ -145,6 +153,8 @@ impl Metrics {
             snapshot_period: Histogram::new(PERIODS.iter().copied()),
             bytes: Family::default(),
             restore: Histogram::new(LONG.iter().copied()),
+            repository: Family::default(),
+            quota: Family::default(),
             api_calls: Family::default(),
             reconcile: Family::new_with_constructor(Bounds(SHORT)),
             reconcile_failures: Family::default(),
@@ -180,6 +190,13 @@ impl Metrics {
             Unit::Seconds,
             metrics.restore.clone(),
         );
+        r.register_with_unit(
+            "repository",
+            "Bytes of jobs' data in the repository, by namespace",
+            Unit::Bytes,
+            metrics.repository.clone(),
+        );
+        r.register_with_unit("quota", "Bytes that a namespace may have there", Unit::Bytes, metrics.quota.clone());
         r.register("api_calls", "Requests to outside systems by verb", metrics.api_calls.clone());
         r.register_with_unit("reconcile", "Time of a reconcile", Unit::Seconds, metrics.reconcile.clone());
         r.register(
@@ -198,12 +215,29 @@ impl Metrics {
         self.api_calls.get_or_create(&Call { system: system.into(), verb: verb.into() }).inc();
     }
 
+    /// Shows what namespaces have in the repository, and of no other ones.
+    pub fn show_usage(&self, namespaces: &BTreeMap<&str, u64>) {
+        show(&self.repository, namespaces);
+    }
+
+    /// Shows what namespaces may have there.
+    pub fn show_quota(&self, namespaces: &BTreeMap<&str, u64>) {
+        show(&self.quota, namespaces);
+    }
+
     /// Writes all figures as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // writing to a string does not fail
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
+    }
+}
+
+fn show(family: &Family<JobNamespace, Gauge>, namespaces: &BTreeMap<&str, u64>) {
+    family.clear();
+    for (namespace, bytes) in namespaces {
+        family.get_or_create(&(*namespace).into()).set(i64::try_from(*bytes).unwrap_or(i64::MAX));
     }
 }
 
@@ -216,6 +250,9 @@ mod tests {
         let metrics = Metrics::new();
         metrics.kills.get_or_create(&"preempted".into()).inc();
         metrics.called("kubernetes", "GET");
+        metrics.show_usage(&BTreeMap::from([("gone", 3)]));
+        metrics.show_usage(&BTreeMap::from([("team", 5)]));
+        metrics.show_quota(&BTreeMap::from([("team", u64::MAX)]));
         metrics.clone().work.get_or_create(&"lost".into()).inc_by(7);
         metrics.reconcile.get_or_create(&"VmImage".into()).observe(0.01);
         let text = metrics.encode();
@@ -224,9 +261,12 @@ mod tests {
             "vmdeploy_api_calls_total{system=\"kubernetes\",verb=\"GET\"} 1",
             "vmdeploy_work_seconds_total{kind=\"lost\"} 7",
             "vmdeploy_reconcile_seconds_count{kind=\"VmImage\"} 1",
+            "vmdeploy_repository_bytes{job_namespace=\"team\"} 5",
+            "vmdeploy_quota_bytes{job_namespace=\"team\"} 9223372036854775807",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing from\n{text}");
         }
+        assert!(!text.contains("gone"));
     }
 }

@@ -37,7 +37,7 @@ pub enum ConditionType {
     Evicting,
     /// The scheduler does not answer or does not act; present only while true.
     SchedulerUnavailable,
-    /// The last snapshot failed; present only until one succeeds.
+    /// The last snapshot failed, or was left out for want of room; present only until one succeeds.
     SnapshotFailed,
     /// Something is wrong in a guest, it does not answer, or the way in is lost; present only while true.
     GuestDegraded,
@@ -153,6 +153,8 @@ pub enum Reason {
     RepositoryUnreachable,
     /// The repository has no room.
     RepositoryFull,
+    /// The namespace may not keep more in the repository; the message names figures and what makes room.
+    QuotaExceeded,
     /// The site refuses to take a slot back; the message says what to do.
     ReleaseRefused,
     /// A Snapshot cannot be read, and may be one to be kept: the message says what to do.

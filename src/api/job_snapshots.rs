@@ -62,4 +62,7 @@ pub struct CaptureStatus {
     /// Member-seconds computed by then, once captured.
     #[serde(default)]
     pub work: u64,
+    /// Bytes that it may bring into the repository: reserved for it until it is stored.
+    #[serde(default)]
+    pub reserved: u64,
 }

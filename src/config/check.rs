@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{AgentsConfig, Config, JobNetworkConfig, SiteConfig};
+use super::{AgentsConfig, Config, JobNetworkConfig, QuotaConfig, SiteConfig};
 use crate::{
     driver::{network::VXLAN_OVERHEAD, oar::check_property},
     yaml::{self, YamlError},
@@ -27,6 +27,8 @@ const AGENT_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 /// Shortest and longest times that images stay which nothing names: what comes from a claim is only named once all of
 /// its import is done.
 const IMAGE_GRACE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(365 * 24 * 3600));
+/// Smallest quota, in MiB: three generations of the smallest guest.
+const LEAST_QUOTA: u64 = 96;
 /// Smallest largest packet: IPv6 needs it.
 const LEAST_MTU: u16 = 1280;
 /// Longest prefix of the pool of job networks: one of the smallest.
@@ -51,6 +53,7 @@ impl Config {
         self.sites.iter().try_for_each(|(name, site)| site.check(&format!("sites.{name}")))?;
         within("imageGrace", self.image_grace.into(), IMAGE_GRACE)?;
         self.agents.check()?;
+        self.quota.check()?;
         self.job_network.iter().try_for_each(JobNetworkConfig::check)
     }
 }
@@ -82,6 +85,17 @@ impl SiteConfig {
         kvm.chain(models).try_for_each(|(field, property)| {
             check_property(property).map_err(|error| format!("{field}, {property:?}: {error}"))
         })
+    }
+}
+
+impl QuotaConfig {
+    fn check(&self) -> Result<(), String> {
+        let named = self.namespaces.iter().map(|(name, bytes)| (format!("quota.namespaces.{name}"), bytes));
+        let mut all = named.chain(self.default.iter().map(|bytes| ("quota.default".to_owned(), bytes)));
+        match all.find(|(_, bytes)| bytes.as_mebibytes() < LEAST_QUOTA) {
+            Some((field, bytes)) => Err(format!("{field} must be at least {LEAST_QUOTA}Mi, not {bytes}: no job fits")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -189,6 +203,8 @@ sites:
         "properties: {kvm: 'f(1)'}",
         "sites.rennes.properties.kvm, \"f(1)\": property may"
     )]
+    #[case::quota("agents:", "quota: {default: 1Mi}\nagents:", "quota.default must be at least 96Mi, not 1Mi")]
+    #[case::quota_of_one("agents:", "quota: {namespaces: {team-a: 0}}\nagents:", "quota.namespaces.team-a")]
     #[case::of_a_model("isolation: 2m", "properties: {cpuModels: {x: 'a;b'}}", "properties.cpuModels.x")]
     fn what_cannot_be_is_said_with_its_name(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
         assert!(GOOD.contains(from));

@@ -13,6 +13,7 @@ use crate::{
         BestEffortJob, JobPhase, Snapshot,
         job_status::{Kills, Work},
     },
+    config::QuotaConfig,
     driver::{
         cluster::count::RequestCounts,
         site::{directory::SiteDirectory, poller::Reads},
@@ -136,10 +137,19 @@ impl Figures {
     }
 
     /// Counts what has no event of its own.
-    pub(super) fn count(&self, jobs: &Store<BestEffortJob>, requests: &RequestCounts, sites: &SiteDirectory) {
+    pub(super) fn count(
+        &self,
+        jobs: &Store<BestEffortJob>,
+        quota: &QuotaConfig,
+        requests: &RequestCounts,
+        sites: &SiteDirectory,
+    ) {
+        let all = jobs.state();
+        let named = all.iter().filter_map(|job| job.metadata.namespace.as_deref());
+        self.metrics.show_quota(&named.filter_map(|name| Some((name, quota.of(name)?))).collect());
         let mut by_phase: HashMap<JobPhase, i64> = HashMap::new();
         let mut alive = std::collections::HashSet::new();
-        for job in jobs.state() {
+        for job in all {
             *by_phase.entry(job.status.as_ref().map(|status| status.phase).unwrap_or_default()).or_default() += 1;
             alive.extend(job.metadata.uid.clone());
         }

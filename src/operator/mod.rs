@@ -24,7 +24,7 @@ use self::{
 use crate::{
     api::{BestEffortJob, Snapshot, VmImage},
     clock::Clock,
-    config::Config,
+    config::{Config, QuotaConfig},
     controller::{
         Runner, accounts,
         agents::AgentHub,
@@ -225,7 +225,7 @@ impl Process {
             result = self.upkeep(&vault, &authority) => result,
             // what would be written could not be relied on: the process begins again and waits
             older = served::until_other(&self.client, KINDS, &self.readiness) => Err(older.into()),
-            never = count(&figures, &jobs, &self.requests, &sites) => match never {},
+            never = count(&figures, &jobs, &self.config.quota, &self.requests, &sites) => match never {},
         };
         stop.cancel();
         if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
@@ -328,11 +328,12 @@ async fn listen(hub: Arc<AgentHub>, waker: Waker, stop: CancellationToken) {
 async fn count(
     figures: &Figures,
     jobs: &kube::runtime::reflector::Store<BestEffortJob>,
+    quota: &QuotaConfig,
     requests: &RequestCounts,
     sites: &SiteDirectory,
 ) -> std::convert::Infallible {
     loop {
-        figures.count(jobs, requests, sites);
+        figures.count(jobs, quota, requests, sites);
         tokio::time::sleep(figures::INTERVAL).await;
     }
 }

@@ -12,8 +12,10 @@ use super::{
     packs::{check_pack, damaged_pack},
     publish::check_file,
     recipes,
+    usage::{names, usage},
 };
 use crate::{
+    driver::repository::JobUsage,
     names::{Generation, JobUid},
     store::{
         layout::{self, DAMAGED, GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation, image_name},
@@ -28,7 +30,7 @@ pub enum Command {
     /// Reads every published file, the packs it needs, and every image back and compares it with its manifest or
     /// its name.
     Verify(Target),
-    /// Prints how much each job and the images take. What a job has of another one's generation that it began with
+    /// Prints how much each namespace, each of its jobs and the images take, in bytes. What a job has of another one's generation that it began with
     /// counts for both, though the disk has it once where it can.
     Usage(Target),
 }
@@ -55,9 +57,16 @@ impl Command {
                 anyhow::ensure!(report.problems.is_empty(), "{} problems", report.problems.len());
             }
             Self::Usage(target) => {
-                for (name, bytes) in usage(&target.root)? {
-                    println!("{bytes:>16}  {name}");
+                let found = usage(&target.root)?;
+                for (namespace, bytes) in found.namespaces() {
+                    println!("{bytes:>16}  {}", if namespace.is_empty() { "(nothing complete)" } else { namespace });
+                    let named = |job: &&JobUsage| job.owner.as_ref().map_or("", |o| &o.namespace) == namespace;
+                    for JobUsage { job, owner, bytes } in found.jobs.iter().filter(named) {
+                        let name = owner.as_ref().map_or("-", |owner| owner.name.as_str());
+                        println!("{bytes:>16}    {name}  {job}");
+                    }
                 }
+                println!("{:>16}  {IMAGES}", found.images);
             }
         }
         Ok(())
@@ -172,41 +181,4 @@ fn verify_packs(root: &Path, job: &JobUid, needed: &Needed, report: &mut Report)
         let generations: Vec<String> = generations.iter().map(ToString::to_string).collect();
         report.problems.push(format!("{job}: pack {name} {wrong}; needed by generations {}", generations.join(", ")));
     }
-}
-
-/// Bytes by job, then those of the images.
-pub fn usage(root: &Path) -> io::Result<Vec<(String, u64)>> {
-    let mut lines = Vec::new();
-    for job in names(&root.join(JOBS))? {
-        lines.push((job.clone(), size(&root.join(JOBS).join(job))?));
-    }
-    lines.push((IMAGES.into(), size(&root.join(IMAGES))?));
-    Ok(lines)
-}
-
-fn size(path: &Path) -> io::Result<u64> {
-    let mut sum = 0;
-    for name in names(path)? {
-        let entry = path.join(name);
-        // a file may go while its directory is being read
-        sum += match fs::symlink_metadata(&entry) {
-            Ok(found) if found.is_dir() => size(&entry)?,
-            Ok(found) => found.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(sum)
-}
-
-fn names(path: &Path) -> io::Result<Vec<String>> {
-    let mut names = match fs::read_dir(path) {
-        Ok(entries) => entries
-            .filter_map(|entry| entry.map(|e| e.file_name().into_string().ok()).transpose())
-            .collect::<io::Result<Vec<_>>>()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    names.sort_unstable();
-    Ok(names)
 }

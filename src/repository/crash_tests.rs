@@ -248,10 +248,10 @@ fn c2_a_full_disk_is_said_and_leaves_nothing_half_written() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root");
     store(&open(&root, AllSteps).unwrap(), 1, 1).unwrap();
-    let before = check::usage(&root).unwrap();
+    let before = super::usage::usage(&root).unwrap();
     let opened = open(&root, NoRoom).unwrap();
     assert!(matches!(store(&opened, 2, 1), Err(RepositoryError::Full(_))));
-    assert_eq!(check::usage(&root).unwrap(), before);
+    assert_eq!(super::usage::usage(&root).unwrap(), before);
     assert_eq!(readable(&opened), [1]);
     for scratch in ["staging", "trash"] {
         assert_eq!(std::fs::read_dir(root.join(scratch)).unwrap().count(), 0);

@@ -27,6 +27,7 @@ mod recipes;
 pub mod room;
 pub mod store;
 pub mod uploads;
+pub mod usage;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -120,7 +121,10 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
     let arrivals = Arrivals::default();
     let store = Arc::new(store);
     tokio::spawn(collect::keep_collecting(store.clone(), clock.clone(), stop.clone()));
-    let router = http::router(Service { store, key, limits, arrivals, clock });
+    let shown = store.clone();
+    let router = http::router(Service { store, key, limits, arrivals, clock: clock.clone() });
+    let metrics = Metrics::new();
+    tokio::spawn(usage::keep_showing(shown, clock.clone(), metrics.clone(), stop.clone()));
     tracing::info!(listen = %args.listen, root = %args.root.display(), "serving the repository");
     let served = tls::serve(listener, &credentials, router, stop.clone());
     match args.health {
@@ -128,7 +132,7 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
         Some(address) => {
             let readiness = Readiness::default();
             readiness.ready("store");
-            let page = health::serve(address, readiness, Metrics::new(), stop);
+            let page = health::serve(address, readiness, metrics, stop);
             tokio::try_join!(async { anyhow::Ok(served.await?) }, async { anyhow::Ok(page.await?) })?;
         }
     }

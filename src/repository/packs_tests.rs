@@ -252,8 +252,8 @@ fn what_is_there_already_is_not_stored_again() {
         assert_eq!(restored(&bench.store, made, 0, FileKind::Memory), Ok(file_of(&blocks[2..])));
     }
     assert_eq!(bench.verify(), [] as [String; 0]);
-    let usage = check::usage(&bench.store.root.at(Path::new(""))).unwrap();
-    assert!(usage[0].1 > first.stored() + second.stored(), "{usage:?}");
+    let usage = super::usage::usage(&bench.store.root.at(Path::new(""))).unwrap();
+    assert!(usage.jobs[0].bytes > first.stored() + second.stored(), "{usage:?}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use super::{
     recipes,
     room::Limits,
     uploads::{Origin, Uploads},
+    usage::Known,
 };
 use crate::{
     driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError},
@@ -54,6 +55,8 @@ pub struct Store {
     pub(super) adoptions: Adoptions,
     /// Since when it is known what is promised.
     pub(super) started: Instant,
+    /// How much of each job there was when it was last looked at.
+    pub(super) known: Known,
     /// Held while a recipe is unpacked: it may take much memory.
     pub(super) reading: Mutex<()>,
 }
@@ -88,6 +91,7 @@ impl Store {
             collections: Collections::default(),
             adoptions: Adoptions::default(),
             started: Instant::now(),
+            known: Known::default(),
             reading: Mutex::default(),
         };
         for name in store.root.list(Path::new(JOBS)).map_err(|e| disk_error(&e))? {

@@ -36,7 +36,7 @@ use crate::{
             Cluster, ClusterError, ClusterView, EventRecord, Kind,
             importers::{ImporterState, Importers},
         },
-        repository::{DiskRecord, GenerationSummary, JobContent, OutputSummary, Repository, RepositoryError},
+        repository::{DiskRecord, GenerationSummary, JobContent, JobUsage, OutputSummary, Repository, RepositoryError},
         site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, NodeName, SlotId},
@@ -311,6 +311,9 @@ impl Repository for Fused<dyn Repository> {
     }
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
         self.fuse.write("remove_job", self.inner.remove_job(job)).await
+    }
+    async fn usage(&self) -> Result<Vec<JobUsage>, RepositoryError> {
+        self.fuse.read(self.inner.usage()).await
     }
     async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError> {
         self.fuse.read(self.inner.outputs(job)).await

@@ -29,6 +29,16 @@ repository: {{ include "vmdeploy.repositoryEndpoint" . | quote }}
 defaultImage: {{ . }}
 {{- end }}
 imageGrace: {{ .Values.imageGrace }}
+{{- if or .Values.quota.default .Values.quota.namespaces }}
+quota:
+  {{- with .Values.quota.default }}
+  default: {{ . }}
+  {{- end }}
+  {{- with .Values.quota.namespaces }}
+  namespaces:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
 {{- if .Values.jobNetwork.enabled }}
 jobNetwork:
   pool: {{ .Values.jobNetwork.pool }}

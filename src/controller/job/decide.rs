@@ -21,6 +21,7 @@ mod period;
 mod period_reason;
 mod place;
 mod queue;
+mod quota;
 mod run;
 mod start;
 mod store;

@@ -14,6 +14,7 @@ pub mod networks;
 pub mod observe;
 pub mod plan;
 pub mod pods;
+mod quota;
 mod sites;
 pub mod states;
 pub mod status;

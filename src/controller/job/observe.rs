@@ -51,6 +51,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let content = content(job, &status, &slots, ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
     let unfit = unfit(job, &status, &slots, ctx);
+    let room = super::quota::observe(job, &status, ctx).await;
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -92,6 +93,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         repository_silent: remembered.repository_silent,
         snapshots: snapshots(job, ctx),
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
+        room,
         unfit,
         others: ctx.history.others(job),
         sent: remembered.sent,

@@ -27,7 +27,7 @@ use crate::{
         site::{Capabilities, SiteError, SlotFacts, SlotRequest},
     },
     names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
-    store::{adoption::Adoption, machine::Offer, manifest::Manifest},
+    store::{adoption::Adoption, machine::Offer, manifest::Manifest, quota::Room},
 };
 
 /// What one pass does: the status once, then the effects in order, then the notes.
@@ -275,6 +275,9 @@ pub struct Seen {
     pub snapshots: Vec<SnapshotSeen>,
     /// There are Snapshot objects in its namespace that cannot be read: one may be the job's.
     pub unread_snapshots: bool,
+    /// What its namespace may have in the repository; absent: as much as there is room. `Unknown` also where
+    /// nobody needs to know.
+    pub room: Fact<Room>,
     /// Nodes of which other jobs found out that they lack something; asked for only where slots may be asked for.
     pub unfit: Vec<UnfitNode>,
     /// How often other jobs were killed where this one runs.

@@ -457,6 +457,7 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
             ConditionType::GuestDegraded => true,
             ConditionType::ImageReady => reason == Reason::ImageLost,
             ConditionType::SchedulerUnavailable => reason == Reason::ReleaseRefused,
+            ConditionType::SnapshotFailed => reason == Reason::QuotaExceeded,
             ConditionType::Stalled => {
                 matches!(reason, Reason::SnapshotUnreadable) || (new.retry.is_none() && reason == Reason::Incompatible)
             }
@@ -469,6 +470,7 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
         ConditionType::GuestDegraded,
         ConditionType::ImageReady,
         ConditionType::SchedulerUnavailable,
+        ConditionType::SnapshotFailed,
         ConditionType::Stalled,
     ];
     kinds.into_iter().filter_map(told).collect()

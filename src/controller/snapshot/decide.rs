@@ -47,6 +47,8 @@ pub struct JobSeen {
     pub capturing: Option<Generation>,
     /// The number of its next capture.
     pub next_generation: Generation,
+    /// Why it takes none for want of room, if that is so.
+    pub no_room: Option<String>,
     /// The generation it is being restored from.
     pub restoring: Option<Generation>,
     /// The generation it would go back to: older than the newest complete one if that did not restore.
@@ -212,7 +214,8 @@ fn pending(snapshot: &Snapshot, job: &Fact<JobSeen>) -> Plan {
             plan(snapshot, &Outcome::Void(Reason::SnapshotVoid, message), "the job has ended")
         }
         Fact::Known(job) if matches!(job.phase, JobPhase::Running | JobPhase::Snapshotting) => {
-            plan(snapshot, &Outcome::Waiting("waiting for its turn".into()), "the job controller will take it up")
+            let message = job.no_room.clone().unwrap_or_else(|| "waiting for its turn".into());
+            plan(snapshot, &Outcome::Waiting(message), "the job controller will take it up")
         }
         Fact::Known(job) => {
             let message = format!("BestEffortJob {name} is {:?}: taken as soon as it runs", job.phase);

@@ -6,7 +6,7 @@ use super::{
     decide::{JobSeen, Seen, depends_on_content, job_uid},
 };
 use crate::{
-    api::{BestEffortJob, JobPhase, Snapshot},
+    api::{BestEffortJob, ConditionType, JobPhase, Reason, Snapshot, conditions},
     driver::{Fact, repository::RepositoryError},
     names::JobUid,
 };
@@ -67,6 +67,9 @@ fn job_seen(job: &BestEffortJob) -> JobSeen {
         incarnation: status.incarnation,
         capturing: status.snapshots.capture.as_ref().map(|capture| capture.generation),
         next_generation: status.snapshots.next_generation,
+        no_room: conditions::get(&status.conditions, ConditionType::SnapshotFailed)
+            .filter(|failed| failed.reason == Reason::QuotaExceeded.name())
+            .map(|failed| failed.message.clone()),
         falls_back_to: status.snapshots.last_stored,
         restoring: origin.filter(|_| matches!(status.phase, JobPhase::Deploying | JobPhase::Restoring)),
     }

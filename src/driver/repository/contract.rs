@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ByteStore, DiskRecord, KeptPart, PartLedger, Repository, RepositoryError, fake::FakeRepository,
+    ByteStore, DiskRecord, JobOwner, KeptPart, PartLedger, Repository, RepositoryError, fake::FakeRepository,
     http::HttpRepository,
 };
 use crate::{
@@ -213,6 +213,7 @@ contract! {
     outputs_are_kept_and_listed
     images_are_their_digests
     b11_a_generation_lives_on_in_the_job_that_adopted_it
+    c2_what_a_job_has_is_told_with_its_owner
     b12_images_go_once_nothing_names_them
     d2_a_disk_is_what_its_head_says
     wrong_names_are_refused
@@ -241,6 +242,24 @@ async fn a_generation_is_sent_published_and_fetched(bench: &Bench) {
         assert!(matches!(missing, Err(RepositoryError::NotFound(_))), "{missing:?}");
         assert!(!to.exists());
     }
+}
+
+async fn c2_what_a_job_has_is_told_with_its_owner(bench: &Bench) {
+    assert_eq!(bench.operator.usage().await.unwrap(), []);
+    let first = bench.sent(1, 1).await.unwrap();
+    bench.kget.publish(&first).await.unwrap();
+    let one = bench.operator.usage().await.unwrap();
+    let owner = JobOwner { namespace: "alice".into(), name: "pi".into() };
+    assert_eq!((one.len(), &one[0].job, &one[0].owner), (1, &job(), &Some(owner)));
+    assert!(one[0].bytes >= first.stored(), "{one:?}");
+    bench.kget.publish(&bench.sent(2, 1).await.unwrap()).await.unwrap();
+    let two = bench.operator.usage().await.unwrap();
+    assert!(two[0].bytes > one[0].bytes, "{one:?} {two:?}");
+    bench.operator.retire(&job(), 1).await.unwrap();
+    assert!(bench.operator.usage().await.unwrap()[0].bytes < two[0].bytes);
+    bench.operator.remove_job(&job()).await.unwrap();
+    let left: u64 = bench.operator.usage().await.unwrap().iter().map(|of| of.bytes).sum();
+    assert!(left < 1000, "{left}");
 }
 
 async fn b1_an_older_incarnation_is_refused(bench: &Bench) {

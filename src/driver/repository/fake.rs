@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ByteStore, ByteStream, DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository,
-    RepositoryError,
+    ByteStore, ByteStream, DiskRecord, GenerationSummary, JobContent, JobOwner, JobUsage, KeptPart, OutputSummary,
+    PartLedger, Repository, RepositoryError,
 };
 use crate::{
     driver::qemu::img::inspect,
@@ -308,6 +308,23 @@ impl Repository for FakeRepository {
         let removed = Some(jiff::Timestamp::UNIX_EPOCH);
         *job = Job { record: JobRecord { removed, ..job.record.clone() }, ..Job::default() };
         Ok(())
+    }
+
+    async fn usage(&self) -> Result<Vec<JobUsage>, RepositoryError> {
+        let inner = self.working()?;
+        let jobs = inner.jobs.iter().filter(|(_, job)| job.record.removed.is_none());
+        Ok(jobs
+            .map(|(uid, job)| {
+                let newest = job.manifests.values().next_back();
+                let outputs: usize = job.outputs.values().map(Bytes::len).sum();
+                let manifests: u64 = job.manifests.values().map(Manifest::stored).sum();
+                JobUsage {
+                    job: uid.clone(),
+                    owner: newest.map(JobOwner::from),
+                    bytes: manifests.saturating_add(outputs as u64),
+                }
+            })
+            .collect())
     }
 
     async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError> {

@@ -6,9 +6,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    DiskRecord, GenerationSummary, JobContent, KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
+    DiskRecord, GenerationSummary, JobContent, JobUsage, KeptPart, OutputSummary, PartLedger, Repository,
+    RepositoryError,
     wire::{
-        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, adopted_path, disk_record_path,
+        self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, USAGE_PATH, adopted_path, disk_record_path,
         generation_path, image_path, job_path, outputs_path, parts_path,
     },
 };
@@ -126,6 +127,10 @@ impl Repository for HttpRepository {
 
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError> {
         answered(self.request(Method::DELETE, &job_path(job)).timeout(LONG).send().await).await.map(drop)
+    }
+
+    async fn usage(&self) -> Result<Vec<JobUsage>, RepositoryError> {
+        self.ask(Method::GET, USAGE_PATH).await
     }
 
     async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError> {

@@ -80,6 +80,34 @@ pub struct JobContent {
     pub fence: Incarnation,
 }
 
+/// What a job has in the repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobUsage {
+    /// The job.
+    pub job: JobUid,
+    /// Its namespace and name, as the newest complete generation says; absent as long as there is none.
+    pub owner: Option<JobOwner>,
+    /// Bytes of its generations, complete or not, and of its results.
+    pub bytes: u64,
+}
+
+/// Whose a job's data is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobOwner {
+    /// Namespace of the job.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl From<&Manifest> for JobOwner {
+    fn from(manifest: &Manifest) -> Self {
+        Self { namespace: manifest.namespace.clone(), name: manifest.job_name.clone() }
+    }
+}
+
 /// A member's part whose bytes are all in the repository, published or not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -207,6 +235,9 @@ pub trait Repository: Send + Sync {
 
     /// Removes all unfinished and complete generations and outputs of a job.
     async fn remove_job(&self, job: &JobUid) -> Result<(), RepositoryError>;
+
+    /// How much it has of each job.
+    async fn usage(&self) -> Result<Vec<JobUsage>, RepositoryError>;
 
     /// What was kept of a job's result.
     async fn outputs(&self, job: &JobUid) -> Result<Vec<OutputSummary>, RepositoryError>;

@@ -179,6 +179,9 @@ pub fn output_path(job: &JobUid, member: MemberIndex, path: &str) -> String {
     format!("{}/{member}?path={}", outputs_path(job), Coded(path))
 }
 
+/// Path of what each job has.
+pub const USAGE_PATH: &str = "/v1/usage";
+
 /// Path of all images.
 pub const IMAGES_PATH: &str = "/v1/images";
 

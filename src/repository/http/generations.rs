@@ -8,7 +8,7 @@ use axum::{
 
 use super::{Failure, Reply, Service};
 use crate::{
-    driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError, wire::FenceOrder},
+    driver::repository::{GenerationSummary, JobContent, JobUsage, KeptPart, RepositoryError, wire::FenceOrder},
     names::{Generation, Identity, JobUid},
     repository::{access::Action, store::Store},
     store::{adoption::Adoption, manifest::Manifest},
@@ -21,6 +21,14 @@ pub(super) async fn content(
     Path(job): Path<JobUid>,
 ) -> Reply<Json<JobContent>> {
     Ok(Json(service.run(&peer, Action::Look, move |store| store.content(&job)).await?))
+}
+
+pub(super) async fn usage(
+    State(service): State<Service>,
+    Extension(peer): Extension<Peer>,
+) -> Reply<Json<Vec<JobUsage>>> {
+    let now = service.clock.now();
+    Ok(Json(service.run(&peer, Action::Look, move |store| store.usage(now)).await?))
 }
 
 pub(super) async fn remove(

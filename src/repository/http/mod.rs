@@ -78,6 +78,7 @@ pub fn router(service: Service) -> Router {
         .route("/v1/jobs/{job}/packs/{pack}", get(packs::send).post(packs::doubt))
         .route("/v1/jobs/{job}/outputs", get(outputs::list))
         .route("/v1/jobs/{job}/outputs/{member}", get(outputs::send).put(outputs::receive_output))
+        .route("/v1/usage", get(generations::usage))
         .route("/v1/images", put(images::review))
         .route("/v1/images/{digest}/disk", get(images::disk).put(images::note_disk))
         .route("/v1/images/{digest}", get(images::send).put(images::receive_image))

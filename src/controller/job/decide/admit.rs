@@ -175,9 +175,13 @@ impl<'a> Draft<'a> {
             Some(source) => self.no_network_of(source),
             None => self.no_network(),
         };
-        match problem {
-            Some(problem) => Err(Some(problem)),
-            None => Ok(Checked { image, source }),
+        if let Some(problem) = problem {
+            return Err(Some(problem));
+        }
+        match self.no_room(&image) {
+            Ok(()) => Ok(Checked { image, source }),
+            Err(None) => self.not_known(),
+            Err(problem) => Err(problem),
         }
     }
 

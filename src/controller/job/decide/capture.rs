@@ -170,6 +170,7 @@ impl Draft<'_> {
             captured: false,
             taken_at: None,
             work: 0,
+            reserved: self.next_bytes(),
         });
         self.status.snapshots.next_generation = job.generation + 1;
     }
@@ -261,6 +262,7 @@ impl Draft<'_> {
             captured: false,
             taken_at: None,
             work: 0,
+            reserved: self.next_bytes(),
         }
     }
 

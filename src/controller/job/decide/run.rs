@@ -222,7 +222,9 @@ impl Draft<'_> {
             .filter(|snapshot| snapshot.reason == SnapshotReason::User && !snapshot.deleting)
             .find(|snapshot| snapshot.status.phase == SnapshotPhase::Pending)
             .map(|snapshot| snapshot.name.clone());
-        if let Some(name) = asked {
+        if let Some(name) = asked
+            && self.has_room()
+        {
             self.capture(SnapshotReason::User, true, Some(name));
             return;
         }
@@ -230,10 +232,13 @@ impl Draft<'_> {
             self.plan_next();
             return;
         };
-        if self.now >= due {
+        if self.now < due {
+            self.wake_at(due);
+        } else if self.has_room() {
             self.capture(SnapshotReason::Periodic, true, None);
         } else {
-            self.wake_at(due);
+            // the next turn
+            self.plan_next();
         }
     }
 

@@ -14,3 +14,4 @@ mod main_path;
 mod master;
 mod period;
 mod properties;
+mod quota;

@@ -47,6 +47,7 @@ fn deleted_by_somebody(mut snapshot: Snapshot) -> Snapshot {
 fn job(phase: JobPhase) -> JobSeen {
     let live = !matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
     JobSeen {
+        no_room: None,
         uid: "u1".into(),
         live,
         phase,

@@ -130,6 +130,7 @@ pub(super) fn life(members: u32) -> Life {
         missing_image: Fact::Absent,
         repository_silent: None,
         unread_snapshots: false,
+        room: Fact::Absent,
         unfit: Vec::new(),
         others: Tally::default(),
         sent: BTreeMap::new(),

@@ -1,0 +1,98 @@
+//! Room for generations: before a job is accepted, and before a capture that can be left out (safety C2).
+//!
+//! What leaves its slots is captured whatever the quota says.
+
+use super::draft::Draft;
+use crate::{
+    api::{
+        Reason,
+        conditions::{self, ConditionType, Truth},
+        job_status::ResolvedImage,
+    },
+    driver::Fact,
+    store::quota::{full_generation, next_generation, roughly},
+};
+
+/// The newest snapshots whose sizes are looked at.
+const MEASURED: usize = 5;
+/// What makes room.
+const REMEDY: &str =
+    "delete Snapshots that are retained or that people took, or jobs that have ended, or have the quota raised";
+
+impl Draft<'_> {
+    /// What a job would need that is accepted, if that is more than its namespace may have. Nothing is known: none.
+    pub(super) fn no_room(&self, image: &ResolvedImage) -> Result<(), Option<(Reason, String)>> {
+        let room = match &self.seen.room {
+            Fact::Absent => return Ok(()),
+            Fact::Known(room) => room,
+            Fact::Unknown { .. } => return Err(None),
+        };
+        let spec = &self.job.spec;
+        let full = full_generation(&spec.vm, image.virtual_size, spec.members);
+        let generations = u64::from(spec.snapshots.keep.max(2)) + 1;
+        let needed = full.saturating_mul(generations);
+        if room.holds(needed) {
+            return Ok(());
+        }
+        let message = format!(
+            "this job needs room for {generations} generations of up to {}, which is {}, and its namespace may keep {} in \
+             the repository, of which others have {}: {REMEDY}, or lower vm.memory, vm.disk, members or snapshots.keep",
+            roughly(full),
+            roughly(needed),
+            roughly(room.limit),
+            roughly(room.others())
+        );
+        Err(Some((Reason::QuotaExceeded, message)))
+    }
+
+    /// Bytes that the next generation may bring.
+    pub(super) fn next_bytes(&self) -> u64 {
+        let spec = &self.job.spec;
+        let image = self.status.image.as_ref().map_or(0, |image| image.virtual_size);
+        let mut stored: Vec<(Option<u32>, u64)> = self
+            .seen
+            .snapshots
+            .iter()
+            .filter_map(|snapshot| Some((snapshot.status.generation, snapshot.status.bytes?.stored)))
+            .filter(|(_, stored)| *stored > 0)
+            .collect();
+        stored.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
+        let full = full_generation(&spec.vm, image, spec.members);
+        next_generation(full, stored.into_iter().take(MEASURED).map(|(_, stored)| stored))
+    }
+
+    /// Whether another generation may come. If not, a condition says why; a repository that does not answer
+    /// takes it once it does.
+    pub(super) fn has_room(&mut self) -> bool {
+        let Some(room) = self.seen.room.known().copied() else { return true };
+        let more = self.next_bytes();
+        if room.takes(more) {
+            return true;
+        }
+        let under_way = match room.reserved {
+            0 => String::new(),
+            reserved => format!(", up to {} more is on its way", roughly(reserved)),
+        };
+        let message = format!(
+            "no snapshot is taken: its namespace may keep {} in the repository and has {} (this job {}){under_way}, and the \
+             next one may take {}: {REMEDY}. A notice is still heeded with a last snapshot",
+            roughly(room.limit),
+            roughly(room.used),
+            roughly(room.own),
+            roughly(more)
+        );
+        let (generation, now) = (self.generation(), self.now);
+        let list = &mut self.status.conditions;
+        conditions::set(
+            list,
+            ConditionType::SnapshotFailed,
+            Truth::True,
+            Reason::QuotaExceeded,
+            message,
+            generation,
+            now,
+        );
+        self.because("the quota has no room for a snapshot");
+        false
+    }
+}

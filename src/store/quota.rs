@@ -1,0 +1,90 @@
+//! How much a namespace may keep in the repository, and how much a job will want. Pure.
+//!
+//! The quota is soft: what must not be lost is stored whatever it says (safety C2).
+
+use serde::Serialize;
+
+use crate::api::job::VmSpec;
+
+/// What the jobs of a namespace have in the repository, and what they may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Room {
+    /// Most bytes.
+    pub limit: u64,
+    /// Bytes of all of them.
+    pub used: u64,
+    /// Those of the job in question among them.
+    pub own: u64,
+    /// Bytes that captures of other jobs, which are under way, may bring.
+    pub reserved: u64,
+}
+
+impl Room {
+    /// Whether the job may have so much beyond what others have.
+    pub fn holds(&self, wanted: u64) -> bool {
+        self.others().saturating_add(wanted) <= self.limit
+    }
+
+    /// Whether so much may come beyond what is there.
+    pub fn takes(&self, more: u64) -> bool {
+        self.used.saturating_add(self.reserved).saturating_add(more) <= self.limit
+    }
+
+    /// What other jobs have or will have soon.
+    pub fn others(&self) -> u64 {
+        self.used.saturating_sub(self.own).saturating_add(self.reserved)
+    }
+}
+
+/// Most bytes of memory and disks of all members: a generation that shares nothing with any other.
+pub fn full_generation(vm: &VmSpec, image: u64, members: u32) -> u64 {
+    vm.memory.0.saturating_add(vm.disk_over(image)).saturating_mul(u64::from(members))
+}
+
+/// Bytes that the next generation may bring: twice as much as any of the last ones, at most a full one.
+pub fn next_generation(full: u64, last: impl Iterator<Item = u64>) -> u64 {
+    last.filter(|stored| *stored > 0).max().map_or(full, |most| full.min(most.saturating_mul(2)))
+}
+
+/// Bytes for people, roughly: a figure that changes seldom.
+pub fn roughly(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    if bytes < GIB {
+        return format!("{} MiB", bytes >> 20);
+    }
+    let tenths = bytes / (GIB / 10);
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::quantity::Bytes;
+
+    #[test]
+    fn c2_a_job_gets_what_others_leave() {
+        let room = Room { limit: 100, used: 60, own: 20, reserved: 10 };
+        assert!(room.holds(50) && !room.holds(51));
+        assert!(room.takes(30) && !room.takes(31));
+        assert!(!room.takes(u64::MAX) && !room.holds(u64::MAX));
+    }
+
+    #[test]
+    fn c2_the_next_generation_is_guessed_from_the_last_ones() {
+        assert_eq!(next_generation(100, std::iter::empty()), 100);
+        assert_eq!(next_generation(100, [0, 20, 5].into_iter()), 40);
+        assert_eq!(next_generation(100, [80].into_iter()), 100);
+    }
+
+    #[test]
+    fn a_full_generation_is_all_that_its_guests_have() {
+        let vm = VmSpec { memory: Bytes(1 << 30), disk: Some(Bytes(4 << 30)), ..VmSpec::default() };
+        assert_eq!(full_generation(&vm, 2 << 30, 3), 15 << 30);
+        assert_eq!(full_generation(&VmSpec { disk: None, ..vm }, 2 << 30, 1), 3 << 30);
+    }
+
+    #[test]
+    fn figures_are_rough() {
+        assert_eq!([roughly(5 << 20), roughly(3 << 29), roughly(1 << 40)], ["5 MiB", "1.5 GiB", "1024.0 GiB"]);
+    }
+}
