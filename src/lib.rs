@@ -155,6 +155,8 @@
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
 //! - **Which nodes will do**: each generation's manifest says what its members need, an agent what its node offers. What
 //!   was missing on a node is in the status of the job that found it out, and counts for all jobs, for a day.
+//! - **How much a namespace keeps**: what lies in the repository. A capture under way reserves in its job's status what
+//!   it may bring; the quota is soft, and what must not be lost is stored.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.

@@ -88,6 +88,8 @@ fn dashboard_and_alerts_name_metrics_that_exist() -> Result<()> {
     known.jobs.get_or_create(&"x".into()).inc();
     known.work.get_or_create(&"x".into()).inc();
     known.bytes.get_or_create(&"x".into()).inc();
+    known.show_usage(&BTreeMap::from([("x", 1)]));
+    known.show_quota(&BTreeMap::from([("x", 1)]));
     known.unknown_facts.get_or_create(&"x".into()).inc();
     known.reconcile.get_or_create(&"x".into()).observe(1.0);
     let failure = vmdeploy::metrics::Failure { kind: "x".into(), reason: "x".into() };
