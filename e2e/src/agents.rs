@@ -367,6 +367,20 @@ impl Agent {
         Ok(None)
     }
 
+    /// The agent's own processes: fence and supervisor.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let own = self.vm.to_string_lossy().into_owned();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&str> = line.split('\0').collect();
+            let ours = words.get(1) == Some(&"agent") && words.contains(&own.as_str());
+            found.extend(entry.file_name().to_str().filter(|_| ours).and_then(|pid| pid.parse::<u32>().ok()));
+        }
+        ensure!(!found.is_empty(), "the agent of member {} has no process", self.member);
+        Ok(found)
+    }
+
     /// Ends its QEMU at once, as `kill -9` does.
     pub fn kill_qemu(&self) -> Result<()> {
         let pid = self.qemu()?.with_context(|| format!("member {} has no QEMU", self.member))?;
@@ -419,8 +433,11 @@ fn guest_image() -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// vmdeploy, beside what runs here.
+/// `$VMDEPLOY_BIN`, or vmdeploy beside what runs here.
 fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("VMDEPLOY_BIN") {
+        return Ok(program.into());
+    }
     let own = std::env::current_exe()?;
     let found = own.ancestors().skip(1).take(2).map(|directory| directory.join("vmdeploy")).find(|path| path.is_file());
     found.with_context(|| format!("no vmdeploy near {}: cargo build", own.display()))

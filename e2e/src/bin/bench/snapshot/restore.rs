@@ -1,0 +1,131 @@
+//! How soon a killed guest is back, and a generation complete.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use e2e::{
+    Nodes,
+    agents::{LIMIT, World, capture},
+};
+
+use super::{pause::at_work, writers};
+use crate::report::{Figure, figure};
+
+/// Kills.
+const KILLS: u32 = 5;
+/// Work that is in the generation.
+const WORK: Duration = Duration::from_secs(30);
+/// Each node's link, and the repository's.
+const RATE: &str = "200mbit";
+/// Generations of four over those links.
+const GENERATIONS: u32 = 3;
+/// How long the bare link is filled.
+const FILLING: Duration = Duration::from_secs(4);
+const PORT: u16 = 5001;
+
+pub(super) fn measure() -> Result<Vec<Figure>> {
+    let world = World::new(writers(1), None)?;
+    let (cold, warm) = world.nodes.at_the_switch(kills(&world))?;
+    drop(world);
+    let against_cold = warm.iter().map(|warm| warm / (cold + WORK.as_secs_f64())).collect::<Vec<f64>>();
+    let work = "cold: boot and 30 s of work again";
+    let complete = complete()?;
+    let figures = [
+        figure("restore_first_tick_s", &warm, 0.5, "s", Some(0.3), Some("kill -9 of QEMU to its agent's successor")),
+        figure("restore_vs_cold", &against_cold, 0.5, "ratio", Some(0.15), Some(work)),
+        figure("complete_vs_bound", &complete, 0.5, "ratio", Some(1.15), Some("four VMs, 200 Mbit/s")),
+    ];
+    Ok(figures.into_iter().flatten().collect())
+}
+
+/// Seconds of a cold boot to its first line, and of every restore.
+async fn kills(world: &World) -> Result<(f64, Vec<f64>)> {
+    let begun = Instant::now();
+    let mut agent = world.agent(0, 1, None)?;
+    agent.go().await?;
+    agent.counts_to(1, LIMIT).await?;
+    let cold = begun.elapsed().as_secs_f64();
+    tokio::time::sleep(WORK).await;
+    let mut agents = vec![agent];
+    capture(&agents, 1, true).await?;
+    world.store(&agents, 1).await?;
+    let mut warm = Vec::new();
+    for kill in 1..=KILLS {
+        agent = agents.pop().context("no agent")?;
+        let begun = Instant::now();
+        agent.kill_qemu()?;
+        let next = world.agent(0, kill + 1, Some(1))?;
+        next.go().await?;
+        next.counts_to(1, LIMIT).await?;
+        warm.push(begun.elapsed().as_secs_f64());
+        agents.push(next);
+    }
+    Ok((cold, warm))
+}
+
+/// From the order to capture four members to their complete generation, against the time that its new bytes take on
+/// the repository's link.
+fn complete() -> Result<Vec<f64>> {
+    let world = World::new(writers(4), Some(RATE))?;
+    let goodput = goodput(&world.nodes)?;
+    world.nodes.at_the_switch(async {
+        let agents = at_work(&world).await?;
+        let mut ratios = Vec::new();
+        for generation in 1..=GENERATIONS {
+            let begun = Instant::now();
+            capture(&agents, generation, true).await?;
+            let manifest = world.store(&agents, generation).await?;
+            let bound = manifest.stored() as f64 / goodput;
+            ratios.push(begun.elapsed().as_secs_f64() / bound);
+            eprintln!("  {} bytes in {:?}, bound {bound:.2} s", manifest.stored(), begun.elapsed());
+        }
+        Ok(ratios)
+    })
+}
+
+/// Bytes a second that four nodes get into the repository's together.
+fn goodput(nodes: &Nodes) -> Result<f64> {
+    let to = SocketAddrV4::new(Nodes::address(4), PORT);
+    let listener = nodes.on(4, || TcpListener::bind(to))??;
+    let server = thread::spawn(move || {
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let (mut stream, _) = listener.accept()?;
+                Ok(thread::spawn(move || {
+                    let (mut piece, mut count) = (vec![0; 256 << 10], 0);
+                    while let Ok(got) = stream.read(&mut piece) {
+                        if got == 0 {
+                            break;
+                        }
+                        count += got;
+                    }
+                    count
+                }))
+            })
+            .collect::<std::io::Result<_>>()?;
+        Ok::<usize, std::io::Error>(readers.into_iter().map(|reader| reader.join().unwrap_or_default()).sum())
+    });
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let senders: Vec<_> = (0..4)
+            .map(|node| {
+                scope.spawn(move || {
+                    let mut stream = nodes.on(node, || TcpStream::connect(to))??;
+                    let piece = vec![0x5a; 256 << 10];
+                    while begun.elapsed() < FILLING {
+                        stream.write_all(&piece)?;
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        senders.into_iter().try_for_each(|sender| sender.join().map_err(|_| anyhow!("a sender panicked"))?)
+    })?;
+    let count = server.join().map_err(|_| anyhow!("the receiver panicked"))??;
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
+}
