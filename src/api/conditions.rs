@@ -39,6 +39,8 @@ pub enum ConditionType {
     SchedulerUnavailable,
     /// The last snapshot failed, or was left out for want of room; present only until one succeeds.
     SnapshotFailed,
+    /// A complete generation is damaged in the repository, and another is restored instead; present only while true.
+    SnapshotDamaged,
     /// Something is wrong in a guest, it does not answer, or the way in is lost; present only while true.
     GuestDegraded,
     /// The generation is complete in the repository.
@@ -121,6 +123,8 @@ pub enum Reason {
     SnapshotCaptured,
     /// A snapshot is void; the message says why.
     SnapshotVoid,
+    /// A complete snapshot cannot be restored any more; the message says why, and which one is used instead.
+    SnapshotDamaged,
     /// The scheduler wants the nodes for somebody else.
     Preempted,
     /// The slot's time is over.

@@ -113,7 +113,8 @@ impl Store {
         if self.root.link(from, to).map_err(failed)? {
             return Ok(());
         }
-        self.root.check_free(free)?;
+        let length = std::fs::metadata(self.root.at(from)).map_err(failed)?.len();
+        let _claim = self.root.claim(length, free)?;
         self.root.copy(from, to).map_err(failed)
     }
 }

@@ -1,5 +1,5 @@
 //! Where the blocks of a job are: derived from its packs, made again when it is lost or cannot be read.
-//! Whoever uses it holds the job's lock.
+//! Whoever changes it holds the job's lock.
 //!
 //! A database on the disk (redb: one file, no C, bounded memory), because a job may have more blocks than
 //! memory for their names.
@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use jiff::Timestamp;
@@ -76,13 +76,15 @@ pub(super) type Done<T> = Result<T, redb::Error>;
 pub(super) struct BlockIndex {
     database: Database,
     unsynced: AtomicU32,
+    /// Bytes of all packs it knows.
+    bytes: AtomicU64,
 }
 
 impl BlockIndex {
     /// Opens or makes one.
     pub(super) fn open(path: &Path) -> Done<Self> {
         let database = Database::builder().set_cache_size(CACHE).create(path)?;
-        let index = Self { database, unsynced: AtomicU32::new(0) };
+        let index = Self { database, unsynced: AtomicU32::new(0), bytes: AtomicU64::new(0) };
         index.change(|change| {
             change.open_table(PACKS)?;
             change.open_table(NAMES)?;
@@ -90,12 +92,18 @@ impl BlockIndex {
             change.open_table(NUMBERS)?;
             Ok(())
         })?;
+        let mut bytes = 0;
+        index.each(|entry| bytes += u64::from(entry.pack.stored))?;
+        index.bytes.store(bytes, Ordering::Relaxed);
         Ok(index)
     }
 
     fn change<T>(&self, work: impl FnOnce(&WriteTransaction) -> Done<T>) -> Done<T> {
         let mut change = self.database.begin_write()?;
-        if !self.unsynced.fetch_add(1, Ordering::Relaxed).is_multiple_of(UNSYNCED) {
+        if self.unsynced.fetch_add(1, Ordering::Relaxed).is_multiple_of(UNSYNCED) {
+            // after a crash it is as it was here, and opens without being read through
+            change.set_quick_repair(true);
+        } else {
             change.set_durability(Durability::None)?;
         }
         let done = work(&change)?;
@@ -107,6 +115,32 @@ impl BlockIndex {
     pub(super) fn packs(&self) -> Done<HashSet<PackName>> {
         let names = self.database.begin_read()?.open_table(NAMES)?;
         names.iter()?.map(|entry| Ok(PackName(*entry?.0.value()))).collect()
+    }
+
+    fn each(&self, mut what: impl FnMut(Entry)) -> Done<()> {
+        let packs = self.database.begin_read()?.open_table(PACKS)?;
+        for row in packs.iter()? {
+            what(Entry::read(row?.1.value())?);
+        }
+        Ok(())
+    }
+
+    /// Bytes of all packs.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many packs there are, and those that were not read since this time, the one read longest ago first.
+    pub(super) fn unread_since(&self, since: Timestamp) -> Done<(usize, Vec<PackRef>)> {
+        let (mut all, mut old) = (0, Vec::new());
+        self.each(|entry| {
+            all += 1;
+            if entry.verified < since.as_second() {
+                old.push((entry.verified, entry.pack));
+            }
+        })?;
+        old.sort_unstable_by_key(|(verified, pack)| (*verified, pack.name));
+        Ok((all, old.into_iter().map(|(_, pack)| pack).collect()))
     }
 
     /// What it knows of these packs.
@@ -150,7 +184,7 @@ impl BlockIndex {
 
     /// Takes a pack in. A block that is in another one already stays there.
     pub(super) fn add(&self, entry: &Entry, blocks: &[BlockName]) -> Done<()> {
-        self.change(|change| {
+        let is_new = self.change(|change| {
             let mut names = change.open_table(NAMES)?;
             let mut packs = change.open_table(PACKS)?;
             let known = names.get(&entry.pack.name.0)?.map(|ordinal| ordinal.value());
@@ -178,8 +212,12 @@ impl BlockIndex {
                 }
                 rows.insert(&block.0, (ordinal, slot))?;
             }
-            Ok(())
-        })
+            Ok(known.is_none())
+        })?;
+        if is_new {
+            self.bytes.fetch_add(entry.pack.stored.into(), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// These packs were read and are what their names say.
@@ -209,11 +247,12 @@ impl BlockIndex {
 
     /// A pack is gone. Rows of blocks that are not said stay, and mean nothing.
     pub(super) fn remove(&self, name: PackName, blocks: &[BlockName]) -> Done<()> {
-        self.change(|change| {
+        let bytes = self.change(|change| {
             let Some(ordinal) = change.open_table(NAMES)?.remove(&name.0)?.map(|ordinal| ordinal.value()) else {
-                return Ok(());
+                return Ok(0);
             };
-            change.open_table(PACKS)?.remove(ordinal)?;
+            let entry =
+                change.open_table(PACKS)?.remove(ordinal)?.map(|bytes| Entry::read(bytes.value())).transpose()?;
             let mut rows = change.open_table(BLOCKS)?;
             for block in blocks {
                 let here = rows.get(&block.0)?.is_some_and(|row| row.value().0 == ordinal);
@@ -221,8 +260,10 @@ impl BlockIndex {
                     rows.remove(&block.0)?;
                 }
             }
-            Ok(())
-        })
+            Ok(entry.map_or(0, |entry| u64::from(entry.pack.stored)))
+        })?;
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The last generation after which sparse packs were forgotten.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     blocks::BlockIndex,
     durable::disk_error,
+    indices::Held,
     packs::read_index,
     recipes,
     store::{Outcome, Store, guard},
@@ -34,7 +35,9 @@ use crate::{
 };
 
 /// So many packs go before others get the job's lock.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 8;
+/// How long they have to take it.
+const BREATH: Duration = Duration::from_millis(2);
 /// How often all jobs are swept, whatever happens.
 const EVERY: Duration = Duration::from_secs(3600);
 
@@ -115,8 +118,11 @@ impl Store {
 
     /// The same, when the process has run for so long: what was promised since it began is in its memory.
     pub(super) fn collect_after(&self, running: Duration, job: &JobUid, now: Timestamp) -> Outcome<Vec<PackName>> {
-        let directory = layout::packs(job)?;
-        if self.root.list(&directory).map_err(|e| disk_error(&e))?.is_empty() {
+        match self.judge(job) {
+            Err(error) => tracing::warn!(%job, %error, "failed to look what a job's generations need"),
+            Ok(()) => {}
+        }
+        if !self.has_packs(job)? {
             return Ok(Vec::new());
         }
         let mut recipes = Recipes::new();
@@ -127,21 +133,24 @@ impl Store {
         }
         let mut gone = Vec::new();
         loop {
-            let lock = self.lock(job);
-            let _held = guard(&lock);
-            self.read_recipes(job, &mut recipes)?;
-            let mut needed: BTreeSet<PackName> = recipes.values().flatten().copied().collect();
-            needed.extend(self.uploads.promised(job));
-            let mut surplus = unneeded(self.packs_by_age(job, now)?, &needed, running);
-            let last = surplus.len() <= AT_ONCE;
-            surplus.truncate(AT_ONCE);
-            for name in surplus {
-                self.remove_pack(job, name)?;
-                gone.push(name);
-            }
+            let last = self.with_index(job, |held| {
+                self.read_recipes(job, &mut recipes)?;
+                let mut needed: BTreeSet<PackName> = recipes.values().flatten().copied().collect();
+                needed.extend(self.uploads.promised(job));
+                let mut surplus = unneeded(self.packs_by_age(job, now)?, &needed, running);
+                let last = surplus.len() <= AT_ONCE;
+                surplus.truncate(AT_ONCE);
+                for name in surplus {
+                    self.remove_pack(held, job, name)?;
+                    gone.push(name);
+                }
+                Ok(last)
+            })?;
             if last {
                 break;
             }
+            // a lock goes to whoever is awake
+            std::thread::sleep(BREATH);
         }
         if !gone.is_empty() {
             tracing::info!(%job, packs = gone.len(), "removed packs that nothing needs");
@@ -203,13 +212,22 @@ impl Store {
         Ok(packs)
     }
 
-    fn remove_pack(&self, job: &JobUid, name: PackName) -> Outcome<()> {
+    /// Whether there is any pack of a job, set aside or not.
+    pub(super) fn has_packs(&self, job: &JobUid) -> Outcome<bool> {
+        match std::fs::read_dir(self.root.at(&layout::packs(job)?)) {
+            Ok(mut entries) => Ok(entries.next().is_some()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(disk_error(&error)),
+        }
+    }
+
+    fn remove_pack(&self, held: &Held<'_>, job: &JobUid, name: PackName) -> Outcome<()> {
         let path = layout::pack(job, name)?;
         let index = read_index(&self.root.at(&path), name);
         let blocks = index.as_ref().map(|(_, index)| index.blocks()).unwrap_or_default();
         // first: nobody finds what is about to go
         let announced = self.root.announce("change the index").map_err(|e| disk_error(&e));
-        match announced.and_then(|()| self.with_index(job, |index| index.remove(name, blocks))) {
+        match announced.and_then(|()| held.ask(|index| index.remove(name, blocks))) {
             // it is made again from the packs that are left, once there is room
             Err(RepositoryError::Full(_)) => {
                 self.indices.close(job);
@@ -237,11 +255,7 @@ impl Store {
             }
         }
         let Some(manifest) = newest else { return Ok(()) };
-        let lock = self.lock(job);
-        let tidied = {
-            let _held = guard(&lock);
-            self.with_index(job, BlockIndex::tidied)?
-        };
+        let tidied = self.with_index(job, |held| held.ask(BlockIndex::tidied))?;
         if tidied.is_some_and(|tidied| tidied >= manifest.generation) {
             return Ok(());
         }
@@ -254,13 +268,13 @@ impl Store {
         // what came for a generation after it is in use soon
         let older = recipes.iter().filter(|((number, _), _)| *number <= manifest.generation);
         let named: BTreeSet<PackName> = older.flat_map(|(_, packs)| packs).copied().collect();
-        let _held = guard(&lock);
-        self.with_index(job, |index| {
-            let slots: BTreeMap<_, _> =
-                index.entries(&named)?.into_iter().map(|(name, entry)| (name, entry.slots)).collect();
-            let sparse = sparse(&slots, &used);
-            index.forget(&sparse)?;
-            index.note_tidied(manifest.generation)
+        self.with_index(job, |held| {
+            held.ask(|index| {
+                let entries = index.entries(&named)?;
+                let slots: BTreeMap<_, _> = entries.into_iter().map(|(name, entry)| (name, entry.slots)).collect();
+                index.forget(&sparse(&slots, &used))?;
+                index.note_tidied(manifest.generation)
+            })
         })
     }
 

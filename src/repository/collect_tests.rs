@@ -54,7 +54,7 @@ fn b10_what_was_promised_outlives_every_sweep_until_its_file_is_void() {
     let mut packs = found.packs;
     packs.push(packed(&[9]).pack);
     let places = [found.places[0], Some(Place { pack: 1, slot: 0 })];
-    put_recipe(&bench.store, own, &recipe(&packs, &places), 2).unwrap();
+    put_recipe(&bench.store, own, &recipe_of(&packs, &places, sum_of(&[1, 9])), 2).unwrap();
     bench.store.collect(&job(), later()).unwrap();
     assert_eq!(bench.packs().len(), 2);
     bench.store.give_up(&job(), 2).unwrap();

@@ -6,7 +6,10 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -38,6 +41,8 @@ pub struct Root {
     path: PathBuf,
     steps: Box<dyn Steps>,
     names: AtomicU64,
+    /// Bytes that there is to be room for, of what is on its way (`room`).
+    claimed: Mutex<u64>,
     _lock: File,
 }
 
@@ -75,7 +80,11 @@ impl Root {
         make_directory(&path.join(IMAGES))?;
         make_directory(&path.join(JOBS))?;
         sync_directory(path)?;
-        Ok(Self { path: path.into(), steps, names: AtomicU64::new(0), _lock: lock })
+        Ok(Self { path: path.into(), steps, names: AtomicU64::new(0), claimed: Mutex::new(0), _lock: lock })
+    }
+
+    pub(super) fn claimed(&self) -> MutexGuard<'_, u64> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A path below the root.

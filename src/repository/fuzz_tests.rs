@@ -149,7 +149,7 @@ fn tree(path: &Path) -> BTreeSet<String> {
 
 fn service(root: &Path, key: &TicketKey) -> Router {
     let store = Store::open(root, Box::new(AllSteps), jiff::Timestamp::now()).unwrap();
-    let limits = Limits { part: 200, image: 200, output: 200, outputs: 900, output_files: 9, free: 0 };
+    let limits = Limits { part: 200, packs: 1 << 40, image: 200, output: 200, outputs: 900, output_files: 9, free: 0 };
     let (arrivals, clock) = (Arrivals::default(), Clock::system());
     router(Service { store: Arc::new(store), key: key.clone(), limits, arrivals, clock })
 }

@@ -1,8 +1,12 @@
 //! The indices of blocks that are open, and the way to one: opened, compared with the packs that are there,
 //! and made again if it cannot be read.
+//!
+//! Making one again reads something of every pack. It happens before the job's lock is taken, which a fence
+//! must get at once; until it is done only those wait who need the index.
 
 use std::{
-    collections::HashSet,
+    cell::Cell,
+    collections::{HashMap, HashSet},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -11,9 +15,9 @@ use std::{
 
 use super::{
     blocks::{BlockIndex, Done, Entry},
-    durable::disk_error,
+    durable::{Root, disk_error},
     packs::read_index,
-    store::{Outcome, Store},
+    store::{Outcome, Store, guard, refused},
 };
 use crate::{
     driver::repository::RepositoryError,
@@ -23,50 +27,83 @@ use crate::{
 
 /// Indices that stay open.
 const OPEN: usize = 8;
+/// An index that is found closed or broken is opened again so often.
+const TRIES: u32 = 4;
 
-/// The open ones, the one used last in front.
 #[derive(Default)]
-pub(super) struct Indices(Mutex<Vec<(JobUid, Arc<BlockIndex>)>>);
+struct Open {
+    /// The one used last in front.
+    indices: Vec<(JobUid, Arc<BlockIndex>)>,
+    /// Held by whoever opens one: a file is not opened twice.
+    opening: HashMap<JobUid, Arc<Mutex<()>>>,
+}
+
+/// The open ones.
+#[derive(Default)]
+pub(super) struct Indices(Mutex<Open>);
 
 impl Indices {
-    fn lock(&self) -> MutexGuard<'_, Vec<(JobUid, Arc<BlockIndex>)>> {
+    fn lock(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opening(&self, job: &JobUid) -> Arc<Mutex<()>> {
+        self.lock().opening.entry(job.clone()).or_default().clone()
     }
 
     fn get(&self, job: &JobUid) -> Option<Arc<BlockIndex>> {
         let mut open = self.lock();
-        let at = open.iter().position(|(its, _)| its == job)?;
-        let found = open.remove(at);
-        open.insert(0, found.clone());
+        let at = open.indices.iter().position(|(its, _)| its == job)?;
+        let found = open.indices.remove(at);
+        open.indices.insert(0, found.clone());
         Some(found.1)
+    }
+
+    fn has(&self, job: &JobUid, index: &Arc<BlockIndex>) -> bool {
+        self.lock().indices.iter().any(|(its, open)| its == job && Arc::ptr_eq(open, index))
     }
 
     fn keep(&self, job: &JobUid, index: Arc<BlockIndex>) {
         let mut open = self.lock();
-        open.insert(0, (job.clone(), index));
-        // closed before anybody can look for it again: a file is not opened twice
-        open.truncate(OPEN);
+        open.indices.insert(0, (job.clone(), index));
+        let mut surplus = open.indices.len().saturating_sub(OPEN);
+        // from behind; one that is in use stays, or its file would be opened a second time
+        for at in (0..open.indices.len()).rev() {
+            if surplus > 0 && open.indices.get(at).is_some_and(|(_, index)| Arc::strong_count(index) == 1) {
+                open.indices.remove(at);
+                surplus -= 1;
+            }
+        }
     }
 
     /// Closes one.
     pub(super) fn close(&self, job: &JobUid) {
-        self.lock().retain(|(its, _)| its != job);
+        self.lock().indices.retain(|(its, _)| its != job);
     }
 }
 
 /// What becomes of an index that failed.
 enum Failure {
-    /// The disk did: it may be in order.
-    Disk(io::Error),
+    /// The disk did, or somebody is about to close it: it may be in order.
+    Passing(RepositoryError),
     /// It cannot be read.
     Broken(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Passing(disk_error(&error))
+    }
 }
 
 /// A database that was damaged may do anything; nothing of it is used after it did.
 fn guarded<T>(work: impl FnOnce() -> Done<T>) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(redb::Error::Io(error))) if disk_is_to_blame(&error) => Err(Failure::Disk(error)),
+        Ok(Err(redb::Error::Io(error))) if disk_is_to_blame(&error) => Err(error.into()),
+        Ok(Err(redb::Error::DatabaseAlreadyOpen)) => {
+            Err(Failure::Passing(RepositoryError::Unreachable("an index of blocks is being closed".into())))
+        }
         Ok(Err(error)) => Err(Failure::Broken(error.to_string())),
         Err(_) => Err(Failure::Broken("it panicked".into())),
     }
@@ -77,62 +114,120 @@ fn disk_is_to_blame(error: &io::Error) -> bool {
     matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded | Kind::PermissionDenied | Kind::ReadOnlyFilesystem)
 }
 
+/// The index of a job whose lock is held.
+pub(super) struct Held<'a> {
+    store: &'a Store,
+    job: &'a JobUid,
+    index: Arc<BlockIndex>,
+    broken: Cell<bool>,
+}
+
+impl Held<'_> {
+    /// Asks or changes it. One that cannot be read is thrown away.
+    pub(super) fn ask<T>(&self, work: impl FnOnce(&BlockIndex) -> Done<T>) -> Outcome<T> {
+        let failure = match guarded(|| work(&self.index)) {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
+        };
+        match failure {
+            Failure::Passing(error) => {
+                self.store.indices.close(self.job);
+                Err(error)
+            }
+            Failure::Broken(why) => {
+                self.store.forget_index(self.job, &why)?;
+                self.broken.set(true);
+                Err(RepositoryError::Unreachable(format!("its index of blocks: {why}")))
+            }
+        }
+    }
+}
+
 impl Store {
-    /// Asks or changes the index of a job. Its lock is held.
-    pub(super) fn with_index<T>(&self, job: &JobUid, work: impl Fn(&BlockIndex) -> Done<T>) -> Outcome<T> {
-        let mut again = true;
+    /// Does something under the lock of a job with its index. It is done again, from its beginning, if the index
+    /// turns out to be broken.
+    pub(super) fn with_index<T>(&self, job: &JobUid, mut work: impl FnMut(&Held<'_>) -> Outcome<T>) -> Outcome<T> {
+        let mut tries = 0;
         loop {
-            let done = self.index(job).and_then(|index| guarded(|| work(&index)));
-            let failure = match done {
-                Ok(done) => return Ok(done),
-                Err(failure) => failure,
-            };
-            self.indices.close(job);
-            match failure {
-                Failure::Disk(error) => return Err(disk_error(&error)),
-                Failure::Broken(why) if again => {
-                    again = false;
-                    tracing::warn!(%job, why, "an index of blocks cannot be read and is made again");
-                    self.root.discard(&layout::blocks(job)?).map_err(|e| disk_error(&e))?;
+            tries += 1;
+            let index = self.opened(job)?;
+            let lock = self.lock(job);
+            let _held = guard(&lock);
+            if self.indices.has(job, &index) {
+                let held = Held { store: self, job, index, broken: Cell::new(false) };
+                let done = work(&held);
+                if done.is_ok() || !held.broken.get() || tries >= TRIES {
+                    return done;
                 }
-                Failure::Broken(why) => {
-                    return Err(RepositoryError::Unreachable(format!("its index of blocks: {why}")));
-                }
+            } else if tries >= TRIES {
+                return Err(RepositoryError::Unreachable("its index of blocks is closed again and again".into()));
             }
         }
     }
 
-    fn index(&self, job: &JobUid) -> Result<Arc<BlockIndex>, Failure> {
+    /// Throws the index of a job away: it is made again by whoever needs it next.
+    pub(super) fn forget_index(&self, job: &JobUid, why: &str) -> Outcome<()> {
+        tracing::warn!(%job, why, "an index of blocks is made again");
+        self.indices.close(job);
+        self.root.discard(&layout::blocks(job)?).map_err(|e| disk_error(&e))
+    }
+
+    /// Its index, open and as its packs are. The job's lock is not held: nobody changes packs without the index.
+    fn opened(&self, job: &JobUid) -> Outcome<Arc<BlockIndex>> {
+        let opening = self.indices.opening(job);
+        let _one = guard(&opening);
         if let Some(index) = self.indices.get(job) {
             return Ok(index);
         }
+        let mut again = true;
+        let index = loop {
+            match self.open_index(job) {
+                Ok(index) => break Arc::new(index),
+                Err(Failure::Passing(error)) => return Err(error),
+                Err(Failure::Broken(why)) if again => {
+                    again = false;
+                    self.forget_index(job, &why)?;
+                }
+                Err(Failure::Broken(why)) => {
+                    return Err(RepositoryError::Unreachable(format!("its index of blocks: {why}")));
+                }
+            }
+        };
+        let lock = self.lock(job);
+        let _held = guard(&lock);
+        if self.record(job)?.removed.is_some() {
+            drop(index);
+            self.root.discard(&layout::blocks(job)?).map_err(|e| disk_error(&e))?;
+            return Err(refused("the job was removed"));
+        }
+        self.indices.keep(job, index.clone());
+        Ok(index)
+    }
+
+    fn open_index(&self, job: &JobUid) -> Result<BlockIndex, Failure> {
         let (path, packs) = match (layout::blocks(job), layout::packs(job)) {
             (Ok(path), Ok(packs)) => (path, packs),
-            (Err(error), _) | (_, Err(error)) => return Err(Failure::Broken(error.to_string())),
+            (Err(error), _) | (_, Err(error)) => return Err(Failure::Passing(error.into())),
         };
-        self.root.directory(path.parent().unwrap_or(&path)).map_err(Failure::Disk)?;
-        let names = self.root.list(&packs).map_err(Failure::Disk)?;
+        self.root.directory(path.parent().unwrap_or(&path))?;
+        let names = self.root.list(&packs)?;
         let there: HashSet<PackName> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        let index = guarded(|| {
-            let index = BlockIndex::open(&self.root.at(&path))?;
-            reconcile(&index, &there, &self.root.at(&packs))?;
-            Ok(index)
-        })?;
-        let index = Arc::new(index);
-        self.indices.keep(job, index.clone());
+        let index = guarded(|| BlockIndex::open(&self.root.at(&path)))?;
+        reconcile(&index, &there, &packs, &self.root)?;
         Ok(index)
     }
 }
 
 /// Makes an index say what is there.
-fn reconcile(index: &BlockIndex, there: &HashSet<PackName>, directory: &Path) -> Done<()> {
-    let known = index.packs()?;
+fn reconcile(index: &BlockIndex, there: &HashSet<PackName>, packs: &Path, root: &Root) -> Result<(), Failure> {
+    let known = guarded(|| index.packs())?;
     for gone in known.difference(there) {
-        index.remove(*gone, &[])?;
+        guarded(|| index.remove(*gone, &[]))?;
     }
     for new in there.difference(&known) {
-        match read_index(&directory.join(new.to_string()), *new) {
-            Ok((pack, read)) => index.add(&Entry::of(pack, &read, None), read.blocks())?,
+        root.announce("note the blocks of a pack")?;
+        match read_index(&root.at(&packs.join(new.to_string())), *new) {
+            Ok((pack, read)) => guarded(|| index.add(&Entry::of(pack, &read, None), read.blocks()))?,
             // found out again by whoever needs it
             Err(error) => tracing::error!(pack = %new, %error, "a pack cannot be read"),
         }

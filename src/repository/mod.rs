@@ -8,7 +8,8 @@
 //! A file of a part is stored whole, or as a recipe over packs of blocks that all generations of its job share
 //! (`store::recipe`, `store::pack`). Packs are asked for in `packs`, found by their blocks in an index that can be
 //! lost (`blocks`, `indices`), and removed when no recipe names them and nobody was promised them lately
-//! (`collect`). A job may take another one's generation over (`adopt`).
+//! (`collect`). All of them are read now and again (`readback`, `scrub`), and a generation that needs what is not
+//! there any more is no source for a restore (`damage`). A job may take another one's generation over (`adopt`).
 
 mod access;
 mod adopt;
@@ -16,15 +17,18 @@ pub mod arrivals;
 mod blocks;
 pub mod check;
 pub mod collect;
+mod damage;
 pub mod durable;
 pub mod http;
 mod images;
 mod indices;
 mod packs;
 mod publish;
+mod readback;
 mod receive;
 mod recipes;
 pub mod room;
+mod scrub;
 pub mod store;
 pub mod uploads;
 pub mod usage;
@@ -75,6 +79,9 @@ pub struct Serve {
     /// Largest part of a generation that one member may send, in bytes as stored.
     #[arg(long, default_value_t = 1 << 40)]
     max_part: u64,
+    /// All packs of one job, in bytes: what its generations share.
+    #[arg(long, default_value_t = 1 << 42)]
+    max_packs: u64,
     /// Largest image, in bytes.
     #[arg(long, default_value_t = 1 << 38)]
     max_image: u64,
@@ -112,6 +119,7 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     let limits = Limits {
         part: args.max_part,
+        packs: args.max_packs,
         image: args.max_image,
         output: args.max_output,
         outputs: args.max_outputs,
@@ -121,6 +129,7 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
     let arrivals = Arrivals::default();
     let store = Arc::new(store);
     tokio::spawn(collect::keep_collecting(store.clone(), clock.clone(), stop.clone()));
+    tokio::spawn(scrub::keep_reading(store.clone(), clock.clone(), stop.clone()));
     let shown = store.clone();
     let router = http::router(Service { store, key, limits, arrivals, clock: clock.clone() });
     let metrics = Metrics::new();
@@ -144,6 +153,10 @@ mod collect_tests;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod indices_tests;
 #[cfg(test)]
 mod packs_tests;

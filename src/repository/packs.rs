@@ -3,7 +3,7 @@
 //! All but the reading happens under the job's lock, which a sweep takes too (safety B10).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{self, File, FileTimes},
     io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
@@ -15,10 +15,13 @@ use rustix::io::Errno;
 
 use super::{
     blocks::Entry,
-    durable::{Staged, disk_error},
+    durable::disk_error,
+    indices::Held,
+    publish::FileIdentity,
     receive::Received,
-    recipes::{self, Needs},
-    store::{Outcome, Store, guard, refused},
+    recipes::Needs,
+    room::Most,
+    store::{Outcome, Store, refused},
     uploads::Origin,
 };
 use crate::{
@@ -26,7 +29,6 @@ use crate::{
     names::JobUid,
     store::{
         layout::{self, DAMAGED, PartName},
-        manifest::{FileForm, PartFile},
         pack::{BlockName, Index, MAX_STORED, PackError, PackName, PackRef, TRAILER, index_length},
         recipe::{Located, Place},
     },
@@ -34,10 +36,8 @@ use crate::{
 
 /// A promise is written to the disk when the last one is older.
 const PROMISED: SignedDuration = SignedDuration::from_mins(10);
-/// A pack that was read within this time is not read again for a publication.
-const TRUSTED: SignedDuration = SignedDuration::from_hours(24);
-/// So many packs are noted as read at once: a publication that is tried again goes on from there.
-const NOTED_TOGETHER: usize = 64;
+/// A pack that changes while it is being judged is looked at again so often.
+const LOOKS: u32 = 3;
 const _: () = assert!(MAX_STORED < u32::MAX as usize);
 
 /// What is wrong with a pack on the disk.
@@ -114,12 +114,32 @@ pub(super) fn check_pack(path: &Path, name: PackName, blocks: bool) -> Result<(P
     Ok((pack, index))
 }
 
+/// The frames of a pack that are not what its index says; none if nothing of it can be used.
+pub(super) fn bad_frames(path: &Path, name: PackName) -> Result<Option<BTreeSet<usize>>, Trouble> {
+    let read = read_index(path, name).and_then(|(_, index)| {
+        let mut frames = Vec::new();
+        File::open(path)?.take(index.frames_end()).read_to_end(&mut frames).map_err(unreadable)?;
+        Ok((index, frames))
+    });
+    let (index, frames) = match read {
+        Err(Trouble::Damaged(_)) => return Ok(None),
+        read => read?,
+    };
+    let mut bad: BTreeSet<usize> = (0..index.frames()).collect();
+    for (number, stored) in index.split(0, &frames).flatten() {
+        if index.check(number, stored).is_ok() {
+            bad.remove(&number);
+        }
+    }
+    Ok(Some(bad))
+}
+
 /// Where a damaged pack is put.
 pub(super) fn damaged_pack(job: &JobUid, name: PackName) -> Outcome<PathBuf> {
     Ok(layout::pack(job, name)?.with_extension(DAMAGED))
 }
 
-fn absent(name: PackName) -> RepositoryError {
+pub(super) fn absent(name: PackName) -> RepositoryError {
     RepositoryError::NotFound(format!("pack {name}"))
 }
 
@@ -140,10 +160,19 @@ impl Store {
 
     /// Which of these blocks the job has; their packs stay until the file is published or void.
     pub fn find_blocks(&self, job: &JobUid, origin: Origin, names: &[BlockName], now: Timestamp) -> Outcome<Located> {
-        let lock = self.lock(job);
-        let _held = guard(&lock);
+        self.with_index(job, |index| self.find_in(index, job, origin, names, now))
+    }
+
+    fn find_in(
+        &self,
+        index: &Held<'_>,
+        job: &JobUid,
+        origin: Origin,
+        names: &[BlockName],
+        now: Timestamp,
+    ) -> Outcome<Located> {
         self.record(job)?.with_part(origin.generation, origin.incarnation).map_err(refused)?;
-        let rows = self.with_index(job, |index| index.find(names))?;
+        let rows = index.ask(|index| index.find(names))?;
         let mut found = Located::default();
         let mut numbers: HashMap<PackName, Option<u32>> = HashMap::new();
         for row in rows {
@@ -191,17 +220,34 @@ impl Store {
         origin: Origin,
         name: PackName,
         received: &Received,
-        most: u64,
+        most: Most,
         now: Timestamp,
     ) -> Outcome<()> {
-        let Origin { generation, incarnation, member, kind } = origin;
         let checked = check_pack(received.staged.path(), name, true);
         let (pack, index) = checked.map_err(|trouble| match trouble {
             Trouble::Disk(error) => disk_error(&error),
             Trouble::Damaged(error) => RepositoryError::Damaged(format!("pack {name}: {error}")),
         })?;
-        let lock = self.lock(job);
-        let _held = guard(&lock);
+        let mut placed = false;
+        self.with_index(job, |held| {
+            if !placed {
+                self.place_pack(held, job, origin, pack, received, most)?;
+                placed = true;
+            }
+            held.ask(|known| known.add(&Entry::of(pack, &index, Some(now)), index.blocks()))
+        })
+    }
+
+    fn place_pack(
+        &self,
+        held: &Held<'_>,
+        job: &JobUid,
+        origin: Origin,
+        pack: PackRef,
+        received: &Received,
+        most: Most,
+    ) -> Outcome<()> {
+        let Origin { generation, incarnation, member, kind } = origin;
         self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
         let is_new = !self.has_pack(job, &pack)?;
         if is_new {
@@ -212,26 +258,29 @@ impl Store {
             if self.root.at(&noted).exists() {
                 return Err(RepositoryError::Refused("the member's part was noted without it".into()));
             }
-            if received.length > self.room_in_part(job, generation, (incarnation, member, kind), most)? {
-                return Err(RepositoryError::TooLarge(format!("the member's part is more than {most} bytes")));
+            if received.length > self.room_in_part(job, generation, (incarnation, member, kind), most.part)? {
+                return Err(RepositoryError::TooLarge(format!("the member's part is more than {} bytes", most.part)));
+            }
+            if held.ask(|known| Ok(known.bytes()))?.saturating_add(received.length) > most.job {
+                return Err(RepositoryError::TooLarge(format!("the job's packs are more than {} bytes", most.job)));
             }
         }
         // one that is there already may be damaged, and this one is not
         self.root.directory(&layout::packs(job)?).map_err(|e| disk_error(&e))?;
-        self.root.place(&received.staged, &layout::pack(job, name)?).map_err(|e| disk_error(&e))?;
+        self.root.place(&received.staged, &layout::pack(job, pack.name)?).map_err(|e| disk_error(&e))?;
         if is_new {
             self.uploads.arrived(job, origin, pack);
+            self.damage.changed(job, Some(pack.name));
         } else {
-            self.uploads.promise(job, origin, [name]);
+            self.uploads.promise(job, origin, [pack.name]);
         }
-        self.root.discard(&damaged_pack(job, name)?).map_err(|e| disk_error(&e))?;
-        self.with_index(job, |known| known.add(&Entry::of(pack, &index, Some(now)), index.blocks()))
+        self.root.discard(&damaged_pack(job, pack.name)?).map_err(|e| disk_error(&e))
     }
 
-    /// Whether all is there that a recipe needs. The job's lock is held.
-    pub(super) fn check_needs(&self, job: &JobUid, needs: &Needs) -> Outcome<()> {
+    /// Whether all is there that a recipe needs.
+    pub(super) fn check_needs(&self, held: &Held<'_>, job: &JobUid, needs: &Needs) -> Outcome<()> {
         let names: Vec<PackName> = needs.packs.iter().map(|(pack, _)| pack.name).collect();
-        let known = self.with_index(job, |index| index.entries(&names))?;
+        let known = held.ask(|index| index.entries(&names))?;
         for (pack, slots) in &needs.packs {
             let entry = known.get(&pack.name).filter(|entry| entry.pack == *pack).ok_or_else(|| absent(pack.name))?;
             if !self.has_pack(job, pack)? {
@@ -260,92 +309,69 @@ impl Store {
 
     /// Somebody doubts a pack: reads it again, and sets it aside if it is damaged, so that its blocks are sent
     /// again. One that was set aside and reads right is put back. Whether it is damaged or gone.
-    pub fn doubt_pack(&self, job: &JobUid, name: PackName) -> Outcome<bool> {
-        let path = layout::pack(job, name)?;
-        let lock = self.lock(job);
-        let _held = guard(&lock);
-        match check_pack(&self.root.at(&path), name, false) {
-            Ok(_) => return Ok(false),
-            Err(Trouble::Disk(error)) if error.kind() != io::ErrorKind::NotFound => return Err(disk_error(&error)),
-            Err(Trouble::Disk(_)) => match check_pack(&self.root.at(&damaged_pack(job, name)?), name, false) {
-                Ok((pack, index)) => {
-                    tracing::warn!(%job, pack = %name, "a pack that was set aside reads right and is put back");
-                    self.root.set_aside(&damaged_pack(job, name)?, &path).map_err(|e| disk_error(&e))?;
-                    self.with_index(job, |known| known.add(&Entry::of(pack, &index, None), index.blocks()))?;
-                    return Ok(false);
+    ///
+    /// It is read outside the job's lock; under it, it must still be what was read.
+    pub(super) fn doubt_pack(&self, job: &JobUid, name: PackName) -> Outcome<bool> {
+        if !self.root.at(&layout::packs(job)?).exists() {
+            return Ok(true);
+        }
+        for _ in 0..LOOKS {
+            let (path, aside) = (layout::pack(job, name)?, damaged_pack(job, name)?);
+            let (there, apart) = (self.look(&path, name)?, self.look(&aside, name)?);
+            let decided = self.with_index(job, |held| {
+                if (there.identity, apart.identity) != (self.identity(&path)?, self.identity(&aside)?) {
+                    return Ok(None);
                 }
-                Err(Trouble::Disk(error)) if error.kind() != io::ErrorKind::NotFound => return Err(disk_error(&error)),
-                Err(_) => {}
-            },
-            Err(Trouble::Damaged(error)) => {
-                tracing::error!(%job, pack = %name, %error, "a pack is damaged and is set aside");
-                self.root.set_aside(&path, &damaged_pack(job, name)?).map_err(|e| disk_error(&e))?;
-            }
-        }
-        if self.root.at(&layout::packs(job)?).exists() {
-            self.with_index(job, |index| index.remove(name, &[]))?;
-        }
-        Ok(true)
-    }
-
-    /// Reads back what a recipe that has come needs, unless it was read lately: what has rotted is sent again while
-    /// its sender still has it, and at the publication it would be too late.
-    pub(super) fn read_needs_back(
-        &self,
-        job: &JobUid,
-        file: &PartFile,
-        staged: &Staged,
-        now: Timestamp,
-    ) -> Outcome<()> {
-        if file.form == FileForm::Whole {
-            return Ok(());
-        }
-        let packs = {
-            let _reading = guard(&self.reading);
-            recipes::check(staged.path(), file).map_err(refused)?.1
-        };
-        self.read_packs_back(job, &packs, now).map_err(|error| match error {
-            RepositoryError::Damaged(what) => RepositoryError::NotFound(what),
-            other => other,
-        })
-    }
-
-    /// Reads back the packs that were not read lately, and sets aside the damaged ones. Outside the job's lock,
-    /// which is taken for a moment to note what was found.
-    pub(super) fn read_packs_back(&self, job: &JobUid, packs: &[PackRef], now: Timestamp) -> Outcome<()> {
-        let lock = self.lock(job);
-        let names: Vec<PackName> = packs.iter().map(|pack| pack.name).collect();
-        let known = {
-            let _held = guard(&lock);
-            self.with_index(job, |index| index.entries(&names))?
-        };
-        // a time to come is no time it was read at: the clock was wrong
-        let lately = now.as_second().saturating_sub(TRUSTED.as_secs())..=now.as_second();
-        let old: Vec<PackName> = names
-            .into_iter()
-            .filter(|name| !known.get(name).is_some_and(|entry| lately.contains(&entry.verified)))
-            .collect();
-        let mut worst = Ok(());
-        for some in old.chunks(NOTED_TOGETHER) {
-            let mut good = Vec::new();
-            for name in some {
-                let found = check_pack(&self.root.at(&layout::pack(job, *name)?), *name, false);
-                match found {
-                    Ok(_) => good.push(*name),
-                    // all are looked at: the next try finds none of the bad ones
-                    Err(trouble) if trouble.is_absence() => worst = worst.and(Err(absent(*name))),
-                    Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
-                    Err(Trouble::Damaged(error)) => {
-                        self.doubt_pack(job, *name)?;
-                        worst = worst.and(Err(RepositoryError::Damaged(format!("pack {name}: {error}"))));
+                match (&there.found, &apart.found) {
+                    (Some(Ok(_)), _) => return Ok(Some(false)),
+                    (Some(Err(error)), _) => {
+                        tracing::error!(%job, pack = %name, %error, "a pack is damaged and is set aside");
+                        self.root.set_aside(&path, &aside).map_err(|e| disk_error(&e))?;
                     }
+                    (None, Some(Ok((pack, index)))) => {
+                        tracing::warn!(%job, pack = %name, "a pack that was set aside reads right and is put back");
+                        self.root.set_aside(&aside, &path).map_err(|e| disk_error(&e))?;
+                        self.damage.changed(job, None);
+                        held.ask(|known| known.add(&Entry::of(*pack, index, None), index.blocks()))?;
+                        return Ok(Some(false));
+                    }
+                    (None, Some(Err(_)) | None) => {}
                 }
+                self.damage.changed(job, None);
+                held.ask(|index| index.remove(name, &[]))?;
+                Ok(Some(true))
+            })?;
+            if let Some(damaged) = decided {
+                return Ok(damaged);
             }
-            let _held = guard(&lock);
-            self.with_index(job, |index| index.note_verified(&good, now))?;
         }
-        worst
+        Err(RepositoryError::Unreachable(format!("pack {name} changes while it is read")))
     }
+
+    fn identity(&self, below: &Path) -> Outcome<Option<FileIdentity>> {
+        match fs::metadata(self.root.at(below)) {
+            Ok(found) => Ok(Some(FileIdentity::of(&found))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(disk_error(&error)),
+        }
+    }
+
+    fn look(&self, below: &Path, name: PackName) -> Outcome<Look> {
+        let identity = self.identity(below)?;
+        let found = match check_pack(&self.root.at(below), name, false) {
+            Ok(found) => Some(Ok(found)),
+            Err(trouble) if trouble.is_absence() => None,
+            Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
+            Err(Trouble::Damaged(error)) => Some(Err(error)),
+        };
+        Ok(Look { identity, found })
+    }
+}
+
+/// What a look at a pack has shown.
+struct Look {
+    identity: Option<FileIdentity>,
+    found: Option<Result<(PackRef, Index), PackError>>,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::{
     durable::{AllSteps, Steps},
     packs::damaged_pack,
     receive::Received,
+    room::Most,
     store::{Outcome, Store},
     uploads::Origin,
 };
@@ -51,13 +52,18 @@ pub(super) fn packed(blocks: Blocks<'_>) -> Packed {
     builder.finish().unwrap()
 }
 
-/// A recipe as it is sent: the places of the blocks of a file, in order.
+/// A recipe that is of no blocks in particular.
 pub(super) fn recipe(packs: &[PackRef], places: &[Option<Place>]) -> Vec<u8> {
+    recipe_of(packs, places, Sum::default())
+}
+
+/// A recipe as it is sent: the places of the blocks of a file, in order.
+pub(super) fn recipe_of(packs: &[PackRef], places: &[Option<Place>], sum: Sum) -> Vec<u8> {
     #[derive(Serialize)]
     struct Form(u8, u32, Vec<PackRef>, Content, Sum, Vec<Run>);
     let length = (places.len() * BLOCK) as u64;
     let runs = places.iter().map(|place| Run { count: 1, place: *place }).collect();
-    let form = Form(1, u32::try_from(BLOCK).unwrap(), packs.to_vec(), Content::File { length }, Sum::default(), runs);
+    let form = Form(1, u32::try_from(BLOCK).unwrap(), packs.to_vec(), Content::File { length }, sum, runs);
     zstd::bulk::compress(&postcard::to_stdvec(&form).unwrap(), 1).unwrap()
 }
 
@@ -68,7 +74,8 @@ pub(super) fn received(store: &Store, bytes: &[u8]) -> Received {
 }
 
 pub(super) fn put_pack(store: &Store, origin: Origin, Packed { pack, bytes }: &Packed, now: Timestamp) -> Outcome<()> {
-    store.keep_pack(&job(), origin, pack.name, &received(store, bytes), u64::MAX, now)
+    let most = Most { part: u64::MAX, job: u64::MAX };
+    store.keep_pack(&job(), origin, pack.name, &received(store, bytes), most, now)
 }
 
 /// Sends a file as an agent does: asks for its blocks, sends a pack of the others, then the recipe.
@@ -99,7 +106,15 @@ pub(super) fn put_file(store: &Store, origin: Origin, blocks: Blocks<'_>, now: T
         put_pack(store, origin, &made, now)?;
         packs.push(made.pack);
     }
-    put_recipe_at(store, origin, &recipe(&packs, &places), blocks.len(), now)
+    put_recipe_at(store, origin, &recipe_of(&packs, &places, sum_of(blocks)), blocks.len(), now)
+}
+
+/// What tells a file from others.
+pub(super) fn sum_of(blocks: Blocks<'_>) -> Sum {
+    let mut sum = Sum::default();
+    let some = (0..).zip(blocks).filter(|(_, n)| **n != 0);
+    some.for_each(|(number, n)| sum.add(number, &BlockName::of(&content(*n))));
+    sum
 }
 
 pub(super) fn put_recipe(store: &Store, origin: Origin, bytes: &[u8], blocks: usize) -> Outcome<PartFile> {
@@ -112,7 +127,7 @@ fn put_recipe_at(store: &Store, origin: Origin, bytes: &[u8], blocks: usize, now
     let (stored, digest) = (received.length, received.digest);
     let size = (blocks * BLOCK) as u64;
     let file = PartFile { kind, form: FileForm::Recipe, size, stored, packed: 0, digest };
-    store.read_needs_back(&job(), &file, &received.staged, now)?;
+    store.read_needs_back(&job(), &received.staged, now, None)?;
     store.keep_file(&job(), generation, (incarnation, member), &file, &received.staged, u64::MAX)
 }
 
@@ -194,7 +209,7 @@ impl Bench {
         Self { directory, store }
     }
 
-    fn open(directory: &Path, steps: impl Steps + 'static) -> Store {
+    pub(super) fn open(directory: &Path, steps: impl Steps + 'static) -> Store {
         Store::open(&directory.join("root"), Box::new(steps), Timestamp::UNIX_EPOCH).unwrap()
     }
 
@@ -349,7 +364,7 @@ fn d2_packs_count_for_what_a_part_may_take() {
     let most = first.bytes.len() as u64 + 1000;
     let put = |made: &Packed| {
         let received = received(&bench.store, &made.bytes);
-        bench.store.keep_pack(&job(), own, made.pack.name, &received, most, now())
+        bench.store.keep_pack(&job(), own, made.pack.name, &received, Most { part: most, job: u64::MAX }, now())
     };
     put(&first).unwrap();
     put(&first).unwrap();

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     durable::disk_error,
+    readback::TRUSTED,
     recipes,
     store::{Outcome, Store, guard, refused},
 };
@@ -96,7 +97,7 @@ impl Store {
         }
         let packs: Vec<PackRef> = packs.into_values().collect();
         if !packs.is_empty() {
-            self.read_packs_back(&manifest.job, &packs, now)?;
+            self.read_packs_back(&manifest.job, &packs, TRUSTED, now, None)?;
         }
         Ok(ReadBack { files, packs })
     }
@@ -122,7 +123,7 @@ pub(super) struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(found: &std::fs::Metadata) -> Self {
+    pub(super) fn of(found: &std::fs::Metadata) -> Self {
         let changed = (found.mtime(), found.mtime_nsec());
         Self { device: found.dev(), inode: found.ino(), length: found.len(), changed }
     }

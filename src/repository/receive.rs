@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use futures::StreamExt;
 use sha2::Digest;
 use tokio::io::AsyncWriteExt;
@@ -16,7 +16,7 @@ use crate::{driver::repository::RepositoryError, store::layout::image_name};
 
 /// A sender that is silent this long has gone.
 const SILENCE: Duration = Duration::from_secs(60);
-/// After so many bytes it is looked again whether the disk has room.
+/// If it is not said how much will come, room for so many bytes is claimed at a time.
 const LOOK: u64 = 64 << 20;
 /// How long the rest of a refused body is read, so that the sender gets to see the refusal.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -80,11 +80,14 @@ pub(super) async fn receive(
     arrival: &Arrival,
 ) -> Result<Received, RepositoryError> {
     let staged = root.staged();
+    let said = body.size_hint().exact();
     let mut stream = body.into_data_stream();
     let mut length = 0;
-    let mut looked = 0;
     let taking = async {
-        root.check_free(bounds.free)?;
+        if said.is_some_and(|said| said > bounds.most) {
+            return Err(RepositoryError::TooLarge(format!("more than {} bytes", bounds.most)));
+        }
+        let mut claim = root.claim(said.unwrap_or(0), bounds.free)?;
         let mut options = tokio::fs::OpenOptions::new();
         let opened = options.create_new(true).write(true).mode(0o600).open(staged.path()).await;
         let mut file = opened.map_err(|e| disk_error(&e))?;
@@ -99,10 +102,7 @@ pub(super) async fn receive(
             if length > bounds.most {
                 return Err(RepositoryError::TooLarge(format!("more than {} bytes", bounds.most)));
             }
-            if length - looked >= LOOK {
-                root.check_free(bounds.free)?;
-                looked = length;
-            }
+            claim.take(chunk.len() as u64, LOOK)?;
             hash.update(&chunk);
             file.write_all(&chunk).await.map_err(|e| disk_error(&e))?;
         }

@@ -1,7 +1,7 @@
 //! Recipes on the disk, read within bounds (safety D3). Knows nothing of what the packs hold.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     path::Path,
@@ -15,8 +15,8 @@ use crate::{
     driver::repository::RepositoryError,
     store::{
         manifest::PartFile,
-        pack::{PackName, PackRef},
-        recipe::{Head, MAX_BYTES, MAX_STORED, Recipe},
+        pack::{FRAME, PackName, PackRef},
+        recipe::{Head, MAX_BYTES, MAX_STORED, Recipe, Sum},
     },
 };
 
@@ -35,6 +35,43 @@ pub(super) struct Needs {
     pub(super) packs: Vec<(PackRef, u32)>,
     /// How many of its blocks are in each.
     pub(super) used: BTreeMap<PackName, u64>,
+    /// Where its blocks are.
+    pub(super) places: Vec<Places>,
+    /// What tells its blocks from others.
+    pub(super) sum: Sum,
+}
+
+/// Blocks that lie side by side, in a file and in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Places {
+    /// Number of the pack.
+    pub(super) pack: u32,
+    /// The first one's slot.
+    pub(super) slot: u32,
+    /// How many.
+    pub(super) count: u32,
+    /// The first one's number in the file.
+    pub(super) block: u64,
+}
+
+/// The frames of a pack that cannot be used any more; none: all of them.
+pub(super) type Lost = BTreeMap<PackName, Option<BTreeSet<usize>>>;
+
+impl Needs {
+    /// A pack of which it needs what is lost.
+    pub(super) fn lacks(&self, lost: &Lost) -> Option<PackName> {
+        let in_frame = (FRAME / self.block_size as usize).max(1);
+        let found = self.places.iter().find_map(|places| {
+            let (pack, _) = self.packs.get(places.pack as usize)?;
+            let (first, last) = (places.slot as usize, (places.slot + places.count).saturating_sub(1) as usize);
+            let is_hit = match lost.get(&pack.name)? {
+                None => true,
+                Some(frames) => frames.range(first / in_frame..=last / in_frame).next().is_some(),
+            };
+            is_hit.then_some(pack.name)
+        });
+        found
+    }
 }
 
 fn damaged(path: &Path, why: impl std::fmt::Display) -> RepositoryError {
@@ -55,15 +92,24 @@ pub(super) fn read(path: &Path) -> Result<Needs, String> {
         return Err(format!("a recipe of more than {MOST} bytes"));
     }
     let Recipe { head, runs } = Recipe::parse(&bytes).map_err(|e| e.to_string())?;
+    drop(bytes);
     let mut packs: Vec<(PackRef, u32)> = head.packs.into_iter().map(|pack| (pack, 0)).collect();
-    let mut used = BTreeMap::new();
-    for (place, count) in runs.iter().filter_map(|run| Some((run.place?, run.count))) {
-        if let Some((pack, slots)) = packs.get_mut(place.pack as usize) {
-            *slots = (*slots).max(place.slot.saturating_add(count));
-            *used.entry(pack.name).or_default() += u64::from(count);
+    let (mut used, mut places, mut block) = (BTreeMap::new(), Vec::new(), 0);
+    for run in &runs {
+        if let Some(place) = run.place
+            && let Some((pack, slots)) = packs.get_mut(place.pack as usize)
+        {
+            *slots = (*slots).max(place.slot.saturating_add(run.count));
+            *used.entry(pack.name).or_default() += u64::from(run.count);
+            places.push(Places { pack: place.pack, slot: place.slot, count: run.count, block });
         }
+        block += u64::from(run.count);
     }
-    Ok(Needs { block_size: head.block_size, packs, used })
+    if packs.iter().any(|(_, slots)| *slots == 0) {
+        // it would keep the pack, and nobody could say what for
+        return Err("a recipe names a pack of which it needs nothing".into());
+    }
+    Ok(Needs { block_size: head.block_size, packs, used, places, sum: head.sum })
 }
 
 /// Reads a stored recipe back as far as its packs, if it is still what was stored.

@@ -21,6 +21,8 @@ use crate::{
 pub struct Limits {
     /// A member's part of a generation; less if its ticket says so.
     pub part: u64,
+    /// All packs of a job.
+    pub packs: u64,
     /// An image.
     pub image: u64,
     /// A file of a job's result.
@@ -33,15 +35,68 @@ pub struct Limits {
     pub free: u64,
 }
 
+/// Most bytes of what a pack belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    /// Of the part.
+    pub(super) part: u64,
+    /// Of all packs of the job.
+    pub(super) job: u64,
+}
+
+/// Room on the disk for what is on its way. What is written is not counted twice; what is left of it is given back
+/// at its end.
+pub(super) struct Claim<'a> {
+    root: &'a Root,
+    left: u64,
+    floor: u64,
+}
+
 impl Root {
-    /// Refuses when the disk has less than `floor` bytes left.
-    pub(super) fn check_free(&self, floor: u64) -> Outcome<()> {
-        let disk = rustix::fs::statvfs(self.at(Path::new(""))).map_err(|e| disk_error(&e.into()))?;
+    /// Room for so many bytes that are not written yet: refused if less than `floor` would be left when all that
+    /// is on its way has come.
+    pub(super) fn claim(&self, bytes: u64, floor: u64) -> Outcome<Claim<'_>> {
+        let mut claim = Claim { root: self, left: 0, floor };
+        claim.more(bytes)?;
+        Ok(claim)
+    }
+}
+
+impl Claim<'_> {
+    fn more(&mut self, bytes: u64) -> Outcome<()> {
+        let mut claimed = self.root.claimed();
+        let disk = rustix::fs::statvfs(self.root.at(Path::new(""))).map_err(|e| disk_error(&e.into()))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < floor {
-            return Err(RepositoryError::Full(format!("{free} bytes are free, and {floor} are kept free")));
+        let (floor, coming) = (self.floor, *claimed);
+        if free < floor.saturating_add(coming).saturating_add(bytes) {
+            return Err(RepositoryError::Full(format!(
+                "{free} bytes are free, {floor} are kept free, {coming} are on their way, and {bytes} are to come"
+            )));
         }
+        *claimed += bytes;
+        self.left += bytes;
         Ok(())
+    }
+
+    /// These bytes are about to be written; more room is claimed if that is needed.
+    pub(super) fn take(&mut self, bytes: u64, at_least: u64) -> Outcome<()> {
+        if bytes > self.left {
+            self.more(at_least.max(bytes))?;
+        }
+        self.give_back(bytes);
+        Ok(())
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        let mut claimed = self.root.claimed();
+        *claimed = claimed.saturating_sub(bytes);
+        self.left = self.left.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.give_back(self.left);
     }
 }
 
@@ -104,5 +159,31 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(disk_error(&error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::durable::AllSteps;
+
+    #[test]
+    fn c2_two_that_come_at_once_do_not_see_the_same_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::open(&directory.path().join("root"), Box::new(AllSteps)).unwrap();
+        let disk = rustix::fs::statvfs(directory.path()).unwrap();
+        // others write to this disk as well
+        let (most, slack) = (disk.f_bavail * disk.f_frsize, 1 << 30);
+        let floor = most.saturating_sub(4 * slack);
+        let mut first = root.claim(3 * slack, floor).unwrap();
+        assert!(matches!(root.claim(3 * slack, floor).map(drop), Err(RepositoryError::Full(_))));
+        // what is written shows on the disk itself
+        first.take(2 * slack, 0).unwrap();
+        assert_eq!(*root.claimed(), slack);
+        first.take(slack, 0).unwrap();
+        assert!(matches!(first.take(5 * slack, 0), Err(RepositoryError::Full(_))));
+        let second = root.claim(slack, floor).unwrap();
+        drop((first, second));
+        assert_eq!(*root.claimed(), 0);
     }
 }

@@ -17,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     adopt::Adoptions,
     collect::Collections,
+    damage::Damage,
     durable::{Root, Staged, Steps, disk_error},
     indices::Indices,
     receive::Received,
@@ -26,7 +27,7 @@ use super::{
     usage::Known,
 };
 use crate::{
-    driver::repository::{GenerationSummary, JobContent, KeptPart, RepositoryError},
+    driver::repository::{DamagedGeneration, GenerationSummary, JobContent, KeptPart, RepositoryError},
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         admission::{JobRecord, part_is_void},
@@ -49,6 +50,8 @@ pub struct Store {
     pub(super) indices: Indices,
     /// What came for files that are not published.
     pub(super) uploads: Uploads,
+    /// Which generations cannot be restored any more.
+    pub(super) damage: Damage,
     /// Which jobs are to be swept for packs.
     pub(super) collections: Collections,
     /// Which generations are being taken over.
@@ -88,6 +91,7 @@ impl Store {
             images: Mutex::default(),
             indices: Indices::default(),
             uploads: Uploads::default(),
+            damage: Damage::default(),
             collections: Collections::default(),
             adoptions: Adoptions::default(),
             started: Instant::now(),
@@ -160,16 +164,23 @@ impl Store {
         if record.removed.is_some() {
             return Ok(JobContent::default());
         }
-        let mut generations = Vec::new();
-        for number in self.numbers(job)? {
-            match self.published(job, number) {
-                Ok(manifest) => generations.extend(manifest.as_ref().map(GenerationSummary::from)),
+        let known = self.known_damage(job)?;
+        let (mut generations, mut damaged) = (Vec::new(), Vec::new());
+        for generation in self.numbers(job)? {
+            let why = match (self.published(job, generation), known.get(&generation)) {
+                (Ok(None), _) => continue,
+                (Ok(Some(manifest)), None) => {
+                    generations.push(GenerationSummary::from(&manifest));
+                    continue;
+                }
                 // no source for a restore (safety B7), and no reason to hide the others
-                Err(RepositoryError::Damaged(what)) => tracing::error!(%job, what, "a generation is unreadable"),
-                Err(other) => return Err(other),
-            }
+                (Ok(Some(_)), Some(why)) => why.clone(),
+                (Err(RepositoryError::Damaged(why)), _) => why,
+                (Err(other), _) => return Err(other),
+            };
+            damaged.push(DamagedGeneration { generation, why });
         }
-        Ok(JobContent { generations, highest: record.highest, fence: record.fence })
+        Ok(JobContent { generations, damaged, highest: record.highest, fence: record.fence })
     }
 
     /// The manifest of a complete generation.
@@ -236,8 +247,29 @@ impl Store {
                 Some(recipes::read(staged.path()).map_err(refused)?)
             }
         };
-        let lock = self.lock(job);
-        let _held = guard(&lock);
+        let place = |check: &dyn Fn() -> Outcome<()>| {
+            self.place_file(job, generation, (incarnation, member), file, staged, (most, check))
+        };
+        match needs {
+            Some(needs) => self.with_index(job, |held| place(&|| self.check_needs(held, job, &needs))),
+            None => {
+                let lock = self.lock(job);
+                let _held = guard(&lock);
+                place(&|| Ok(()))
+            }
+        }
+    }
+
+    /// The same, with the job's lock held; `check` says whether what the file needs is there.
+    fn place_file(
+        &self,
+        job: &JobUid,
+        generation: Generation,
+        (incarnation, member): (Incarnation, MemberIndex),
+        file: &PartFile,
+        staged: &Staged,
+        (most, check): (u64, &dyn Fn() -> Outcome<()>),
+    ) -> Outcome<PartFile> {
         self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
         // the part's other files may have arrived at the same time
         if file.stored > self.room_in_part(job, generation, (incarnation, member, file.kind), most)? {
@@ -268,9 +300,7 @@ impl Store {
                 Err(RepositoryError::Refused("the member's part was noted without it".into()))
             };
         }
-        if let Some(needs) = &needs {
-            self.check_needs(job, needs)?;
-        }
+        check()?;
         self.root.directory(&directory).map_err(|e| disk_error(&e))?;
         self.root.place(staged, &directory.join(own.to_string())).map_err(|e| disk_error(&e))?;
         // one file of a kind: what was sent before cannot be meant any more
@@ -307,7 +337,10 @@ impl Store {
         let file = manifest.file(member, kind, digest).ok_or_else(absent)?;
         let path = Self::file_path(job, generation, manifest.incarnation, member, file)?;
         File::open(self.root.at(&path)).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => RepositoryError::Damaged(format!("{} is missing", path.display())),
+            io::ErrorKind::NotFound => {
+                self.damage.changed(job, None);
+                RepositoryError::Damaged(format!("{} is missing", path.display()))
+            }
             _ => disk_error(&e),
         })
     }
@@ -391,6 +424,7 @@ impl Store {
     fn drop_content(&self, job: &JobUid) -> Outcome<()> {
         self.uploads.end(job, |_| true);
         self.indices.close(job);
+        self.damage.forget(job);
         for path in [layout::generations(job)?, layout::packs(job)?, layout::blocks(job)?, layout::outputs(job)?] {
             self.root.discard(&path).map_err(|e| disk_error(&e))?;
         }

@@ -151,6 +151,7 @@ fn summary(job: &BestEffortJob, status: &BestEffortJobStatus) -> String {
         ConditionType::SchedulerUnavailable,
         ConditionType::Evicting,
         ConditionType::GuestDegraded,
+        ConditionType::SnapshotDamaged,
         ConditionType::SnapshotFailed,
     ];
     let list = &status.conditions;

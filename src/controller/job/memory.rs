@@ -28,6 +28,8 @@ pub struct Remembered {
     pub barrier: Option<BarrierSeen>,
     /// When the repository was last asked in vain.
     pub repository_silent: Option<Timestamp>,
+    /// When it was asked last what it has of the job.
+    pub content_asked: Option<Timestamp>,
     /// What the site said when slots were given back: nothing if it obeyed, or why it refused.
     pub releases: BTreeMap<String, Option<SiteError>>,
     /// The account at the site.

@@ -15,7 +15,7 @@ use super::{
     memory::Account,
     plan::{
         AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot,
-        uid,
+        beyond, uid,
     },
 };
 use crate::{
@@ -41,6 +41,9 @@ use crate::{
 /// waits for a person.
 const ACCOUNT_AGE: SignedDuration = SignedDuration::from_secs(10);
 
+/// How old what is known of a running job's generations may be.
+const CONTENT_AGE: SignedDuration = SignedDuration::from_mins(5);
+
 /// Gathers the facts.
 pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> {
     let uid = uid(job);
@@ -48,7 +51,8 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let account = credentials(job, &status, ctx).await?;
     let SlotsSeen { slots, looked_up, reads_good_since, error } = slots(job, &status, ctx, &account);
     let agents = agents(&uid, &status, ctx);
-    let content = content(job, &status, &slots, ctx).await;
+    let snapshots = snapshots(job, ctx);
+    let content = content(job, &status, (&slots, &snapshots), ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
     let unfit = unfit(job, &status, &slots, ctx);
     let room = super::quota::observe(job, &status, ctx).await;
@@ -91,7 +95,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         content,
         missing_image,
         repository_silent: remembered.repository_silent,
-        snapshots: snapshots(job, ctx),
+        snapshots,
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
         room,
         unfit,
@@ -350,9 +354,10 @@ fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap
 async fn content(
     job: &BestEffortJob,
     status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
+    (slots, snapshots): (&Fact<Vec<crate::driver::site::SlotFacts>>, &[SnapshotSeen]),
     ctx: &Context,
 ) -> Fact<JobContent> {
+    let (uid, since) = (&uid(job), ctx.clock.now());
     let runs = |id: &str| {
         slots.known().into_iter().flatten().any(|facts| facts.id.0 == id && facts.phase == SlotPhase::Running)
     };
@@ -364,21 +369,23 @@ async fn content(
         JobPhase::Pending | JobPhase::ImagePreparing => {
             status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none())
         }
-        JobPhase::Running
-        | JobPhase::Snapshotting
-        | JobPhase::Completing
-        | JobPhase::Succeeded
-        | JobPhase::Failed
-        | JobPhase::Suspended => false,
+        // what has rotted is told of, and no sound generation goes for it
+        JobPhase::Running | JobPhase::Snapshotting => {
+            let asked = ctx.memory.get(uid).content_asked;
+            !beyond(job, snapshots, |_| true).is_empty()
+                || asked.is_none_or(|asked| since.duration_since(asked) > CONTENT_AGE)
+        }
+        JobPhase::Completing | JobPhase::Completing | JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended => {
+            false
+        }
     };
-    let since = ctx.clock.now();
     // what would be restored must be known before slots are asked for
     let restores = status.started.is_some() || status.adopted.is_some();
     let needed = needed || (restores && may_ask(job, status, slots));
     if !needed {
         return Fact::Unknown { since };
     }
-    let uid = &uid(job);
+    ctx.memory.update(uid, |memory| memory.content_asked = Some(since));
     match ctx.repository.content(uid).await {
         Ok(content) => Fact::Known(content),
         Err(error) => {

@@ -479,6 +479,34 @@ impl SnapshotSeen {
     pub fn keeps_content(&self) -> bool {
         self.retain && self.status.generation.is_some()
     }
+
+    /// Whether nobody but us keeps it.
+    pub fn is_ours(&self) -> bool {
+        self.reason != SnapshotReason::User && !self.retain
+    }
+}
+
+/// The stored generations of a job beyond the number to keep, without those that a person keeps: newest first. Only
+/// those that are whole count.
+pub fn beyond<'a>(
+    job: &crate::api::BestEffortJob,
+    snapshots: &'a [SnapshotSeen],
+    is_whole: impl Fn(Generation) -> bool,
+) -> Vec<&'a SnapshotSeen> {
+    let keep = usize::try_from(job.spec.snapshots.keep).unwrap_or(usize::MAX).max(2);
+    let stored = snapshots.iter().filter(|one| one.status.phase == SnapshotPhase::Stored && !one.deleting);
+    let mut stored: Vec<(Generation, &SnapshotSeen)> =
+        stored.filter_map(|one| Some((one.status.generation?, one))).collect();
+    stored.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
+    let mut newer = 0;
+    let mut old = Vec::new();
+    for (generation, one) in stored {
+        if newer >= keep && one.is_ours() {
+            old.push(one);
+        }
+        newer += usize::from(is_whole(generation));
+    }
+    old
 }
 
 /// The job's uid as a name.

@@ -46,6 +46,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         (ConditionType::Stalled, stalled(status, job, seen)),
         (ConditionType::Evicting, evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
+        (ConditionType::SnapshotDamaged, damaged(status, job, seen)),
         (ConditionType::GuestDegraded, degraded(status, job, seen)),
     ];
     for (kind, found) in abnormal {
@@ -292,6 +293,36 @@ fn snapshotted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     }
 }
 
+/// Damage that a restore would meet: that of the newest generations, before the first that is whole. As long as the
+/// repository is not known, it is as it was.
+fn damaged(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
+    let content = match &seen.content {
+        Fact::Known(content) => content,
+        Fact::Absent => return None,
+        Fact::Unknown { .. } => {
+            let before = conditions::get(&status.conditions, ConditionType::SnapshotDamaged)?;
+            return Some((Reason::SnapshotDamaged, before.message.clone()));
+        }
+    };
+    let whole = content.generations.iter().filter(|summary| summary.members == job.spec.members);
+    let whole = whole.map(|summary| summary.generation).max();
+    let mut hit = content.damaged.iter().filter(|damaged| Some(damaged.generation) > whole).collect::<Vec<_>>();
+    hit.sort_by_key(|damaged| damaged.generation);
+    let newest = hit.last()?;
+    let instead = match whole {
+        Some(generation) => format!("generation {generation} would be restored instead"),
+        None => "no other is complete".into(),
+    };
+    let all: Vec<String> = hit.iter().map(|damaged| damaged.generation.to_string()).collect();
+    let message = format!(
+        "of the generations in the repository {} cannot be restored ({}: {}); {instead}",
+        all.join(", "),
+        newest.generation,
+        newest.why
+    );
+    Some((Reason::SnapshotDamaged, message))
+}
+
 fn complete(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     if status.phase == JobPhase::Succeeded {
         (Truth::True, Reason::Succeeded, "all commands ended with 0".into())
@@ -454,7 +485,7 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
         let condition = conditions::get(&new.conditions, kind)?;
         let reason = cause(condition);
         let news = match kind {
-            ConditionType::GuestDegraded => true,
+            ConditionType::GuestDegraded | ConditionType::SnapshotDamaged => true,
             ConditionType::ImageReady => reason == Reason::ImageLost,
             ConditionType::SchedulerUnavailable => reason == Reason::ReleaseRefused,
             ConditionType::SnapshotFailed => reason == Reason::QuotaExceeded,
@@ -468,6 +499,7 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
     };
     let kinds = [
         ConditionType::GuestDegraded,
+        ConditionType::SnapshotDamaged,
         ConditionType::ImageReady,
         ConditionType::SchedulerUnavailable,
         ConditionType::SnapshotFailed,

@@ -253,6 +253,10 @@ fn captured(snapshot: &Snapshot, present: &SnapshotStatus, seen: &Seen) -> Plan 
         let outcome = Outcome::Stored { bytes: Some(summary.stored) };
         return plan(snapshot, &outcome, "the repository has its manifest");
     }
+    if let Some(why) = present.generation.and_then(|generation| content.damage(generation)) {
+        let message = format!("it was stored and is damaged in the repository: {why}");
+        return plan(snapshot, &Outcome::Void(Reason::SnapshotDamaged, message), "damaged in the repository");
+    }
     match transfer.state {
         TransferState::Failed => {
             let message = transfer.message.unwrap_or_else(|| "the transfer failed".into());

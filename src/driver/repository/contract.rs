@@ -83,7 +83,15 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let key = TicketKey::new(b"a secret for the tests only").unwrap();
         let store = Store::open(&directory.path().join("root"), Box::new(AllSteps), now).unwrap();
-        let limits = Limits { part: 6 << 20, image: 1 << 22, output: 1 << 16, outputs: 1 << 17, output_files: 4, free };
+        let limits = Limits {
+            part: 6 << 20,
+            packs: 1 << 40,
+            image: 1 << 22,
+            output: 1 << 16,
+            outputs: 1 << 17,
+            output_files: 4,
+            free,
+        };
         let (arrivals, clock) = (Arrivals::default(), Clock::system());
         let service = Service { store: Arc::new(store), key: key.clone(), limits, arrivals, clock };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ByteStore, ByteStream, DiskRecord, GenerationSummary, JobContent, JobOwner, JobUsage, KeptPart, OutputSummary,
-    PartLedger, Repository, RepositoryError,
+    ByteStore, ByteStream, DamagedGeneration, DiskRecord, GenerationSummary, JobContent, JobOwner, JobUsage, KeptPart,
+    OutputSummary, PartLedger, Repository, RepositoryError,
 };
 use crate::{
     driver::qemu::img::inspect,
@@ -63,6 +63,11 @@ struct Job {
     manifests: BTreeMap<Generation, Manifest>,
     kept: BTreeMap<(Generation, MemberIndex), KeptPart>,
     files: BTreeMap<(Generation, MemberIndex), Vec<File>>,
+    /// The packs that each complete generation needs. A pack is named by the generation it came with; later ones
+    /// need what those before them need, as far as it is there.
+    packs: BTreeMap<Generation, BTreeSet<Generation>>,
+    /// The packs that are gone or were set aside.
+    lost: BTreeSet<Generation>,
     outputs: BTreeMap<(MemberIndex, String), Bytes>,
 }
 
@@ -134,6 +139,13 @@ impl FakeRepository {
         }
     }
 
+    /// Loses the pack that came with a generation, with all that need it.
+    pub fn lose_pack(&self, job: &JobUid, generation: Generation) {
+        if let Some(job) = self.lock().jobs.get_mut(job) {
+            job.lost.insert(generation);
+        }
+    }
+
     /// Numbers of the complete generations of a job.
     pub fn complete(&self, job: &JobUid) -> BTreeSet<Generation> {
         self.lock().jobs.get(job).into_iter().flat_map(|j| j.manifests.keys().copied()).collect()
@@ -177,6 +189,12 @@ impl Inner {
 }
 
 impl Job {
+    /// What a complete generation needs and is lost.
+    fn lacks(&self, generation: Generation) -> Option<String> {
+        let lost = self.packs.get(&generation)?.intersection(&self.lost).next()?;
+        Some(format!("the pack that came with generation {lost} is missing"))
+    }
+
     fn check(&self, generation: Generation, member: MemberIndex, file: &PartFile) -> Result<(), RepositoryError> {
         let found = self.files.get(&(generation, member)).and_then(|all| all.iter().find(|f| f.said == *file));
         let what = || format!("{} of member {member} in generation {generation}", file.kind);
@@ -199,8 +217,13 @@ impl Repository for FakeRepository {
         let Some(job) = inner.jobs.get(job).filter(|j| j.record.removed.is_none()) else {
             return Ok(JobContent::default());
         };
+        let damaged: Vec<DamagedGeneration> = (job.manifests.keys())
+            .filter_map(|generation| Some(DamagedGeneration { generation: *generation, why: job.lacks(*generation)? }))
+            .collect();
+        let sound = job.manifests.values().filter(|manifest| job.lacks(manifest.generation).is_none());
         Ok(JobContent {
-            generations: job.manifests.values().map(GenerationSummary::from).collect(),
+            generations: sound.map(GenerationSummary::from).collect(),
+            damaged,
             highest: job.record.highest,
             fence: job.record.fence,
         })
@@ -243,6 +266,9 @@ impl Repository for FakeRepository {
             }
         }
         job.record = job.record.with_part(manifest.generation, manifest.incarnation).map_err(refused)?;
+        let before = job.packs.values().next_back().cloned().unwrap_or_default();
+        let needs = before.difference(&job.lost).copied().chain([manifest.generation]).collect();
+        job.packs.insert(manifest.generation, needs);
         job.manifests.insert(manifest.generation, manifest.clone());
         Ok(manifest.into())
     }
@@ -282,6 +308,7 @@ impl Repository for FakeRepository {
         let mut inner = self.working()?;
         let job = inner.job(job)?;
         job.manifests.remove(&generation);
+        job.packs.remove(&generation);
         job.kept.retain(|(number, _), _| *number != generation);
         job.files.retain(|(number, _), _| *number != generation);
         Ok(())
@@ -454,6 +481,9 @@ impl ByteStore for FakeRepository {
             let inner = self.working()?;
             let absent = || RepositoryError::NotFound(format!("{} of generation {generation}", file.kind));
             let job = inner.jobs.get(job).filter(|j| j.manifests.contains_key(&generation)).ok_or_else(absent)?;
+            if let Some(lost) = job.lacks(generation) {
+                return Err(RepositoryError::NotFound(lost));
+            }
             job.check(generation, member, file)?;
             let files = job.files.get(&(generation, member)).ok_or_else(absent)?;
             files.iter().find(|f| f.said == *file).ok_or_else(absent)?.content.clone()

@@ -32,7 +32,9 @@ impl HttpRepository {
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}{path}", base_url(&Identity::Repository)))
+        self.client
+            .request(method, format!("{}{path}", base_url(&Identity::Repository)))
+            .header(wire::PROTOCOL, wire::VERSION)
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, RepositoryError> {
@@ -69,6 +71,7 @@ pub(super) async fn answered(sent: Result<Response, reqwest::Error>) -> Result<R
     if status.is_success() {
         return Ok(reply);
     }
+    let spoken = reply.headers().get(wire::PROTOCOL).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(1);
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = reply.chunk().await {
         if body.len() + chunk.len() > MAX_ERROR {
@@ -77,7 +80,16 @@ pub(super) async fn answered(sent: Result<Response, reqwest::Error>) -> Result<R
         body.extend_from_slice(&chunk);
     }
     if let Ok(error) = serde_json::from_slice::<ErrorReply>(&body) {
-        return Err(error.into());
+        return Err(match error.into() {
+            // it will be of this version soon: they are upgraded together
+            RepositoryError::NotFound(what) if what == wire::NO_PATH && spoken < wire::VERSION => {
+                RepositoryError::Unreachable(format!(
+                    "it speaks version {spoken} and does not know a request of version {}: waiting until it is upgraded",
+                    wire::VERSION
+                ))
+            }
+            error => error,
+        });
     }
     let text = format!("{status}: {}", String::from_utf8_lossy(&body));
     Err(match status {
@@ -172,5 +184,28 @@ impl PartLedger for HttpRepository {
 
     async fn kept_parts(&self, job: &JobUid, generation: Generation) -> Result<Vec<KeptPart>, RepositoryError> {
         self.ask(Method::GET, &wire::parts_path(job, generation)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_repository_of_the_version_before_is_waited_for() {
+        let reply = |what: &str, version: Option<u32>| {
+            let error = ErrorReply::from(RepositoryError::NotFound(what.into()));
+            let mut reply = axum::http::Response::builder().status(404);
+            if let Some(version) = version {
+                reply = reply.header(wire::PROTOCOL, version);
+            }
+            Ok(Response::from(reply.body(serde_json::to_vec(&error).unwrap()).unwrap()))
+        };
+        let old = answered(reply(wire::NO_PATH, None)).await.map(drop);
+        assert!(matches!(&old, Err(RepositoryError::Unreachable(why)) if why.contains("version 1")), "{old:?}");
+        for (what, version) in [(wire::NO_PATH, Some(wire::VERSION)), ("generation 3", None)] {
+            let found = answered(reply(what, version)).await.map(drop);
+            assert_eq!(found, Err(RepositoryError::NotFound(what.into())));
+        }
     }
 }

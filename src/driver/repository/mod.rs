@@ -68,12 +68,25 @@ impl From<&Manifest> for GenerationSummary {
     }
 }
 
+/// A complete generation that cannot be restored any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagedGeneration {
+    /// Its number.
+    pub generation: Generation,
+    /// What is wrong with it.
+    pub why: String,
+}
+
 /// What the repository knows of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JobContent {
-    /// Complete generations, oldest first.
+    /// Complete generations that can be restored as far as is known, oldest first.
     pub generations: Vec<GenerationSummary>,
+    /// Complete ones of which something is damaged or missing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<DamagedGeneration>,
     /// Highest generation number ever seen, complete or not.
     pub highest: Generation,
     /// Lowest incarnation that may still publish.
@@ -105,6 +118,13 @@ pub struct JobOwner {
 impl From<&Manifest> for JobOwner {
     fn from(manifest: &Manifest) -> Self {
         Self { namespace: manifest.namespace.clone(), name: manifest.job_name.clone() }
+    }
+}
+
+impl JobContent {
+    /// What is wrong with a generation, if it is complete and cannot be restored.
+    pub fn damage(&self, generation: Generation) -> Option<&str> {
+        self.damaged.iter().find(|damaged| damaged.generation == generation).map(|damaged| damaged.why.as_str())
     }
 }
 

@@ -15,6 +15,12 @@ use crate::{
 
 /// Header that carries a ticket.
 pub const TICKET: &str = "x-vmdeploy-ticket";
+/// Header with [`VERSION`], on what is asked and on what is answered.
+pub const PROTOCOL: &str = "x-vmdeploy-protocol";
+/// What is spoken here. 1, which does not say so, knows only whole files; since 2 there are blocks and recipes.
+pub const VERSION: u32 = 2;
+/// What is said to a request that is not known.
+pub const NO_PATH: &str = "no such path";
 /// Largest error that is read.
 pub const MAX_ERROR: usize = 16 << 10;
 /// Limit of a request that moves no files.
@@ -30,6 +36,13 @@ pub struct FileQuery {
     /// How it is sent.
     #[serde(default)]
     pub form: FileForm,
+}
+
+/// The answer to a recipe whose packs are not all read back yet: it is to be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// How many are left.
+    pub packs: usize,
 }
 
 /// Most names of one question for blocks; it is their bytes, one behind the other.

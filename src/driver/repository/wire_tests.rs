@@ -351,6 +351,59 @@ async fn b7_a_pack_that_has_rotted_is_noticed_and_sent_again() {
 }
 
 #[tokio::test]
+async fn b10_what_is_gone_when_the_recipe_comes_is_sent_again_without_anybody_asking() {
+    let bench = Bench::real().await;
+    let content = noise(500 << 10);
+    let first = put(&bench, &bench.ticket(1, 0, 1), FileKind::Disk, &content).await.unwrap();
+    let packs = bench.directory.path().join(format!("root/jobs/{}/packs", job()));
+    // a pack is as long as it was, so its blocks are promised; but it does not say any more what is in it
+    let [pack] = &std::fs::read_dir(&packs).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>()[..] else {
+        panic!("one pack")
+    };
+    let mut bytes = std::fs::read(pack).unwrap();
+    let at = bytes.len() - 20;
+    bytes[at] ^= 1;
+    std::fs::write(pack, bytes).unwrap();
+    let (path, ticket) = (bench.file("part", &content), bench.ticket(2, 0, 1));
+    let second = bench.agent(0, 1).put_part(&ticket, &job(), 2, 0, FileKind::Disk, &path, &|_| {}).await.unwrap();
+    assert!(first.packed > 0 && second.packed == first.packed, "{first:?} {second:?}");
+    assert!(pack.exists() && !pack.with_extension("damaged").exists());
+}
+
+/// As the version before wrote it: files as they are, and nothing said of their form.
+#[tokio::test]
+async fn a_generation_of_the_version_before_is_restored() {
+    let bench = Bench::real().await;
+    let text = include_str!("../../store/version1/manifest.json");
+    let made = Manifest::parse(text.as_bytes()).unwrap();
+    let generation = bench.directory.path().join(format!("root/jobs/{}/generations/4", job()));
+    std::fs::create_dir_all(&generation).unwrap();
+    std::fs::write(generation.join("manifest.json"), text).unwrap();
+    let stored: [&[u8]; 3] = [
+        include_bytes!("../../store/version1/memory.zst"),
+        include_bytes!("../../store/version1/disk.zst"),
+        include_bytes!("../../store/version1/output.zst"),
+    ];
+    for (file, bytes) in made.members[0].files.iter().zip(stored) {
+        let name = format!("i2.m0.{}.{}.{}", file.kind, file.size, file.digest);
+        std::fs::write(generation.join(name), bytes).unwrap();
+    }
+    bench.operator.fence(&job(), 2).await.unwrap();
+    let content = bench.operator.content(&job()).await.unwrap();
+    assert_eq!((content.generations.len(), content.damaged), (1, vec![]));
+    let to = bench.directory.path().join("fetched");
+    for (file, bytes) in made.members[0].files.iter().zip(stored) {
+        bench.agent(0, 2).get_part(&job(), 4, 0, file, &to, &|_| {}).await.unwrap();
+        assert!(std::fs::read(&to).unwrap() == zstd::stream::decode_all(bytes).unwrap(), "{}", file.kind);
+    }
+    // and what comes after it is stored beside it
+    let path = bench.file("part", &noise(100_000));
+    let ticket = bench.ticket(5, 0, 2);
+    let next = bench.agent(0, 2).put_part(&ticket, &job(), 5, 0, FileKind::Disk, &path, &|_| {}).await.unwrap();
+    assert_eq!(next.form, crate::store::manifest::FileForm::Recipe);
+}
+
+#[tokio::test]
 async fn the_operator_reads_results() {
     let bench = Bench::real().await;
     let body = futures::stream::iter([Ok(Bytes::from("text"))]).boxed();

@@ -1,18 +1,20 @@
 //! Files of parts: in from agents with a ticket, out to who restores.
 
+use std::time::{Duration, Instant};
+
 use axum::{
     Extension, Json,
     body::Body,
     extract::{Path, Query, State},
-    http::HeaderMap,
-    response::Response,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
 };
 
 use super::{Reply, Service, send_file};
 use crate::{
     driver::repository::{
         RepositoryError,
-        wire::{DigestQuery, FileQuery, TICKET},
+        wire::{DigestQuery, FileQuery, TICKET, Unread},
     },
     names::{Generation, Incarnation, JobUid, MemberIndex},
     repository::{
@@ -27,6 +29,9 @@ use crate::{
     tls::Peer,
 };
 
+/// So long are packs read for a recipe until its sender is told how many are left.
+const READ_FOR: Duration = Duration::from_secs(10);
+
 pub(super) type FilePath = Path<(JobUid, Generation, MemberIndex, String)>;
 
 pub(super) fn kind_of(name: &str) -> Result<FileKind, RepositoryError> {
@@ -40,7 +45,7 @@ pub(super) async fn receive_part(
     Query(FileQuery { size, form }): Query<FileQuery>,
     headers: HeaderMap,
     body: Body,
-) -> Reply<Json<PartFile>> {
+) -> Reply<Response> {
     let admitted = match kind_of(&kind) {
         Ok(kind) => admit(&service, &peer, (&job, generation, member, kind), &headers).await,
         Err(error) => Err(error),
@@ -65,10 +70,16 @@ pub(super) async fn receive_part(
     let staged = received.staged;
     let now = service.clock.now();
     let keep = move |store: &Store| {
-        store.read_needs_back(&job, &file, &staged, now)?;
-        store.keep_file(&job, generation, (incarnation, member), &file, &staged, most)
+        if form == FileForm::Recipe {
+            let until = Instant::now() + READ_FOR;
+            let packs = store.read_needs_back(&job, &staged, now, Some(until))?;
+            if packs > 0 {
+                return Ok((StatusCode::ACCEPTED, Json(Unread { packs })).into_response());
+            }
+        }
+        Ok(Json(store.keep_file(&job, generation, (incarnation, member), &file, &staged, most)?).into_response())
     };
-    Ok(Json(service.blocking(keep).await?))
+    Ok(service.blocking(keep).await?)
 }
 
 /// A file that may be sent, or what comes for it.

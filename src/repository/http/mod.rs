@@ -14,6 +14,7 @@ use axum::{
     body::Body,
     extract::DefaultBodyLimit,
     http::{StatusCode, header},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
@@ -30,7 +31,7 @@ use crate::{
     clock::Clock,
     driver::repository::{
         RepositoryError,
-        wire::{ErrorKind, ErrorReply},
+        wire::{ErrorKind, ErrorReply, NO_PATH, PROTOCOL, VERSION},
     },
     names::{Identity, JobUid},
     store::{manifest::MAX_BYTES, ticket::TicketKey},
@@ -82,10 +83,16 @@ pub fn router(service: Service) -> Router {
         .route("/v1/images", put(images::review))
         .route("/v1/images/{digest}/disk", get(images::disk).put(images::note_disk))
         .route("/v1/images/{digest}", get(images::send).put(images::receive_image))
-        .fallback(|| async { Failure(RepositoryError::NotFound("no such path".into())) })
+        .fallback(|| async { Failure(RepositoryError::NotFound(NO_PATH.into())) })
         // streams have their own limits; this is for what is read into memory
         .layer(DefaultBodyLimit::max(MAX_BYTES))
+        .layer(map_response(say_version))
         .with_state(service)
+}
+
+async fn say_version(mut reply: Response) -> Response {
+    reply.headers_mut().insert(PROTOCOL, VERSION.into());
+    reply
 }
 
 /// An error as a reply.

@@ -28,6 +28,7 @@ use crate::{
         access::Action,
         durable::disk_error,
         receive::{Bounds, Hash, drain, receive},
+        room::Most,
         store::Store,
         uploads::Origin,
     },
@@ -80,7 +81,8 @@ pub(super) async fn receive_pack(
     let bounds = Bounds { most: (MAX_STORED as u64).min(admitted.room), free: service.limits.free };
     let received = receive(&service.store.root, body, bounds, Hash::None, &arrival).await?;
     let now = service.clock.now();
-    let keep = move |store: &Store| store.keep_pack(&job, origin, pack, &received, admitted.most, now);
+    let most = Most { part: admitted.most, job: service.limits.packs };
+    let keep = move |store: &Store| store.keep_pack(&job, origin, pack, &received, most, now);
     Ok(service.blocking(keep).await?)
 }
 

@@ -14,7 +14,7 @@ use crate::{
     repository::{
         arrivals::Arrivals,
         durable::AllSteps,
-        packs_tests::{job, packed, recipe},
+        packs_tests::{job, packed, recipe_of, sum_of},
         room::Limits,
     },
     store::{
@@ -46,7 +46,8 @@ impl Bench {
         let expires = jiff::Timestamp::MAX;
         let ticket =
             key.sign(&Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20) });
-        let limits = Limits { part: 1 << 30, image: 0, output: 0, outputs: 0, output_files: 0, free: 0 };
+        let limits =
+            Limits { part: 1 << 30, packs: 1 << 40, image: 0, output: 0, outputs: 0, output_files: 0, free: 0 };
         let (arrivals, clock) = (Arrivals::default(), Clock::system());
         let router = router(Service { store: Arc::new(store), key, limits, arrivals, clock });
         Self { directory, router, ticket }
@@ -96,7 +97,7 @@ async fn a_file_is_sent_as_a_recipe_and_its_packs_are_read_in_ranges() {
     let (_, reply) = bench.send(Method::POST, &question, write_names(&names)).await;
     let places: Vec<Option<Place>> = (0..3).map(|slot| Some(Place { pack: 0, slot })).chain([None]).collect();
     assert_eq!(found(&reply), Located { packs: vec![made.pack], places: places.clone() });
-    let sent = recipe(&[made.pack], &places[..3]);
+    let sent = recipe_of(&[made.pack], &places[..3], sum_of(&[1, 2, 3]));
     let to_file = format!("{}?size=196608&form=recipe", file_path(&job(), 1, 0, KIND));
     let (status, reply) = bench.send(Method::PUT, &to_file, sent.clone()).await;
     assert_eq!(status, StatusCode::OK);

@@ -124,6 +124,39 @@ async fn c3_a_generation_that_never_restores_gives_way_to_the_one_before() {
     world.until_phase(2000, JobPhase::Succeeded).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn b7_a_pack_that_is_lost_takes_the_generations_that_need_it_and_no_other() {
+    let mut world = World::new(4);
+    world.pace.work = Duration::from_secs(900);
+    world.cluster.put_job(without_notice(job(1)));
+    world
+        .until(300, "two complete generations", |world| {
+            world.uid().is_some_and(|uid| world.repository.complete(&uid).len() >= 2)
+        })
+        .await;
+    let (uid, newest) = (world.uid().unwrap(), world.status().snapshots.last_stored.unwrap());
+    world.repository.lose_pack(&uid, newest);
+    world
+        .until(600, "the damage is told of", |world| {
+            let status = world.status();
+            let told = status.conditions.iter().any(|condition| condition.type_ == "SnapshotDamaged");
+            // a newer one may be complete before anybody has looked
+            told || status.snapshots.last_stored > Some(newest)
+        })
+        .await;
+    world.site.preempt(&slot(&world));
+    world
+        .until(600, "restored from another generation", |world| {
+            let status = world.status();
+            let origin = status.origin.as_ref().and_then(|origin| origin.generation);
+            status.incarnation > 1
+                && origin.is_some_and(|origin| origin != newest)
+                && world.phase() == Some(JobPhase::Running)
+        })
+        .await;
+    world.until_phase(4000, JobPhase::Succeeded).await;
+}
+
 /// Other people's jobs, with and without notice, day and night.
 #[tokio::test(start_paused = true)]
 async fn a_job_lives_through_days_of_preemptions() {

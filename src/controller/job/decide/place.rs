@@ -117,16 +117,19 @@ impl Draft<'_> {
         if let Some(stored) = stored
             && !content.generations.iter().any(|summary| summary.generation == stored)
         {
+            let lost = match content.damage(stored) {
+                Some(why) => format!("generation {stored} is damaged in the repository ({why})"),
+                None => format!("the repository no longer has generation {stored}"),
+            };
             match restorable(content, &old, &bad, self.job.spec.members) {
-                Some(older) => self.warn(
-                    Reason::RestoreFailed,
-                    format!("the repository no longer has generation {stored}: going back to {}", older.generation),
-                ),
+                Some(older) => {
+                    self.warn(Reason::RestoreFailed, format!("{lost}: going back to {}", older.generation));
+                }
                 None => {
                     self.stall(
                         Reason::RestoreFailed,
                         format!(
-                            "the repository no longer has generation {stored}, nor another: bring its data back, then set \
+                            "{lost}, and there is no other: bring its data back, then set \
                              suspend to true and to false again; to begin from the image make another job"
                         ),
                     );

@@ -11,9 +11,9 @@ use crate::{
         Reason,
         conditions::{ConditionType, clear},
         job_status::CaptureStatus,
-        snapshot::{SnapshotPhase, SnapshotReason},
+        snapshot::SnapshotPhase,
     },
-    controller::job::plan::{Effect, SnapshotSeen},
+    controller::job::plan::{Effect, SnapshotSeen, beyond},
 };
 
 impl Draft<'_> {
@@ -57,23 +57,18 @@ impl Draft<'_> {
     /// retained one, or one that a user made. Their own finalizers remove the generations.
     pub(super) fn retain(&mut self) {
         let Some(last) = self.status.snapshots.last_stored else { return };
-        let keep = usize::try_from(self.job.spec.snapshots.keep).unwrap_or(usize::MAX).max(2);
-        let mut stored: Vec<(u32, &SnapshotSeen)> = self
-            .seen
-            .snapshots
-            .iter()
-            .filter(|snapshot| snapshot.status.phase == SnapshotPhase::Stored && !snapshot.deleting)
-            .filter_map(|snapshot| Some((snapshot.status.generation?, snapshot)))
-            .collect();
-        stored.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
-        let old = stored.into_iter().skip(keep).filter(|(generation, _)| *generation < last).map(|(_, old)| old);
         let void = self.seen.snapshots.iter().filter(|snapshot| {
-            snapshot.status.phase == SnapshotPhase::Failed
-                && !snapshot.deleting
-                && snapshot.status.generation.is_some_and(|generation| generation < last)
+            snapshot.status.phase == SnapshotPhase::Failed && !snapshot.deleting && snapshot.is_ours()
         });
-        let doomed: Vec<SnapshotSeen> =
-            old.chain(void).filter(|s| s.reason != SnapshotReason::User && !s.retain).cloned().collect();
+        // damaged ones do not count: they go once enough newer ones are whole
+        let old = match self.seen.content.known() {
+            Some(content) => beyond(self.job, &self.seen.snapshots, |one| content.damage(one).is_none()),
+            None => Vec::new(),
+        };
+        let doomed: Vec<SnapshotSeen> = (old.into_iter().chain(void))
+            .filter(|snapshot| snapshot.status.generation.is_some_and(|generation| generation < last))
+            .cloned()
+            .collect();
         for snapshot in &doomed {
             self.drop_snapshot(snapshot);
         }

@@ -69,7 +69,8 @@ fn content(generations: &[(Generation, Incarnation)], fence: Incarnation) -> Fac
         members: 2,
         machine: None,
     };
-    Fact::Known(JobContent { generations: generations.iter().map(summary).collect(), highest: 9, fence })
+    let generations = generations.iter().map(summary).collect();
+    Fact::Known(JobContent { generations, highest: 9, fence, ..JobContent::default() })
 }
 
 fn unknown<T>() -> Fact<T> {

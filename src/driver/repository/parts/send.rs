@@ -10,14 +10,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use reqwest::{Body, Method};
+use reqwest::{Body, Method, StatusCode};
 
 use super::{
     super::{
         RepositoryError,
         http::{HttpRepository, answered, unreachable},
         streams::{CHUNK, Progress, watched},
-        wire::{MOST_NAMES, TICKET, blocks_path, file_path, new_pack_path, write_names},
+        wire::{MOST_NAMES, TICKET, Unread, blocks_path, file_path, new_pack_path, write_names},
     },
     Which, blocking,
     named::NamedFile,
@@ -34,6 +34,8 @@ const BATCH: usize = 4096;
 const _: () = assert!(BATCH <= MOST_NAMES);
 /// A pack that was there when it was asked for, and is not any more, is sent again so often.
 const ROUNDS: u32 = 3;
+/// A recipe is sent so often while the repository reads none of the packs that it still has to.
+const STILL: u32 = 3;
 
 impl HttpRepository {
     pub(in super::super) async fn send_file(
@@ -146,15 +148,37 @@ impl HttpRepository {
             packed: 0,
             digest: blake3::hash(&bytes).to_string(),
         };
-        let moved = Arc::new(AtomicU64::new(0));
-        let path = file_path(job, generation, member, kind);
-        let request = self
-            .request(Method::PUT, &format!("{path}?size={size}&form=recipe"))
-            .header(TICKET, ticket)
-            .header(reqwest::header::CONTENT_LENGTH, bytes.len())
-            .body(counted(bytes.into(), moved.clone()));
-        let exchange = async { answered(request.send().await).await?.json::<PartFile>().await.map_err(unreachable) };
-        let confirmed = watched(exchange, &moved, &|_| {}).await?;
+        let bytes = Bytes::from(bytes);
+        let path = format!("{}?size={size}&form=recipe", file_path(job, generation, member, kind));
+        let (mut unread, mut still) = (usize::MAX, 0);
+        let confirmed = loop {
+            let moved = Arc::new(AtomicU64::new(0));
+            let request = self
+                .request(Method::PUT, &path)
+                .header(TICKET, ticket)
+                .header(reqwest::header::CONTENT_LENGTH, bytes.len())
+                .body(counted(bytes.clone(), moved.clone()));
+            let exchange = async {
+                let reply = answered(request.send().await).await?;
+                Ok(if reply.status() == StatusCode::ACCEPTED {
+                    Err(reply.json::<Unread>().await.map_err(unreachable)?)
+                } else {
+                    Ok(reply.json::<PartFile>().await.map_err(unreachable)?)
+                })
+            };
+            match watched(exchange, &moved, &|_| {}).await? {
+                Ok(confirmed) => break confirmed,
+                Err(Unread { packs }) => {
+                    tracing::info!(packs, "the repository reads packs again that the capture shares with earlier ones");
+                    still = if packs < unread { 0 } else { still + 1 };
+                    unread = unread.min(packs);
+                    if still >= STILL {
+                        let why = format!("it does not come to an end with {unread} packs that it reads again");
+                        return Err(RepositoryError::Unreachable(why));
+                    }
+                }
+            }
+        };
         let packed = confirmed.packed;
         if confirmed == (PartFile { packed, ..own }) {
             Ok(confirmed)

@@ -9,6 +9,7 @@ use crate::{
     driver::{
         Fact,
         agent::{LoadFault, PartState, VmState},
+        repository::DamagedGeneration,
         site::{End, NoticeKind},
     },
 };
@@ -291,6 +292,43 @@ fn b7_a_failed_load_is_a_new_incarnation_of_all_from_the_generation_before() {
     let origin = status.origin.unwrap();
     assert_eq!((origin.generation, origin.bad), (Some(1), vec![2]));
     assert_eq!(status.slots[0].id, "102", "the slot is kept");
+}
+
+#[test]
+fn b7_a_damaged_generation_gives_way_to_the_one_before_and_the_condition_says_so() {
+    let mut life = Life::running(2);
+    life.run(1300);
+    assert_eq!((life.status().snapshots.last_stored, life.message("SnapshotDamaged").as_str()), (Some(2), ""));
+    life.content().generations.retain(|summary| summary.generation != 2);
+    life.content().damaged.push(DamagedGeneration { generation: 2, why: "pack ab is damaged".into() });
+    life.run(5);
+    let told = life.message("SnapshotDamaged");
+    assert!(told.contains("2: pack ab is damaged") && told.contains("generation 1 would be restored"), "{told}");
+    // what is not known is as it was
+    let content = std::mem::replace(&mut life.seen.content, Fact::Unknown { since: life.now });
+    life.run(5);
+    assert_eq!(life.message("SnapshotDamaged"), told);
+    life.seen.content = content;
+    life.end_slot("101", End::Preempted);
+    life.run(30);
+    let status = life.status();
+    assert_eq!((status.phase, status.origin.unwrap().generation), (JobPhase::Running, Some(1)), "{:?}", life.whys);
+    life.run(700);
+    assert_eq!(life.message("SnapshotDamaged"), "", "a newer one is whole: {:?}", life.status().snapshots.last_stored);
+}
+
+#[test]
+fn b7_no_sound_generation_goes_for_damaged_ones_that_are_newer() {
+    let mut life = Life::running(1);
+    life.run(1300);
+    let named = |life: &Life| -> Vec<u32> { life.seen.snapshots.iter().filter_map(|s| s.status.generation).collect() };
+    assert_eq!(named(&life), [1, 2]);
+    life.content().generations.retain(|summary| summary.generation != 2);
+    life.content().damaged.push(DamagedGeneration { generation: 2, why: "rotten".into() });
+    life.run(600);
+    assert_eq!((life.status().snapshots.last_stored, named(&life)), (Some(3), vec![1, 2, 3]));
+    life.run(600);
+    assert_eq!(named(&life), [3, 4], "two are whole again");
 }
 
 #[test]
