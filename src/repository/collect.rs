@@ -118,9 +118,8 @@ impl Store {
 
     /// The same, when the process has run for so long: what was promised since it began is in its memory.
     pub(super) fn collect_after(&self, running: Duration, job: &JobUid, now: Timestamp) -> Outcome<Vec<PackName>> {
-        match self.judge(job) {
-            Err(error) => tracing::warn!(%job, %error, "failed to look what a job's generations need"),
-            Ok(()) => {}
+        if let Err(error) = self.judge(job) {
+            tracing::warn!(%job, %error, "failed to look what a job's generations need");
         }
         if !self.has_packs(job)? {
             return Ok(Vec::new());

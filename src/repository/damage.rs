@@ -49,8 +49,15 @@ impl Damage {
     /// Something was set aside, was put back, or is gone; a pack that came matters only if it was missed.
     pub(super) fn changed(&self, job: &JobUid, came: Option<PackName>) {
         let mut jobs = self.lock();
-        let known = jobs.entry(job.clone()).or_default();
-        known.changed |= came.is_none_or(|pack| known.packs.contains(&pack));
+        match came {
+            None => jobs.entry(job.clone()).or_default().changed = true,
+            // of a job that nobody has looked at nothing is known, also not that all is well
+            Some(pack) => {
+                if let Some(known) = jobs.get_mut(job) {
+                    known.changed |= known.packs.contains(&pack);
+                }
+            }
+        }
     }
 
     /// A job was removed.

@@ -61,7 +61,7 @@ impl Needs {
     /// A pack of which it needs what is lost.
     pub(super) fn lacks(&self, lost: &Lost) -> Option<PackName> {
         let in_frame = (FRAME / self.block_size as usize).max(1);
-        let found = self.places.iter().find_map(|places| {
+        self.places.iter().find_map(|places| {
             let (pack, _) = self.packs.get(places.pack as usize)?;
             let (first, last) = (places.slot as usize, (places.slot + places.count).saturating_sub(1) as usize);
             let is_hit = match lost.get(&pack.name)? {
@@ -69,8 +69,7 @@ impl Needs {
                 Some(frames) => frames.range(first / in_frame..=last / in_frame).next().is_some(),
             };
             is_hit.then_some(pack.name)
-        });
-        found
+        })
     }
 }
 

@@ -62,10 +62,9 @@ async fn read_job(store: &Arc<Store>, clock: &Clock, job: &JobUid) {
         let (own, uid, some, now) = (store.clone(), job.clone(), some.to_vec(), clock.now());
         let begun = tokio::time::Instant::now();
         match tokio::task::spawn_blocking(move || own.read_packs_back(&uid, &some, FRESH, now, None)).await {
-            Ok(Ok(_)) => {}
             Ok(Err(RepositoryError::Damaged(what))) => tracing::error!(%job, what, "a pack has rotted"),
             // it was swept meanwhile
-            Ok(Err(RepositoryError::NotFound(_))) => {}
+            Ok(Ok(_) | Err(RepositoryError::NotFound(_))) => {}
             Ok(Err(error)) => return tracing::warn!(%job, %error, "failed to read packs again"),
             Err(error) => return tracing::warn!(%job, %error, "reading packs again has failed"),
         }

@@ -375,9 +375,7 @@ async fn content(
             !beyond(job, snapshots, |_| true).is_empty()
                 || asked.is_none_or(|asked| since.duration_since(asked) > CONTENT_AGE)
         }
-        JobPhase::Completing | JobPhase::Completing | JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended => {
-            false
-        }
+        JobPhase::Completing | JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended => false,
     };
     // what would be restored must be known before slots are asked for
     let restores = status.started.is_some() || status.adopted.is_some();

@@ -8,6 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     DiskRecord, GenerationSummary, JobContent, JobUsage, KeptPart, OutputSummary, PartLedger, Repository,
     RepositoryError,
+    parts::LastNamed,
     wire::{
         self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, USAGE_PATH, adopted_path, disk_record_path,
         generation_path, image_path, job_path, outputs_path, parts_path,
@@ -23,12 +24,14 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct HttpRepository {
     client: reqwest::Client,
+    /// What is being sent.
+    pub(super) last: LastNamed,
 }
 
 impl HttpRepository {
     /// A client that speaks for the owner of `credentials` to the repository at `host:port`.
     pub fn new(credentials: &Credentials, endpoint: &str) -> Result<Self, TlsError> {
-        Ok(Self { client: credentials.http_client(&Identity::Repository, endpoint)? })
+        Ok(Self { client: credentials.http_client(&Identity::Repository, endpoint)?, last: LastNamed::default() })
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -2,11 +2,14 @@
 //! of them are. Held in memory are a few packs and the recipe.
 
 mod fetch;
+mod last;
 mod named;
 mod packing;
 mod plan;
 mod send;
 mod target;
+
+pub(super) use last::LastNamed;
 
 use super::RepositoryError;
 use crate::{

@@ -45,8 +45,8 @@ impl HttpRepository {
         path: &Path,
         progress: Progress<'_>,
     ) -> Result<PartFile, RepositoryError> {
-        let (owned, kind) = (path.to_owned(), which.kind);
-        let file = Arc::new(blocking("name the blocks of a capture", move || NamedFile::read(&owned, kind)).await?);
+        let (owned, kind, last) = (path.to_owned(), which.kind, self.last.clone());
+        let file = blocking("name the blocks of a capture", move || last.get(&owned, kind)).await?;
         let mut round = 0;
         loop {
             round += 1;
@@ -54,7 +54,12 @@ impl HttpRepository {
                 Err(RepositoryError::NotFound(what)) if round < ROUNDS => {
                     tracing::info!(what, "blocks are gone that the repository had: they are sent again");
                 }
-                other => return other,
+                // it is tried again by whoever has the file
+                waits @ Err(RepositoryError::Unreachable(_) | RepositoryError::Full(_)) => return waits,
+                over => {
+                    self.last.forget();
+                    return over;
+                }
             }
         }
     }
