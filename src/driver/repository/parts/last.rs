@@ -20,9 +20,11 @@ struct Identity {
     changed: (i64, i64),
 }
 
+type Named = Option<(Identity, Arc<NamedFile>)>;
+
 /// At most one.
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct LastNamed(Arc<Mutex<Option<(Identity, Arc<NamedFile>)>>>);
+pub(in super::super) struct LastNamed(Arc<Mutex<Named>>);
 
 impl LastNamed {
     /// The names of a file's blocks: known, or found out now. Others are forgotten.
@@ -61,14 +63,14 @@ mod tests {
     fn a_file_is_named_once_until_it_changes_or_is_sent() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk");
-        std::fs::write(&path, [1; 100_000]).unwrap();
+        std::fs::write(&path, vec![1; 100_000]).unwrap();
         let last = LastNamed::default();
         let first = last.get(&path, FileKind::Disk).unwrap();
         assert!(Arc::ptr_eq(&first, &last.get(&path, FileKind::Disk).unwrap()));
         assert!(!Arc::ptr_eq(&first, &last.get(&path, FileKind::Output).unwrap()));
         let again = last.get(&path, FileKind::Disk).unwrap();
         assert!(!Arc::ptr_eq(&first, &again), "only the last one");
-        std::fs::write(&path, [2; 90_000]).unwrap();
+        std::fs::write(&path, vec![2; 90_000]).unwrap();
         let changed = last.get(&path, FileKind::Disk).unwrap();
         assert!(changed.size == 90_000 && !Arc::ptr_eq(&changed, &again));
         last.forget();
