@@ -1,8 +1,8 @@
 //! What the end-to-end tests, the demonstration and the benchmarks share.
 //!
 //! The real parts are started by `e2e/testbed/testbed up`; `testbed env` prints the variables by which
-//! [`TestBed::find`] finds them. Nothing here is part of vmdeploy itself: it looks at vmdeploy from
-//! outside, as a user and as the site's other users do.
+//! [`TestBed::find`] finds them; [`agents`] on [`nodes`] do without. Nothing here is part of vmdeploy itself: it looks
+//! at vmdeploy from outside, as a user and as the site's other users do.
 
 pub mod agents;
 pub mod job;
