@@ -21,7 +21,7 @@ use crate::{
 /// How long after an agent's last word its death is taken to be its own, and not its slot's: the site
 /// is heard by then. On a busy machine it was heard 9 s after.
 const SITE_LAG: Duration = Duration::from_secs(15);
-/// The same where the site has announced the end or is at it: it ends what it can reach first.
+/// The same where the site is ending the slot: it ends what it can reach first.
 const ENDING_LAG: Duration = Duration::from_secs(60);
 /// Least time kept for leaving before the end of the walltime.
 const WALLTIME_LEAD: Duration = Duration::from_secs(20);
@@ -53,6 +53,12 @@ impl Draft<'_> {
                 return;
             }
             Outcome::Open => {}
+        }
+        // whoever has died: a slot that is wanted back is left
+        let wanted = |slot: &&SlotStatus| slot.state == SlotState::Running && slot.notice.is_some();
+        if let Some(slot) = self.slot().filter(wanted).cloned() {
+            self.enter_evacuation(&slot, suspend);
+            return;
         }
         if self.lost_member() {
             return;
@@ -141,7 +147,7 @@ impl Draft<'_> {
         if ill.is_empty() && !known {
             return false;
         }
-        let ending = self.slot().is_some_and(|slot| slot.state == SlotState::Ending || slot.notice.is_some());
+        let ending = self.slot().is_some_and(|slot| slot.state == SlotState::Ending);
         if !members().filter(|member| self.dead(member)).all(|member| self.is_its_own(member, ending)) {
             // the site may be about to say that it took the slot
             self.because("a member is dead, the slot may be");
@@ -186,7 +192,7 @@ impl Draft<'_> {
     /// Whether a death is its own: that of its slot, which may be about to end, would have been heard of by now.
     fn is_its_own(&self, member: &MemberStatus, ending: bool) -> bool {
         let patience = if ending { ENDING_LAG } else { SITE_LAG };
-        self.silence(member) >= patience || (!ending && self.says_gone(member))
+        self.silence(member) >= patience || self.says_gone(member)
     }
 
     fn says_gone(&self, member: &MemberStatus) -> bool {

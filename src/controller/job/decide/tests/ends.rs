@@ -92,6 +92,18 @@ fn a_slot_that_the_site_is_ending_is_lost_once(#[case] ended: bool, #[case] kill
 }
 
 #[test]
+fn a_member_that_dies_at_a_notice_holds_nobody_in_a_slot_that_is_not_taken_after_all() {
+    let mut life = Life::running(2);
+    life.run(700);
+    life.agent(1).vm = VmState::Gone { reason: "QEMU ended".into(), fault: LoadFault::Unknown };
+    life.notice("101", NoticeKind::Preemption);
+    life.run(30);
+    let status = life.status();
+    assert_eq!((status.phase, status.attempt, status.submission), (JobPhase::Running, 2, 2), "{:?}", life.whys);
+    assert_eq!((status.kills.preempted, status.origin.unwrap().generation), (1, Some(1)));
+}
+
+#[test]
 fn an_agent_whose_pod_takes_its_time_is_not_a_node_that_is_lost() {
     let mut life = life(1);
     while life.effects("CreateAgent").is_empty() {
