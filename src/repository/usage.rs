@@ -120,14 +120,22 @@ impl Store {
         let settled = SystemTime::from(now).checked_sub(GRAIN);
         let mut all = Vec::new();
         for job in jobs(&root).map_err(|e| disk_error(&e))? {
-            let changes = changes(&root, &job).map_err(|e| disk_error(&e))?;
-            let known = {
+            let last = {
                 let known = self.known.0.lock().unwrap_or_else(PoisonError::into_inner);
-                known.get(&job).filter(|found| found.changes == changes).map(|found| found.usage.clone())
+                known.get(&job).map(|found| (found.changes.clone(), found.usage.clone()))
             };
-            let usage = match known {
-                Some(usage) => usage,
-                None => of_job(&root, job.clone()).map_err(|e| disk_error(&e))?,
+            let looked = changes(&root, &job).and_then(|changes| match &last {
+                Some((before, usage)) if *before == changes => Ok((changes, usage.clone())),
+                _ => of_job(&root, job.clone()).map(|usage| (changes, usage)),
+            });
+            let (changes, usage) = match looked {
+                Ok(found) => found,
+                // one that cannot be read keeps nobody from knowing of the others
+                Err(error) => {
+                    tracing::warn!(%job, %error, "failed to see what a job has");
+                    all.extend(last.map(|(_, usage)| usage));
+                    continue;
+                }
             };
             all.push(usage.clone());
             let is_settled = changes.iter().all(|(_, at)| settled.is_some_and(|settled| *at < settled));
@@ -212,6 +220,15 @@ mod tests {
         assert_eq!(found.jobs[1], JobUsage { job: "other".into(), owner: None, bytes: 1000 });
         assert_eq!((found.images, found.namespaces()), (50, BTreeMap::from([("", 1000), ("alice", length)])));
         assert_eq!(store.usage(Timestamp::now()).unwrap(), found.jobs);
+    }
+
+    #[test]
+    fn a_job_that_cannot_be_read_keeps_nobody_from_knowing_of_the_others() {
+        let root = tempfile::tempdir().unwrap();
+        let store = store(root.path());
+        let before = store.usage(Timestamp::now()).unwrap();
+        fs::write(root.path().join("jobs/broken"), "no directory").unwrap();
+        assert_eq!(store.usage(Timestamp::now()).unwrap(), before);
     }
 
     #[test]

@@ -64,6 +64,10 @@ impl<'a> Draft<'a> {
         if self.status.adopted.is_none() {
             self.usable(seen)?;
         }
+        if let Some(why) = self.seen.content.known().and_then(|content| content.damage(ADOPTED)) {
+            let message = format!("what was copied from Snapshot {} is damaged ({why}): make another job", seen.name);
+            return wrong(Reason::SnapshotDamaged, message);
+        }
         let adopted = self.status.adopted.as_ref();
         let name = &seen.name;
         let manifest: &'a Manifest = match (&seen.manifest, adopted) {

@@ -147,7 +147,8 @@ impl Draft<'_> {
         origin.bad_nodes += 1;
         let wait = BETWEEN_NODES.full(origin.bad_nodes);
         let until = Time(after(self.now, wait));
-        if let Some(retry) = &mut self.status.retry {
+        // one that is stalled waits for no time: when it began is compared with what is new
+        if let Some(retry) = self.status.retry.as_mut().filter(|retry| !retry.stalled) {
             retry.not_before = until;
         }
         self.wake(wait);

@@ -114,7 +114,7 @@ impl Draft<'_> {
         nodes.into_iter().collect()
     }
 
-    /// What is to be known with a refusal for want of nodes: which were left out.
+    /// What is to be known with a refusal for want of nodes: which were asked for, and which were left out.
     pub(super) fn left_out(&self) -> String {
         let all = &self.status.unfit;
         let avoided = self.avoid();
@@ -125,7 +125,12 @@ impl Draft<'_> {
                 None => format!("{node} (as other jobs found out)"),
             })
             .collect();
-        if words.is_empty() { String::new() } else { format!("; left out: {}", words.join(", ")) }
+        let narrowed = self
+            .narrowed()
+            .into_iter()
+            .map(|condition| format!("; asked for only where {condition}, by sites.*.properties of the configuration"));
+        let avoided = (!words.is_empty()).then(|| format!("; left out: {}", words.join(", ")));
+        narrowed.chain(avoided).collect()
     }
 
     /// Takes note of nodes that refused to load their members. What is missing, in a sentence, and whether it

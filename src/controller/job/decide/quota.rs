@@ -29,7 +29,9 @@ impl Draft<'_> {
         };
         let spec = &self.job.spec;
         let full = full_generation(&spec.vm, image.virtual_size, spec.members);
-        let generations = u64::from(spec.snapshots.keep.max(2)) + 1;
+        // what a job began with stays for its whole life
+        let begun_with = u64::from(spec.restore_from.is_some());
+        let generations = u64::from(spec.snapshots.keep.max(2)) + 1 + begun_with;
         let needed = full.saturating_mul(generations);
         if room.holds(needed) {
             return Ok(());

@@ -14,6 +14,7 @@ use crate::{
     driver::{
         Fact,
         agent::{LoadFault, VmState},
+        repository::DamagedGeneration,
         site::End,
     },
     store::{
@@ -208,6 +209,18 @@ fn b11_a_source_that_goes_before_it_is_copied_is_said() {
     life.run(60);
     let message = life.message("Stalled");
     assert!(message.contains("SnapshotLost") && message.contains("another job"), "{message}");
+    assert_eq!((life.phase(), life.effects("SubmitSlots").len()), (JobPhase::Pending, 0));
+}
+
+#[test]
+fn a_copy_that_is_damaged_before_it_is_noted_is_said() {
+    let mut life = cloning(1);
+    life.adopts = false;
+    life.settle();
+    life.content().damaged.push(DamagedGeneration { generation: 0, why: "pack 1 has a bad frame".into() });
+    life.run(60);
+    let message = life.message("Stalled");
+    assert!(message.contains("SnapshotDamaged") && message.contains("pack 1 has a bad frame"), "{message}");
     assert_eq!((life.phase(), life.effects("SubmitSlots").len()), (JobPhase::Pending, 0));
 }
 

@@ -146,6 +146,17 @@ fn c3_agents_that_cannot_restore_anywhere_are_not_tried_on_every_node() {
     assert_eq!((life.phase(), life.status().origin.unwrap().generation), (JobPhase::Running, Some(1)));
 }
 
+#[test]
+fn other_agents_are_heeded_however_soon_they_come() {
+    let mut life = lost(&machine_record());
+    life.seen.setup.offer = crate::store::machine::Offer::unknown(Accelerator::Kvm);
+    refuse(&mut life, &[Lack::Machine("pc-q35-7.2".into())]);
+    life.run(3);
+    life.seen.leader = Leadership { epoch: 2, since: life.now };
+    life.run(60);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys.last());
+}
+
 #[rstest]
 #[case::before_the_first_boot(Accelerator::Probe, None, &["cpu = 'h'"])]
 #[case::kvm_is_a_must(Accelerator::Kvm, None, &["kvm = 'YES'", "cpu = 'h'"])]
@@ -206,6 +217,7 @@ fn a_slot_that_waits_is_kept_for_what_is_learnt_meanwhile() {
 fn a_refusal_for_want_of_nodes_says_which_were_left_out() {
     let mut life = lost(&kvm());
     refuse(&mut life, &[Lack::Flags(vec!["avx2".into()])]);
+    life.seen.site.as_mut().unwrap().properties.kvm = Some("kvm = 'YES'".into());
     let refused = crate::driver::site::SiteError::NotEnoughNodes("none".into());
     for _ in 0..120 {
         life.advance(1);
@@ -224,5 +236,7 @@ fn a_refusal_for_want_of_nodes_says_which_were_left_out() {
         }
     }
     let said = life.message("Stalled");
-    assert!(said.contains("NotEnoughNodes") && said.contains("left out: node-1 (lacks CPU flags avx2)"), "{said}");
+    for words in ["NotEnoughNodes", "asked for only where kvm = 'YES'", "left out: node-1 (lacks CPU flags avx2)"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
 }

@@ -55,6 +55,15 @@ fn c2_a_job_is_accepted_only_with_room_for_its_generations_and_one_more() {
 }
 
 #[test]
+fn c2_what_a_job_begins_with_needs_room_beside_its_own_generations() {
+    let mut life = super::adopt::cloning(1);
+    life.seen.room = room(5 * GIB, 0);
+    life.settle();
+    let said = life.message("Ready");
+    assert!(said.contains("QuotaExceeded") && said.contains("4 generations of up to 1.5 GiB"), "{said}");
+}
+
+#[test]
 fn c2_what_others_are_about_to_store_counts_and_what_is_ones_own_does_not() {
     let mut life = life(1);
     life.seen.room = Fact::Known(Room { limit: 10 * GIB, used: 5 * GIB, own: 0, reserved: GIB });
