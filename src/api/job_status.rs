@@ -123,6 +123,11 @@ impl BestEffortJobStatus {
     pub fn everyone_mut(&mut self) -> impl Iterator<Item = &mut MemberStatus> {
         self.members.iter_mut().chain(&mut self.master)
     }
+
+    /// Whether the repository may have something of it: it has run, or what it is to begin with was to be copied.
+    pub fn may_have_content(&self) -> bool {
+        self.incarnation > 0 || self.adopted.is_some()
+    }
 }
 
 /// A request to the scheduler whose outcome is not known yet.

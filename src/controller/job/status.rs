@@ -368,7 +368,7 @@ fn deletion_held_up(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason
         return Some(refused);
     }
     let retained = seen.snapshots.iter().any(SnapshotSeen::keeps_content);
-    let held_up = seen.unread_snapshots && status.slots.is_empty() && status.incarnation > 0 && !retained;
+    let held_up = seen.unread_snapshots && status.slots.is_empty() && status.may_have_content() && !retained;
     held_up.then(|| {
         let message = "a Snapshot of the namespace cannot be read, and may be one of this job to be retained: the job's \
                        data is not removed, nor the job. The operator's log names it: change it so that it fits the CRD \

@@ -95,11 +95,9 @@ impl Draft<'_> {
             Fact::Known(content) => content.generations.is_empty() && content.highest == 0 && content.fence == 0,
             Fact::Unknown { .. } => false,
         };
-        let ever_ran = self.status.incarnation > 0;
         // a copy that nobody waits for any more may still be made
         let may_come = self.status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none());
-        let adopted = self.status.adopted.is_some();
-        if (ever_ran || adopted) && !retained && (!empty || may_come) {
+        if self.status.may_have_content() && !retained && (!empty || may_come) {
             self.because("what the repository has is being removed");
             if self.seen.unread_snapshots {
                 // it may be to be retained, and what the repository has with it

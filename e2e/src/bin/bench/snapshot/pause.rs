@@ -32,7 +32,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     let figures = [
         figure("pause_p95_ms", &one, 0.95, "ms", Some(25.0), None),
         figure("longest_tick_gap_ms", &[gap], 0.5, "ms", None, Some("of ticks 80 ms apart and more, in the guest")),
-        ratio("pause_vs_savevm", ours, theirs, 0.2, one.len()),
+        ratio("pause_vs_savevm", ours, theirs, 0.2, rival.len()),
         ratio("coherent_pause_vs_one", coherent, ours, 2.0, four.len()),
     ];
     Ok(figures.into_iter().flatten().collect())

@@ -310,6 +310,18 @@ fn a_job_that_is_deleted_while_it_is_copied_leaves_nothing() {
 }
 
 #[test]
+fn a_deletion_that_an_unread_snapshot_holds_up_says_so_before_anything_has_run() {
+    let mut life = cloning(1);
+    life.adopts = false;
+    life.settle();
+    life.job.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(life.now));
+    life.seen.unread_snapshots = true;
+    life.run(30);
+    let message = life.message("Stalled");
+    assert!(!life.gone && message.contains("SnapshotUnreadable"), "{message}");
+}
+
+#[test]
 fn a_slot_that_waits_when_a_snapshot_is_named_is_given_back() {
     let mut life = cloning(1);
     let from = life.job.spec.restore_from.take();
