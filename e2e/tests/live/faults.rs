@@ -14,6 +14,7 @@ use vmdeploy::api::JobPhase;
 use crate::world::{BOOT, GONE, LIFE, counted_right, ends_right, nothing_left, running, taken};
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn the_next_user_is_alone_while_the_operator_is_stopped() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let counting = Counting { grace: 0, ..Counting::default() };
@@ -56,6 +57,7 @@ async fn goes_on(bed: &TestBed, job: &Job, (stop, start): (&str, &str)) -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn an_outage_of_the_site_destroys_nothing_and_a_dead_node_is_left() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let counting = Counting { ticks: 200, ..Counting::default() };

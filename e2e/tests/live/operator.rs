@@ -91,6 +91,7 @@ pub(crate) async fn life(bed: &TestBed, effects: &'static [&'static str]) -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn an_operator_killed_at_its_effects_uses_each_slot_once() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     // a fixed sample: between the submission and the status write, and two more
