@@ -14,7 +14,6 @@ pub mod networks;
 pub mod observe;
 pub mod plan;
 pub mod pods;
-mod quota;
 mod sites;
 pub mod states;
 pub mod status;

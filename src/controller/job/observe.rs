@@ -1,48 +1,42 @@
 //! Gathers the facts a decision is made from. Reads only, and of the API server only what no watch
 //! brings: a pass with nothing to do asks nobody anything.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+mod cluster;
+mod repository;
+mod room;
+
+use std::net::IpAddr;
 
 use jiff::SignedDuration;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::ResourceExt as _;
+use k8s_openapi::api::core::v1::Node;
 
+use self::{
+    cluster::{agents, node_address, nodes, pod_seen, snapshots, unfit},
+    repository::{content, missing_image, source},
+};
 use super::{
     Context, Error, SlotsSeen, account, decide,
     memory::Account,
-    plan::{
-        AgentSeen, ImageSeen, NetworkSeen, PodSeen, Seen, Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot,
-        beyond, uid,
-    },
+    plan::{ImageSeen, NetworkSeen, Seen, Setup, SiteSeen, uid},
 };
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, Reason, VmImage,
-        conditions,
+        BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, Reason, VmImage, conditions,
         job::Master,
-        job_status::{MemberPhase, ResolvedImage, SlotState, SlotStatus, UnfitNode},
-        snapshot::SnapshotPhase,
+        job_status::{ResolvedImage, SlotState, SlotStatus},
     },
     driver::{
         Fact,
-        agent::{AgentAddress, HostKey},
+        agent::HostKey,
         cluster::ClusterError,
-        repository::{JobContent, RepositoryError},
-        site::{Credentials, SlotPhase},
+        site::{Credentials, SlotFacts, SlotPhase},
     },
-    names::{JobUid, NodeName, SlotId},
-    store::adoption::ADOPTED,
+    names::{NodeName, SlotId},
 };
 
 /// How long an account that was read from a Secret is used before it is read again, while the job
 /// waits for a person.
 const ACCOUNT_AGE: SignedDuration = SignedDuration::from_secs(10);
-
-/// How old what is known of a running job's generations may be.
-const CONTENT_AGE: SignedDuration = SignedDuration::from_mins(5);
 
 /// Gathers the facts.
 pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> {
@@ -55,7 +49,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let content = content(job, &status, (&slots, &snapshots), ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
     let unfit = unfit(job, &status, &slots, ctx);
-    let room = super::quota::observe(job, &status, ctx).await;
+    let room = room::observe(job, &status, ctx).await;
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -235,51 +229,6 @@ fn network(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> 
     seen
 }
 
-/// What the job is to start from instead of its image; looked for only before it asks for slots.
-async fn source(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> Option<SourceSeen> {
-    let asks = match status.phase {
-        JobPhase::Pending | JobPhase::ImagePreparing => true,
-        JobPhase::Queued => status.slots.is_empty() && status.pending_submission.is_none(),
-        _ => false,
-    };
-    let from = job.spec.restore_from.as_ref().filter(|_| asks && status.started.is_none())?;
-    let own = uid(job);
-    let snapshot = ctx.view.snapshot(namespace(job), &from.snapshot).map(|snapshot| {
-        let status = snapshot.status.clone().unwrap_or_default();
-        SourceSnapshot {
-            job: snapshot.spec.job.clone(),
-            job_uid: status.job_uid,
-            generation: status.generation.unwrap_or_default(),
-            phase: status.phase,
-            deleting: snapshot.metadata.deletion_timestamp.is_some(),
-        }
-    });
-    let wanted = match &status.adopted {
-        Some(adopted) if adopted.complete.is_some() => Some((own.clone(), ADOPTED)),
-        Some(adopted) => Some((JobUid(adopted.job_uid.clone()), adopted.generation)),
-        None => snapshot
-            .as_ref()
-            .filter(|snapshot| snapshot.phase == SnapshotPhase::Stored && !snapshot.deleting)
-            .map(|snapshot| (JobUid(snapshot.job_uid.clone()), snapshot.generation)),
-    };
-    let since = ctx.clock.now();
-    let manifest = match wanted {
-        None => Fact::Unknown { since },
-        Some((of, generation)) => match ctx.repository.manifest(&of, generation).await {
-            Ok(manifest) => Fact::Known(Box::new(manifest)),
-            Err(RepositoryError::Unreachable(why)) => {
-                tracing::warn!(job = %own, why, "the repository does not answer");
-                Fact::Unknown { since }
-            }
-            Err(error) => {
-                tracing::warn!(job = %own, %error, "the generation to start from cannot be had");
-                Fact::Absent
-            }
-        },
-    };
-    Some(SourceSeen { name: from.snapshot.clone(), snapshot, manifest, refused: ctx.memory.get(&own).adoption })
-}
-
 fn image_seen(image: &VmImage) -> ImageSeen {
     let status = image.status.clone().unwrap_or_default();
     let name = image.metadata.name.clone().unwrap_or_default();
@@ -322,112 +271,8 @@ async fn missing_inputs(
     }
 }
 
-fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap<String, AgentSeen> {
-    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended);
-    let wanted: Vec<(String, AgentAddress)> = status
-        .everyone()
-        .filter(|member| !over || member.phase != MemberPhase::Dead)
-        .filter_map(|member| {
-            let agent = member.agent.as_ref()?;
-            let address = AgentAddress {
-                endpoint: agent.endpoint.parse().ok()?,
-                job: uid.clone(),
-                member: member.index,
-                incarnation: agent.incarnation,
-            };
-            Some((agent.pod.clone(), address))
-        })
-        .collect();
-    let addresses: Vec<AgentAddress> = wanted.iter().map(|(_, address)| address.clone()).collect();
-    ctx.hearing.listen(uid, &addresses);
-    wanted
-        .into_iter()
-        .filter_map(|(pod, address)| {
-            let heard = ctx.hearing.heard(&address)?;
-            let (at, state) = heard.last.unzip();
-            Some((pod, AgentSeen { state, heard: at, moved: heard.moved, listening: heard.listening }))
-        })
-        .collect()
-}
-
-/// What the repository has; asked only where a decision may depend on it.
-async fn content(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    (slots, snapshots): (&Fact<Vec<crate::driver::site::SlotFacts>>, &[SnapshotSeen]),
-    ctx: &Context,
-) -> Fact<JobContent> {
-    let (uid, since) = (&uid(job), ctx.clock.now());
-    let runs = |id: &str| {
-        slots.known().into_iter().flatten().any(|facts| facts.id.0 == id && facts.phase == SlotPhase::Running)
-    };
-    let waits = status.slots.iter().any(|s| s.release.is_none() && s.state != SlotState::Ended && runs(&s.id));
-    let needed = match status.phase {
-        JobPhase::Queued => waits,
-        JobPhase::Deploying | JobPhase::Starting | JobPhase::Restoring | JobPhase::Terminating => true,
-        JobPhase::Evacuating => status.snapshots.capture.as_ref().is_some_and(|capture| capture.captured),
-        JobPhase::Pending | JobPhase::ImagePreparing => {
-            status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none())
-        }
-        // what has rotted is told of, and no sound generation goes for it
-        JobPhase::Running | JobPhase::Snapshotting => {
-            let asked = ctx.memory.get(uid).content_asked;
-            !beyond(job, snapshots, |_| true).is_empty()
-                || asked.is_none_or(|asked| since.duration_since(asked) > CONTENT_AGE)
-        }
-        JobPhase::Completing | JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended => false,
-    };
-    // what would be restored must be known before slots are asked for
-    let restores = status.started.is_some() || status.adopted.is_some();
-    let needed = needed || (restores && may_ask(job, status, slots));
-    if !needed {
-        return Fact::Unknown { since };
-    }
-    ctx.memory.update(uid, |memory| memory.content_asked = Some(since));
-    match ctx.repository.content(uid).await {
-        Ok(content) => Fact::Known(content),
-        Err(error) => {
-            tracing::warn!(job = %uid, %error, "the repository does not answer");
-            ctx.memory.update(uid, |memory| memory.repository_silent = Some(since));
-            Fact::Unknown { since }
-        }
-    }
-}
-
-/// What the repository no longer has of a started job's image. Asked once no slot is left: another is
-/// of no use without it. The job's own right to it is the digest, whatever became of the VmImage.
-async fn missing_image(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
-    ctx: &Context,
-) -> Fact<String> {
-    let since = ctx.clock.now();
-    let asked = status.started.is_some() && may_ask(job, status, slots);
-    let Some(image) = status.image.as_ref().filter(|_| asked) else {
-        return Fact::Unknown { since };
-    };
-    for digest in [Some(&image.disk), image.kernel.as_ref(), image.initrd.as_ref()].into_iter().flatten() {
-        match ctx.repository.image(digest).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Fact::Known(digest.clone()),
-            Err(error) => {
-                let uid = uid(job);
-                tracing::warn!(job = %uid, %error, "the repository does not answer");
-                ctx.memory.update(&uid, |memory| memory.repository_silent = Some(since));
-                return Fact::Unknown { since };
-            }
-        }
-    }
-    Fact::Absent
-}
-
 /// Whether slots may be asked for: none are used or waited for.
-fn may_ask(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
-) -> bool {
+fn may_ask(job: &BestEffortJob, status: &BestEffortJobStatus, slots: &Fact<Vec<SlotFacts>>) -> bool {
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
         || (status.phase == JobPhase::Suspended && job.spec.suspend);
     let ended = |id: &str| {
@@ -436,93 +281,4 @@ fn may_ask(
     };
     let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
     !over && !status.slots.iter().any(|slot| used(slot) && !ended(&slot.id))
-}
-
-/// What other jobs found out about nodes.
-fn unfit(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
-    ctx: &Context,
-) -> Vec<UnfitNode> {
-    if !may_ask(job, status, slots) {
-        return Vec::new();
-    }
-    let others = ctx.view.jobs().into_iter().filter(|other| other.metadata.uid != job.metadata.uid);
-    others.flat_map(|job| job.status.iter().flat_map(|status| status.unfit.clone()).collect::<Vec<_>>()).collect()
-}
-
-fn nodes(
-    status: &BestEffortJobStatus,
-    slots: &Fact<Vec<crate::driver::site::SlotFacts>>,
-    ctx: &Context,
-) -> BTreeMap<NodeName, IpAddr> {
-    let in_status = status.slots.iter().flat_map(|slot| slot.nodes.iter().cloned().map(NodeName));
-    let seen = slots.known().into_iter().flatten().flat_map(|facts| facts.nodes.iter().cloned());
-    let names: BTreeSet<NodeName> = in_status.chain(seen).collect();
-    names
-        .into_iter()
-        .filter_map(|name| {
-            let address = node_address(&*ctx.view.node(&name)?)?;
-            Some((name, address))
-        })
-        .collect()
-}
-
-fn node_address(node: &Node) -> Option<IpAddr> {
-    let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    addresses.iter().find(|address| address.type_ == "InternalIP")?.address.parse().ok()
-}
-
-fn snapshots(job: &BestEffortJob, ctx: &Context) -> Vec<SnapshotSeen> {
-    let name = job.metadata.name.as_deref().unwrap_or_default();
-    let uid = uid(job);
-    let mut all: Vec<SnapshotSeen> = ctx
-        .view
-        .snapshots(namespace(job), name)
-        .iter()
-        // those of an earlier job of the same name are not this one's
-        .filter(|snapshot| snapshot.labels().get(LABEL_JOB_UID).is_none_or(|label| *label == uid.0))
-        .map(|snapshot| SnapshotSeen {
-            name: snapshot.metadata.name.clone().unwrap_or_default(),
-            uid: snapshot.metadata.uid.clone().unwrap_or_default(),
-            reason: snapshot.spec.reason,
-            retain: snapshot.spec.retain,
-            deleting: snapshot.metadata.deletion_timestamp.is_some(),
-            status: snapshot.status.clone().unwrap_or_default(),
-        })
-        .filter(|snapshot| snapshot.status.job_uid.is_empty() || snapshot.status.job_uid == uid.0)
-        .collect();
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    all
-}
-
-/// What a pod says; its absence says nothing.
-fn pod_seen(pod: &Pod) -> Option<(String, PodSeen)> {
-    let name = pod.metadata.name.clone()?;
-    let status = pod.status.clone().unwrap_or_default();
-    let containers = status.container_statuses.unwrap_or_default();
-    let states: Vec<_> = containers.iter().filter_map(|container| container.state.as_ref()).collect();
-    let ended = states.iter().find_map(|state| state.terminated.as_ref()).map(|end| {
-        let reason = end.reason.as_deref().unwrap_or("ended");
-        let message = end.message.as_deref().map(|text| format!(": {}", text.trim())).unwrap_or_default();
-        format!("{reason}, exit code {}{message}", end.exit_code)
-    });
-    // a kubelet that refuses a pod never starts a container of it
-    let refused = status.reason.filter(|reason| reason.starts_with("OutOf") || reason == "UnexpectedAdmissionError");
-    let refused = refused.filter(|_| status.phase.as_deref() == Some("Failed") && containers.is_empty());
-    let waiting = states.iter().filter_map(|state| state.waiting.as_ref()).find_map(|waiting| {
-        let reason = waiting.reason.clone()?;
-        let usual = matches!(reason.as_str(), "ContainerCreating" | "PodInitializing");
-        (!usual).then_some(reason)
-    });
-    let incarnation = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_INCARNATION)?.parse().ok());
-    let seen = PodSeen {
-        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-        incarnation: incarnation.unwrap_or_default(),
-        ended: ended.or(refused),
-        waiting,
-        deleting: pod.metadata.deletion_timestamp.is_some(),
-    };
-    Some((name, seen))
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::{Context, plan};
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase,
         snapshot::{SnapshotPhase, SnapshotReason},
     },
+    controller::job::{Context, plan},
     driver::Fact,
     names::JobUid,
     store::quota::Room,
