@@ -89,7 +89,8 @@ impl World {
         let mut server = nodes.command(guests.members as usize, program()?);
         server.args(["repository", "--listen", &repository_address(guests.members), "--root"]);
         server.arg(root.path().join("repository")).arg("--tls").arg(own);
-        let server = server.arg("--ticket-key").arg(root.path().join("ticket")).stdin(Stdio::null()).spawn()?;
+        let server = server.arg("--ticket-key").arg(root.path().join("ticket")).stdin(Stdio::null());
+        let server = server.stdout(log(root.path(), "repository")?).spawn()?;
         let image = ResolvedImage {
             namespace: "default".into(),
             name: "light".into(),
@@ -165,7 +166,7 @@ impl World {
         let mut fence = self.nodes.command(node, "unshare");
         fence.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", "--"]).arg(program()?);
         fence.args(["agent", "--config"]).arg(&directory).arg("--node-dir").arg(root.join("node"));
-        let fence = fence.arg("--vm-dir").arg(&vm).stdin(Stdio::null()).spawn()?;
+        let fence = fence.arg("--vm-dir").arg(&vm).stdin(Stdio::null()).stdout(log(root, &slot)?).spawn()?;
         let wait = "until [ -d \"$1\" ]; do sleep 0.05; done; ";
         let mut holder = Command::new("sh");
         holder.args(["-c", &format!("{wait}{HOLDER}"), "holder"]).arg(root.join("leases").join(&lease)).arg(&slot);
@@ -295,6 +296,11 @@ fn write(credentials: &Credentials, directory: &Path) -> Result<()> {
     std::fs::write(directory.join("ca.crt"), &credentials.ca)?;
     std::fs::write(directory.join("tls.crt"), &credentials.certificate)?;
     Ok(std::fs::write(directory.join("tls.key"), &credentials.key)?)
+}
+
+/// Where a process's lines go: our own output is for results.
+fn log(root: &Path, name: &str) -> std::io::Result<std::fs::File> {
+    std::fs::File::create(root.join(format!("{name}.log")))
 }
 
 fn passable(directory: &Path) -> Result<()> {

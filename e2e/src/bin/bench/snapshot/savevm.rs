@@ -85,7 +85,11 @@ fn arguments(agent: &Agent, own: &Path) -> Result<Vec<String>> {
         layer["file"]["filename"].as_str().filter(|_| writable).map(str::to_owned)
     });
     let (disk, ours) = (disk.context("no disk")?, own.join("disk").display().to_string());
-    let swap = |word: &&str| word.replace(&sockets, &own.join("s").display().to_string()).replace(&disk, &ours);
+    let theirs = own.join("s").display().to_string();
+    let swap = |word: &&str| match word.strip_prefix("socket,") {
+        Some(_) => word.replace(&sockets, &theirs),
+        None => word.replace(&disk, &ours),
+    };
     Ok(words[start..].iter().map(swap).chain(["-incoming".into(), "defer".into()]).collect())
 }
 
