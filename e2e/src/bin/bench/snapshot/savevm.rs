@@ -86,9 +86,11 @@ fn arguments(agent: &Agent, own: &Path) -> Result<Vec<String>> {
     });
     let (disk, ours) = (disk.context("no disk")?, own.join("disk").display().to_string());
     let theirs = own.join("s").display().to_string();
-    let swap = |word: &&str| match word.strip_prefix("socket,") {
-        Some(_) => word.replace(&sockets, &theirs),
-        None => word.replace(&disk, &ours),
+    let swap = |word: &&str| match word.split_once(',') {
+        Some(("socket", _)) => word.replace(&sockets, &theirs),
+        // nobody has the other end of its card
+        Some(("tap", _)) => "user,id=net1,restrict=on".to_owned(),
+        _ => word.replace(&disk, &ours),
     };
     Ok(words[start..].iter().map(swap).chain(["-incoming".into(), "defer".into()]).collect())
 }
