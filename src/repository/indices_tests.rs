@@ -46,8 +46,8 @@ impl Gate {
     }
 }
 
-#[test]
-fn b1_a_fence_waits_for_no_index_that_is_made_again() {
+/// A store with a generation whose index is gone; making it again stops at the gate.
+fn without_index() -> (Bench, Gate) {
     let bench = Bench::new();
     store_generation(&bench.store, 1, &[1, 2, 3], now());
     std::fs::remove_file(bench.at(layout::blocks(&job()).unwrap())).unwrap();
@@ -55,6 +55,12 @@ fn b1_a_fence_waits_for_no_index_that_is_made_again() {
     drop(store);
     let gate = Gate::default();
     let store = Bench::open(directory.path(), gate.clone());
+    (Bench { directory, store }, gate)
+}
+
+#[test]
+fn b1_a_fence_waits_for_no_index_that_is_made_again() {
+    let (Bench { directory: _directory, store }, gate) = without_index();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -79,13 +85,7 @@ fn b1_a_fence_waits_for_no_index_that_is_made_again() {
 
 #[test]
 fn b1_a_job_that_is_removed_while_its_index_is_made_again_leaves_nothing() {
-    let bench = Bench::new();
-    store_generation(&bench.store, 1, &[1, 2, 3], now());
-    std::fs::remove_file(bench.at(layout::blocks(&job()).unwrap())).unwrap();
-    let Bench { directory, store } = bench;
-    drop(store);
-    let gate = Gate::default();
-    let store = Bench::open(directory.path(), gate.clone());
+    let (Bench { directory: _directory, store }, gate) = without_index();
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| store.find_blocks(&job(), origin(2, 1, 0, FileKind::Disk), &[], now()));
         gate.wait_until_reached();

@@ -266,23 +266,20 @@ impl Draft<'_> {
         }
     }
 
+    /// Says why no generation came of it, until one does.
+    pub(super) fn snapshot_failed(&mut self, reason: Reason, message: String) {
+        let (generation, now) = (self.generation(), self.now);
+        let (list, kind) = (&mut self.status.conditions, ConditionType::SnapshotFailed);
+        conditions::set(list, kind, Truth::True, reason, message, generation, now);
+    }
+
     /// Gives a capture up: its number is burnt, the generation before stays.
     pub(super) fn void_capture(&mut self, why: &str) {
         let Some(capture) = self.status.snapshots.capture.take() else { return };
         self.voided = true;
         self.warn(Reason::SnapshotVoid, format!("generation {} is void: {why}", capture.generation));
         let message = format!("generation {}: {why}", capture.generation);
-        let (generation, now) = (self.generation(), self.now);
-        let list = &mut self.status.conditions;
-        conditions::set(
-            list,
-            ConditionType::SnapshotFailed,
-            Truth::True,
-            Reason::SnapshotVoid,
-            message,
-            generation,
-            now,
-        );
+        self.snapshot_failed(Reason::SnapshotVoid, message);
         // guests that were to stay down for it run on
         if (!capture.captured || !capture.resume) && capture.incarnation == self.status.incarnation {
             let agents: Vec<AgentRef> = self.living_members().into_iter().filter_map(agent_ref).collect();

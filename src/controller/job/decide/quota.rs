@@ -4,11 +4,7 @@
 
 use super::draft::Draft;
 use crate::{
-    api::{
-        Reason,
-        conditions::{self, ConditionType, Truth},
-        job_status::ResolvedImage,
-    },
+    api::{Reason, job_status::ResolvedImage},
     driver::Fact,
     store::quota::{full_generation, next_generation, roughly},
 };
@@ -83,17 +79,7 @@ impl Draft<'_> {
             roughly(room.own),
             roughly(more)
         );
-        let (generation, now) = (self.generation(), self.now);
-        let list = &mut self.status.conditions;
-        conditions::set(
-            list,
-            ConditionType::SnapshotFailed,
-            Truth::True,
-            Reason::QuotaExceeded,
-            message,
-            generation,
-            now,
-        );
+        self.snapshot_failed(Reason::QuotaExceeded, message);
         self.because("the quota has no room for a snapshot");
         false
     }
