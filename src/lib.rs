@@ -154,9 +154,13 @@
 //!   the jobs there are.
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
 //! - **Which nodes will do**: each generation's manifest says what its members need, an agent what its node offers. What
-//!   was missing on a node is in the status of the job that found it out, and counts for all jobs, for a day.
-//! - **How much a namespace keeps**: what lies in the repository. A capture under way reserves in its job's status what
-//!   it may bring; the quota is soft, and what must not be lost is stored.
+//!   was missing on a node is in the status of the job that found it out, and counts for all jobs, for a day; KVM only
+//!   once it was missing twice, and before that for half an hour and for that job. A request that waits is given back
+//!   and sent anew when other nodes are to be left out.
+//! - **How much a namespace keeps**: what lies in the repository. A job that is accepted counts with all that it may
+//!   bring until it has stored something, a capture with what it may bring. Those that begin in one moment do not see each
+//!   other: the repository, which sees the bytes of all, lets a generation in or not before its first one, by the share that
+//!   its ticket names. The quota is soft, and what must not be lost is stored.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.

@@ -65,4 +65,8 @@ pub struct CaptureStatus {
     /// Bytes that it may bring into the repository: reserved for it until it is stored.
     #[serde(default)]
     pub reserved: u64,
+    /// Bytes that its namespace may have in the repository, which takes no more for it; absent where it is not left
+    /// out for that, or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<u64>,
 }

@@ -92,7 +92,8 @@ pub struct BestEffortJobStatus {
     /// What the present incarnation was started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Nodes that lack what the job's machines need: no slots are asked for on them for a day.
+    /// Nodes that lack what the job's machines need: no slots are asked for on them for a day, or for half an hour
+    /// where all that is known is that KVM was missing once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unfit: Vec<UnfitNode>,
     /// Snapshots taken and due.
@@ -144,6 +145,20 @@ pub struct PendingSubmission {
     /// Digest of what was asked for, to see whether the spec asks for something else by now.
     #[serde(default)]
     pub request: String,
+    /// Nodes that the request leaves out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+}
+
+/// A request to the scheduler, besides what its digest says.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AskedFor {
+    /// When it was decided.
+    pub at: Time,
+    /// Nodes that it leaves out; the condition Admitted says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// A slot at the site.
@@ -157,6 +172,9 @@ pub struct SlotStatus {
     /// Digest of what was asked for; empty for a slot that was found by its name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub request: String,
+    /// What else is known of the request; absent for a slot that was found by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskedFor>,
     /// Nodes it covers, in the order of the members on them; empty until it runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
@@ -415,11 +433,17 @@ pub struct UnfitNode {
     /// It has no KVM.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kvm: bool,
+    /// How often it was found out within a day. KVM that was missing once is taken for a passing fault.
+    #[serde(default = "once")]
+    pub times: u32,
     /// Flags that its processor lacks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
 }
 
+fn once() -> u32 {
+    1
+}
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
@@ -478,6 +502,10 @@ pub struct Retry {
     /// Nothing is tried again before a person changes the spec.
     #[serde(default)]
     pub stalled: bool,
+    /// The agents with which nothing can be restored, as the operator makes them: their image, and what is known of
+    /// its QEMU. Others are tried at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<String>,
 }
 
 /// Why and since when a job is suspended.

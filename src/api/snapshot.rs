@@ -37,12 +37,25 @@ pub struct SnapshotSpec {
     /// Name of the BestEffortJob, in this namespace.
     #[schemars(length(min = 1, max = 63))]
     pub job: String,
-    /// Why it is taken.
+    /// Why it is taken. What the operator has not made is taken as asked for by a user, whatever it says here.
     #[serde(default)]
     pub reason: SnapshotReason,
     /// Keeps the generation until this object is deleted.
     #[serde(default)]
     pub retain: bool,
+}
+
+impl Snapshot {
+    /// Why it is taken. The operator labels those that it makes; all others were asked for by somebody, who may have
+    /// copied one of its own.
+    pub fn reason(&self) -> SnapshotReason {
+        let labels = self.metadata.labels.as_ref();
+        if labels.is_some_and(|labels| labels.contains_key(super::LABEL_JOB_UID)) {
+            self.spec.reason
+        } else {
+            SnapshotReason::User
+        }
+    }
 }
 
 /// Why a snapshot is taken.
@@ -174,4 +187,18 @@ pub enum TransferState {
     Published,
     /// It cannot be completed.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_operator_has_not_made_was_asked_for_by_a_user_whatever_it_says() {
+        let spec = SnapshotSpec { job: "pi".into(), reason: SnapshotReason::Periodic, retain: false };
+        let mut snapshot = Snapshot::new("copied", spec);
+        assert_eq!(snapshot.reason(), SnapshotReason::User);
+        snapshot.metadata.labels = Some([(super::super::LABEL_JOB_UID.to_owned(), "3f2b".to_owned())].into());
+        assert_eq!(snapshot.reason(), SnapshotReason::Periodic);
+    }
 }

@@ -79,7 +79,15 @@ mod tests {
     }
 
     fn ticket() -> Ticket {
-        Ticket { job: job(), generation: 7, member: 1, incarnation: 2, expires: jiff::Timestamp::MAX, most: None }
+        Ticket {
+            job: job(),
+            generation: 7,
+            member: 1,
+            incarnation: 2,
+            expires: jiff::Timestamp::MAX,
+            most: None,
+            quota: None,
+        }
     }
 
     #[rstest]

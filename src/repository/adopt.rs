@@ -14,9 +14,12 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
+    blocks::Entry,
     durable::disk_error,
+    packs::{Trouble, damaged_pack, read_index},
     recipes,
     store::{Outcome, Store, guard, refused},
+    uploads::Origin,
 };
 use crate::{
     driver::repository::{GenerationSummary, RepositoryError},
@@ -25,7 +28,8 @@ use crate::{
         admission::Publish,
         adoption::{ADOPTED, Adoption},
         layout,
-        manifest::{FileForm, Manifest},
+        manifest::{FileForm, FileKind, Manifest},
+        pack::PackName,
     },
 };
 
@@ -66,21 +70,53 @@ impl Store {
         let _under_way = self.adoptions.begin(job)?;
         let source = self.manifest(&order.from.job, order.from.generation)?;
         let made = order.manifest(job, &source).map_err(refused)?;
-        self.take_over(&made, &source, free)?;
-        self.publish(&made, now)
+        let done = self.take_over(&made, &source, free).and_then(|()| self.publish(&made, now));
+        self.doubt_source(&made.job, &source.job, done.as_ref().err());
+        done
     }
 
+    /// What was found to be damaged here is so there, too, or was copied wrongly: it is read again there.
+    fn doubt_source(&self, job: &JobUid, source: &JobUid, error: Option<&RepositoryError>) {
+        if matches!(error, Some(RepositoryError::Damaged(_))) {
+            self.damage.changed(source, None);
+        }
+        let doubted = self
+            .packs_aside(job)
+            .and_then(|aside| aside.into_keys().try_for_each(|pack| self.doubt_pack(source, pack).map(drop)));
+        if let Err(error) = doubted {
+            tracing::warn!(%job, %source, %error, "failed to look at what another job began with");
+        }
+    }
+
+    /// Copies outside the job's lock, which a fence must get at once. Whatever it changes meanwhile is heeded at the
+    /// end.
     fn take_over(&self, made: &Manifest, source: &Manifest, free: u64) -> Outcome<()> {
         let job = &made.job;
         let lock = self.lock(job);
+        {
+            let _held = guard(&lock);
+            let old = self.record(job)?;
+            if let Publish::Refuse(why) = old.publish(made, None) {
+                return Err(RepositoryError::Refused(why));
+            }
+            let new = old.with_part(made.generation, made.incarnation).map_err(refused)?;
+            self.root.directory(&layout::generation(job, made.generation)?).map_err(|e| disk_error(&e))?;
+            self.keep_record(job, &old, &new)?;
+        }
+        let copied = self.share_all(made, source, free);
         let _held = guard(&lock);
-        let old = self.record(job)?;
-        if let Publish::Refuse(why) = old.publish(made, None) {
+        let record = self.record(job)?;
+        if let Publish::Refuse(why) = record.publish(made, None) {
+            if record.removed.is_some() {
+                self.drop_content(job)?;
+            }
             return Err(RepositoryError::Refused(why));
         }
-        let new = old.with_part(made.generation, made.incarnation).map_err(refused)?;
-        self.root.directory(&layout::generation(job, made.generation)?).map_err(|e| disk_error(&e))?;
-        self.keep_record(job, &old, &new)?;
+        copied
+    }
+
+    fn share_all(&self, made: &Manifest, source: &Manifest, free: u64) -> Outcome<()> {
+        let job = &made.job;
         let mut packs = BTreeSet::new();
         for part in &source.members {
             for file in &part.files {
@@ -92,16 +128,65 @@ impl Store {
                 self.share(&from, &path(made)?, free)?;
             }
         }
-        self.root.directory(&layout::packs(job)?).map_err(|e| disk_error(&e))?;
-        for pack in packs {
-            let to = layout::pack(job, pack)?;
-            if !self.root.at(&to).exists() {
-                self.share(&layout::pack(&source.job, pack)?, &to, free)?;
-            }
+        if packs.is_empty() {
+            return Ok(());
         }
-        // it finds the packs when it is opened
-        self.indices.close(job);
+        {
+            // a sweep that has begun without knowing of them is over then
+            let lock = self.lock(job);
+            let _held = guard(&lock);
+            let origin =
+                Origin { generation: made.generation, incarnation: made.incarnation, member: 0, kind: FileKind::Disk };
+            self.uploads.promise(job, origin, packs.iter().copied());
+            self.root.directory(&layout::packs(job)?).map_err(|e| disk_error(&e))?;
+        }
+        for pack in &packs {
+            self.share_pack((&source.job, job), *pack, free)?;
+        }
+        self.index_packs(job, &packs)
+    }
+
+    /// Shares a pack; one that is damaged, as such: what is needed of it may be sound.
+    fn share_pack(&self, (from, to): (&JobUid, &JobUid), pack: PackName, free: u64) -> Outcome<()> {
+        let (sound, own) = (layout::pack(from, pack)?, layout::pack(to, pack)?);
+        let (aside, own_aside) = (damaged_pack(from, pack)?, damaged_pack(to, pack)?);
+        if self.root.at(&own).exists() {
+            return Ok(());
+        }
+        let shared = match self.share(&sound, &own, free) {
+            Err(RepositoryError::NotFound(_)) if self.root.at(&own_aside).exists() => return Ok(()),
+            Err(RepositoryError::NotFound(_)) => match self.share(&aside, &own_aside, free) {
+                // it was put back meanwhile, if it is anywhere
+                Err(RepositoryError::NotFound(_)) => self.share(&sound, &own, free),
+                shared => return shared,
+            },
+            shared => shared,
+        };
+        shared?;
+        if self.root.at(&own_aside).exists() {
+            self.root.discard(&own_aside).map_err(|e| disk_error(&e))?;
+        }
         Ok(())
+    }
+
+    /// Has the blocks of packs found: the index may have been opened by somebody before they came.
+    fn index_packs(&self, job: &JobUid, packs: &BTreeSet<PackName>) -> Outcome<()> {
+        self.with_index(job, |held| {
+            let known = held.ask(|index| index.entries(packs))?;
+            for name in packs.iter().filter(|name| !known.contains_key(name)) {
+                match read_index(&self.root.at(&layout::pack(job, *name)?), *name) {
+                    Ok((pack, index)) => {
+                        held.ask(|known| known.add(&Entry::of(pack, &index, None), index.blocks()))?;
+                    }
+                    Err(Trouble::Disk(error)) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(disk_error(&error));
+                    }
+                    // it is set aside, or found to be damaged when all is read back
+                    Err(Trouble::Disk(_) | Trouble::Damaged(_)) => {}
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Gives a file a second name, or makes a copy of it.

@@ -200,3 +200,117 @@ fn a_copy_is_made_where_there_are_no_second_names() {
     let gone = store.root.link(Path::new("nothing"), to);
     assert_eq!(gone.unwrap_err().kind(), io::ErrorKind::NotFound);
 }
+
+fn packs_of(root: &Path, job: &JobUid) -> Vec<PathBuf> {
+    let packs = std::fs::read_dir(root.join("jobs").join(&job.0).join("packs")).unwrap();
+    packs.map(|pack| pack.unwrap().path()).collect()
+}
+
+/// A store with one pack of two frames, of which the second generation needs the last.
+fn two_frames(root: &Path) -> Store {
+    let store = open(root, AllSteps);
+    store_generation(&store, 1, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8], now());
+    store_generation(&store, 2, &[0, 5, 6, 7], now());
+    assert_eq!(packs_of(root, &job()).len(), 1, "they share a pack");
+    store
+}
+
+#[test]
+fn b7_a_generation_is_adopted_that_needs_nothing_of_what_is_damaged_in_its_packs() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let store = two_frames(&root);
+    let pack = packs_of(&root, &job()).remove(0);
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[10] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    // nobody has noticed yet, and then everybody has
+    for clone in ["77777777-0000", "77777777-0001"] {
+        let clone: JobUid = clone.into();
+        store.adopt(&clone, &clone_of(2), 0, now()).unwrap();
+        assert_eq!(complete(&store, &clone), [ADOPTED]);
+        assert_eq!(packs_of(&root, &clone)[0].extension().unwrap(), "damaged");
+        // what was found at the copy is known of the source
+        assert_eq!(packs_of(&root, &job())[0].extension().unwrap(), "damaged");
+        assert_eq!(complete(&store, &job()), [2]);
+        store.collect(&clone, now()).unwrap();
+        assert_eq!(packs_of(&root, &clone).len(), 1);
+    }
+    let refused = store.adopt(&other_still(), &clone_of(1), 0, now());
+    assert!(matches!(refused, Err(RepositoryError::Damaged(_) | RepositoryError::NotFound(_))), "{refused:?}");
+}
+
+fn other_still() -> JobUid {
+    "77777777-0002".into()
+}
+
+/// Something happens to the clone before a step, in a thread of its own that is waited for.
+struct Meanwhile(AtomicI64, Arc<std::sync::OnceLock<std::sync::Weak<Store>>>, fn(&Store));
+
+impl Steps for Meanwhile {
+    fn next(&self, what: &'static str) -> io::Result<()> {
+        let Some(store) = self.1.get().and_then(std::sync::Weak::upgrade) else { return Ok(()) };
+        if what == "link" && self.0.fetch_sub(1, Ordering::SeqCst) == 0 {
+            let (done, waited) = std::sync::mpsc::channel();
+            let does = self.2;
+            std::thread::spawn(move || {
+                does(&store);
+                // nobody waits any more if the test has failed
+                let _ = done.send(());
+            });
+            waited.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits for the copy");
+        }
+        Ok(())
+    }
+}
+
+/// The same before each of the two recipes and two packs of generation 2.
+fn meanwhile(does: fn(&Store), look: impl Fn(&Path, &Store, Outcome<GenerationSummary>)) {
+    for step in 0..4 {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        drop(filled(&root));
+        let own = Arc::new(std::sync::OnceLock::new());
+        let store = Arc::new(open(&root, Meanwhile(AtomicI64::new(step), own.clone(), does)));
+        own.set(Arc::downgrade(&store)).unwrap();
+        let result = store.adopt(&other(), &clone_of(2), 0, now());
+        look(&root, &store, result);
+    }
+}
+
+#[test]
+fn a9_a_fence_does_not_wait_for_a_copy_and_ends_it() {
+    let fence = |store: &Store| store.fence(&other(), 1).unwrap();
+    meanwhile(fence, |root, store, result| {
+        assert!(matches!(result, Err(RepositoryError::Refused(_))), "{result:?}");
+        assert_eq!((complete(store, &other()), complete(store, &job())), (vec![], vec![1, 2]));
+        assert_eq!(check::verify(root).unwrap().problems, [] as [String; 0]);
+    });
+}
+
+#[test]
+fn a_clone_that_is_removed_in_the_middle_leaves_nothing() {
+    let remove = |store: &Store| store.remove_job(&other(), now()).unwrap();
+    meanwhile(remove, |root, store, result| {
+        assert!(matches!(result, Err(RepositoryError::Refused(_))), "{result:?}");
+        assert_eq!(complete(store, &other()), [] as [Generation; 0]);
+        assert!(!root.join("jobs").join(&other().0).join("packs").exists());
+    });
+}
+
+#[test]
+fn blocks_of_packs_that_come_while_the_index_is_open_are_found() {
+    let look = |store: &Store| {
+        let origin = origin(ADOPTED, 0, 0, FileKind::Disk);
+        let names = [BlockName::of(&content(1))];
+        drop(store.find_blocks(&other(), origin, &names, now()));
+    };
+    meanwhile(look, |_, store, result| {
+        result.unwrap();
+        store.fence(&other(), 1).unwrap();
+        store.admit_part(&other(), 1, 1).unwrap();
+        let names: Vec<BlockName> = [1, 2, 5, 6].iter().map(|n| BlockName::of(&content(*n))).collect();
+        let found = store.find_blocks(&other(), origin(1, 1, 0, FileKind::Disk), &names, now()).unwrap();
+        assert!(found.places.iter().all(Option::is_some), "{found:?}");
+    });
+}

@@ -132,6 +132,15 @@ impl Store {
         Ok((damaged, lost.into_keys().collect()))
     }
 
+    /// Whether a generation needs nothing of what is lost of its job's packs. Those that are lost, in part or all.
+    pub(super) fn needs_nothing_lost(&self, manifest: &Manifest) -> Outcome<BTreeSet<PackName>> {
+        let mut lost = self.packs_aside(&manifest.job)?;
+        let there = self.root.list(&layout::packs(&manifest.job)?).map_err(|e| disk_error(&e))?;
+        let there = there.iter().filter_map(|name| name.parse().ok()).collect();
+        self.judge_generation(manifest, &there, &mut lost)?;
+        Ok(lost.into_keys().collect())
+    }
+
     fn judge_generation(&self, manifest: &Manifest, there: &BTreeSet<PackName>, lost: &mut Lost) -> Outcome<()> {
         for part in &manifest.members {
             for file in &part.files {
@@ -187,7 +196,7 @@ impl Store {
     }
 
     /// The packs that were set aside and did not come again, and what of each is bad.
-    fn packs_aside(&self, job: &JobUid) -> Outcome<Lost> {
+    pub(super) fn packs_aside(&self, job: &JobUid) -> Outcome<Lost> {
         let mut lost = Lost::new();
         for file in self.root.list(&layout::packs(job)?).map_err(|e| disk_error(&e))? {
             let name = file.strip_suffix(DAMAGED).and_then(|rest| rest.strip_suffix('.'));

@@ -169,6 +169,7 @@ async fn d3_rubbish_requests_stay_inside_the_root() {
         incarnation: 9,
         expires: jiff::Timestamp::MAX,
         most: None,
+        quota: None,
     };
     let ticket = key.sign(&ticket);
     let peers =

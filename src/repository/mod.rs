@@ -99,6 +99,20 @@ pub struct Serve {
     min_free: u64,
 }
 
+impl Serve {
+    fn limits(&self) -> Limits {
+        Limits {
+            part: self.max_part,
+            packs: self.max_packs,
+            image: self.max_image,
+            output: self.max_output,
+            outputs: self.max_outputs,
+            output_files: self.max_output_files,
+            free: self.min_free,
+        }
+    }
+}
+
 /// Runs the server until it is told to stop, or one of the checks.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     match (args.check, args.serve) {
@@ -117,15 +131,7 @@ async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
     let (root, now) = (args.root.clone(), clock.now());
     let store = tokio::task::spawn_blocking(move || Store::open(&root, Box::new(AllSteps), now)).await??;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
-    let limits = Limits {
-        part: args.max_part,
-        packs: args.max_packs,
-        image: args.max_image,
-        output: args.max_output,
-        outputs: args.max_outputs,
-        output_files: args.max_output_files,
-        free: args.min_free,
-    };
+    let limits = args.limits();
     let arrivals = Arrivals::default();
     let store = Arc::new(store);
     tokio::spawn(collect::keep_collecting(store.clone(), clock.clone(), stop.clone()));
@@ -160,3 +166,31 @@ mod fuzz_tests;
 mod indices_tests;
 #[cfg(test)]
 mod packs_tests;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        serve: Serve,
+    }
+
+    #[test]
+    fn c2_each_limit_is_that_of_its_option() {
+        let needed = "repository --root=/r --listen=127.0.0.1:0 --tls=/t --ticket-key=/k";
+        let limits = |options: &str| {
+            let words = format!("{needed} {options}");
+            Cli::try_parse_from(words.split_whitespace()).unwrap().serve.limits()
+        };
+        let found = limits(
+            "--max-part=1 --max-packs=2 --max-image=3 --max-output=4 --max-outputs=5 --max-output-files=6 --min-free=7",
+        );
+        let sizes = [found.part, found.packs, found.image, found.output, found.outputs, found.free];
+        assert_eq!((sizes, found.output_files), ([1, 2, 3, 4, 5, 7], 6));
+        assert_eq!(limits("").packs, 1 << 42);
+    }
+}

@@ -1,7 +1,7 @@
 //! Publication: all that a manifest names is read back from the disk, then the manifest is written. Blocking.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     os::unix::fs::MetadataExt as _,
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     durable::disk_error,
+    packs::damaged_pack,
     readback::TRUSTED,
     recipes,
     store::{Outcome, Store, guard, refused},
@@ -22,7 +23,7 @@ use crate::{
         admission::{JobRecord, Publish},
         layout::{self, MANIFEST},
         manifest::{FileForm, Manifest, PartFile},
-        pack::PackRef,
+        pack::{PackName, PackRef},
     },
 };
 
@@ -30,6 +31,8 @@ use crate::{
 struct ReadBack {
     files: Vec<(FileIdentity, PathBuf)>,
     packs: Vec<PackRef>,
+    /// Those of them that are damaged, and of which nothing is needed that is.
+    aside: BTreeSet<PackName>,
 }
 
 impl Store {
@@ -51,7 +54,7 @@ impl Store {
         let _held = guard(&lock);
         let Some(old) = self.check_publish(manifest)? else { return Ok(manifest.into()) };
         // a fence may have taken away what was being read: its refusal says more
-        let ReadBack { files, packs } = read?;
+        let ReadBack { files, packs, aside } = read?;
         for (identity, path) in &files {
             match std::fs::metadata(path) {
                 Ok(found) if FileIdentity::of(&found) == *identity => {}
@@ -63,7 +66,8 @@ impl Store {
             }
         }
         for pack in &packs {
-            if !self.has_pack(job, pack)? {
+            let is_aside = aside.contains(&pack.name) && self.root.at(&damaged_pack(job, pack.name)?).exists();
+            if !is_aside && !self.has_pack(job, pack)? {
                 return Err(RepositoryError::NotFound(format!("pack {}", pack.name)));
             }
         }
@@ -96,10 +100,21 @@ impl Store {
             }
         }
         let packs: Vec<PackRef> = packs.into_values().collect();
+        let mut aside = BTreeSet::new();
         if !packs.is_empty() {
-            self.read_packs_back(&manifest.job, &packs, TRUSTED, now, None)?;
+            match self.read_packs_back(&manifest.job, &packs, TRUSTED, now, None) {
+                Ok(_) => {}
+                // what of them this one needs may be sound (safety B7)
+                Err(error @ (RepositoryError::Damaged(_) | RepositoryError::NotFound(_))) => {
+                    aside = self.needs_nothing_lost(manifest).map_err(|lost| match lost {
+                        RepositoryError::Damaged(_) | RepositoryError::NotFound(_) => error,
+                        other => other,
+                    })?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(ReadBack { files, packs })
+        Ok(ReadBack { files, packs, aside })
     }
 
     /// The job's record if the manifest may be written; nothing if it is there already.

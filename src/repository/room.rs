@@ -2,17 +2,20 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::{
     durable::{Root, disk_error},
     store::{Outcome, Store},
     uploads::Origin,
 };
 use crate::{
-    driver::repository::RepositoryError,
+    driver::repository::{JobUsage, RepositoryError},
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         layout::{self, PartName},
         manifest::FileKind,
+        quota::Share,
     },
 };
 
@@ -126,6 +129,17 @@ impl Store {
             }
         }
         Ok(most.saturating_sub(taken))
+    }
+
+    /// Claims a generation's share of what its namespace may have, before the first byte of it comes.
+    pub(super) fn claim_share(&self, job: &JobUid, origin: Origin, share: &Share, now: Timestamp) -> Outcome<()> {
+        self.uploads.claim(job, origin, share, |jobs| {
+            let ours = |of: &JobUsage| {
+                jobs.contains(&of.job) || of.owner.as_ref().is_some_and(|owner| owner.namespace == share.namespace)
+            };
+            let all = self.usage(now)?;
+            Ok(all.iter().filter(|of| ours(of)).fold(0, |sum: u64, of| sum.saturating_add(of.bytes)))
+        })
     }
 
     /// Bytes that a file of a job's result may still have.

@@ -421,7 +421,7 @@ impl Store {
         self.drop_content(job)
     }
 
-    fn drop_content(&self, job: &JobUid) -> Outcome<()> {
+    pub(super) fn drop_content(&self, job: &JobUid) -> Outcome<()> {
         self.uploads.end(job, |_| true);
         self.indices.close(job);
         self.damage.forget(job);

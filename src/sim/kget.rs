@@ -118,7 +118,7 @@ impl World {
             generation: status.generation.unwrap_or_default(),
             incarnation: status.incarnation,
             parent: status.parent,
-            reason: snapshot.spec.reason,
+            reason: snapshot.reason(),
             taken_at: status.taken_at.map_or(self.clock.now(), |time| time.0),
             nonce: nonces.into_iter().next().cloned().unwrap_or_default(),
             image: owner

@@ -2,7 +2,7 @@
 //!
 //! The quota is soft: what must not be lost is stored whatever it says (safety C2).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::api::job::VmSpec;
 
@@ -17,12 +17,14 @@ pub struct Room {
     pub own: u64,
     /// Bytes that captures of other jobs, which are under way, may bring.
     pub reserved: u64,
+    /// Bytes that other jobs were accepted for which have stored nothing yet.
+    pub accepted: u64,
 }
 
 impl Room {
-    /// Whether the job may have so much beyond what others have.
+    /// Whether the job may have so much beyond what others have, or were accepted for.
     pub fn holds(&self, wanted: u64) -> bool {
-        self.others().saturating_add(wanted) <= self.limit
+        self.others().saturating_add(self.accepted).saturating_add(wanted) <= self.limit
     }
 
     /// Whether so much may come beyond what is there.
@@ -34,6 +36,25 @@ impl Room {
     pub fn others(&self) -> u64 {
         self.used.saturating_sub(self.own).saturating_add(self.reserved)
     }
+}
+
+/// A generation's share of what its namespace may have. The operator sees others that begin in the same moment too
+/// late: the repository, where all bytes come by, claims it before the first of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    /// The namespace.
+    pub namespace: String,
+    /// Most bytes of all its jobs.
+    pub limit: u64,
+    /// Bytes that the whole generation may bring.
+    pub bytes: u64,
+}
+
+/// So many generations a job needs room for before it is accepted: those that it keeps, the one that comes, and what
+/// it began with, which stays for its whole life.
+pub fn generations(keep: u32, begun_with_another: bool) -> u64 {
+    u64::from(keep.max(2)) + 1 + u64::from(begun_with_another)
 }
 
 /// Most bytes of memory and disks of all members: a generation that shares nothing with any other.
@@ -63,9 +84,12 @@ mod tests {
 
     #[test]
     fn c2_a_job_gets_what_others_leave() {
-        let room = Room { limit: 100, used: 60, own: 20, reserved: 10 };
+        let room = Room { limit: 100, used: 60, own: 20, reserved: 10, accepted: 0 };
         assert!(room.holds(50) && !room.holds(51));
         assert!(room.takes(30) && !room.takes(31));
+        // what was accepted takes no room from one that runs
+        let room = Room { accepted: 15, ..room };
+        assert!(room.holds(35) && !room.holds(36) && room.takes(30));
         assert!(!room.takes(u64::MAX) && !room.holds(u64::MAX));
     }
 

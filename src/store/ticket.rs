@@ -5,6 +5,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::quota::Share;
 use crate::names::{Generation, Incarnation, JobUid, MemberIndex};
 
 /// Longest ticket that is looked at.
@@ -29,6 +30,9 @@ pub struct Ticket {
     /// Most bytes of the whole part, as stored; the repository's own limit alone if it is not said.
     #[serde(default)]
     pub most: Option<u64>,
+    /// What its namespace may have, if the generation may be left out for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Share>,
 }
 
 /// Why a ticket is not accepted.
@@ -94,6 +98,13 @@ impl TicketKey {
     }
 }
 
+/// Until when a ticket is valid, as it says itself: for its bearer, who has no key.
+pub fn valid_until(text: &str) -> Option<Timestamp> {
+    let (body, _) = text.split_once('.').filter(|_| text.len() <= MAX_TEXT)?;
+    let ticket: Ticket = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()?;
+    Some(ticket.expires)
+}
+
 #[cfg(test)]
 mod tests {
     use jiff::ToSpan;
@@ -117,11 +128,14 @@ mod tests {
             incarnation: 2,
             expires: now() + 60.seconds(),
             most: None,
+            quota: None,
         }
     }
 
     #[test]
     fn d1_a_ticket_is_read_back_until_it_expires() {
+        assert_eq!(valid_until(&key().sign(&ticket())), Some(ticket().expires));
+        assert_eq!((valid_until("no ticket"), valid_until("a.b")), (None, None));
         let text = key().sign(&ticket());
         assert_eq!(key().verify(&text, now()), Ok(ticket()));
         assert_eq!(key().verify(&text, now() + 60.seconds()), Err(TicketError::Expired));

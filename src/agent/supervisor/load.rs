@@ -150,12 +150,17 @@ pub(super) struct Fetched {
 impl Supervisor {
     /// Fetches image and generation; waits for a repository that does not answer.
     pub(super) async fn fetch(&self) -> Result<Fetched, LoadError> {
-        // first, since an image may have to be waited for
+        let part = self.patiently(|| self.find_part()).await.map_err(LoadError::of_part)?;
+        self.check_node(part.as_ref()).await?;
+        // before the part, since an image may have to be waited for
         let (disk, kernel, held) = self.patiently(|| self.fetch_images()).await?;
-        let part = self.patiently(|| self.fetch_part()).await.map_err(LoadError::of_part)?;
+        if let Some(part) = &part {
+            self.patiently(|| self.fetch_part(part)).await.map_err(LoadError::of_part)?;
+        }
         Ok(Fetched { disk, kernel, part, held })
     }
 
+    /// Until the repository answers, has what is wanted or refuses; no longer than the agent may start anything.
     async fn patiently<T, F>(&self, mut fetch: impl FnMut() -> F) -> Result<T, RepositoryError>
     where
         F: Future<Output = Result<T, RepositoryError>>,
@@ -168,21 +173,31 @@ impl Supervisor {
                     self.make_room().await;
                     cleared = true;
                 }
-                Err(RepositoryError::Unreachable(why)) => {
+                Err(RepositoryError::Unreachable(why)) if self.view.now() < self.config.not_after => {
                     tracing::warn!(why, "the repository does not answer");
+                    let until = self.config.not_after.strftime("%Y-%m-%dT%H:%MZ");
+                    self.view.wait(Some(format!("the repository: {why}; tried again until {until}")));
                     tokio::time::sleep(AGAIN).await;
                 }
-                other => return other,
+                other => {
+                    self.view.wait(None);
+                    return other;
+                }
             }
         }
     }
 
     /// This member's part of the generation to restore, if there is one.
-    async fn fetch_part(&self) -> Result<Option<MemberPart>, RepositoryError> {
+    async fn find_part(&self) -> Result<Option<MemberPart>, RepositoryError> {
         let Some(generation) = self.config.restore else { return Ok(None) };
         let manifest = self.store.get_manifest(&self.config.job, generation).await?;
         let found = manifest.members.into_iter().find(|part| part.index == self.config.member);
-        let part = found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}")))?;
+        found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}"))).map(Some)
+    }
+
+    /// The files of the part.
+    async fn fetch_part(&self, part: &MemberPart) -> Result<(), RepositoryError> {
+        let generation = self.config.restore.unwrap_or_default();
         let total = part.files.iter().map(|file| file.size).sum();
         let before = AtomicU64::new(0);
         let progress = |done: u64| {
@@ -195,7 +210,7 @@ impl Supervisor {
             self.store.get_part(job, generation, member, file, &to, &progress).await?;
             before.fetch_add(file.size, Ordering::Relaxed);
         }
-        Ok(Some(part))
+        Ok(())
     }
 
     /// The disk, the kernel if it is given, and what keeps the node from removing their files.

@@ -110,3 +110,37 @@ async fn an_image_that_is_being_imported_again_is_waited_for() {
     let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await.unwrap().unwrap();
     assert_eq!(std::fs::read(fetched.disk).unwrap(), b"an image");
 }
+
+#[tokio::test]
+async fn what_the_node_lacks_is_known_before_anything_is_fetched() {
+    let root = tempfile::tempdir().unwrap();
+    let store = FileStore::new(&root.path().join("store"));
+    let mut made = manifest(1);
+    made.members[0].machine.accelerator = Accelerator::Kvm;
+    store.publish(&made);
+    let mut config = config(root.path());
+    // an image that never comes, and files that are not there
+    config.image.disk = format!("sha256:{}", "0".repeat(64));
+    (config.accelerator, config.restore) = (Accelerator::Tcg, Some(1));
+    let supervisor = Making::below(root.path()).config(config).store(Arc::new(store)).make();
+    tokio::time::timeout(Duration::from_secs(20), supervisor.clone().live()).await.unwrap();
+    let state = supervisor.view.render();
+    assert!(state.lacks.contains(&Lack::Kvm), "{state:?}");
+    assert!(matches!(state.vm, VmState::Gone { fault: LoadFault::Node, .. }), "{state:?}");
+}
+
+#[tokio::test]
+async fn a_repository_is_waited_for_as_long_as_the_agent_may_start_anything_and_that_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(FileStore::new(&root.path().join("store")));
+    let mut config = config(root.path());
+    config.image.disk = format!("sha256:{}", "0".repeat(64));
+    config.not_after = jiff::Timestamp::now() + Duration::from_secs(1);
+    let supervisor = Making::below(root.path()).config(config).vm_in(root.path()).store(store).make();
+    let watched = supervisor.clone();
+    let said = tokio::spawn(async move { watched.view.until(|facts| facts.waiting.is_some()).await });
+    let fetched = tokio::time::timeout(Duration::from_secs(20), supervisor.fetch()).await.unwrap();
+    assert!(matches!(fetched, Err(LoadError::Node(why)) if why.contains("imported again")));
+    said.await.unwrap();
+    assert_eq!(supervisor.view.render().waiting, None);
+}

@@ -20,6 +20,29 @@ use crate::{
 };
 
 impl Supervisor {
+    /// What the node lacks as far as that is known before anything is fetched: no image and no memory comes to a node
+    /// that is of no use.
+    pub(super) async fn check_node(&self, part: Option<&MemberPart>) -> Result<(), LoadError> {
+        let may_be_kvm = self.config.accelerator != Accelerator::Tcg && probe::kvm().is_ok();
+        let mut offer = Offer::unknown(if may_be_kvm { Accelerator::Kvm } else { Accelerator::Tcg });
+        let lacks = match part {
+            Some(part) => {
+                // a QEMU that does not answer is told of when the VM is made
+                if let (Ok(version), Ok(machines)) = tokio::join!(probe::version(), probe::machines()) {
+                    (offer.qemu, offer.machines) = (version.text, machines.names);
+                }
+                part.machine.lacking(&offer)
+            }
+            None if self.config.accelerator == Accelerator::Kvm && !may_be_kvm => vec![Lack::Kvm],
+            None => Vec::new(),
+        };
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        self.view.change(|facts| facts.offer = Some(offer));
+        Err(LoadError::Lacks(lacks))
+    }
+
     /// How the VM is made here, and what the node offers; a generation that needs more is refused.
     pub(super) async fn machine(&self, fetched: &Fetched) -> Result<(MachineRecord, Offer), LoadError> {
         let (version, machines) = (probe::version().await?, probe::machines().await?);

@@ -203,11 +203,11 @@ impl ByteStore for FileStore {
         member: MemberIndex,
         kind: FileKind,
         file: &Path,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        progress: crate::driver::repository::SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         let size = std::fs::copy(file, self.part(generation, member, kind)).map_err(broken)?;
         let content = std::fs::read(file).map_err(broken)?;
-        progress(size);
+        progress(crate::driver::repository::Sending::Bytes(size));
         Ok(whole(kind, &content))
     }
 

@@ -1,6 +1,6 @@
 //! Sends a captured generation to the repository. A repository that does not answer or has no room is
-//! tried until it takes the bytes, refuses them, or a later generation is to be sent instead: nobody
-//! else has them.
+//! tried until it takes the bytes, refuses them, the ticket expires, or a later generation is to be sent instead:
+//! nobody else has them.
 
 use std::sync::Arc;
 
@@ -11,10 +11,13 @@ use crate::{
     backoff::Backoff,
     driver::{
         agent::{AgentError, UploadOrder, UploadState},
-        repository::RepositoryError,
+        repository::{RepositoryError, Sending},
     },
     names::Generation,
-    store::manifest::{FileKind, PartFile},
+    store::{
+        manifest::{FileKind, PartFile},
+        ticket,
+    },
 };
 
 const KINDS: [FileKind; 3] = [FileKind::Memory, FileKind::Disk, FileKind::Output];
@@ -119,14 +122,18 @@ impl Supervisor {
     /// Sends one file, however often that takes.
     async fn send(&self, order: &UploadOrder, kind: FileKind, before: u64) -> Result<PartFile, RepositoryError> {
         let generation = order.generation;
-        let progress = |sent: u64| {
+        let progress = |how_far: Sending| {
             self.view.quietly(|facts| {
                 if let Some(now) = facts.upload.as_mut().filter(|now| now.state.generation == generation) {
-                    now.state.sent = before + sent;
                     now.state.waiting = None;
+                    match how_far {
+                        Sending::Bytes(sent) => (now.state.sent, now.state.reading_back) = (before + sent, None),
+                        Sending::ReadingBack(packs) => now.state.reading_back = Some(packs),
+                    }
                 }
             });
         };
+        let until = ticket::valid_until(&order.ticket);
         let path = self.paths.part(generation, kind);
         let (mut failures, mut local) = (0, 0);
         loop {
@@ -134,7 +141,7 @@ impl Supervisor {
             let error = match self.store.put_part(&order.ticket, job, generation, member, kind, &path, &progress).await
             {
                 Ok(file) => {
-                    self.note(generation, |upload| upload.waiting = None);
+                    self.note(generation, |upload| (upload.waiting, upload.reading_back) = (None, None));
                     return Ok(file);
                 }
                 Err(error @ (RepositoryError::Unreachable(_) | RepositoryError::Full(_))) => error,
@@ -145,9 +152,16 @@ impl Supervisor {
                 Err(error) => return Err(error),
             };
             failures += 1;
-            tracing::warn!(%error, generation, failures, "an upload is tried again");
-            self.note(generation, |upload| upload.waiting = Some(error.to_string()));
             let wait = AGAIN.wait(failures, &mut rand::rng());
+            if until.is_some_and(|until| self.view.now() + wait >= until) {
+                return Err(error);
+            }
+            tracing::warn!(%error, generation, failures, "an upload is tried again");
+            let said = match until {
+                Some(until) => format!("{error}; tried again until {}", until.strftime("%Y-%m-%dT%H:%MZ")),
+                None => error.to_string(),
+            };
+            self.note(generation, |upload| (upload.waiting, upload.reading_back) = (Some(said), None));
             tokio::time::sleep(wait).await;
         }
     }

@@ -45,7 +45,7 @@ impl ByteStore for Moody {
         member: MemberIndex,
         kind: FileKind,
         file: &Path,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        progress: crate::driver::repository::SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         self.sent.lock().unwrap().push(generation);
         if let Some(error) = self.failures.lock().unwrap().pop_front().or_else(|| self.always.clone()) {
@@ -126,7 +126,11 @@ impl Node {
     }
 
     async fn order(&self, generation: Generation) -> Result<(), AgentError> {
-        self.supervisor.start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket: "t".into() }).await
+        self.order_with(generation, "t".into()).await
+    }
+
+    async fn order_with(&self, generation: Generation, ticket: String) -> Result<(), AgentError> {
+        self.supervisor.start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket }).await
     }
 
     fn state(&self) -> UploadState {
@@ -209,4 +213,28 @@ async fn a_later_generation_takes_the_place_of_one_that_waits() {
     let after = node.store.sent.lock().unwrap().len();
     tokio::time::sleep(Duration::from_secs(200)).await;
     assert_eq!(node.store.sent.lock().unwrap().len(), after, "it goes on after the end");
+}
+
+#[tokio::test]
+async fn an_upload_is_tried_no_longer_than_its_ticket_lasts_and_says_so() {
+    let node = Node::new([], Some(silent()));
+    let ticket = |seconds| {
+        let ticket = crate::store::ticket::Ticket {
+            job: node.supervisor.config.job.clone(),
+            generation: 1,
+            member: 0,
+            incarnation: 1,
+            expires: jiff::Timestamp::now() + Duration::from_secs(seconds),
+            most: None,
+            quota: None,
+        };
+        crate::store::ticket::TicketKey::new(&[7; 32]).unwrap().sign(&ticket)
+    };
+    node.order_with(2, ticket(3600)).await.unwrap();
+    let state = node.until(|state| state.waiting.is_some()).await;
+    assert!(state.waiting.unwrap().contains("it starts again; tried again until 20"));
+    let node = Node::new([], Some(silent()));
+    node.order_with(1, ticket(0)).await.unwrap();
+    let state = node.until(|state| state.error.is_some()).await;
+    assert!(state.error.unwrap().contains("it starts again"));
 }

@@ -32,6 +32,7 @@ pub(super) struct Facts {
     pub(super) machine: Option<MachineRecord>,
     pub(super) offer: Option<Offer>,
     pub(super) lacks: Vec<Lack>,
+    pub(super) waiting: Option<String>,
     pub(super) leaving: Option<LeaveCode>,
     /// Seconds the guest had run when its agent began not to answer.
     pub(super) unheard: Option<f64>,
@@ -87,6 +88,7 @@ impl View {
                 machine: None,
                 offer: None,
                 lacks: Vec::new(),
+                waiting: None,
                 leaving: None,
                 unheard: None,
                 ran: Duration::ZERO,
@@ -130,6 +132,13 @@ impl View {
         change(&mut self.lock())
     }
 
+    /// Says what is waited for, if anything is: told of when it changes.
+    pub(super) fn wait(&self, for_what: Option<String>) {
+        if self.read(|facts| facts.waiting != for_what) {
+            self.change(|facts| facts.waiting = for_what);
+        }
+    }
+
     /// Hears of changes.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -165,6 +174,7 @@ impl View {
             machine: facts.machine.clone(),
             offer: facts.offer.clone(),
             lacks: facts.lacks.clone(),
+            waiting: facts.waiting.clone(),
             leaving: facts.leaving,
         }
     }

@@ -13,18 +13,16 @@ use super::{
     Context, Error, account, barrier,
     decide::sent_key,
     inputs,
+    observe::why_not_adopted,
     plan::{AgentPlacement, AgentRef, Effect, Plan, Reply, uid},
     pods,
 };
 use crate::{
-    api::{
-        BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Reason, Snapshot, SnapshotSpec, SnapshotStatus,
-    },
+    api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
     driver::{
         DriverError as _, Retry,
         agent::{AgentAddress, AgentError, Authority, HostKey, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
-        repository::RepositoryError,
         site::{Credentials, Site, SiteError, SlotRequest},
     },
     names::{Identity, JobUid},
@@ -211,11 +209,10 @@ async fn submit(
 /// Has a generation copied. How that went is a fact of the next pass; it may go on when nobody waits for it.
 async fn adopt(order: &Adoption, uid: &JobUid, ctx: &Context) {
     let said = match ctx.repository.adopt(uid, order).await {
-        Ok(_) | Err(RepositoryError::Unreachable(_)) => None,
+        Ok(_) => None,
         Err(error) => {
             tracing::warn!(job = %uid, %error, "a generation was not copied");
-            let reason = if matches!(error, RepositoryError::Full(_)) { error.reason() } else { Reason::SnapshotLost };
-            Some((reason, error.to_string()))
+            why_not_adopted(&error)
         }
     };
     ctx.memory.update(uid, |memory| memory.adoption = said);

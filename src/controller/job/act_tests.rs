@@ -103,6 +103,7 @@ async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
         since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(old),
         doubtful: true,
         request: String::new(),
+        left_out: Vec::new(),
     });
     let held = observe(&job, &stage.ctx).await.unwrap();
     assert_eq!(held.account.known(), Some(&Ok(())));

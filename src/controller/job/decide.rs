@@ -34,7 +34,7 @@ use self::draft::{Draft, after, since};
 pub(crate) use self::{
     admit::fits,
     draft::sent_key,
-    fit::incompatible,
+    fit::{incompatible, left_out_of},
     master::{called, wanted},
 };
 use super::plan::{Effect, Plan, Seen};

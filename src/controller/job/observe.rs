@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Node;
 
+pub(super) use self::repository::why_not_adopted;
 use self::{
     cluster::{agents, node_address, nodes, pod_seen, snapshots, unfit},
     repository::{content, missing_image, source},
@@ -46,9 +47,9 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let SlotsSeen { slots, looked_up, reads_good_since, error } = slots(job, &status, ctx, &account);
     let agents = agents(&uid, &status, ctx);
     let snapshots = snapshots(job, ctx);
-    let content = content(job, &status, (&slots, &snapshots), ctx).await;
-    let missing_image = missing_image(job, &status, &slots, ctx).await;
     let unfit = unfit(job, &status, &slots, ctx);
+    let content = content(job, &status, (&slots, &snapshots, &unfit), ctx).await;
+    let missing_image = missing_image(job, &status, &slots, ctx).await;
     let room = room::observe(job, &status, ctx).await;
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
@@ -58,6 +59,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             port_count: ctx.config.agents.port_count,
             sites: ctx.config.sites.keys().cloned().collect(),
             accelerator: ctx.config.agents.accelerator,
+            agents: agents_in_a_word(ctx),
             offer: ctx.offer.clone(),
         },
         site: site(job, ctx, &account),
@@ -100,6 +102,12 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
 
 fn namespace(job: &BestEffortJob) -> &str {
     job.metadata.namespace.as_deref().unwrap_or_default()
+}
+
+/// The agents' image; an operator of another version brings other agents with the same one, as does a QEMU that is
+/// known to be another.
+fn agents_in_a_word(ctx: &Context) -> String {
+    format!("{} vmdeploy {} QEMU {}", ctx.config.agents.image, env!("CARGO_PKG_VERSION"), ctx.offer.qemu)
 }
 
 /// The account; read from its Secret once, and again only while something is wrong.
@@ -269,6 +277,12 @@ async fn missing_inputs(
         Ok(_) => Ok(Fact::Absent),
         Err(missing) => Ok(Fact::Known(missing)),
     }
+}
+
+/// A request that waits in the scheduler's queue.
+fn waiting(status: &BestEffortJobStatus) -> Option<&SlotStatus> {
+    let waits = |slot: &&SlotStatus| slot.release.is_none() && slot.state == SlotState::Waiting;
+    status.slots.iter().find(waits).filter(|_| status.phase == JobPhase::Queued)
 }
 
 /// Whether slots may be asked for: none are used or waited for.

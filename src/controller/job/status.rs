@@ -2,13 +2,15 @@
 //!
 //! A text changes only when something of meaning has changed, since each change is a write.
 
-use std::time::Duration;
+mod wrong;
+
+pub use self::wrong::news;
 
 use jiff::Timestamp;
 
 use super::{
-    decide::{called, incompatible},
-    plan::{ImageSeen, Seen, SnapshotSeen},
+    decide::{incompatible, left_out_of},
+    plan::{ImageSeen, Seen},
 };
 use crate::{
     api::{
@@ -17,11 +19,8 @@ use crate::{
         job_status::{Adopted, MemberPhase, SlotState, SlotStatus},
         snapshot::SnapshotPhase,
     },
-    driver::{Fact, site::NoticeKind},
+    driver::Fact,
 };
-
-/// A site that does not answer for this long is said not to.
-const UNREACHABLE_AFTER: Duration = Duration::from_secs(15);
 
 /// Sets all conditions but `Failed` and `SnapshotFailed`, which are set where they come about.
 pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now: Timestamp) {
@@ -32,7 +31,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     };
     say(ConditionType::Ready, ready(status, job, seen));
     say(ConditionType::ImageReady, image(status, job, seen));
-    say(ConditionType::Admitted, admitted(status));
+    say(ConditionType::Admitted, admitted(status, seen, now));
     say(ConditionType::Provisioned, provisioned(status, seen));
     say(ConditionType::Running, running(status));
     say(ConditionType::Snapshotted, snapshotted(status));
@@ -42,12 +41,12 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         None => clear(&mut list, ConditionType::Adopted),
     }
     let abnormal = [
-        (ConditionType::Reconciling, reconciling(status)),
-        (ConditionType::Stalled, stalled(status, job, seen)),
-        (ConditionType::Evicting, evicting(status, seen)),
-        (ConditionType::SchedulerUnavailable, unavailable(status, seen, now)),
-        (ConditionType::SnapshotDamaged, damaged(status, job, seen)),
-        (ConditionType::GuestDegraded, degraded(status, job, seen)),
+        (ConditionType::Reconciling, wrong::reconciling(status)),
+        (ConditionType::Stalled, wrong::stalled(status, job, seen)),
+        (ConditionType::Evicting, wrong::evicting(status, seen)),
+        (ConditionType::SchedulerUnavailable, wrong::unavailable(status, seen, now)),
+        (ConditionType::SnapshotDamaged, wrong::damaged(status, job, seen)),
+        (ConditionType::GuestDegraded, wrong::degraded(status, job, seen)),
     ];
     for (kind, found) in abnormal {
         match found {
@@ -199,13 +198,22 @@ fn unrestorable(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) 
     matches!(reason, Reason::Incompatible | Reason::MemoryTooLarge).then(|| (reason, said.message.clone()))
 }
 
-fn admitted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+fn admitted(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> (Truth, Reason, String) {
+    let with_left_out = |said: String, nodes: &[String]| match left_out_of(nodes, status, seen, now) {
+        Some(left_out) => format!("{said}; {left_out}"),
+        None => said,
+    };
     match in_use(status) {
         Some(slot) if slot.state == SlotState::Waiting => {
-            (Truth::False, Reason::SlotsRequested, format!("slot {} waits in the scheduler's queue", slot.id))
+            let said = format!("slot {} waits in the scheduler's queue", slot.id);
+            let left_out = slot.asked.as_ref().map(|asked| asked.left_out.as_slice()).unwrap_or_default();
+            (Truth::False, Reason::SlotsRequested, with_left_out(said, left_out))
         }
         Some(slot) => (Truth::True, Reason::SlotsRunning, format!("slot {} on {}", slot.id, slot.nodes.join(", "))),
-        None => (Truth::False, Reason::NotYet, "no slot is held".into()),
+        None => {
+            let left_out = status.pending_submission.as_ref().map(|pending| pending.left_out.as_slice());
+            (Truth::False, Reason::NotYet, with_left_out("no slot is held".into(), left_out.unwrap_or_default()))
+        }
     }
 }
 
@@ -256,7 +264,9 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
 fn stuck(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
     status.everyone().find_map(|member| {
         let pod = &member.agent.as_ref()?.pod;
-        Some(format!("pod {pod}: {}", seen.pods.get(pod)?.waiting.as_ref()?))
+        let by_kubelet = seen.pods.get(pod).and_then(|seen| seen.waiting.as_ref());
+        let by_itself = || seen.agents.get(pod)?.state.as_ref()?.waiting.as_ref();
+        Some(format!("pod {pod}: {}", by_kubelet.or_else(by_itself)?))
     })
 }
 
@@ -293,36 +303,6 @@ fn snapshotted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     }
 }
 
-/// Damage that a restore would meet: that of the newest generations, before the first that is whole. As long as the
-/// repository is not known, it is as it was.
-fn damaged(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    let content = match &seen.content {
-        Fact::Known(content) => content,
-        Fact::Absent => return None,
-        Fact::Unknown { .. } => {
-            let before = conditions::get(&status.conditions, ConditionType::SnapshotDamaged)?;
-            return Some((Reason::SnapshotDamaged, before.message.clone()));
-        }
-    };
-    let whole = content.generations.iter().filter(|summary| summary.members == job.spec.members);
-    let whole = whole.map(|summary| summary.generation).max();
-    let mut hit = content.damaged.iter().filter(|damaged| Some(damaged.generation) > whole).collect::<Vec<_>>();
-    hit.sort_by_key(|damaged| damaged.generation);
-    let newest = hit.last()?;
-    let instead = match whole {
-        Some(generation) => format!("generation {generation} would be restored instead"),
-        None => "no other is complete".into(),
-    };
-    let all: Vec<String> = hit.iter().map(|damaged| damaged.generation.to_string()).collect();
-    let message = format!(
-        "of the generations in the repository {} cannot be restored ({}: {}); {instead}",
-        all.join(", "),
-        newest.generation,
-        newest.why
-    );
-    Some((Reason::SnapshotDamaged, message))
-}
-
 fn complete(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     if status.phase == JobPhase::Succeeded {
         (Truth::True, Reason::Succeeded, "all commands ended with 0".into())
@@ -331,179 +311,7 @@ fn complete(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     }
 }
 
-fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
-    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing) && status.retry.is_none();
-    before.then(|| (Reason::NotYet, "not accepted yet".to_owned()))
-}
-
-fn stalled(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    if let Some(held_up) = deletion_held_up(status, seen) {
-        return Some(held_up);
-    }
-    if let Some(retry) = status.retry.as_ref().filter(|retry| retry.stalled || needs_a_person(retry.reason)) {
-        return Some((retry.reason, retry.message.clone()));
-    }
-    if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
-        return Some((Reason::CancelledExternally, "a person deleted the slots at the site".into()));
-    }
-    // a VmImage that is there is imported again by itself
-    if let Some(lost) = lost_image(status, seen)
-        && matches!(seen.image, Fact::Absent | Fact::Known(ImageSeen::Broken(..)))
-    {
-        return Some(lost);
-    }
-    if let Some(found) = unrestorable(status, job, seen) {
-        return Some(found);
-    }
-    let failed = conditions::get(&status.conditions, ConditionType::Failed)?;
-    (status.phase == JobPhase::Failed).then(|| (cause(failed), failed.message.clone()))
-}
-
-/// What a person has to change before a deleted job can go.
-fn deletion_held_up(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    if status.phase != JobPhase::Terminating {
-        return None;
-    }
-    if let Some(refused) = refused_release(status, seen) {
-        return Some(refused);
-    }
-    let retained = seen.snapshots.iter().any(SnapshotSeen::keeps_content);
-    let held_up = seen.unread_snapshots && status.slots.is_empty() && status.may_have_content() && !retained;
-    held_up.then(|| {
-        let message = "a Snapshot of the namespace cannot be read, and may be one of this job to be retained: the job's \
-                       data is not removed, nor the job. The operator's log names it: change it so that it fits the CRD \
-                       (kubectl get snapshots -o yaml), or delete it";
-        (Reason::SnapshotUnreadable, message.to_owned())
-    })
-}
-
-/// A slot that the site does not take back.
-fn refused_release(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    let given_back = |slot: &&SlotStatus| slot.release.is_some() && slot.state != SlotState::Ended;
-    status.slots.iter().filter(given_back).find_map(|slot| {
-        let id = &slot.id;
-        let message = match seen.releases.get(id) {
-            Some(Some(error)) => format!(
-                "slot {id} is to be given back, and the site refuses: {error}. Delete it at the site as its owner (oardel \
-                 {id}), or put the account right (slots.credentials, or the site's configuration): it is tried again"
-            ),
-            Some(None) => return None,
-            // another operator, which has not tried yet
-            None => conditions::get(&status.conditions, ConditionType::SchedulerUnavailable)
-                .filter(|said| cause(said) == Reason::ReleaseRefused)?
-                .message
-                .clone(),
-        };
-        Some((Reason::ReleaseRefused, message))
-    })
-}
-
 /// The reason a condition was set with.
 fn cause(condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition) -> Reason {
     serde_json::from_value(condition.reason.clone().into()).unwrap_or(Reason::BackoffLimitExceeded)
-}
-
-/// Whether a failure, though tried again, is one that a person has to mend.
-fn needs_a_person(reason: Reason) -> bool {
-    matches!(reason, Reason::SubmissionRefused | Reason::NotEnoughNodes | Reason::CredentialsRefused)
-}
-
-fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    let slot = status.slots.iter().find(|slot| slot.state != SlotState::Ended && slot.notice.is_some())?;
-    let announced = seen.slots.known()?.iter().find(|facts| facts.id.0 == slot.id)?.notice.map(|notice| notice.kind);
-    let (reason, why) = match announced {
-        Some(NoticeKind::Walltime) => (Reason::WalltimeOver, "its time is nearly over"),
-        Some(NoticeKind::Preemption | NoticeKind::Person) | None => (Reason::Preempted, "somebody else wants it"),
-    };
-    Some((reason, format!("slot {}: {why}", slot.id)))
-}
-
-fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {
-    let Fact::Unknown { since } = seen.slots else { return refused_release(status, seen) };
-    let needed = !status.slots.is_empty() || status.pending_submission.is_some() || status.phase == JobPhase::Queued;
-    let long = now.duration_since(since).unsigned_abs() >= UNREACHABLE_AFTER && now > since;
-    (needed && long).then(|| (Reason::SiteUnreachable, "the site does not answer; nothing is given up".to_owned()))
-}
-
-fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    // what is wrong with what is kept of a guest is only known after its end
-    if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing) {
-        return None;
-    }
-    let silent = status.members.iter().find_map(|member| {
-        let pod = &member.agent.as_ref()?.pod;
-        let guest = &seen.agents.get(pod)?.state.as_ref()?.guest;
-        guest.silent.then(|| {
-            let missing = if guest.answers { "does not answer any more" } else { "has never answered" };
-            let message = format!(
-                "member {}: qemu-guest-agent {missing} while the guest runs: see whether the image has it installed and \
-                 started, and whether the guest boots: its console is in the log of pod {pod}",
-                member.index
-            );
-            (Reason::GuestSilent, message)
-        })
-    });
-    let found = silent.or_else(|| {
-        status.everyone().find_map(|member| {
-            let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
-            Some((Reason::GuestNotReset, format!("{}: {problem}", called(member, job))))
-        })
-    });
-    let kept = || {
-        // an agent that is not heard takes nothing back
-        let unheard = status
-            .everyone()
-            .filter(|member| member.phase != MemberPhase::Dead)
-            .filter_map(|member| member.agent.as_ref())
-            .any(|agent| seen.agents.get(&agent.pod).is_none_or(|agent| agent.state.is_none()));
-        let before = degradation(status).filter(|_| unheard)?;
-        Some((before, conditions::get(&status.conditions, ConditionType::GuestDegraded)?.message.clone()))
-    };
-    found.or_else(kept).or_else(|| lost_master(status))
-}
-
-/// What is to be known of a master that is lost while the members run.
-fn lost_master(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
-    let runs = matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting);
-    let master = status.master.as_ref().filter(|master| runs && master.phase == MemberPhase::Dead)?;
-    let message = format!(
-        "the master on node {} is lost, and the way in with it: the members run on, and the next attempt has a way in \
-         again; who needs it now sets suspend to true and to false again, which loses nothing",
-        master.node.as_deref().unwrap_or_default()
-    );
-    Some((Reason::WayInLost, message))
-}
-
-/// Why a guest is said to be degraded, if one is.
-fn degradation(status: &BestEffortJobStatus) -> Option<Reason> {
-    conditions::get(&status.conditions, ConditionType::GuestDegraded).map(cause)
-}
-
-/// What has just come to be wrong and is told of by a condition, in its words: told of once, as long as it lasts.
-pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec<(Reason, String)> {
-    let told = |kind: ConditionType| {
-        let condition = conditions::get(&new.conditions, kind)?;
-        let reason = cause(condition);
-        let news = match kind {
-            ConditionType::GuestDegraded | ConditionType::SnapshotDamaged => true,
-            ConditionType::ImageReady => reason == Reason::ImageLost,
-            ConditionType::SchedulerUnavailable => reason == Reason::ReleaseRefused,
-            ConditionType::SnapshotFailed => reason == Reason::QuotaExceeded,
-            ConditionType::Stalled => {
-                matches!(reason, Reason::SnapshotUnreadable) || (new.retry.is_none() && reason == Reason::Incompatible)
-            }
-            _ => false,
-        };
-        let before = old.and_then(|old| conditions::get(&old.conditions, kind)).map(cause);
-        (news && before != Some(reason)).then(|| (reason, condition.message.clone()))
-    };
-    let kinds = [
-        ConditionType::GuestDegraded,
-        ConditionType::SnapshotDamaged,
-        ConditionType::ImageReady,
-        ConditionType::SchedulerUnavailable,
-        ConditionType::SnapshotFailed,
-        ConditionType::Stalled,
-    ];
-    kinds.into_iter().filter_map(told).collect()
 }

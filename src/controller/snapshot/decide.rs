@@ -28,6 +28,8 @@ pub struct Seen {
     pub job: Fact<JobSeen>,
     /// What the repository has of the job; `Unknown` also where nobody needs to know.
     pub content: Fact<JobContent>,
+    /// A job that is to begin with it and has no copy of it yet; looked for only where it is being deleted.
+    pub copied_by: Option<String>,
     /// Other snapshots of the same job, and what cannot be read and may be one.
     pub siblings: usize,
 }
@@ -302,6 +304,12 @@ fn deleted(snapshot: &Snapshot, seen: &Seen) -> Plan {
     };
     let retire = Effect::Retire { job: job.clone(), generation };
     let hold = |message: String, why: &'static str| plan(snapshot, &Outcome::Held(present.phase, message), why);
+    if let Some(name) = &seen.copied_by {
+        let message = format!(
+            "BestEffortJob {name} begins with it and is being given a copy: deleted once it has one, or is deleted"
+        );
+        return hold(message, "being copied");
+    }
     match &seen.job {
         Fact::Unknown { .. } => hold("the job is not known".into(), "the job is not known"),
         Fact::Absent if seen.siblings == 0 => {

@@ -31,7 +31,22 @@ pub async fn observe(snapshot: &Snapshot, context: &Context) -> Seen {
     });
     // one that cannot be read may be of this job
     let siblings = others.count() + usize::from(!context.view.has_all_snapshots(namespace));
-    Seen { job, content, siblings }
+    Seen { job, content, copied_by: copied_by(snapshot, namespace, context), siblings }
+}
+
+/// A job whose status says that this generation is being copied for it (safety B11).
+fn copied_by(snapshot: &Snapshot, namespace: &str, context: &Context) -> Option<String> {
+    snapshot.metadata.deletion_timestamp.as_ref()?;
+    let (uid, generation) = (job_uid(snapshot)?, snapshot.status.as_ref()?.generation?);
+    let copies = |job: &BestEffortJob| {
+        let status = job.status.as_ref().filter(|_| job.metadata.deletion_timestamp.is_none());
+        let open = status.filter(|status| !matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed));
+        let adopted = open.and_then(|status| status.adopted.as_ref()).filter(|adopted| adopted.complete.is_none());
+        adopted.is_some_and(|adopted| (adopted.job_uid.as_str(), adopted.generation) == (uid.0.as_str(), generation))
+    };
+    let jobs = context.view.jobs();
+    let found = jobs.iter().find(|job| job.metadata.namespace.as_deref() == Some(namespace) && copies(job))?;
+    found.metadata.name.clone()
 }
 
 /// The job, or a later one of its name. What is not seen is only gone if the API server says so: it may

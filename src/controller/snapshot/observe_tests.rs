@@ -90,3 +90,30 @@ async fn b12_a_snapshot_that_cannot_be_read_may_be_the_jobs() {
     world.cluster.set_unread(Kind::Snapshot, "team", "another", false);
     assert!(matches!(world.effects().await[..], [Effect::RemoveContent { .. }, Effect::RemoveFinalizer]));
 }
+
+#[tokio::test]
+async fn b11_a_copy_under_way_is_seen_until_it_is_there_or_given_up() {
+    let world = world().await;
+    let text = "apiVersion: vmdeploy.io/v1alpha1\nkind: BestEffortJob\nmetadata: {name: again, namespace: team}\n\
+                spec: {run: {command: [pi]}, restoreFrom: {snapshot: pi-7}, slots: {site: rennes, walltime: 2h}}\n";
+    world.cluster.put_job(crate::yaml::read(text).unwrap());
+    let snapshot = world.cluster.snapshots("team", "pi").remove(0);
+    let job_uid = snapshot.status.as_ref().unwrap().job_uid.clone();
+    let write = async |phase, generation, complete| {
+        let job = world.cluster.job("team", "again").unwrap();
+        let adopted = crate::api::job_status::Adopted {
+            job_uid: job_uid.clone(),
+            generation,
+            complete,
+            ..crate::api::job_status::Adopted::default()
+        };
+        let status = crate::api::BestEffortJobStatus { phase, adopted: Some(adopted), ..Default::default() };
+        world.cluster.patch_job_status(&job.metadata, &status).await.unwrap();
+        observe(&snapshot, &world.context).await.copied_by
+    };
+    assert_eq!(write(JobPhase::Pending, 7, None).await.as_deref(), Some("again"));
+    assert_eq!(write(JobPhase::Pending, 6, None).await, None);
+    assert_eq!(write(JobPhase::Failed, 7, None).await, None);
+    let there = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.context.clock.now()));
+    assert_eq!(write(JobPhase::Queued, 7, there).await, None);
+}

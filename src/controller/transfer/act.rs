@@ -31,7 +31,7 @@ pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Con
         match effect {
             Effect::Upload { snapshot, agent, generation } => {
                 let case = cases.iter().map(|(_, case)| case).find(|case| case.uid == *snapshot);
-                upload(context, agent, *generation, case.and_then(|case| case.most)).await;
+                upload(context, agent, *generation, case).await;
             }
             Effect::Keep { job, generation, part } => keep(context, cases, job, *generation, part).await,
             Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
@@ -54,12 +54,20 @@ pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Con
     }
 }
 
-async fn upload(context: &Context, address: &AgentAddress, generation: Generation, most: Option<u64>) {
+async fn upload(context: &Context, address: &AgentAddress, generation: Generation, case: Option<&Case>) {
     let AgentAddress { job, member, incarnation, endpoint } = address;
     let Some(agent) = context.memory().agents.get(address).map(|known| known.agent.clone()) else { return };
     let now = context.clock.now();
     let expires = now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX);
-    let ticket = Ticket { job: job.clone(), generation, member: *member, incarnation: *incarnation, expires, most };
+    let ticket = Ticket {
+        job: job.clone(),
+        generation,
+        member: *member,
+        incarnation: *incarnation,
+        expires,
+        most: case.and_then(|case| case.most),
+        quota: case.and_then(|case| case.quota.clone()),
+    };
     let ticket = context.key.sign(&ticket);
     let order = UploadOrder { epoch: context.epoch, generation, incarnation: *incarnation, ticket };
     tracing::info!(%job, generation, member, %endpoint, "orders an upload");

@@ -27,6 +27,7 @@ use crate::{
     store::{
         adoption::GuestRecord,
         manifest::{Manifest, MemberPart, VERSION},
+        quota::Share,
     },
 };
 
@@ -77,6 +78,8 @@ pub struct Case {
     pub guests: Option<GuestRecord>,
     /// Most bytes of a member's part, from what the job declares; none if the job is not known.
     pub most: Option<u64>,
+    /// What the repository is to hold it to, as its job says.
+    pub quota: Option<Share>,
     /// Parts the repository has.
     pub kept: Fact<Vec<KeptPart>>,
     /// Whether the repository has the manifest; asked once all parts are kept.
@@ -162,7 +165,7 @@ pub enum Effect {
 enum Stage {
     Safe { size: u64 },
     Arrived { part: KeptPart },
-    Sending { sent: u64, total: u64, stands: Option<String> },
+    Sending { sent: u64, total: u64, stands: Option<String>, reading_back: Option<usize> },
     Ready { bytes: u64 },
     Waiting { why: String },
     Lost { why: String },
@@ -323,7 +326,8 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
     }
     if let Some(upload) = own.filter(|u| is_moving(u)) {
         let stands = upload.waiting.as_ref().map(|why| format!("member {member}: tried again: {why}"));
-        return Stage::Sending { sent: upload.sent, total: upload.total, stands };
+        let reading_back = upload.reading_back;
+        return Stage::Sending { sent: upload.sent, total: upload.total, stands, reading_back };
     }
     let failure = own.and_then(|u| u.error.clone());
     let bytes = of_this.map_or(0, |part| part.bytes);
@@ -367,10 +371,16 @@ fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>
                 transfer.sent += size(&part.part);
                 transfer.total += size(&part.part);
             }
-            Stage::Sending { sent, total, stands } => {
+            Stage::Sending { sent, total, stands, reading_back } => {
                 transfer.sent += sent;
                 transfer.total += total;
-                waiting = waiting.or_else(|| stands.clone());
+                let member = agent.member;
+                let reads = reading_back.map(|packs| {
+                    format!(
+                        "member {member}: the repository reads {packs} packs again that it shares with earlier ones"
+                    )
+                });
+                waiting = waiting.or_else(|| stands.clone()).or(reads);
             }
             Stage::Ready { bytes } => transfer.total += bytes,
             Stage::Waiting { why } => waiting = waiting.or_else(|| Some(why.clone())),

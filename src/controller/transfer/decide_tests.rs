@@ -40,6 +40,7 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         machine: None,
         offer: None,
         lacks: Vec::new(),
+        waiting: None,
         leaving: None,
     }
 }
@@ -78,6 +79,7 @@ fn case() -> Case {
         image: Fact::Known(manifest(7).image),
         guests: manifest(7).guests,
         most: None,
+        quota: None,
         kept: Fact::Known(vec![]),
         published: Fact::Absent,
         publishing: false,
@@ -269,6 +271,16 @@ fn the_last_generation_never_gives_way_to_an_older_one() {
     }
     let plan = decide(&[older, last], now());
     assert!(!uploads(&plan).contains(&("s1".into(), 1)), "{plan:?}");
+}
+
+#[test]
+fn packs_that_are_read_again_are_said_to_be_and_hold_the_link() {
+    let mut case = case();
+    set(&mut case.agents[0], UploadState { reading_back: Some(12), ..sending(7) });
+    let plan = decide(&[case], now());
+    assert_eq!(plan.effects, []);
+    let said = report(&plan).message.unwrap();
+    assert_eq!(said, "member 0: the repository reads 12 packs again that it shares with earlier ones");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        Snapshot,
+        BestEffortJob, Snapshot,
         snapshot::{SnapshotPhase, SnapshotStatus, TransferState},
     },
     driver::{
@@ -21,7 +21,7 @@ use crate::{
         repository::RepositoryError,
     },
     names::{Generation, JobUid},
-    store::{adoption::GuestRecord, manifest::most_of_part},
+    store::{adoption::GuestRecord, manifest::most_of_part, quota::Share},
 };
 
 /// Longest time to wait for an agent's word.
@@ -157,6 +157,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         },
     };
     let most = found.as_deref().zip(image.known()).map(|(job, image)| most_of_part(&job.spec.vm, image.virtual_size));
+    let quota = found.as_deref().and_then(|job| share(job, generation, &namespace));
     let guests = found.as_deref().filter(|_| image.known().is_some()).map(GuestRecord::of);
     let created = snapshot.metadata.creation_timestamp.as_ref();
     let taken_at = status.taken_at.as_ref().or(created).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
@@ -180,13 +181,14 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         generation,
         incarnation: status.incarnation,
         parent: status.parent,
-        reason: snapshot.spec.reason,
+        reason: snapshot.reason(),
         taken_at,
         shown: status.transfer.clone().unwrap_or_default(),
         written: memory.written.get(&uid).cloned(),
         image,
         guests,
         most,
+        quota,
         kept,
         published,
         publishing,
@@ -194,6 +196,12 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         agents: agents.collect(),
         uid,
     })
+}
+
+/// What the operator noted when it began the capture.
+fn share(job: &BestEffortJob, generation: Generation, namespace: &str) -> Option<Share> {
+    let capture = job.status.as_ref()?.snapshots.capture.as_ref().filter(|c| c.generation == generation)?;
+    Some(Share { namespace: namespace.to_owned(), limit: capture.quota?, bytes: capture.reserved })
 }
 
 async fn kept(

@@ -127,6 +127,7 @@ impl FakeAgent {
             machine: Some(machine_record()),
             offer: None,
             lacks: Vec::new(),
+            waiting: None,
             leaving: None,
         };
         Self {

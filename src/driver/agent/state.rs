@@ -52,6 +52,9 @@ pub struct AgentState {
     /// What of it the generation needs and the node does not offer: it is not loaded there.
     #[serde(default)]
     pub lacks: Vec<Lack>,
+    /// What it waits for to make the VM, and until when.
+    #[serde(default)]
+    pub waiting: Option<String>,
     /// The end of the agent, once it is on its way out.
     pub leaving: Option<LeaveCode>,
 }
@@ -185,7 +188,9 @@ pub struct UploadState {
     pub done: bool,
     /// Why it failed.
     pub error: Option<String>,
-    /// Why it stands still; it is tried again until it succeeds, is refused, or a later generation is to
-    /// be sent.
+    /// Why it stands still; it is tried again until it succeeds, is refused, its ticket expires, or a later generation
+    /// is to be sent.
     pub waiting: Option<String>,
+    /// All bytes of a file have come, and the repository reads so many packs again that it shares with earlier ones.
+    pub reading_back: Option<usize>,
 }

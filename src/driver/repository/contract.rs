@@ -76,6 +76,26 @@ impl Bench {
 
     /// The real one, that keeps so many bytes of its disk free.
     pub(crate) async fn with_free(free: u64) -> Self {
+        Self::serving(free, |router| router).await
+    }
+
+    /// The real one behind what keeps from it, and from others, all that was not in the first version.
+    pub(crate) async fn of_the_first_version() -> Self {
+        async fn older(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+            use axum::response::IntoResponse as _;
+            let mut reply = if request.uri().path().ends_with("/blocks") {
+                let error = super::wire::ErrorReply::from(RepositoryError::NotFound(super::wire::NO_PATH.into()));
+                (axum::http::StatusCode::NOT_FOUND, axum::Json(error)).into_response()
+            } else {
+                next.run(request).await
+            };
+            reply.headers_mut().remove(super::wire::PROTOCOL);
+            reply
+        }
+        Self::serving(0, |router| router.layer(axum::middleware::from_fn(older))).await
+    }
+
+    async fn serving(free: u64, change: impl FnOnce(axum::Router) -> axum::Router) -> Self {
         tls::install_provider();
         let now = jiff::Timestamp::now();
         let authority = Authority::create(now).unwrap();
@@ -97,8 +117,8 @@ impl Bench {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
-        let (own, token) = (issue(&Identity::Repository), stop.clone());
-        tokio::spawn(async move { tls::serve(listener, &own, router(service), token).await.unwrap() });
+        let (own, token, served) = (issue(&Identity::Repository), stop.clone(), change(router(service)));
+        tokio::spawn(async move { tls::serve(listener, &own, served, token).await.unwrap() });
         let client = |who: &Identity| Arc::new(HttpRepository::new(&issue(who), &endpoint).unwrap());
         let kget = client(&Identity::Kget);
         Self {
@@ -140,7 +160,9 @@ impl Bench {
     pub(crate) fn ticket(&self, generation: Generation, member: MemberIndex, incarnation: Incarnation) -> String {
         let expires = jiff::Timestamp::now() + Duration::from_secs(60);
         match &self.key {
-            Some(key) => key.sign(&Ticket { job: job(), generation, member, incarnation, expires, most: None }),
+            Some(key) => {
+                key.sign(&Ticket { job: job(), generation, member, incarnation, expires, most: None, quota: None })
+            }
             None => incarnation.to_string(),
         }
     }

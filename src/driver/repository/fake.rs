@@ -453,14 +453,14 @@ impl ByteStore for FakeRepository {
         member: MemberIndex,
         kind: FileKind,
         file: &Path,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        progress: crate::driver::repository::SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         let content = read(file).await?;
         let digest = blake3::hash(&content).to_hex().to_string();
         let size = content.len() as u64;
         let part = PartFile { kind, form: FileForm::Whole, size, stored: size, packed: 0, digest };
         self.add_part(job, generation, incarnation_of(ticket)?, member, part.clone(), content)?;
-        progress(size);
+        progress(crate::driver::repository::Sending::Bytes(size));
         Ok(part)
     }
 

@@ -67,6 +67,17 @@ pub(super) fn unreachable(error: reqwest::Error) -> RepositoryError {
     RepositoryError::Unreachable(text)
 }
 
+/// The version of the protocol that the other side speaks.
+fn spoken(reply: &Response) -> u32 {
+    reply.headers().get(wire::PROTOCOL).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(1)
+}
+
+/// Whether it refuses because it is of an earlier version: it has no such path, or says so.
+pub(super) fn does_not_understand(reply: &Response) -> bool {
+    let refused = matches!(reply.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | wire::TOO_NEW);
+    refused && spoken(reply) < wire::VERSION
+}
+
 /// The reply, or what went wrong.
 pub(super) async fn answered(sent: Result<Response, reqwest::Error>) -> Result<Response, RepositoryError> {
     let mut reply = sent.map_err(unreachable)?;
@@ -74,7 +85,7 @@ pub(super) async fn answered(sent: Result<Response, reqwest::Error>) -> Result<R
     if status.is_success() {
         return Ok(reply);
     }
-    let spoken = reply.headers().get(wire::PROTOCOL).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(1);
+    let spoken = spoken(&reply);
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = reply.chunk().await {
         if body.len() + chunk.len() > MAX_ERROR {

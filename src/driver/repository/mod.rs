@@ -285,6 +285,18 @@ pub trait PartLedger: Send + Sync {
     async fn kept_parts(&self, job: &JobUid, generation: Generation) -> Result<Vec<KeptPart>, RepositoryError>;
 }
 
+/// How far a file is that is being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// So many of its bytes have been read.
+    Bytes(u64),
+    /// All have come, and the repository reads so many packs again that it shares with earlier ones.
+    ReadingBack(usize),
+}
+
+/// Is told how far a file is.
+pub type SendingProgress<'a> = &'a (dyn Fn(Sending) + Send + Sync);
+
 /// What agents and importers ask of the repository: bytes.
 #[async_trait]
 pub trait ByteStore: Send + Sync {
@@ -292,7 +304,7 @@ pub trait ByteStore: Send + Sync {
     async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError>;
 
     /// Sends a file of a generation; compresses it on the way, compares digests at the end.
-    /// `progress` is told the number of bytes read so far.
+    /// `progress` is told how far it is.
     #[expect(clippy::too_many_arguments, reason = "each is a different thing, and none has a default")]
     async fn put_part(
         &self,
@@ -302,7 +314,7 @@ pub trait ByteStore: Send + Sync {
         member: MemberIndex,
         kind: FileKind,
         file: &Path,
-        progress: &(dyn Fn(u64) + Send + Sync),
+        progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError>;
 
     /// Fetches a file of a generation to `to`, checked against its digest while it is written.

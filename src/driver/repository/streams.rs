@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{
-    ByteStore, ByteStream, DiskRecord, Repository, RepositoryError,
+    ByteStore, ByteStream, DiskRecord, Repository, RepositoryError, SendingProgress,
     http::{HttpRepository, answered, unreachable},
     parts::Which,
     wire::{Coded, disk_record_path, file_path, image_path, output_path},
@@ -195,7 +195,7 @@ impl ByteStore for HttpRepository {
         member: MemberIndex,
         kind: FileKind,
         file: &Path,
-        progress: Progress<'_>,
+        progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         self.send_file(ticket, Which { job, generation, member, kind }, file, progress).await
     }

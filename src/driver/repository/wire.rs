@@ -21,6 +21,8 @@ pub const PROTOCOL: &str = "x-vmdeploy-protocol";
 pub const VERSION: u32 = 2;
 /// What is said to a request that is not known.
 pub const NO_PATH: &str = "no such path";
+/// What is said to a request of a later version that is not understood, with an [`ErrorReply`].
+pub const TOO_NEW: axum::http::StatusCode = axum::http::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
 /// Largest error that is read.
 pub const MAX_ERROR: usize = 16 << 10;
 /// Limit of a request that moves no files.

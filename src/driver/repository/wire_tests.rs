@@ -8,14 +8,16 @@ use futures::{StreamExt, TryStreamExt};
 use sha2::Digest as _;
 
 use super::{
-    ByteStore, KeptPart, PartLedger, Repository, RepositoryError,
+    ByteStore, KeptPart, PartLedger, Repository, RepositoryError, Sending,
     contract::{Bench, job},
+    http::answered,
+    wire,
 };
 use crate::{
     names::Identity,
     store::{
         images::ImageReview,
-        manifest::{FileKind, Manifest, PartFile, tests::manifest},
+        manifest::{FileForm, FileKind, Manifest, PartFile, tests::manifest},
         ticket::Ticket,
     },
 };
@@ -167,7 +169,8 @@ async fn put(bench: &Bench, ticket: &str, kind: FileKind, content: &[u8]) -> Res
 async fn c2_a_part_has_no_more_bytes_than_its_ticket_says() {
     let bench = Bench::real().await;
     let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(60);
-    let ticket = Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20) };
+    let ticket =
+        Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20), quota: None };
     let ticket = bench.key.as_ref().unwrap().sign(&ticket);
     let all = noise(1600 << 10);
     let (memory, disk) = all.split_at(704 << 10);
@@ -250,7 +253,10 @@ async fn progress_is_told_and_files_are_private() {
     let path = bench.file("part", &content);
     let told = AtomicU64::new(0);
     let ticket = bench.ticket(1, 0, 1);
-    let note = |done| told.store(done, Ordering::Relaxed);
+    let note = |how_far| match how_far {
+        Sending::Bytes(done) => told.store(done, Ordering::Relaxed),
+        Sending::ReadingBack(packs) => panic!("{packs} are read again"),
+    };
     let mut made = Manifest { incarnation: 1, ..manifest(1) };
     for part in &mut made.members {
         let member = part.index;
@@ -266,7 +272,7 @@ async fn progress_is_told_and_files_are_private() {
     bench.kget.publish(&made).await.unwrap();
     let to = bench.directory.path().join("memory");
     told.store(0, Ordering::Relaxed);
-    bench.agent(0, 2).get_part(&job(), 1, 0, file, &to, &note).await.unwrap();
+    bench.agent(0, 2).get_part(&job(), 1, 0, file, &to, &|done| told.store(done, Ordering::Relaxed)).await.unwrap();
     assert_eq!(told.load(Ordering::Relaxed), content.len() as u64);
     assert_eq!(std::fs::read(&to).unwrap(), content);
     assert_eq!(std::fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
@@ -422,4 +428,44 @@ async fn a_server_that_is_away_is_unreachable() {
     bench.clients = Some((authority, "127.0.0.1:9".into()));
     let away = bench.client(&Identity::Operator);
     assert!(matches!(away.content(&job()).await, Err(RepositoryError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_repository_of_the_first_version_gets_whole_files_and_gives_them_back() {
+    let bench = Bench::of_the_first_version().await;
+    let made = bench.sent(1, 1).await.unwrap();
+    bench.kget.publish(&made).await.unwrap();
+    let ticket = bench.ticket(2, 0, 1);
+    let content = noise(700_000);
+    let told = std::sync::Mutex::new(Vec::new());
+    let (path, to) = (bench.file("part", &content), bench.directory.path().join("back"));
+    let note = |how_far| told.lock().unwrap().push(how_far);
+    let file = bench.agent(0, 1).put_part(&ticket, &job(), 2, 0, FileKind::Disk, &path, &note).await.unwrap();
+    assert_eq!((file.form, file.size), (FileForm::Whole, 700_000));
+    assert_eq!(told.lock().unwrap().last(), Some(&Sending::Bytes(700_000)));
+    let disk = made.members[0].files.iter().find(|file| file.kind == FileKind::Disk).unwrap();
+    bench.agent(0, 1).get_part(&job(), 1, 0, disk, &to, &|_| {}).await.unwrap();
+    assert_eq!(std::fs::metadata(&to).unwrap().len(), disk.size);
+    // one that is cut off while it is read is no file
+    let missing = bench.directory.path().join("missing");
+    let error = bench.agent(0, 1).put_part(&ticket, &job(), 2, 0, FileKind::Memory, &missing, &|_| {}).await;
+    assert!(matches!(error, Err(RepositoryError::Local { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_request_of_a_later_version_that_is_not_understood_is_told_so() {
+    let bench = Bench::real().await;
+    let agent = bench.client(&Identity::Agent { job: job(), member: 0, incarnation: 1 });
+    let path = format!("{}?size=1&form=Folded", wire::file_path(&job(), 1, 0, FileKind::Disk));
+    let ask = async |version: u32| {
+        let headers = axum::http::HeaderMap::from_iter([(
+            axum::http::HeaderName::from_static(wire::PROTOCOL),
+            axum::http::HeaderValue::from(version),
+        )]);
+        answered(agent.request(reqwest::Method::PUT, &path).headers(headers).send().await).await.map(drop)
+    };
+    let newer = ask(wire::VERSION + 1).await;
+    let says = format!("version {} of the protocol, and this repository speaks {}", wire::VERSION + 1, wire::VERSION);
+    assert!(matches!(&newer, Err(RepositoryError::Unreachable(why)) if why.contains(&says)), "{newer:?}");
+    assert!(is_refused(&ask(wire::VERSION).await));
 }

@@ -21,6 +21,7 @@ use crate::{
         access::{Action, may_write_part},
         receive::{Bounds, Hash, drain, receive},
         store::Store,
+        uploads::Origin,
     },
     store::{
         manifest::{FileForm, FileKind, PartFile},
@@ -105,9 +106,12 @@ pub(super) async fn admit(
         service.key.verify(ticket, service.clock.now()).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let incarnation = may_write_part(peer, &ticket, (job, generation, member)).map_err(RepositoryError::Refused)?;
     let most = ticket.most.unwrap_or(u64::MAX).min(service.limits.part);
-    let job = job.clone();
+    let (job, quota, now) = (job.clone(), ticket.quota, service.clock.now());
     let admit = move |store: &Store| {
         store.admit_part(&job, generation, incarnation)?;
+        if let Some(share) = &quota {
+            store.claim_share(&job, Origin { generation, incarnation, member, kind }, share, now)?;
+        }
         store.room_in_part(&job, generation, (incarnation, member, kind), most)
     };
     Ok(Admitted { kind, incarnation, room: service.blocking(admit).await?, most })

@@ -12,9 +12,9 @@ use std::{path::Path, sync::Arc};
 use axum::{
     Json, Router,
     body::Body,
-    extract::DefaultBodyLimit,
+    extract::{DefaultBodyLimit, Request},
     http::{StatusCode, header},
-    middleware::map_response,
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
@@ -31,7 +31,7 @@ use crate::{
     clock::Clock,
     driver::repository::{
         RepositoryError,
-        wire::{ErrorKind, ErrorReply, NO_PATH, PROTOCOL, VERSION},
+        wire::{ErrorKind, ErrorReply, NO_PATH, PROTOCOL, TOO_NEW, VERSION},
     },
     names::{Identity, JobUid},
     store::{manifest::MAX_BYTES, ticket::TicketKey},
@@ -86,11 +86,23 @@ pub fn router(service: Service) -> Router {
         .fallback(|| async { Failure(RepositoryError::NotFound(NO_PATH.into())) })
         // streams have their own limits; this is for what is read into memory
         .layer(DefaultBodyLimit::max(MAX_BYTES))
-        .layer(map_response(say_version))
+        .layer(from_fn(speak))
         .with_state(service)
 }
 
-async fn say_version(mut reply: Response) -> Response {
+/// Says which version is spoken here. A request of a later one that is not understood is told so: whoever sent it may
+/// know another way, or waits until this repository is upgraded.
+async fn speak(request: Request, next: Next) -> Response {
+    let theirs = request.headers().get(PROTOCOL).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let mut reply = next.run(request).await;
+    let is_ours = reply.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    // those that do not fit what is expected here are turned away before any handler sees them
+    if let Some(theirs) = theirs.filter(|theirs| *theirs > VERSION && reply.status().is_client_error() && !is_ours) {
+        let message = format!(
+            "the request is of version {theirs} of the protocol, and this repository speaks {VERSION}: it must be upgraded"
+        );
+        reply = (TOO_NEW, Json(ErrorReply { kind: ErrorKind::Unavailable, message })).into_response();
+    }
     reply.headers_mut().insert(PROTOCOL, VERSION.into());
     reply
 }

@@ -44,8 +44,15 @@ impl Bench {
         let store = Store::open(&directory.path().join("root"), Box::new(AllSteps), jiff::Timestamp::now()).unwrap();
         let key = TicketKey::new(b"a secret for the tests only").unwrap();
         let expires = jiff::Timestamp::MAX;
-        let ticket =
-            key.sign(&Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20) });
+        let ticket = key.sign(&Ticket {
+            job: job(),
+            generation: 1,
+            member: 0,
+            incarnation: 1,
+            expires,
+            most: Some(1 << 20),
+            quota: None,
+        });
         let limits =
             Limits { part: 1 << 30, packs: 1 << 40, image: 0, output: 0, outputs: 0, output_files: 0, free: 0 };
         let (arrivals, clock) = (Arrivals::default(), Clock::system());

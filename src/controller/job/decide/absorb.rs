@@ -13,7 +13,7 @@ use super::draft::{Draft, since};
 use crate::{
     api::{
         Reason,
-        job_status::{ReleaseIntent, ReleaseReason, SlotState, SlotStatus},
+        job_status::{AskedFor, PendingSubmission, ReleaseIntent, ReleaseReason, SlotState, SlotStatus},
     },
     controller::job::plan::Effect,
     driver::{
@@ -52,7 +52,7 @@ impl Draft<'_> {
         }
         match &reply.outcome {
             Ok(id) => {
-                let slot = waiting(id.0.clone(), pending.number, pending.request.clone());
+                let slot = waiting(id.0.clone(), pending.number, Some(pending));
                 self.note(Reason::SlotsRequested, format!("slot {id} was asked for"));
                 self.status.slots.push(slot);
                 self.status.pending_submission = None;
@@ -135,8 +135,7 @@ impl Draft<'_> {
             // a status restored from a backup may have counted backwards
             let ahead = number > self.status.submission && self.slot().is_none() && wanted;
             if asked_for || (ahead && !ended) {
-                let request = pending.map(|pending| pending.request.clone()).unwrap_or_default();
-                let mut slot = waiting(facts.id.0.clone(), number, request);
+                let mut slot = waiting(facts.id.0.clone(), number, pending);
                 slot.nodes = facts.nodes.iter().map(ToString::to_string).collect();
                 slot.since = facts.since.map(Time);
                 slot.until = facts.until.map(Time);
@@ -151,7 +150,7 @@ impl Draft<'_> {
                 }
             } else if !ended {
                 self.warn(Reason::SlotsRequested, format!("slot {} is a second copy and is given back", facts.id));
-                let mut slot = waiting(facts.id.0.clone(), number, String::new());
+                let mut slot = waiting(facts.id.0.clone(), number, None);
                 slot.release = Some(ReleaseIntent { reason: ReleaseReason::Duplicate, since: self.time() });
                 self.status.slots.push(slot);
                 self.status.submission = self.status.submission.max(number);
@@ -247,11 +246,12 @@ pub(super) fn announces_a_kill(kind: NoticeKind) -> bool {
     }
 }
 
-fn waiting(id: String, submission: u32, request: String) -> SlotStatus {
+fn waiting(id: String, submission: u32, pending: Option<&PendingSubmission>) -> SlotStatus {
     SlotStatus {
         id,
         submission,
-        request,
+        request: pending.map(|pending| pending.request.clone()).unwrap_or_default(),
+        asked: pending.map(|pending| AskedFor { at: pending.since.clone(), left_out: pending.left_out.clone() }),
         nodes: Vec::new(),
         state: SlotState::Waiting,
         since: None,

@@ -87,6 +87,9 @@ impl<'a> Draft<'a> {
                 return wrong(Reason::SnapshotLost, message);
             }
             (Fact::Unknown { .. }, _) => {
+                if let Some((reason, why)) = &seen.trouble {
+                    return wrong(*reason, format!("the generation of Snapshot {name} cannot be had: {why}"));
+                }
                 self.because("the repository does not answer");
                 self.wake(Duration::from_secs(2));
                 return Err(None);

@@ -171,6 +171,7 @@ impl Draft<'_> {
             taken_at: None,
             work: 0,
             reserved: self.next_bytes(),
+            quota: self.quota_of(job.reason),
         });
         self.status.snapshots.next_generation = job.generation + 1;
     }
@@ -263,6 +264,7 @@ impl Draft<'_> {
             taken_at: None,
             work: 0,
             reserved: self.next_bytes(),
+            quota: self.quota_of(reason),
         }
     }
 

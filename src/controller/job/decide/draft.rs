@@ -137,6 +137,7 @@ impl<'a> Draft<'a> {
             message,
             generation: self.generation(),
             stalled: false,
+            agents: None,
         });
         self.wake(wait);
     }
@@ -152,6 +153,7 @@ impl<'a> Draft<'a> {
             message,
             generation: self.generation(),
             stalled: true,
+            agents: (reason == Reason::Incompatible).then(|| self.seen.setup.agents.clone()),
         });
     }
 

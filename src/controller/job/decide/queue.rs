@@ -10,7 +10,7 @@ use super::draft::{Draft, since};
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{PendingSubmission, ReleaseReason, SlotState},
+        job_status::{self, PendingSubmission, ReleaseReason, SlotState},
     },
     controller::job::plan::Effect,
     driver::{DriverError, Fact, Retry, site::SlotRequest},
@@ -45,6 +45,12 @@ impl Draft<'_> {
             let asked = self.request(0);
             if slot.state == SlotState::Waiting && !slot.request.is_empty() && slot.request != digest(&asked) {
                 self.because("another request is wanted");
+                self.intend(ReleaseReason::Incomplete);
+                self.release(Duration::ZERO);
+                return;
+            }
+            if self.is_outdated(&slot) {
+                self.because("other nodes are left out by now");
                 self.intend(ReleaseReason::Incomplete);
                 self.release(Duration::ZERO);
                 return;
@@ -98,10 +104,16 @@ impl Draft<'_> {
         self.submit();
     }
 
-    /// An operator that was installed since brings other agents: what no node could restore is tried anew.
+    /// What no node could restore is tried anew with other agents, and not with those that another leader makes as
+    /// well.
     fn heed_new_agents(&mut self) {
         let stalled = self.status.retry.as_ref().filter(|retry| retry.stalled && retry.reason == Reason::Incompatible);
-        if stalled.is_some_and(|retry| retry.not_before.0 < self.seen.leader.since) {
+        let other = |retry: &job_status::Retry| match &retry.agents {
+            Some(agents) => *agents != self.seen.setup.agents,
+            // an operator that did not note them
+            None => retry.not_before.0 < self.seen.leader.since,
+        };
+        if stalled.is_some_and(other) {
             self.status.retry = None;
         }
     }
@@ -151,8 +163,13 @@ impl Draft<'_> {
         let number = self.status.submission + 1;
         let request = self.request(number);
         self.status.submission = number;
-        self.status.pending_submission =
-            Some(PendingSubmission { number, since: self.time(), doubtful: false, request: digest(&request) });
+        self.status.pending_submission = Some(PendingSubmission {
+            number,
+            since: self.time(),
+            doubtful: false,
+            request: digest(&request),
+            left_out: request.avoid.iter().map(ToString::to_string).collect(),
+        });
         self.effect(Effect::SubmitSlots { submission: number, request });
         self.because("slots are asked for");
         self.wake(Duration::ZERO);
@@ -208,7 +225,7 @@ impl Draft<'_> {
 
 /// A digest of what the job asks for: neither the number nor what follows from others counts.
 pub(super) fn digest(request: &SlotRequest) -> String {
-    // a slot that waits is kept for what was learnt of nodes meanwhile
+    // what was learnt of nodes meanwhile is compared apart, and not so soon
     let same = SlotRequest { name: String::new(), narrowed: Vec::new(), avoid: Vec::new(), ..request.clone() };
     let text = serde_json::to_vec(&same).unwrap_or_default();
     blake3::hash(&text).to_hex().chars().take(16).collect()

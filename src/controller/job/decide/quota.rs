@@ -4,9 +4,9 @@
 
 use super::draft::Draft;
 use crate::{
-    api::{Reason, job_status::ResolvedImage},
+    api::{Reason, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::Fact,
-    store::quota::{full_generation, next_generation, roughly},
+    store::quota::{full_generation, generations, next_generation, roughly},
 };
 
 /// The newest snapshots whose sizes are looked at.
@@ -25,16 +25,18 @@ impl Draft<'_> {
         };
         let spec = &self.job.spec;
         let full = full_generation(&spec.vm, image.virtual_size, spec.members);
-        // what a job began with stays for its whole life
-        let begun_with = u64::from(spec.restore_from.is_some());
-        let generations = u64::from(spec.snapshots.keep.max(2)) + 1 + begun_with;
+        let generations = generations(spec.snapshots.keep, spec.restore_from.is_some());
         let needed = full.saturating_mul(generations);
         if room.holds(needed) {
             return Ok(());
         }
+        let accepted = match room.accepted {
+            0 => String::new(),
+            accepted => format!(" and were accepted for {} more", roughly(accepted)),
+        };
         let message = format!(
             "this job needs room for {generations} generations of up to {}, which is {}, and its namespace may keep {} in \
-             the repository, of which others have {}: {REMEDY}, or lower vm.memory, vm.disk, members or snapshots.keep",
+             the repository, of which others have {}{accepted}: {REMEDY}, or lower vm.memory, vm.disk, members or snapshots.keep",
             roughly(full),
             roughly(needed),
             roughly(room.limit),
@@ -57,6 +59,14 @@ impl Draft<'_> {
         stored.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
         let full = full_generation(&spec.vm, image, spec.members);
         next_generation(full, stored.into_iter().take(MEASURED).map(|(_, stored)| stored))
+    }
+
+    /// What the repository is to hold a capture to: one that can be left out.
+    pub(super) fn quota_of(&self, reason: SnapshotReason) -> Option<u64> {
+        match reason {
+            SnapshotReason::Periodic | SnapshotReason::User => self.seen.room.known().map(|room| room.limit),
+            SnapshotReason::Notice | SnapshotReason::Walltime | SnapshotReason::Suspend => None,
+        }
     }
 
     /// Whether another generation may come. If not, a condition says why; a repository that does not answer

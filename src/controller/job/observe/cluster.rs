@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
-use super::{may_ask, namespace};
+use super::{may_ask, namespace, waiting};
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID,
@@ -85,7 +85,7 @@ pub(super) fn snapshots(job: &BestEffortJob, ctx: &Context) -> Vec<SnapshotSeen>
         .map(|snapshot| SnapshotSeen {
             name: snapshot.metadata.name.clone().unwrap_or_default(),
             uid: snapshot.metadata.uid.clone().unwrap_or_default(),
-            reason: snapshot.spec.reason,
+            reason: snapshot.reason(),
             retain: snapshot.spec.retain,
             deleting: snapshot.metadata.deletion_timestamp.is_some(),
             status: snapshot.status.clone().unwrap_or_default(),
@@ -133,7 +133,7 @@ pub(super) fn unfit(
     slots: &Fact<Vec<SlotFacts>>,
     ctx: &Context,
 ) -> Vec<UnfitNode> {
-    if !may_ask(job, status, slots) {
+    if !may_ask(job, status, slots) && waiting(status).is_none() {
         return Vec::new();
     }
     let others = ctx.view.jobs().into_iter().filter(|other| other.metadata.uid != job.metadata.uid);

@@ -3,15 +3,19 @@
 
 use jiff::SignedDuration;
 
-use super::{may_ask, namespace};
+use super::{may_ask, namespace, waiting};
 use crate::{
-    api::{BestEffortJob, BestEffortJobStatus, JobPhase, job_status::SlotState, snapshot::SnapshotPhase},
+    api::{
+        BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
+        job_status::{SlotState, UnfitNode},
+        snapshot::SnapshotPhase,
+    },
     controller::job::{
         Context,
         plan::{SnapshotSeen, SourceSeen, SourceSnapshot, beyond, uid},
     },
     driver::{
-        Fact,
+        DriverError as _, Fact,
         repository::{JobContent, RepositoryError},
         site::{SlotFacts, SlotPhase},
     },
@@ -50,28 +54,43 @@ pub(super) async fn source(job: &BestEffortJob, status: &BestEffortJobStatus, ct
             .map(|snapshot| (JobUid(snapshot.job_uid.clone()), snapshot.generation)),
     };
     let since = ctx.clock.now();
+    let mut trouble = None;
     let manifest = match wanted {
         None => Fact::Unknown { since },
         Some((of, generation)) => match ctx.repository.manifest(&of, generation).await {
             Ok(manifest) => Fact::Known(Box::new(manifest)),
-            Err(RepositoryError::Unreachable(why)) => {
-                tracing::warn!(job = %own, why, "the repository does not answer");
-                Fact::Unknown { since }
+            Err(RepositoryError::NotFound(why)) => {
+                tracing::warn!(job = %own, why, "the generation to start from is not there");
+                Fact::Absent
             }
+            // whatever it is, it does not say that there is none
             Err(error) => {
                 tracing::warn!(job = %own, %error, "the generation to start from cannot be had");
-                Fact::Absent
+                trouble = why_not_adopted(&error);
+                Fact::Unknown { since }
             }
         },
     };
-    Some(SourceSeen { name: from.snapshot.clone(), snapshot, manifest, refused: ctx.memory.get(&own).adoption })
+    let refused = ctx.memory.get(&own).adoption;
+    Some(SourceSeen { name: from.snapshot.clone(), snapshot, manifest, trouble, refused })
+}
+
+/// What there is to be said of it, unless the repository only does not answer.
+pub(in crate::controller::job) fn why_not_adopted(error: &RepositoryError) -> Option<(Reason, String)> {
+    let reason = match error {
+        RepositoryError::Unreachable(_) | RepositoryError::Local { .. } => return None,
+        RepositoryError::NotFound(_) => Reason::SnapshotLost,
+        RepositoryError::Damaged(_) => Reason::SnapshotDamaged,
+        RepositoryError::Full(_) | RepositoryError::Refused(_) | RepositoryError::TooLarge(_) => error.reason(),
+    };
+    Some((reason, error.to_string()))
 }
 
 /// What the repository has; asked only where a decision may depend on it.
 pub(super) async fn content(
     job: &BestEffortJob,
     status: &BestEffortJobStatus,
-    (slots, snapshots): (&Fact<Vec<SlotFacts>>, &[SnapshotSeen]),
+    (slots, snapshots, unfit): (&Fact<Vec<SlotFacts>>, &[SnapshotSeen], &[UnfitNode]),
     ctx: &Context,
 ) -> Fact<JobContent> {
     let (uid, since) = (&uid(job), ctx.clock.now());
@@ -79,23 +98,25 @@ pub(super) async fn content(
         slots.known().into_iter().flatten().any(|facts| facts.id.0 == id && facts.phase == SlotPhase::Running)
     };
     let waits = status.slots.iter().any(|s| s.release.is_none() && s.state != SlotState::Ended && runs(&s.id));
+    let old = ctx.memory.get(uid).content_asked.is_none_or(|asked| since.duration_since(asked) > CONTENT_AGE);
+    // which nodes are of use to a request that waits
+    let left_out = || {
+        let asked = waiting(status).and_then(|slot| slot.asked.as_ref());
+        asked.is_some_and(|asked| !(asked.left_out.is_empty() && status.unfit.is_empty() && unfit.is_empty()))
+    };
+    // what would be restored must be known before slots are asked for
+    let restores = status.started.is_some() || status.adopted.is_some();
     let needed = match status.phase {
-        JobPhase::Queued => waits,
+        JobPhase::Queued => waits || (old && restores && left_out()),
         JobPhase::Deploying | JobPhase::Starting | JobPhase::Restoring | JobPhase::Terminating => true,
         JobPhase::Evacuating => status.snapshots.capture.as_ref().is_some_and(|capture| capture.captured),
         JobPhase::Pending | JobPhase::ImagePreparing => {
             status.adopted.as_ref().is_some_and(|adopted| adopted.complete.is_none())
         }
         // what has rotted is told of, and no sound generation goes for it
-        JobPhase::Running | JobPhase::Snapshotting => {
-            let asked = ctx.memory.get(uid).content_asked;
-            !beyond(job, snapshots, |_| true).is_empty()
-                || asked.is_none_or(|asked| since.duration_since(asked) > CONTENT_AGE)
-        }
+        JobPhase::Running | JobPhase::Snapshotting => old || !beyond(job, snapshots, |_| true).is_empty(),
         JobPhase::Completing | JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended => false,
     };
-    // what would be restored must be known before slots are asked for
-    let restores = status.started.is_some() || status.adopted.is_some();
     let needed = needed || (restores && may_ask(job, status, slots));
     if !needed {
         return Fact::Unknown { since };

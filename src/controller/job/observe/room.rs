@@ -10,7 +10,7 @@ use crate::{
     controller::job::{Context, plan},
     driver::Fact,
     names::JobUid,
-    store::quota::Room,
+    store::quota::{Room, full_generation, generations},
 };
 
 /// Room for the job; absent: its namespace has no quota. Not known also where nobody needs to know.
@@ -38,8 +38,9 @@ pub(super) async fn observe(job: &BestEffortJob, status: &BestEffortJobStatus, c
             .iter()
             .filter(|of| here.contains(&of.job) || of.owner.as_ref().is_some_and(|owner| owner.namespace == namespace))
     };
-    let captures = jobs.iter().filter(|other| plan::uid(other) != uid).filter_map(|other| {
-        let over = |phase| matches!(phase, JobPhase::Succeeded | JobPhase::Failed);
+    let of_others = || jobs.iter().filter(|other| plan::uid(other) != uid);
+    let over = |phase| matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
+    let captures = of_others().filter_map(|other| {
         let status = other.status.as_ref().filter(|status| !over(status.phase))?;
         Some(status.snapshots.capture.as_ref()?.reserved)
     });
@@ -48,7 +49,19 @@ pub(super) async fn observe(job: &BestEffortJob, status: &BestEffortJobStatus, c
         used: ours().map(|of| of.bytes).sum(),
         own: ours().filter(|of| of.job == uid).map(|of| of.bytes).sum(),
         reserved: captures.sum(),
+        accepted: of_others().filter_map(|other| accepted_for(other)).fold(0, u64::saturating_add),
     })
+}
+
+/// What a job was accepted for that has stored nothing yet: from then on, what it has counts.
+fn accepted_for(job: &BestEffortJob) -> Option<u64> {
+    let status = job.status.as_ref().filter(|status| status.snapshots.last_stored.is_none())?;
+    let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing);
+    let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
+    let image = status.image.as_ref().filter(|_| !before && !over)?;
+    let spec = &job.spec;
+    let full = full_generation(&spec.vm, image.virtual_size, spec.members);
+    Some(full.saturating_mul(generations(spec.snapshots.keep, spec.restore_from.is_some())))
 }
 
 fn is_needed(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> bool {
@@ -57,7 +70,7 @@ fn is_needed(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -
         let all = ctx.view.snapshots(namespace.unwrap_or_default(), name.unwrap_or_default());
         all.iter().any(|snapshot| {
             let phase = snapshot.status.as_ref().map_or(SnapshotPhase::Pending, |status| status.phase);
-            snapshot.spec.reason == SnapshotReason::User && phase == SnapshotPhase::Pending
+            snapshot.reason() == SnapshotReason::User && phase == SnapshotPhase::Pending
         })
     };
     match status.phase {
@@ -125,7 +138,7 @@ mod tests {
     #[tokio::test]
     async fn c2_all_jobs_of_the_namespace_count_and_captures_under_way() {
         let (stage, _, each) = stage().await;
-        let room = Room { limit: LIMIT, used: 2 * each, own: each, reserved: 0 };
+        let room = Room { limit: LIMIT, used: 2 * each, own: each, reserved: 0, accepted: 0 };
         let job = stage.job();
         assert_eq!(observe(&job, &BestEffortJobStatus::default(), &stage.ctx).await, Fact::Known(room));
         let mut other = stage.job();
@@ -142,11 +155,42 @@ mod tests {
             taken_at: None,
             work: 0,
             reserved: 77,
+            quota: None,
         });
+        status.snapshots.last_stored = Some(1);
         other.status = Some(status);
         stage.cluster.put_job(other);
         let found = observe(&job, &running(&stage, true), &stage.ctx).await;
         assert_eq!(found, Fact::Known(Room { reserved: 77, ..room }));
+    }
+
+    #[tokio::test]
+    async fn c2_what_jobs_were_accepted_for_counts_until_they_have_stored_something() {
+        let (stage, ..) = stage().await;
+        let mut other = stage.job();
+        (other.metadata.name, other.metadata.uid) = (Some("e".into()), Some("e".into()));
+        let mut status = BestEffortJobStatus { phase: JobPhase::Queued, ..BestEffortJobStatus::default() };
+        status.image = Some(crate::api::job_status::ResolvedImage {
+            namespace: "team".into(),
+            name: "debian".into(),
+            disk: "sha256:0".into(),
+            virtual_size: 1 << 20,
+            kernel: None,
+            initrd: None,
+            params: None,
+        });
+        let full = full_generation(&other.spec.vm, 1 << 20, other.spec.members);
+        let accepted = |status: &BestEffortJobStatus| {
+            accepted_for(&BestEffortJob { status: Some(status.clone()), ..other.clone() })
+        };
+        assert_eq!(accepted(&status), Some(3 * full));
+        stage.cluster.put_job(BestEffortJob { status: Some(status.clone()), ..other.clone() });
+        let room = observe(&stage.job(), &BestEffortJobStatus::default(), &stage.ctx).await;
+        assert_eq!(room.known().unwrap().accepted, 3 * full);
+        status.phase = JobPhase::Pending;
+        assert_eq!(accepted(&status), None);
+        (status.phase, status.snapshots.last_stored) = (JobPhase::Running, Some(1));
+        assert_eq!(accepted(&status), None);
     }
 
     #[tokio::test]

@@ -78,7 +78,7 @@ fn unknown<T>() -> Fact<T> {
 }
 
 fn seen(job: Fact<JobSeen>, content: Fact<JobContent>) -> Seen {
-    Seen { job, content, siblings: 1 }
+    Seen { job, content, copied_by: None, siblings: 1 }
 }
 
 fn running() -> Fact<JobSeen> {
@@ -251,4 +251,19 @@ fn the_same_facts_twice_change_nothing() {
     let later = Timestamp::from_second(1_800_000_900).unwrap();
     let second = decide(&snapshot, &facts, later);
     assert_eq!((second.status, second.notes, second.effects), (first.status, Vec::new(), Vec::new()));
+}
+
+#[test]
+fn b11_what_is_being_copied_for_another_job_is_not_deleted_before_it_has_it() {
+    let cases = [Fact::Known(job(JobPhase::Running)), Fact::Known(job(JobPhase::Succeeded)), Fact::Absent];
+    for owner in cases {
+        let gone = deleted_by_somebody(snapshot(SnapshotPhase::Stored));
+        let facts = Seen { copied_by: Some("again".into()), ..seen(owner.clone(), content(&[(7, 3), (8, 3)], 3)) };
+        let plan = decide(&gone, &facts, now());
+        assert!(plan.effects.is_empty() && plan.wake.is_some(), "{owner:?}: {plan:?}");
+        let said = plan.status.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap();
+        assert!(said.message.contains("BestEffortJob again"), "{}", said.message);
+        let plan = decide(&gone, &Seen { copied_by: None, ..facts }, now());
+        assert!(plan.effects.contains(&Effect::RemoveFinalizer), "{owner:?}: {plan:?}");
+    }
 }

@@ -8,6 +8,7 @@ mod packing;
 mod plan;
 mod send;
 mod target;
+mod whole;
 
 pub(super) use last::LastNamed;
 

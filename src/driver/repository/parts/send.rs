@@ -14,9 +14,9 @@ use reqwest::{Body, Method, StatusCode};
 
 use super::{
     super::{
-        RepositoryError,
-        http::{HttpRepository, answered, unreachable},
-        streams::{CHUNK, Progress, watched},
+        RepositoryError, Sending, SendingProgress,
+        http::{HttpRepository, answered, does_not_understand, unreachable},
+        streams::{CHUNK, watched},
         wire::{MOST_NAMES, TICKET, Unread, blocks_path, file_path, new_pack_path, write_names},
     },
     Which, blocking,
@@ -43,7 +43,7 @@ impl HttpRepository {
         ticket: &str,
         which: Which<'_>,
         path: &Path,
-        progress: Progress<'_>,
+        progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         let (owned, kind, last) = (path.to_owned(), which.kind, self.last.clone());
         let file = blocking("name the blocks of a capture", move || last.get(&owned, kind)).await?;
@@ -51,33 +51,43 @@ impl HttpRepository {
         loop {
             round += 1;
             match self.send_blocks(ticket, which, &file, progress).await {
+                Ok(None) => {
+                    tracing::warn!("the repository is of an earlier version: files are sent whole");
+                    self.last.forget();
+                    return self.send_whole(ticket, which, path, progress).await;
+                }
+                Ok(Some(sent)) => {
+                    self.last.forget();
+                    return Ok(sent);
+                }
                 Err(RepositoryError::NotFound(what)) if round < ROUNDS => {
                     tracing::info!(what, "blocks are gone that the repository had: they are sent again");
                 }
                 // it is tried again by whoever has the file
-                waits @ Err(RepositoryError::Unreachable(_) | RepositoryError::Full(_)) => return waits,
-                over => {
+                Err(error @ (RepositoryError::Unreachable(_) | RepositoryError::Full(_))) => return Err(error),
+                Err(error) => {
                     self.last.forget();
-                    return over;
+                    return Err(error);
                 }
             }
         }
     }
 
+    /// Nothing: the repository knows no blocks.
     async fn send_blocks(
         &self,
         ticket: &str,
         which: Which<'_>,
         file: &Arc<NamedFile>,
-        progress: Progress<'_>,
-    ) -> Result<PartFile, RepositoryError> {
+        progress: SendingProgress<'_>,
+    ) -> Result<Option<PartFile>, RepositoryError> {
         let mut packing = Packing::new(file.block_size);
         let mut first = 0;
         while first < file.blocks {
             let reader = file.clone();
             let entries = blocking("read the names of blocks", move || reader.entries(first, BATCH)).await?;
             let asked = packing.unknown(&entries);
-            let found = self.find_blocks(ticket, which, &asked).await?;
+            let Some(found) = self.find_blocks(ticket, which, &asked).await? else { return Ok(None) };
             first += entries.len() as u64;
             let reader = file.clone();
             let (packed, full) = blocking("pack the blocks of a capture", move || {
@@ -89,35 +99,41 @@ impl HttpRepository {
             for pack in full {
                 self.send_pack(ticket, which, pack).await?;
             }
-            progress(file.size.saturating_mul(first) / file.blocks);
+            progress(Sending::Bytes(file.size.saturating_mul(first) / file.blocks));
         }
         let reader = file.clone();
         let (last, recipe) = blocking("pack the blocks of a capture", move || packing.finish(&reader)).await?;
         if let Some(pack) = last {
             self.send_pack(ticket, which, pack).await?;
         }
-        self.send_recipe(ticket, which, recipe, file.size).await
+        self.send_recipe(ticket, which, recipe, file.size, progress).await.map(Some)
     }
 
-    /// Which of these blocks the repository has.
+    /// Which of these blocks the repository has; nothing if it is of an earlier version and does not understand.
     async fn find_blocks(
         &self,
         ticket: &str,
         Which { job, generation, member, kind }: Which<'_>,
         names: &[BlockName],
-    ) -> Result<Located, RepositoryError> {
+    ) -> Result<Option<Located>, RepositoryError> {
         if names.is_empty() {
-            return Ok(Located::default());
+            return Ok(Some(Located::default()));
         }
         let request = self
             .request(Method::POST, &blocks_path(job, generation, member, kind))
             .header(TICKET, ticket)
             .body(write_names(names));
-        let exchange = async { answered(request.send().await).await?.bytes().await.map_err(unreachable) };
-        let reply = watched(exchange, &AtomicU64::new(0), &|_| {}).await?;
+        let exchange = async {
+            let reply = request.send().await.map_err(unreachable)?;
+            if does_not_understand(&reply) {
+                return Ok(None);
+            }
+            answered(Ok(reply)).await?.bytes().await.map_err(unreachable).map(Some)
+        };
+        let Some(reply) = watched(exchange, &AtomicU64::new(0), &|_| {}).await? else { return Ok(None) };
         let found: Result<Located, _> = postcard::from_bytes(&reply);
         match found {
-            Ok(found) if found.places.len() == names.len() => Ok(found),
+            Ok(found) if found.places.len() == names.len() => Ok(Some(found)),
             _ => Err(RepositoryError::Unreachable("the answer to a question for blocks cannot be read".into())),
         }
     }
@@ -143,6 +159,7 @@ impl HttpRepository {
         Which { job, generation, member, kind }: Which<'_>,
         recipe: Recipe,
         size: u64,
+        progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         let bytes = blocking("write a recipe", move || zstd::bulk::compress(&recipe.to_bytes()?, LEVEL)).await?;
         let own = PartFile {
@@ -174,6 +191,7 @@ impl HttpRepository {
             match watched(exchange, &moved, &|_| {}).await? {
                 Ok(confirmed) => break confirmed,
                 Err(Unread { packs }) => {
+                    progress(Sending::ReadingBack(packs));
                     tracing::info!(packs, "the repository reads packs again that the capture shares with earlier ones");
                     still = if packs < unread { 0 } else { still + 1 };
                     unread = unread.min(packs);

@@ -47,6 +47,7 @@ pub(super) fn cloning(members: u32) -> Life {
             deleting: false,
         }),
         manifest: Fact::Known(Box::new(source)),
+        trouble: None,
         refused: None,
     });
     life
@@ -125,6 +126,11 @@ type Change = fn(&mut Life);
 #[case::going(|l: &mut Life| snapshot(l).deleting = true, "SnapshotLost", "being deleted")]
 #[case::void(|l: &mut Life| snapshot(l).phase = SnapshotPhase::Failed, "SnapshotLost", "is void")]
 #[case::gone(|l: &mut Life| l.seen.source.as_mut().unwrap().manifest = Fact::Absent, "SnapshotLost", "name another one")]
+#[case::damaged(|l: &mut Life| {
+    let seen = l.seen.source.as_mut().unwrap();
+    seen.manifest = Fact::Unknown { since: l.now };
+    seen.trouble = Some((Reason::SnapshotDamaged, "damaged: its manifest".into()));
+}, "SnapshotDamaged", "cannot be had: damaged: its manifest")]
 #[case::d2_of_another_namespace(|l: &mut Life| source(l).namespace = "bob".into(), "SnapshotLost", "not of this namespace")]
 #[case::of_an_old_version(|l: &mut Life| source(l).guests = None, "NotSupported", "take another one of job pi")]
 #[case::members(|l: &mut Life| { source(l).members.pop(); }, "SnapshotMismatch", "members is 2 and must be 1")]

@@ -141,7 +141,13 @@ fn c3_agents_that_cannot_restore_anywhere_are_not_tried_on_every_node() {
     assert!(said.contains("Incompatible") && said.contains("machine type pc-q35-7.2"), "{said}");
     assert_eq!(requests(&life).len(), 2);
     assert!(life.status().slots.is_empty() && life.status().origin.unwrap().bad.is_empty());
+    // another leader makes the same agents
     life.seen.leader = Leadership { epoch: 2, since: life.now };
+    let writes = life.writes;
+    life.run(600);
+    assert_eq!((requests(&life).len(), life.writes), (2, writes));
+    life.seen.leader = Leadership { epoch: 3, since: life.now };
+    life.seen.setup.agents = "vmdeploy:2".into();
     life.run(30);
     assert_eq!((life.phase(), life.status().origin.unwrap().generation), (JobPhase::Running, Some(1)));
 }
@@ -152,7 +158,7 @@ fn other_agents_are_heeded_however_soon_they_come() {
     life.seen.setup.offer = crate::store::machine::Offer::unknown(Accelerator::Kvm);
     refuse(&mut life, &[Lack::Machine("pc-q35-7.2".into())]);
     life.run(3);
-    life.seen.leader = Leadership { epoch: 2, since: life.now };
+    life.seen.setup.agents = "vmdeploy:2".into();
     life.run(60);
     assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys.last());
 }
@@ -189,13 +195,17 @@ fn what_other_jobs_found_out_of_nodes_counts_where_it_matters() {
         node: node.into(),
         since: Time(life.now),
         kvm,
+        times: 1,
         flags: flags.iter().map(|flag| (*flag).into()).collect(),
     };
     life.seen.unfit = vec![
         unfit("node-7", false, &["avx2"]),
         unfit("node-6", false, &["avx512f"]),
         unfit("node-5", true, &[]),
+        // it was missing there to one job once: to this one that says nothing
+        unfit("node-4", true, &[]),
         unfit("node-7", false, &["sse"]),
+        unfit("node-5", true, &[]),
     ];
     life.run(30);
     let avoided: Vec<String> = requests(&life).last().unwrap().avoid.iter().map(ToString::to_string).collect();
@@ -203,14 +213,69 @@ fn what_other_jobs_found_out_of_nodes_counts_where_it_matters() {
 }
 
 #[test]
-fn a_slot_that_waits_is_kept_for_what_is_learnt_meanwhile() {
+fn a_request_that_waits_is_renewed_for_what_is_learnt_meanwhile_but_not_at_once() {
     let mut life = lost(&kvm());
     life.prompt = false;
     life.run(5);
-    life.seen.unfit = vec![UnfitNode { node: "node-7".into(), since: Time(life.now), kvm: true, flags: Vec::new() }];
-    let sent = requests(&life).len();
-    life.run(300);
+    life.seen.unfit = vec![UnfitNode {
+        node: "node-7".into(),
+        since: Time(life.now),
+        kvm: false,
+        times: 1,
+        flags: vec!["avx2".into()],
+    }];
+    let (sent, first) = (requests(&life).len(), life.status().slots[0].id.clone());
+    life.run(500);
     assert_eq!((requests(&life).len(), life.phase()), (sent, JobPhase::Queued));
+    assert!(!life.message("Admitted").contains("left out"), "{}", life.message("Admitted"));
+    // what the job needs is not known: nothing is given up for that
+    let known = std::mem::replace(&mut life.seen.content, crate::driver::Fact::Unknown { since: life.now });
+    life.run(300);
+    assert_eq!(requests(&life).len(), sent);
+    life.seen.content = known;
+    life.run(900);
+    let avoided: Vec<String> = requests(&life).last().unwrap().avoid.iter().map(ToString::to_string).collect();
+    assert_eq!((requests(&life).len(), avoided), (sent + 1, vec!["node-7".to_owned()]), "renewed once");
+    // the first one is given back before the second is sent, and is used no more
+    let effects: Vec<&str> = life.done.iter().map(Effect::name).collect();
+    assert_eq!(effects[effects.len() - 2..], ["ReleaseSlot", "SubmitSlots"]);
+    assert!(life.status().slots.iter().all(|slot| slot.id != first));
+    let said = life.message("Admitted");
+    assert!(said.contains("left out: node-7 (lacks CPU flags avx2, as other jobs found out, until 2027-"), "{said}");
+}
+
+#[test]
+fn c3_kvm_that_was_missing_once_is_taken_for_a_passing_fault() {
+    let mut life = lost(&kvm());
+    refuse(&mut life, &[Lack::Kvm]);
+    life.prompt = false;
+    life.run(60);
+    let avoided = |life: &Life| requests(life).last().unwrap().avoid.len();
+    let (sent, writes) = (requests(&life).len(), life.writes);
+    assert_eq!((avoided(&life), life.phase()), (1, JobPhase::Queued));
+    assert!(
+        life.message("Admitted").contains("left out: node-1 (lacks KVM, until 2027-"),
+        "{}",
+        life.message("Admitted")
+    );
+    life.run(1500);
+    assert_eq!((requests(&life).len(), life.writes), (sent, writes), "a storm");
+    life.run(400);
+    assert_eq!((requests(&life).len(), avoided(&life)), (sent + 1, 0), "the node is asked for again");
+    // missing there again, it is missing
+    let slot = life.status().slots.last().unwrap().id.clone();
+    life.start_slot(&slot);
+    refuse(&mut life, &[Lack::Kvm]);
+    life.run(3 * 3600);
+    assert_eq!((life.status().unfit[0].times, avoided(&life)), (2, 1));
+}
+
+#[test]
+fn what_an_older_version_noted_of_a_node_is_read() {
+    let old: UnfitNode =
+        serde_json::from_str(r#"{"node":"node-1","since":"2027-01-15T08:00:00Z","kvm":true,"flags":["avx2"]}"#)
+            .unwrap();
+    assert_eq!((old.kvm, old.times, old.flags.len()), (true, 1, 1));
 }
 
 #[test]
@@ -236,7 +301,9 @@ fn a_refusal_for_want_of_nodes_says_which_were_left_out() {
         }
     }
     let said = life.message("Stalled");
-    for words in ["NotEnoughNodes", "asked for only where kvm = 'YES'", "left out: node-1 (lacks CPU flags avx2)"] {
+    for words in
+        ["NotEnoughNodes", "asked for only where kvm = 'YES'", "left out: node-1 (lacks CPU flags avx2, until 2027-"]
+    {
         assert!(said.contains(words), "{words}: {said}");
     }
 }

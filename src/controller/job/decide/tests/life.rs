@@ -93,6 +93,7 @@ pub(super) fn life(members: u32) -> Life {
             port_count: 64,
             sites: ["rennes".to_owned()].into(),
             accelerator: Accelerator::Probe,
+            agents: "vmdeploy:1".into(),
             offer: offer(),
         },
         site: Some(SiteSeen {
@@ -423,6 +424,7 @@ impl Life {
                     machine: None,
                     offer: None,
                     lacks: Vec::new(),
+                    waiting: None,
                     leaving: None,
                 };
                 let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };

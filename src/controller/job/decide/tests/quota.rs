@@ -19,7 +19,7 @@ const GIB: u64 = 1 << 30;
 
 /// What a namespace has, of a quota of 10 GiB.
 fn room(used: u64, own: u64) -> Fact<Room> {
-    Fact::Known(Room { limit: 10 * GIB, used, own, reserved: 0 })
+    Fact::Known(Room { limit: 10 * GIB, used, own, reserved: 0, accepted: 0 })
 }
 
 fn captures(life: &Life) -> Vec<SnapshotReason> {
@@ -66,10 +66,10 @@ fn c2_what_a_job_begins_with_needs_room_beside_its_own_generations() {
 #[test]
 fn c2_what_others_are_about_to_store_counts_and_what_is_ones_own_does_not() {
     let mut life = life(1);
-    life.seen.room = Fact::Known(Room { limit: 10 * GIB, used: 5 * GIB, own: 0, reserved: GIB });
+    life.seen.room = Fact::Known(Room { limit: 10 * GIB, used: 5 * GIB, own: 0, reserved: GIB, accepted: 0 });
     life.run(30);
     assert_eq!(life.phase(), JobPhase::Pending);
-    life.seen.room = Fact::Known(Room { limit: 10 * GIB, used: 7 * GIB, own: 3 * GIB, reserved: GIB });
+    life.seen.room = Fact::Known(Room { limit: 10 * GIB, used: 7 * GIB, own: 3 * GIB, reserved: GIB, accepted: 0 });
     life.run(30);
     assert_eq!(life.phase(), JobPhase::Running);
 }
