@@ -220,7 +220,8 @@ impl World {
     async fn send(&self, agent: &Agent, generation: Generation) -> Result<vmdeploy::store::manifest::MemberPart> {
         let Authority { incarnation, .. } = agent.authority;
         let expires = jiff::Timestamp::now() + LIMIT;
-        let ticket = Ticket { job: JOB.into(), generation, member: agent.member, incarnation, expires, most: None, quota: None };
+        let ticket =
+            Ticket { job: JOB.into(), generation, member: agent.member, incarnation, expires, most: None, quota: None };
         let ticket = TicketKey::new(SECRET).context("the secret is too short")?.sign(&ticket);
         agent.kget.upload(&UploadOrder { epoch: 1, generation, incarnation, ticket }).await?;
         let state = agent

@@ -2,8 +2,8 @@
 //!
 //! Nothing has a final name before it is whole, checked and synced, and nothing that was published is
 //! ever replaced; so whatever is interrupted, each complete generation stays readable. Who may do
-//! what is decided from the peer's certificate (`access`), and whose writes count from the fence of
-//! the job (`store::admission`).
+//! what is decided from the peer's certificate (`access`), whose writes count from the fence of
+//! the job (`store::admission`), and what a namespace may have from the tickets (`claims`).
 //!
 //! A file of a part is stored whole, or as a recipe over packs of blocks that all generations of its job share
 //! (`store::recipe`, `store::pack`). Packs are asked for in `packs`, found by their blocks in an index that can be
@@ -16,6 +16,7 @@ mod adopt;
 pub mod arrivals;
 mod blocks;
 pub mod check;
+mod claims;
 pub mod collect;
 mod damage;
 pub mod durable;

@@ -133,7 +133,7 @@ impl Store {
 
     /// Claims a generation's share of what its namespace may have, before the first byte of it comes.
     pub(super) fn claim_share(&self, job: &JobUid, origin: Origin, share: &Share, now: Timestamp) -> Outcome<()> {
-        self.uploads.claim(job, origin, share, |jobs| {
+        self.uploads.claims.claim(&self.uploads, job, origin, share, |jobs| {
             let ours = |of: &JobUsage| {
                 jobs.contains(&of.job) || of.owner.as_ref().is_some_and(|owner| owner.namespace == share.namespace)
             };

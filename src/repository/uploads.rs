@@ -7,14 +7,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::store::Outcome;
+use super::claims::Claims;
 use crate::{
     driver::repository::RepositoryError,
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         manifest::FileKind,
         pack::{PackName, PackRef},
-        quota::{Share, roughly},
     },
 };
 
@@ -41,28 +40,11 @@ struct Upload {
     arriving: usize,
 }
 
-/// A generation's share of what its namespace may have.
-#[derive(Debug)]
-struct Claim {
-    job: JobUid,
-    /// The file with which it began.
-    first: Origin,
-    share: Share,
-}
-
-impl Claim {
-    fn is_of(&self, job: &JobUid, origin: &Origin) -> bool {
-        let of = |origin: &Origin| (origin.generation, origin.incarnation);
-        self.job == *job && of(&self.first) == of(origin)
-    }
-}
-
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     files: Mutex<HashMap<JobUid, HashMap<Origin, Upload>>>,
-    /// Locked before the files.
-    claims: Mutex<Vec<Claim>>,
+    pub(super) claims: Claims,
 }
 
 /// A pack on its way; its end is its removal.
@@ -118,50 +100,9 @@ impl Uploads {
         all.get(job).into_iter().flatten().flat_map(|(_, upload)| upload.packs.keys()).copied().collect()
     }
 
-    /// Claims a generation's share, once, unless its namespace has so much already or it is promised to others.
-    /// `used` says what the jobs of it have that are published, or are these. Nobody else claims meanwhile.
-    pub(super) fn claim(
-        &self,
-        job: &JobUid,
-        origin: Origin,
-        share: &Share,
-        used: impl FnOnce(&HashSet<JobUid>) -> Outcome<u64>,
-    ) -> Outcome<()> {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        if claims.iter().any(|claim| claim.is_of(job, &origin)) {
-            return Ok(());
-        }
-        // a job sends one at a time
-        claims.retain(|claim| claim.job != *job);
-        let others = || claims.iter().filter(|claim| claim.share.namespace == share.namespace);
-        let jobs: HashSet<JobUid> = others().map(|claim| claim.job.clone()).chain([job.clone()]).collect();
-        // what has come of theirs is used already
-        let left = |claim: &Claim| {
-            let arrived = self.bytes(&claim.job, |origin| claim.is_of(&claim.job, origin));
-            claim.share.bytes.saturating_sub(arrived)
-        };
-        let coming = others().map(left).fold(0, u64::saturating_add);
-        let used = used(&jobs)?;
-        if used.saturating_add(coming).saturating_add(share.bytes) > share.limit {
-            return Err(RepositoryError::TooLarge(format!(
-                "namespace {} may keep {} in the repository and has {}, up to {} more is on its way, and this snapshot may \
-                 take {}",
-                share.namespace,
-                roughly(share.limit),
-                roughly(used),
-                roughly(coming),
-                roughly(share.bytes)
-            )));
-        }
-        claims.push(Claim { job: job.clone(), first: origin, share: share.clone() });
-        Ok(())
-    }
-
     /// Forgets files that are published or void; a recipe names their packs now, or nothing will.
     pub(super) fn end(&self, job: &JobUid, ends: impl Fn(&Origin) -> bool) {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        claims.retain(|claim| claim.job != *job || !ends(&claim.first));
-        drop(claims);
+        self.claims.end(job, &ends);
         let mut all = self.lock();
         if let Some(uploads) = all.get_mut(job) {
             uploads.retain(|origin, _| !ends(origin));
@@ -195,29 +136,6 @@ mod tests {
         assert!(uploads.begin(&job, Origin { member: 1, ..ORIGIN }).is_ok());
         some.pop();
         assert!(uploads.begin(&job, ORIGIN).is_ok());
-    }
-
-    #[test]
-    fn c2_two_generations_that_come_at_once_do_not_see_the_same_room() {
-        let uploads = Uploads::default();
-        let share = |bytes| Share { namespace: "team".into(), limit: 1000, bytes };
-        let claim = |job: &str, generation, bytes, used| {
-            let origin = Origin { generation, ..ORIGIN };
-            uploads.claim(&JobUid(job.into()), origin, &share(bytes), |_| Ok(used))
-        };
-        claim("a", 1, 600, 300).unwrap();
-        claim("a", 1, 600, 900).unwrap();
-        let refused = claim("b", 1, 200, 300).unwrap_err();
-        assert!(matches!(&refused, RepositoryError::TooLarge(why) if why.contains("namespace team")), "{refused}");
-        let other = Share { namespace: "others".into(), ..share(1000) };
-        uploads.claim(&JobUid("c".into()), ORIGIN, &other, |_| Ok(0)).unwrap();
-        // what has arrived is not counted twice
-        uploads.arrived(&JobUid("a".into()), ORIGIN, PackRef { name: PackName([1; 32]), stored: 500, index: 10 });
-        claim("b", 1, 100, 800).unwrap();
-        claim("b", 2, 101, 800).unwrap_err();
-        // once it is published or void, only what is there counts
-        uploads.end(&JobUid("a".into()), |origin| origin.generation == 1);
-        claim("b", 2, 200, 800).unwrap();
     }
 
     #[test]

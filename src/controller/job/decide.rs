@@ -27,6 +27,7 @@ mod start;
 mod store;
 #[cfg(test)]
 mod tests;
+mod unfit;
 
 use jiff::Timestamp;
 
@@ -34,8 +35,9 @@ use self::draft::{Draft, after, since};
 pub(crate) use self::{
     admit::fits,
     draft::sent_key,
-    fit::{incompatible, left_out_of},
+    fit::incompatible,
     master::{called, wanted},
+    unfit::left_out_of,
 };
 use super::plan::{Effect, Plan, Seen};
 use crate::api::{BestEffortJob, FINALIZER, JobPhase};
