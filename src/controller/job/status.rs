@@ -2,6 +2,7 @@
 //!
 //! A text changes only when something of meaning has changed, since each change is a write.
 
+mod guests;
 mod wrong;
 
 pub use self::wrong::news;
@@ -45,8 +46,8 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         (ConditionType::Stalled, wrong::stalled(status, job, seen)),
         (ConditionType::Evicting, wrong::evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, wrong::unavailable(status, seen, now)),
-        (ConditionType::SnapshotDamaged, wrong::damaged(status, job, seen)),
-        (ConditionType::GuestDegraded, wrong::degraded(status, job, seen)),
+        (ConditionType::SnapshotDamaged, guests::damaged(status, job, seen)),
+        (ConditionType::GuestDegraded, guests::degraded(status, job, seen)),
     ];
     for (kind, found) in abnormal {
         match found {

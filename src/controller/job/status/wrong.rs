@@ -10,47 +10,14 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         conditions::{self, ConditionType},
-        job_status::{MemberPhase, SlotState, SlotStatus},
+        job_status::{SlotState, SlotStatus},
     },
-    controller::job::{
-        decide::called,
-        plan::{ImageSeen, Seen, SnapshotSeen},
-    },
+    controller::job::plan::{ImageSeen, Seen, SnapshotSeen},
     driver::{Fact, site::NoticeKind},
 };
 
 /// A site that does not answer for this long is said not to.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(15);
-
-/// Damage that a restore would meet: that of the newest generations, before the first that is whole. As long as the
-/// repository is not known, it is as it was.
-pub(super) fn damaged(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    let content = match &seen.content {
-        Fact::Known(content) => content,
-        Fact::Absent => return None,
-        Fact::Unknown { .. } => {
-            let before = conditions::get(&status.conditions, ConditionType::SnapshotDamaged)?;
-            return Some((Reason::SnapshotDamaged, before.message.clone()));
-        }
-    };
-    let whole = content.generations.iter().filter(|summary| summary.members == job.spec.members);
-    let whole = whole.map(|summary| summary.generation).max();
-    let mut hit = content.damaged.iter().filter(|damaged| Some(damaged.generation) > whole).collect::<Vec<_>>();
-    hit.sort_by_key(|damaged| damaged.generation);
-    let newest = hit.last()?;
-    let instead = match whole {
-        Some(generation) => format!("generation {generation} would be restored instead"),
-        None => "no other is complete".into(),
-    };
-    let all: Vec<String> = hit.iter().map(|damaged| damaged.generation.to_string()).collect();
-    let message = format!(
-        "of the generations in the repository {} cannot be restored ({}: {}); {instead}",
-        all.join(", "),
-        newest.generation,
-        newest.why
-    );
-    Some((Reason::SnapshotDamaged, message))
-}
 
 pub(super) fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
     let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing) && status.retry.is_none();
@@ -139,60 +106,6 @@ pub(super) fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timest
     let needed = !status.slots.is_empty() || status.pending_submission.is_some() || status.phase == JobPhase::Queued;
     let long = now.duration_since(since).unsigned_abs() >= UNREACHABLE_AFTER && now > since;
     (needed && long).then(|| (Reason::SiteUnreachable, "the site does not answer; nothing is given up".to_owned()))
-}
-
-pub(super) fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    // what is wrong with what is kept of a guest is only known after its end
-    if !matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing) {
-        return None;
-    }
-    let silent = status.members.iter().find_map(|member| {
-        let pod = &member.agent.as_ref()?.pod;
-        let guest = &seen.agents.get(pod)?.state.as_ref()?.guest;
-        guest.silent.then(|| {
-            let missing = if guest.answers { "does not answer any more" } else { "has never answered" };
-            let message = format!(
-                "member {}: qemu-guest-agent {missing} while the guest runs: see whether the image has it installed and \
-                 started, and whether the guest boots: its console is in the log of pod {pod}",
-                member.index
-            );
-            (Reason::GuestSilent, message)
-        })
-    });
-    let found = silent.or_else(|| {
-        status.everyone().find_map(|member| {
-            let problem = seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.guest.problem.as_ref()?;
-            Some((Reason::GuestNotReset, format!("{}: {problem}", called(member, job))))
-        })
-    });
-    let kept = || {
-        // an agent that is not heard takes nothing back
-        let unheard = status
-            .everyone()
-            .filter(|member| member.phase != MemberPhase::Dead)
-            .filter_map(|member| member.agent.as_ref())
-            .any(|agent| seen.agents.get(&agent.pod).is_none_or(|agent| agent.state.is_none()));
-        let before = degradation(status).filter(|_| unheard)?;
-        Some((before, conditions::get(&status.conditions, ConditionType::GuestDegraded)?.message.clone()))
-    };
-    found.or_else(kept).or_else(|| lost_master(status))
-}
-
-/// What is to be known of a master that is lost while the members run.
-fn lost_master(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
-    let runs = matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting);
-    let master = status.master.as_ref().filter(|master| runs && master.phase == MemberPhase::Dead)?;
-    let message = format!(
-        "the master on node {} is lost, and the way in with it: the members run on, and the next attempt has a way in \
-         again; who needs it now sets suspend to true and to false again, which loses nothing",
-        master.node.as_deref().unwrap_or_default()
-    );
-    Some((Reason::WayInLost, message))
-}
-
-/// Why a guest is said to be degraded, if one is.
-fn degradation(status: &BestEffortJobStatus) -> Option<Reason> {
-    conditions::get(&status.conditions, ConditionType::GuestDegraded).map(cause)
 }
 
 /// What has just come to be wrong and is told of by a condition, in its words: told of once, as long as it lasts.
