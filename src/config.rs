@@ -181,12 +181,19 @@ pub struct AgentsConfig {
     /// As much of its disk a node uses for images beyond those in use.
     #[serde(default = "image_cache")]
     pub image_cache: crate::api::quantity::Bytes,
+    /// As much of its disk a node uses for what it keeps of jobs' captures, unreadable without the operator; 0: for
+    /// nothing.
+    #[serde(default = "capture_cache")]
+    pub capture_cache: crate::api::quantity::Bytes,
 }
 
 fn image_grace() -> Length {
     Duration::from_secs(3600).into()
 }
 fn image_cache() -> crate::api::quantity::Bytes {
+    crate::api::quantity::Bytes(50 << 30)
+}
+fn capture_cache() -> crate::api::quantity::Bytes {
     crate::api::quantity::Bytes(50 << 30)
 }
 

@@ -56,6 +56,10 @@ label!(
     ByteKind { kind }
 );
 label!(
+    /// By where bytes came from: repository, node.
+    Source { source }
+);
+label!(
     /// By namespace of the jobs; not the process's own, which monitoring systems add as `namespace`.
     JobNamespace { job_namespace }
 );
@@ -117,6 +121,8 @@ pub struct Metrics {
     pub bytes: Family<ByteKind, Counter>,
     /// Time from slots running to guests running again.
     pub restore: Histogram,
+    /// Bytes that guests were restored from, by where they came from.
+    pub restored: Family<Source, Counter>,
     /// Bytes of jobs' data in the repository, by namespace; the repository's own.
     pub repository: Family<JobNamespace, Gauge>,
     /// Bytes that a namespace may have there.
@@ -153,6 +159,7 @@ impl Metrics {
             snapshot_period: Histogram::new(PERIODS.iter().copied()),
             bytes: Family::default(),
             restore: Histogram::new(LONG.iter().copied()),
+            restored: Family::default(),
             repository: Family::default(),
             quota: Family::default(),
             api_calls: Family::default(),
@@ -189,6 +196,12 @@ impl Metrics {
             "Time from slots running to guests running again",
             Unit::Seconds,
             metrics.restore.clone(),
+        );
+        r.register_with_unit(
+            "restored",
+            "Bytes that guests were restored from, by where they came from",
+            Unit::Bytes,
+            metrics.restored.clone(),
         );
         r.register_with_unit(
             "repository",

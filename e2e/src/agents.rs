@@ -37,6 +37,8 @@ pub const JOB: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
 pub const LIMIT: Duration = Duration::from_secs(180);
 const SECRET: &[u8] = b"a secret of two parts";
 const REPOSITORY_PORT: u16 = 7443;
+/// Of what nodes keep of the job's captures.
+const KEPT_KEY: &str = "dGhlIGtleSBvZiB3aGF0IHRoZXNlIG5vZGVzIGtlZXA=";
 
 /// Takes the lock as a hold does, and beats; the lock drops when it is killed.
 const HOLDER: &str = "cd \"$1\"; until [ -e nonce ]; do sleep 0.05; done; set -C; exec 9>lock; set +C; flock 9; b=0; \
@@ -159,6 +161,7 @@ impl World {
             "hostname": format!("job-{member}"), "address": address(member), "mac": mac(member, 1),
             "network": network(self.guests.members, member, incarnation),
             "maxPause": {"secs": 2, "nanos": 0}, "accelerator": "Tcg", "guestNetwork": "Isolated",
+            "kept": {"key": KEPT_KEY, "limit": 1_u64 << 30},
         });
         std::fs::write(directory.join("config.json"), config.to_string())?;
         std::fs::create_dir_all(root.join("leases"))?;
@@ -191,6 +194,11 @@ impl World {
         let agents: Vec<Agent> = agents.collect::<Result<_>>()?;
         try_join_all(agents.iter().map(|agent| agent.until("loading", |state| state.vm == VmState::Loaded))).await?;
         Ok(agents)
+    }
+
+    /// Where the node of a member keeps what it keeps of its captures.
+    pub fn kept(&self, member: u32) -> PathBuf {
+        self.root.path().join(format!("node/captures/{JOB}-{member}"))
     }
 
     /// Has a capture of all stored, and makes it a generation.

@@ -4,8 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::agents::{Agent, Guests, LIMIT, World};
-use vmdeploy::driver::agent::{LeaveCode, NodeAgent as _, PartState};
+use e2e::agents::{Agent, Guests, LIMIT, World, capture};
+use futures::future::try_join_all;
+use vmdeploy::driver::{
+    agent::{LeaveCode, NodeAgent as _, PartState},
+    repository::Brought,
+};
 
 const COUNT: &str = "n=$(od -An -N8 -tx8 /dev/urandom | tr -d ' '); i=0; \
     while [ $i -lt 100000 ]; do i=$((i+1)); echo $i $n; sleep 0.05; done";
@@ -63,5 +67,66 @@ async fn goes_on(world: &World) -> Result<()> {
     eprintln!("fence_s: {:.3}", begun.elapsed().as_secs_f64());
     ensure!(!second.fence.0.wait()?.success(), "a lost lease is no good end");
     ensure!(files(&second)? == 0, "files of the VM stay");
+    Ok(())
+}
+
+/// Where what each was restored from came from, and the nonces of their memories once they count.
+async fn come_back(agents: &[Agent]) -> Result<Vec<(Brought, String)>> {
+    try_join_all(agents.iter().map(|agent| async {
+        agent.go().await?;
+        let state = agent.until("a restore", |state| state.restored.is_some()).await?;
+        Ok((state.restored.unwrap_or_default(), agent.counts_to(1, LIMIT).await?.1))
+    }))
+    .await
+}
+
+#[ignore = "boots guests: e2e/test --e2e"]
+#[test]
+fn b7_a_member_that_is_restored_where_it_was_fetches_next_to_nothing() -> Result<()> {
+    let world = World::new(Guests { members: 2, memory: "192Mi", script: COUNT }, None)?;
+    world.nodes.at_the_switch(in_place(&world))
+}
+
+async fn in_place(world: &World) -> Result<()> {
+    let mut agents = world.loaded(1, None).await?;
+    try_join_all(agents.iter().map(Agent::go)).await?;
+    let counted = try_join_all(agents.iter().map(|agent| agent.counts_to(10, LIMIT))).await?;
+    let nonces: Vec<String> = counted.into_iter().map(|(_, nonce)| nonce).collect();
+    for generation in [1, 2] {
+        capture(&agents, generation, true).await?;
+        world.store(&agents, generation).await?;
+        try_join_all(agents.iter().map(|agent| agent.until("keeping", |state| state.kept == Some(generation)))).await?;
+    }
+    // the slot of one is taken away, and given again; the other's node is gone with all that it had
+    agents[0].holder.0.kill()?;
+    agents[0].gone(Duration::from_secs(10)).await?;
+    ensure!(!agents[0].fence.0.wait()?.success() && files(&agents[0])? == 0, "files of the VM stay");
+    agents.clear();
+    std::fs::remove_dir_all(world.kept(1))?;
+    let mut agents = world.loaded(2, Some(2)).await?;
+    let came = come_back(&agents).await?;
+    eprintln!("in place: {:?}; elsewhere: {:?}", came[0].0, came[1].0);
+    ensure!(came.iter().map(|(_, nonce)| nonce).eq(&nonces), "the memory is another");
+    let (here, elsewhere) = (came[0].0, came[1].0);
+    ensure!(elsewhere.local == 0 && elsewhere.fetched > 10 << 20, "{elsewhere:?}");
+    ensure!(here.local > elsewhere.fetched && here.fetched * 50 < elsewhere.fetched, "{here:?} and {elsewhere:?}");
+
+    // the job has the slot still, and a pack there is damaged
+    agents[0].operator.leave(agents[0].authority, LeaveCode::KeepSlot).await?;
+    agents[0].fence.0.wait()?;
+    agents.clear();
+    let mut packs: Vec<_> = std::fs::read_dir(world.kept(0))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    packs.retain(|path| path.to_string_lossy().contains("pack-"));
+    packs.sort();
+    let first = packs.first().context("no packs are kept")?;
+    let mut bytes = std::fs::read(first)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(first, bytes)?;
+    let agents = world.loaded(3, Some(2)).await?;
+    let came = come_back(&agents).await?;
+    eprintln!("with a damaged pack: {:?}", came[0].0);
+    ensure!(came.iter().map(|(_, nonce)| nonce).eq(&nonces), "the memory is another");
+    ensure!(came[0].0.local < here.local && came[0].0.fetched > here.fetched, "{:?}", came[0].0);
     Ok(())
 }

@@ -291,6 +291,19 @@ pub struct MemberStatus {
     /// Exit code of its command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// Where what its agent restored it from came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored: Option<RestoredBytes>,
+}
+
+/// Where what a member was restored from came from.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestoredBytes {
+    /// Bytes from the repository, as stored there.
+    pub fetched: u64,
+    /// Bytes of what an earlier agent had left on the node.
+    pub local: u64,
 }
 
 /// How a member is.

@@ -82,6 +82,7 @@ impl Ears {
 fn meaning(state: &AgentState) -> AgentState {
     let mut state = AgentState { ran: 0.0, notice: state.notice.map(|_| Duration::ZERO), ..state.clone() };
     state.guest.last_line = None;
+    state.kept = None;
     if let VmState::Fetching { done, .. } = &mut state.vm {
         *done = 0;
     }

@@ -105,6 +105,11 @@ impl Figures {
             let restored = status.origin.as_ref().is_some_and(|origin| origin.generation.is_some());
             if status.phase == JobPhase::Running && restored {
                 self.metrics.restore.observe(begun.elapsed().as_secs_f64());
+                for brought in status.members.iter().filter_map(|member| member.restored) {
+                    let count = |source: &str, n| self.metrics.restored.get_or_create(&source.into()).inc_by(n);
+                    count("repository", brought.fetched);
+                    count("node", brought.local);
+                }
             }
         }
     }
@@ -180,7 +185,7 @@ mod tests {
     use super::*;
     use crate::api::{
         BestEffortJobStatus, SnapshotStatus,
-        job_status::Origin,
+        job_status::{MemberStatus, Origin, RestoredBytes},
         snapshot::{SnapshotBytes, SnapshotSpec},
     };
 
@@ -235,9 +240,15 @@ mod tests {
             let status = job.status.as_mut().unwrap();
             status.phase = serde_json::from_value(phase.into()).unwrap();
             status.origin = Some(Origin { generation, ..Origin::default() });
+            let restored = generation.map(|_| RestoredBytes { fetched: 5, local: 70 });
+            status.members = vec![MemberStatus { restored, ..MemberStatus::default() }; 2];
             figures.job(&job);
         }
-        assert!(metrics.encode().lines().any(|line| line == "vmdeploy_restore_seconds_count 1"));
+        let text = metrics.encode();
+        let bytes = |source: &str, n| format!("vmdeploy_restored_bytes_total{{source=\"{source}\"}} {n}");
+        for line in ["vmdeploy_restore_seconds_count 1".into(), bytes("repository", 10), bytes("node", 140)] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing from\n{text}");
+        }
     }
 
     #[test]

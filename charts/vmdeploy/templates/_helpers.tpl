@@ -56,6 +56,7 @@ agents:
   accelerator: {{ .Values.agents.accelerator }}
   guestNetwork: {{ .Values.agents.guestNetwork }}
   imageCache: {{ .Values.agents.imageCache }}
+  captureCache: {{ .Values.agents.captureCache | quote }}
 {{- end }}
 
 {{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}

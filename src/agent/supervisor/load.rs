@@ -25,7 +25,7 @@ use crate::{
             qmp::{Qmp, QmpError},
             restore,
         },
-        repository::RepositoryError,
+        repository::{Brought, RepositoryError},
     },
     store::{
         machine::{Lack, named},
@@ -199,7 +199,7 @@ impl Supervisor {
     async fn fetch_part(&self, part: &MemberPart) -> Result<(), RepositoryError> {
         let generation = self.config.restore.unwrap_or_default();
         let total = part.files.iter().map(|file| file.size).sum();
-        let before = AtomicU64::new(0);
+        let (before, mut restored) = (AtomicU64::new(0), Brought::default());
         let progress = |done: u64| {
             let done = before.load(Ordering::Relaxed) + done;
             self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total }));
@@ -207,9 +207,11 @@ impl Supervisor {
         for file in &part.files {
             let to = self.paths.vm.join(format!("load-{}", file.kind));
             let (job, member) = (&self.config.job, self.config.member);
-            self.store.get_part(job, generation, member, file, &to, &progress).await?;
+            restored += self.store.get_part(job, generation, member, file, &to, &progress).await?;
             before.fetch_add(file.size, Ordering::Relaxed);
         }
+        tracing::info!(generation, fetched = restored.fetched, local = restored.local, "the generation is here");
+        self.view.change(|facts| facts.restored = Some(restored));
         Ok(())
     }
 

@@ -63,7 +63,7 @@ use crate::{
         guest::channel::Channel,
         network::Door,
         qemu::process::{Qemu, last_words},
-        repository::{ByteStore, RepositoryError},
+        repository::{ByteStore, Kept, RepositoryError},
     },
     tls::{self, Credentials},
 };
@@ -73,17 +73,23 @@ const TICK: Duration = Duration::from_millis(20);
 /// Time for the last state to reach those who watch.
 const FAREWELL: Duration = Duration::from_millis(300);
 
+/// What another agent has is waited for this long, looked at this often.
+const KEPT_LIMIT: Duration = Duration::from_secs(5);
+const KEPT_PACE: Duration = Duration::from_millis(100);
+
 /// Exit code of a supervisor that lost its fence.
 const LOST: u8 = 3;
 
-/// Makes the client of the repository at an address.
-pub type Connect = dyn Fn(&Credentials, &str) -> Result<Arc<dyn ByteStore>, tls::TlsError>;
+/// Makes the client of the repository at an address, with what the node keeps.
+pub type Connect = dyn Fn(&Credentials, &str, Option<Arc<Kept>>) -> Result<Arc<dyn ByteStore>, tls::TlsError>;
 
 /// The supervisor of one VM.
 pub struct Supervisor {
     config: AgentConfig,
     paths: Paths,
     store: Arc<dyn ByteStore>,
+    /// What the node keeps of the captures; the store looks there, too.
+    kept: Option<Arc<Kept>>,
     view: Arc<View>,
     contact: Contact,
     vm: Mutex<Option<Vm>>,
@@ -111,6 +117,7 @@ impl Supervisor {
         config: AgentConfig,
         paths: Paths,
         store: Arc<dyn ByteStore>,
+        kept: Option<Arc<Kept>>,
         clock: Clock,
         fence: Option<UnixStream>,
     ) -> Arc<Self> {
@@ -120,6 +127,7 @@ impl Supervisor {
             config,
             paths,
             store,
+            kept,
             vm: Mutex::new(None),
             urgent: watch::Sender::new(0),
             guest: Arc::new(Mutex::new(None)),
@@ -150,12 +158,16 @@ impl Supervisor {
         self.config.isolation / 4
     }
 
-    /// Removes images that nobody uses, if they take room from the VM.
+    /// Removes images that nobody uses and what is kept of captures, if they take room from the VM.
     async fn make_room(&self) {
         use std::os::unix::fs::MetadataExt as _;
         let device = |path| std::fs::metadata(path).map(|found| found.dev()).ok();
         if device(&self.paths.vm).is_some_and(|own| device(&self.paths.cache) == Some(own)) {
             images::clear(&self.paths.cache, 0).await;
+            if let Some(kept) = self.kept.clone() {
+                // it says itself what it cannot do
+                let _ = tokio::task::spawn_blocking(move || kept.give_way()).await;
+            }
         }
     }
 
@@ -257,6 +269,10 @@ impl Supervisor {
         self.view.change(|facts| {
             facts.set_vm(VmState::Gone { reason: "it was ended".into(), fault: LoadFault::Unknown });
         });
+        if let Some(kept) = self.kept.clone().filter(|_| code == LeaveCode::Done) {
+            // the job has ended: nobody comes back for it
+            let _ = tokio::task::spawn_blocking(move || kept.forget()).await;
+        }
         tracing::info!(?code, took_ms = begun.elapsed().as_millis(), "left");
     }
 
@@ -300,10 +316,31 @@ async fn serve_until_left(supervisor: &Arc<Supervisor>, credentials: &Credential
     Ok(supervisor.view.read(|facts| facts.leaving).map_or(LOST, exit_code))
 }
 
+/// What the node keeps of this member's captures; without it all is fetched.
+fn open_kept(root: &std::path::Path, config: &AgentConfig) -> Option<Arc<Kept>> {
+    let (wanted, begun) = (config.kept.as_ref()?, Instant::now());
+    loop {
+        match Kept::open(root, &config.job, config.member, wanted) {
+            Ok(Some(kept)) => return Some(Arc::new(kept)),
+            // the process before this one is on its way out
+            Ok(None) if begun.elapsed() < KEPT_LIMIT => std::thread::sleep(KEPT_PACE),
+            Ok(None) => {
+                tracing::warn!("another agent has what the node keeps of this member's captures");
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the node keeps of captures cannot be used");
+                return None;
+            }
+        }
+    }
+}
+
 /// Runs the supervisor; its standard input is the channel of its fence.
 pub(super) fn run(args: &AgentArgs, config: AgentConfig, connect: &Connect) -> Result<ExitCode, AgentFailure> {
     let credentials = Credentials::read(&args.config)?;
-    let store = connect(&credentials, &config.repository)?;
+    let kept = open_kept(&args.node_dir.join("captures"), &config);
+    let store = connect(&credentials, &config.repository, kept.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(AgentFailure::io("start the runtime"))?;
     let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(AgentFailure::io("reach the fence"))?;
@@ -311,7 +348,7 @@ pub(super) fn run(args: &AgentArgs, config: AgentConfig, connect: &Connect) -> R
     let reading = fence.try_clone().map_err(AgentFailure::io("hear the fence"))?;
     let paths = Paths { vm: args.vm_dir.clone(), cache: args.node_dir.join("images") };
     let code = runtime.block_on(async {
-        let supervisor = Supervisor::new(config, paths, store, Clock::system(), Some(fence));
+        let supervisor = Supervisor::new(config, paths, store, kept, Clock::system(), Some(fence));
         let hearing = supervisor.clone();
         std::thread::spawn(move || hearing.obey_fence(reading));
         tokio::spawn(supervisor.clone().live());

@@ -22,7 +22,7 @@ use crate::{
     clock::Clock,
     driver::{
         agent::{Accelerator, AgentConfig, GuestNetwork, LeaseConfig, PROTOCOL},
-        repository::{ByteStore, ByteStream, DiskRecord, RepositoryError},
+        repository::{Brought, ByteStore, ByteStream, DiskRecord, RepositoryError},
     },
     names::{Generation, JobUid, MemberIndex},
     store::manifest::{FileForm, FileKind, Manifest, PartFile},
@@ -80,6 +80,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         accelerator: Accelerator::Tcg,
         guest_network: GuestNetwork::Isolated,
         image_cache: 1 << 40,
+        kept: None,
     }
 }
 
@@ -121,7 +122,7 @@ impl Making {
     }
 
     pub(super) fn make(self) -> Arc<Supervisor> {
-        Supervisor::new(self.config, self.paths, self.store, Clock::system(), self.fence)
+        Supervisor::new(self.config, self.paths, self.store, None, Clock::system(), self.fence)
     }
 }
 
@@ -219,14 +220,14 @@ impl ByteStore for FileStore {
         file: &PartFile,
         to: &Path,
         progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Brought, RepositoryError> {
         let content = std::fs::read(self.part(generation, member, file.kind)).map_err(broken)?;
         if blake3::hash(&content).to_string() != file.digest {
             return Err(RepositoryError::Damaged(file.kind.to_string()));
         }
         std::fs::write(to, &content).map_err(broken)?;
         progress(content.len() as u64);
-        Ok(())
+        Ok(Brought { fetched: content.len() as u64, local: 0 })
     }
 
     async fn put_output(

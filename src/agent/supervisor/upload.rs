@@ -28,6 +28,9 @@ const AGAIN: Backoff =
 /// A file of the node's own that cannot be read so often never will be.
 pub(super) const LOCAL_TRIES: u32 = 4;
 
+/// The guest and its next capture come before what is kept of the last one.
+const NICE: i32 = 10;
+
 /// The upload that was ordered last.
 pub(super) struct Upload {
     pub(super) state: UploadState,
@@ -98,7 +101,7 @@ impl Supervisor {
         });
     }
 
-    async fn upload(&self, order: &UploadOrder) {
+    async fn upload(self: &Arc<Self>, order: &UploadOrder) {
         let mut files: Vec<PartFile> = Vec::new();
         for kind in KINDS {
             match self.send(order, kind, files.iter().map(|file| file.size).sum()).await {
@@ -116,6 +119,23 @@ impl Supervisor {
             upload.sent = upload.total;
             upload.files = files;
             upload.done = true;
+        });
+        self.settle(order.generation);
+    }
+
+    /// Keeps what was sent for the next agent here: it is not long before it is complete, and nothing of the
+    /// transfer waits for it.
+    fn settle(self: &Arc<Self>, generation: Generation) {
+        let Some(kept) = self.kept.clone() else { return };
+        let own = self.clone();
+        std::thread::spawn(move || {
+            // of this thread only; one that may not be nice does it all the same
+            let _ = rustix::process::nice(NICE);
+            match kept.settle(generation, &|| own.stop.is_cancelled()) {
+                Ok(true) => own.view.change(|facts| facts.kept = Some(generation)),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, generation, "the node does not keep what was captured"),
+            }
         });
     }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     driver::{
         agent::{CapturePart, PartState},
-        repository::{ByteStore, ByteStream, DiskRecord},
+        repository::{Brought, ByteStore, ByteStream, DiskRecord},
     },
     names::{JobUid, MemberIndex},
     store::manifest::Manifest,
@@ -62,7 +62,7 @@ impl ByteStore for Moody {
         _: &PartFile,
         _: &Path,
         _: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Brought, RepositoryError> {
         Err(RepositoryError::NotFound("it only takes".into()))
     }
 

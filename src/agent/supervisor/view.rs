@@ -11,9 +11,14 @@ use tokio::sync::watch;
 use super::{problems::Problems, upload::Upload};
 use crate::{
     clock::Clock,
-    driver::agent::{
-        AgentConfig, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, VmState, barrier::Barrier,
+    driver::{
+        agent::{
+            AgentConfig, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, PROTOCOL, VmState,
+            barrier::Barrier,
+        },
+        repository::Brought,
     },
+    names::Generation,
     store::machine::{Lack, MachineRecord, Offer},
 };
 
@@ -33,6 +38,8 @@ pub(super) struct Facts {
     pub(super) offer: Option<Offer>,
     pub(super) lacks: Vec<Lack>,
     pub(super) waiting: Option<String>,
+    pub(super) restored: Option<Brought>,
+    pub(super) kept: Option<Generation>,
     pub(super) leaving: Option<LeaveCode>,
     /// Seconds the guest had run when its agent began not to answer.
     pub(super) unheard: Option<f64>,
@@ -89,6 +96,8 @@ impl View {
                 offer: None,
                 lacks: Vec::new(),
                 waiting: None,
+                restored: None,
+                kept: None,
                 leaving: None,
                 unheard: None,
                 ran: Duration::ZERO,
@@ -175,6 +184,8 @@ impl View {
             offer: facts.offer.clone(),
             lacks: facts.lacks.clone(),
             waiting: facts.waiting.clone(),
+            restored: facts.restored,
+            kept: facts.kept,
             leaving: facts.leaving,
         }
     }

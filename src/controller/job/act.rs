@@ -21,7 +21,7 @@ use crate::{
     api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
     driver::{
         DriverError as _, Retry,
-        agent::{AgentAddress, AgentError, Authority, HostKey, NodeAgent},
+        agent::{AgentAddress, AgentError, Authority, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind},
         site::{Credentials, Site, SiteError, SlotRequest},
     },
@@ -235,8 +235,8 @@ async fn create_agent(
         Err(_) if placement.restore.is_some() => BTreeMap::new(),
         Err(missing) => return Err(Error::Vanished(format!("inputs not found: {}", missing.join(", ")))),
     };
-    let host_key = HostKey::of_job(&ctx.authority.key, uid);
-    let told = pods::config(job, placement, &ctx.config, site, owner, inputs, host_key)
+    let keys = pods::Keys::of_job(&ctx.authority.key, uid);
+    let told = pods::config(job, placement, &ctx.config, site, owner, inputs, keys)
         .ok_or_else(|| vanished("the job was never accepted"))?;
     let identity = Identity::Agent { job: uid.clone(), member: placement.member, incarnation: placement.incarnation };
     let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;

@@ -26,10 +26,10 @@ use crate::{
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
-        AgentConfig, CONFIG_DIR, HostKey, LeaseConfig, MasterConfig, MasterPlace, MemberNetwork, NODE_DIR,
-        NetworkMember, PROTOCOL, Role, VM_DIR, guest_silence,
+        AgentConfig, CONFIG_DIR, HostKey, KeptConfig, KeptKey, LeaseConfig, MasterConfig, MasterPlace, MemberNetwork,
+        NODE_DIR, NetworkMember, PROTOCOL, Role, VM_DIR, guest_silence,
     },
-    names::lease_directory,
+    names::{JobUid, lease_directory},
     store::manifest::{MOST_OUTPUT, most_of_part},
     tls::Credentials,
 };
@@ -45,6 +45,22 @@ const OVERLAYS: u64 = 5;
 /// Room for the state of devices, sockets and logs.
 const DISK_MARGIN: u64 = 1 << 30;
 
+/// Keys of the job, which follow from the operator's.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// By which people know the way in again.
+    pub host: HostKey,
+    /// Seals what nodes keep of its captures.
+    pub kept: KeptKey,
+}
+
+impl Keys {
+    /// Those of a job.
+    pub fn of_job(secret: &str, job: &JobUid) -> Self {
+        Self { host: HostKey::of_job(secret, job), kept: KeptKey::of_job(secret, job) }
+    }
+}
+
 /// What an agent is told. None if the job has not been accepted.
 pub fn config(
     job: &BestEffortJob,
@@ -53,7 +69,7 @@ pub fn config(
     site: &SiteConfig,
     owner: u32,
     inputs: BTreeMap<String, String>,
-    host_key: HostKey,
+    keys: Keys,
 ) -> Option<AgentConfig> {
     let (spec, status, uid) = (&job.spec, job.status.as_ref()?, uid(job));
     let network = match &status.network {
@@ -91,13 +107,15 @@ pub fn config(
         ssh_keys: spec.access.clone().unwrap_or_default().ssh_keys,
         hostname: hostname(&name, placement.member),
         network,
-        master: placement.way_in.map(|listen| MasterConfig { listen, host_key }),
+        master: placement.way_in.map(|listen| MasterConfig { listen, host_key: keys.host }),
         role: if has_vm { Role::Member } else { Role::Master },
         max_pause: spec.snapshots.max_pause.into(),
         guest_silence: guest_silence(),
         accelerator: config.agents.accelerator,
         guest_network: config.agents.guest_network,
         image_cache: config.agents.image_cache.0,
+        kept: Some(KeptConfig { key: keys.kept, limit: config.agents.capture_cache.0 })
+            .filter(|kept| has_vm && kept.limit > 0),
         job_name: name,
     })
 }

@@ -43,8 +43,8 @@ fn parts() -> (BestEffortJob, AgentPlacement, Config) {
     (job, placement, config)
 }
 
-fn key() -> HostKey {
-    HostKey::of_job("secret", &"uid".into())
+fn keys() -> Keys {
+    Keys::of_job("secret", &"uid".into())
 }
 
 #[test]
@@ -53,12 +53,12 @@ fn the_way_in_is_served_where_the_placement_says_whatever_is_configured() {
     job.spec.network = Some(crate::api::job::NetworkSpec { master: Master::Shared, ..Default::default() });
     config.agents.port_count = 7;
     let told = |placement: &AgentPlacement| {
-        super::config(&job, placement, &config, &config.sites["rennes"], 1000, BTreeMap::new(), key()).unwrap().master
+        super::config(&job, placement, &config, &config.sites["rennes"], 1000, BTreeMap::new(), keys()).unwrap().master
     };
     assert_eq!(told(&placement), None);
     let listen = "192.0.2.2:17767".parse().unwrap();
     placement.way_in = Some(listen);
-    assert_eq!(told(&placement), Some(MasterConfig { listen, host_key: key() }));
+    assert_eq!(told(&placement), Some(MasterConfig { listen, host_key: keys().host }));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_master_of_its_own_needs_no_room_for_a_guest_and_all_know_its_place() {
     job.status.as_mut().unwrap().master = Some(place);
     let told = |placement: &AgentPlacement| {
         let inputs = BTreeMap::from([("/a".to_owned(), "secret".to_owned())]);
-        super::config(&job, placement, &config, &config.sites["rennes"], 1000, inputs, key()).unwrap()
+        super::config(&job, placement, &config, &config.sites["rennes"], 1000, inputs, keys()).unwrap()
     };
     let member = told(&placement);
     assert_eq!((member.role, member.master, member.inputs.len()), (Role::Member, None, 1));
@@ -125,7 +125,7 @@ fn an_agents_disk_has_room_for_all_it_may_hold_and_a_limit() {
 fn an_agent_is_told_what_it_needs() {
     let (job, placement, config) = parts();
     let site = &config.sites["rennes"];
-    let told = super::config(&job, &placement, &config, site, 1000, BTreeMap::new(), key()).unwrap();
+    let told = super::config(&job, &placement, &config, site, 1000, BTreeMap::new(), keys()).unwrap();
     assert_eq!((told.member, told.members, told.incarnation, told.restore), (1, 2, 3, Some(7)));
     assert_eq!(told.lease.directory, format!("{}-41", uid(&job).short()));
     assert_eq!(told.hostname, "pi-1");
@@ -137,19 +137,19 @@ fn an_agent_is_told_what_it_needs() {
     let mut other = config.clone();
     let pool = "198.18.0.0/15".parse().unwrap();
     other.job_network = Some(crate::config::JobNetworkConfig { pool, port: 9999, mtu: 1450 });
-    let later = super::config(&job, &placement, &other, site, 1000, BTreeMap::new(), key()).unwrap();
+    let later = super::config(&job, &placement, &other, site, 1000, BTreeMap::new(), keys()).unwrap();
     assert_eq!(later.network.unwrap().port, 4789, "all members of an incarnation have the one it began with");
     let mut older = job.clone();
     older.status.as_mut().unwrap().network.as_mut().unwrap().port = 0;
-    let older = super::config(&older, &placement, &other, site, 1000, BTreeMap::new(), key()).unwrap();
+    let older = super::config(&older, &placement, &other, site, 1000, BTreeMap::new(), keys()).unwrap();
     assert_eq!(older.network.unwrap().port, 9999, "written down by an operator that did not know of it");
     let mut unplaced = job.clone();
     unplaced.status.as_mut().unwrap().members[0].agent = None;
-    let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new(), key());
+    let told_too_early = super::config(&unplaced, &placement, &config, site, 1000, BTreeMap::new(), keys());
     assert!(told_too_early.is_none(), "the network is not known whole");
     let mut first = job.clone();
     first.spec.run.members = RunMembers::First;
-    assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new(), key()).unwrap().run.is_none());
+    assert!(super::config(&first, &placement, &config, site, 1000, BTreeMap::new(), keys()).unwrap().run.is_none());
     let credentials = Credentials { ca: "ca".into(), certificate: "crt".into(), key: "key".into() };
     let secret = secret(&job, &placement, &config, &told, &credentials);
     let data = secret.data.unwrap();

@@ -41,6 +41,8 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         offer: None,
         lacks: Vec::new(),
         waiting: None,
+        restored: None,
+        kept: None,
         leaving: None,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::HostKey;
+use super::{HostKey, KeptKey};
 use crate::{
     api::{
         job::{OutputFile, RunSpec, VmSpec},
@@ -95,6 +95,19 @@ pub struct AgentConfig {
     /// Most bytes of images that the node keeps beyond those in use.
     #[serde(default = "image_cache")]
     pub image_cache: u64,
+    /// What the node keeps of the job's captures for the next agent; absent: nothing.
+    #[serde(default)]
+    pub kept: Option<KeptConfig>,
+}
+
+/// What a node keeps of a job's captures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptConfig {
+    /// Seals it.
+    pub key: KeptKey,
+    /// Most bytes that the node keeps of all jobs.
+    pub limit: u64,
 }
 
 /// A guest boots, and its agent with it, within this time.

@@ -128,6 +128,8 @@ impl FakeAgent {
             offer: None,
             lacks: Vec::new(),
             waiting: None,
+            restored: None,
+            kept: None,
             leaving: None,
         };
         Self {

@@ -1,28 +1,26 @@
 //! The key by which people know the way in again: of a job, over all its incarnations. Pure.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use russh::keys::{
     PrivateKey, PublicKey,
     ssh_key::{private::Ed25519Keypair, public::KeyData},
 };
 use serde::{Deserialize, Serialize};
 
+use super::derived::{base64_key, derived};
 use crate::names::JobUid;
 
 /// Sets these keys apart from all others that may be made of the same secret.
 const PURPOSE: &str = "vmdeploy.io 2026 host key of a job's way in";
 
 /// An ed25519 key.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HostKey([u8; 32]);
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HostKey(#[serde(with = "base64_key")] [u8; 32]);
 
 impl HostKey {
     /// The key of a job: it follows from a secret of the operator's, and is kept nowhere.
     pub fn of_job(secret: &str, job: &JobUid) -> Self {
-        let mut material = blake3::Hasher::new_derive_key(PURPOSE);
-        // the length keeps the two apart
-        material.update(&(secret.len() as u64).to_le_bytes()).update(secret.as_bytes()).update(job.0.as_bytes());
-        Self(*material.finalize().as_bytes())
+        Self(derived(PURPOSE, secret, job))
     }
 
     fn pair(&self) -> Ed25519Keypair {
@@ -45,20 +43,6 @@ impl std::fmt::Debug for HostKey {
     /// Never shows the key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "HostKey({})", self.public())
-    }
-}
-
-impl Serialize for HostKey {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&BASE64.encode(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for HostKey {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let bytes = BASE64.decode(text).map_err(serde::de::Error::custom)?;
-        bytes.try_into().map(Self).map_err(|_| serde::de::Error::custom("a key has 32 bytes"))
     }
 }
 

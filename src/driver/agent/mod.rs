@@ -10,6 +10,7 @@ pub mod barrier;
 mod config;
 #[cfg(test)]
 pub(crate) mod contract;
+mod derived;
 pub mod fake;
 mod host_key;
 pub mod http;
@@ -24,9 +25,10 @@ use futures::stream::BoxStream;
 
 pub use self::{
     config::{
-        Accelerator, AgentConfig, CONFIG_DIR, GuestNetwork, IMAGE_DIR, LEASE_ROOT, LeaseConfig, MasterConfig,
-        MasterPlace, MemberNetwork, NODE_DIR, NetworkMember, Role, VM_DIR, VNI_LIMIT, guest_silence,
+        Accelerator, AgentConfig, CONFIG_DIR, GuestNetwork, IMAGE_DIR, KeptConfig, LEASE_ROOT, LeaseConfig,
+        MasterConfig, MasterPlace, MemberNetwork, NODE_DIR, NetworkMember, Role, VM_DIR, VNI_LIMIT, guest_silence,
     },
+    derived::KeptKey,
     host_key::HostKey,
     orders::{Authority, CaptureOrder, EXEC_LIMIT, ExecOrder, ExecReply, LeaveCode, STAY_DOWN_WITHIN, UploadOrder},
     state::{AgentState, CapturePart, GuestState, LeaseState, LoadFault, PartState, UploadState, VmState},

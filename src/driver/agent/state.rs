@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LeaveCode;
 use crate::{
+    driver::repository::Brought,
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         machine::{Lack, MachineRecord, Offer},
@@ -55,6 +56,12 @@ pub struct AgentState {
     /// What it waits for to make the VM, and until when.
     #[serde(default)]
     pub waiting: Option<String>,
+    /// Where what the VM was restored from came from.
+    #[serde(default)]
+    pub restored: Option<Brought>,
+    /// The newest generation of which the node keeps blocks for the next agent.
+    #[serde(default)]
+    pub kept: Option<Generation>,
     /// The end of the agent, once it is on its way out.
     pub leaving: Option<LeaveCode>,
 }

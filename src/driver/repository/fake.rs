@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ByteStore, ByteStream, DamagedGeneration, DiskRecord, GenerationSummary, JobContent, JobOwner, JobUsage, KeptPart,
-    OutputSummary, PartLedger, Repository, RepositoryError,
+    Brought, ByteStore, ByteStream, DamagedGeneration, DiskRecord, GenerationSummary, JobContent, JobOwner, JobUsage,
+    KeptPart, OutputSummary, PartLedger, Repository, RepositoryError,
 };
 use crate::{
     driver::qemu::img::inspect,
@@ -476,7 +476,7 @@ impl ByteStore for FakeRepository {
         file: &PartFile,
         to: &Path,
         progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Brought, RepositoryError> {
         let content = {
             let inner = self.working()?;
             let absent = || RepositoryError::NotFound(format!("{} of generation {generation}", file.kind));
@@ -490,7 +490,7 @@ impl ByteStore for FakeRepository {
         };
         write(to, &content).await?;
         progress(content.len() as u64);
-        Ok(())
+        Ok(Brought { fetched: content.len() as u64, local: 0 })
     }
 
     async fn put_output(

@@ -1,6 +1,8 @@
 //! The client of the repository. Small requests have a time limit each; streams may take as long as
 //! they move.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -8,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     DiskRecord, GenerationSummary, JobContent, JobUsage, KeptPart, OutputSummary, PartLedger, Repository,
     RepositoryError,
-    parts::LastNamed,
+    parts::{Kept, LastNamed},
     wire::{
         self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, USAGE_PATH, adopted_path, disk_record_path,
         generation_path, image_path, job_path, outputs_path, parts_path,
@@ -26,12 +28,20 @@ pub struct HttpRepository {
     client: reqwest::Client,
     /// What is being sent.
     pub(super) last: LastNamed,
+    /// What the own node keeps.
+    pub(super) kept: Option<Arc<Kept>>,
 }
 
 impl HttpRepository {
     /// A client that speaks for the owner of `credentials` to the repository at `host:port`.
     pub fn new(credentials: &Credentials, endpoint: &str) -> Result<Self, TlsError> {
-        Ok(Self { client: credentials.http_client(&Identity::Repository, endpoint)?, last: LastNamed::default() })
+        let client = credentials.http_client(&Identity::Repository, endpoint)?;
+        Ok(Self { client, last: LastNamed::default(), kept: None })
+    }
+
+    /// The same, which looks first at what the own node keeps, and offers it what it sends.
+    pub fn keeping(self, kept: Option<Arc<Kept>>) -> Self {
+        Self { kept, ..self }
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -18,6 +18,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::parts::Kept;
 use super::{DriverError, Retry};
 use crate::{
     api::{Reason, image::DiskFormat},
@@ -222,6 +223,23 @@ impl DriverError for RepositoryError {
     }
 }
 
+/// Where a file that was fetched came from, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Brought {
+    /// From the repository, as stored there.
+    pub fetched: u64,
+    /// Found on the own machine, as they are in the file.
+    pub local: u64,
+}
+
+impl std::ops::AddAssign for Brought {
+    fn add_assign(&mut self, other: Self) {
+        self.fetched += other.fetched;
+        self.local += other.local;
+    }
+}
+
 /// Bytes on their way.
 pub type ByteStream = BoxStream<'static, Result<Bytes, std::io::Error>>;
 
@@ -317,7 +335,7 @@ pub trait ByteStore: Send + Sync {
         progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError>;
 
-    /// Fetches a file of a generation to `to`, checked against its digest while it is written.
+    /// Fetches a file of a generation to `to`, checked against its digest while it is written. Where it came from.
     async fn get_part(
         &self,
         job: &JobUid,
@@ -326,7 +344,7 @@ pub trait ByteStore: Send + Sync {
         file: &PartFile,
         to: &Path,
         progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), RepositoryError>;
+    ) -> Result<Brought, RepositoryError>;
 
     /// Keeps a file of the job's result. Sent by the member's agent itself.
     async fn put_output(

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{
-    ByteStore, ByteStream, DiskRecord, Repository, RepositoryError, SendingProgress,
+    Brought, ByteStore, ByteStream, DiskRecord, Repository, RepositoryError, SendingProgress,
     http::{HttpRepository, answered, unreachable},
     parts::Which,
     wire::{Coded, disk_record_path, file_path, image_path, output_path},
@@ -208,7 +208,7 @@ impl ByteStore for HttpRepository {
         file: &PartFile,
         to: &Path,
         progress: Progress<'_>,
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Brought, RepositoryError> {
         if file.form == FileForm::Recipe {
             return self.fetch_file(Which { job, generation, member, kind: file.kind }, file, to, progress).await;
         }
@@ -225,7 +225,8 @@ impl ByteStore for HttpRepository {
             let written = joined(writer).await?;
             fetched.and(written)
         };
-        watched(both, &moved, progress).await
+        watched(both, &moved, progress).await?;
+        Ok(Brought { fetched: file.stored, local: 0 })
     }
 
     async fn put_output(

@@ -11,7 +11,7 @@ use super::draft::{Draft, since};
 use crate::{
     api::{
         BestEffortJobStatus, JobPhase,
-        job_status::{MemberPhase, MemberStatus},
+        job_status::{MemberPhase, MemberStatus, RestoredBytes},
     },
     controller::job::plan::{AgentRef, AgentSeen, Effect, PodSeen, Seen},
     driver::{
@@ -220,6 +220,9 @@ pub(super) fn show(status: &mut BestEffortJobStatus, seen: &Seen) {
             continue;
         }
         let said = seen.agents.get(&agent.pod).and_then(|agent| agent.state.as_ref());
+        member.restored = said
+            .and_then(|state| state.restored)
+            .map(|brought| RestoredBytes { fetched: brought.fetched, local: brought.local });
         member.phase = match said.map(|state| &state.vm) {
             None | Some(VmState::None) => MemberPhase::Placing,
             Some(VmState::Fetching { .. }) => MemberPhase::Loading,

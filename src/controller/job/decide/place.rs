@@ -241,6 +241,7 @@ impl Draft<'_> {
             member.node = Some(node.clone());
             member.phase = MemberPhase::Placing;
             member.exit_code = None;
+            member.restored = None;
             member.agent = Some(AgentStatus {
                 pod: pod.clone(),
                 endpoint: endpoint.to_string(),

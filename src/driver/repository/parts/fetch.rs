@@ -5,24 +5,27 @@ use std::{
     io::Read as _,
     ops::Range,
     path::Path,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use reqwest::{Method, header::RANGE};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{
-        RepositoryError,
+        Brought, RepositoryError,
         http::{HttpRepository, answered, unreachable},
         streams::{Progress, joined, watched},
         wire::{Coded, file_path, pack_path},
     },
     Which,
     plan::Plan,
-    target::{self, Piece},
+    target::{self, Piece, Target},
 };
 use crate::{
     names::JobUid,
@@ -45,29 +48,40 @@ impl HttpRepository {
         file: &PartFile,
         to: &Path,
         progress: Progress<'_>,
-    ) -> Result<(), RepositoryError> {
-        let recipe = Arc::new(self.fetch_recipe(which, file).await?);
-        let plan = Arc::new(Plan::of(&recipe));
+    ) -> Result<Brought, RepositoryError> {
+        let fetched = AtomicU64::new(0);
+        let recipe = Arc::new(self.fetch_recipe(which, file, &fetched).await?);
         let (pieces, arriving) = mpsc::channel(1);
+        let (plan, planned) = oneshot::channel();
         // zeros need not be waited for
         let zeros = recipe.runs.iter().filter(|run| run.place.is_none()).map(|run| u64::from(run.count)).sum::<u64>();
         let moved = Arc::new(AtomicU64::new(zeros * u64::from(recipe.head.block_size)));
         let writer = tokio::task::spawn_blocking({
-            let (recipe, plan, to, moved) = (recipe.clone(), plan.clone(), to.to_owned(), moved.clone());
-            let size = file.size;
+            let (recipe, to, moved) = (recipe.clone(), to.to_owned(), moved.clone());
+            let (kept, generation, kind, size) = (self.kept.clone(), which.generation, which.kind, file.size);
             // a stream may be longer than it was captured by the headers of pages that follow no other
             let most = size.saturating_add(size / 64).saturating_add(SLACK);
-            move || target::write(&recipe, &plan, arriving, (&to, most), &moved)
+            move || {
+                let here = |target: &mut Target<'_>| match kept {
+                    Some(kept) => kept.fill(generation, kind, &recipe, target),
+                    None => Ok(()),
+                };
+                // nobody waits for it any more: the fetch was given up
+                target::write(&recipe, here, |made| drop(plan.send(made)), arriving, (&to, most), &moved)
+            }
         });
         let fetching = async {
             // its end is that of the pieces
             let pieces = pieces;
+            // without a plan the writer says why
+            let Ok(plan) = planned.await else { return Ok(()) };
             let packs = recipe.head.packs.iter().copied().enumerate();
             let wanted = packs.filter(|(number, _)| !plan.of_pack(*number).is_empty());
-            let fetches: Vec<_> = wanted.map(|pack| self.fetch_pack(which.job, pack, &recipe, &plan)).collect();
+            let fetches: Vec<_> =
+                wanted.map(|pack| self.fetch_pack(which.job, pack, &recipe, &plan, &fetched)).collect();
             let mut packs = stream::iter(fetches).buffered(AHEAD);
-            while let Some(fetched) = packs.next().await {
-                for piece in fetched? {
+            while let Some(brought) = packs.next().await {
+                for piece in brought? {
                     if pieces.send(piece).await.is_err() {
                         // the writer says why
                         return Ok(());
@@ -79,22 +93,25 @@ impl HttpRepository {
         let both = async {
             let fetched: Result<(), RepositoryError> = fetching.await;
             let written = joined(writer).await?;
+            // the fetch's own error says more than that something did not come
             fetched.and(written)
         };
-        watched(both, &moved, &|moved| progress(moved.min(file.size))).await
+        let local = watched(both, &moved, &|moved| progress(moved.min(file.size))).await?;
+        Ok(Brought { fetched: fetched.into_inner(), local })
     }
 
     async fn fetch_recipe(
         &self,
         Which { job, generation, member, kind }: Which<'_>,
         file: &PartFile,
+        fetched: &AtomicU64,
     ) -> Result<Recipe, RepositoryError> {
         let damaged = |what: String| RepositoryError::Damaged(format!("the recipe of {kind}: {what}"));
         if file.stored > MAX_STORED {
             return Err(damaged("too large".into()));
         }
         let source = format!("{}?digest={}", file_path(job, generation, member, kind), Coded(&file.digest));
-        let bytes = self.exactly(&source, None, file.stored).await?;
+        let bytes = self.exactly(&source, None, file.stored, fetched).await?;
         if blake3::hash(&bytes).to_string() != file.digest {
             return Err(damaged("not what its manifest says".into()));
         }
@@ -113,25 +130,26 @@ impl HttpRepository {
         (number, pack): (usize, PackRef),
         recipe: &Recipe,
         plan: &Plan,
+        fetched: &AtomicU64,
     ) -> Result<Vec<Piece>, RepositoryError> {
         let path = pack_path(job, pack.name);
         let block_size = recipe.head.block_size as usize;
         let result = async {
             if plan.wants_most(number, block_size, pack.stored as usize) {
-                let mut bytes = self.exactly(&path, None, pack.stored.into()).await?;
+                let mut bytes = self.exactly(&path, None, pack.stored.into(), fetched).await?;
                 let tail = bytes.split_off(usize::try_from(pack.index_range().start).unwrap_or(usize::MAX));
                 let index = pack.read_index(&tail).map_err(|error| damaged(pack, error))?;
                 return Ok(vec![Piece { pack: number, index: Arc::new(index), frame: 0, bytes }]);
             }
             let range = pack.index_range();
-            let tail = self.exactly(&path, Some(range), pack.index.into()).await?;
+            let tail = self.exactly(&path, Some(range), pack.index.into(), fetched).await?;
             let index = Arc::new(pack.read_index(&tail).map_err(|error| damaged(pack, error))?);
             let mut pieces = Vec::new();
             for frames in plan.frames(number, &index) {
                 let ends = index.range(frames.start).zip(index.range(frames.end - 1));
                 let (first, last) = ends.ok_or_else(|| damaged(pack, "it is shorter than its recipe says"))?;
                 let range = first.start..last.end;
-                let bytes = self.exactly(&path, Some(range.clone()), range.end - range.start).await?;
+                let bytes = self.exactly(&path, Some(range.clone()), range.end - range.start, fetched).await?;
                 pieces.push(Piece { pack: number, index: index.clone(), frame: frames.start, bytes });
             }
             Ok(pieces)
@@ -145,8 +163,14 @@ impl HttpRepository {
         checked
     }
 
-    /// The bytes at a path, or a range of them: as many as expected.
-    async fn exactly(&self, path: &str, range: Option<Range<u64>>, length: u64) -> Result<Bytes, RepositoryError> {
+    /// The bytes at a path, or a range of them: as many as expected. They are counted.
+    async fn exactly(
+        &self,
+        path: &str,
+        range: Option<Range<u64>>,
+        length: u64,
+        fetched: &AtomicU64,
+    ) -> Result<Bytes, RepositoryError> {
         let mut request = self.request(Method::GET, path);
         if let Some(range) = range {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
@@ -157,11 +181,12 @@ impl HttpRepository {
             let mut bytes = BytesMut::new();
             while let Some(block) = reply.chunk().await.map_err(unreachable)? {
                 bytes.extend_from_slice(&block);
-                read.store(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+                read.store(bytes.len() as u64, Ordering::Relaxed);
                 if bytes.len() as u64 > length {
                     break;
                 }
             }
+            fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             if bytes.len() as u64 == length {
                 Ok(bytes.freeze())
             } else {

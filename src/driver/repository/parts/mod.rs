@@ -2,6 +2,7 @@
 //! of them are. Held in memory are a few packs and the recipe.
 
 mod fetch;
+mod kept;
 mod last;
 mod named;
 mod packing;
@@ -10,6 +11,7 @@ mod send;
 mod target;
 mod whole;
 
+pub use kept::Kept;
 pub(super) use last::LastNamed;
 
 use super::RepositoryError;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::store::{
-    pack::{FRAME, Index},
+    pack::{BlockName, FRAME, Index},
     recipe::Recipe,
 };
 
@@ -25,21 +25,46 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn of(recipe: &Recipe) -> Self {
-        let mut packs = vec![Vec::new(); recipe.head.packs.len()];
-        let mut block = 0;
+    /// What a recipe needs of its packs for the blocks that are `wanted`.
+    pub(super) fn of(recipe: &Recipe, wanted: impl Fn(u64) -> bool) -> Self {
+        let mut plan = Self { packs: vec![Vec::new(); recipe.head.packs.len()] };
+        let mut first = 0;
         for run in &recipe.runs {
-            if let Some(place) = run.place
-                && let Some(wanted) = packs.get_mut(place.pack as usize)
-            {
-                wanted.push(Wanted { slot: place.slot as usize, count: run.count as usize, block });
+            if let Some(place) = run.place {
+                let blocks = (0..run.count as usize).zip(first..).filter(|(_, block)| wanted(*block));
+                blocks.for_each(|(n, block)| plan.want(place.pack as usize, place.slot as usize + n, block));
             }
-            block += u64::from(run.count);
+            first += u64::from(run.count);
         }
-        for wanted in &mut packs {
-            wanted.sort_unstable();
+        plan.sorted()
+    }
+
+    /// What is wanted of so many packs for blocks with names, of which `find` says pack and slot.
+    pub(super) fn here(
+        names: &[Option<BlockName>],
+        find: impl Fn(&BlockName) -> Option<(usize, usize)>,
+        packs: usize,
+    ) -> Self {
+        let mut plan = Self { packs: vec![Vec::new(); packs] };
+        for (block, name) in (0..).zip(names) {
+            if let Some((pack, slot)) = name.as_ref().and_then(&find) {
+                plan.want(pack, slot, block);
+            }
         }
-        Self { packs }
+        plan.sorted()
+    }
+
+    fn want(&mut self, pack: usize, slot: usize, block: u64) {
+        let Some(all) = self.packs.get_mut(pack) else { return };
+        match all.last_mut() {
+            Some(last) if last.slot + last.count == slot && last.block + last.count as u64 == block => last.count += 1,
+            _ => all.push(Wanted { slot, count: 1, block }),
+        }
+    }
+
+    fn sorted(mut self) -> Self {
+        self.packs.iter_mut().for_each(|wanted| wanted.sort_unstable());
+        self
     }
 
     /// What is wanted of a pack.
@@ -97,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::store::{
-        pack::{BlockName, Builder, PAGE, PackName, PackRef},
+        pack::{Builder, PAGE, PackName, PackRef},
         recipe::{Collector, Content, Place},
     };
 
@@ -123,7 +148,7 @@ mod tests {
                 collector.push(Some((&NAME, Place { pack, slot })));
             }
             let blocks: u32 = slots.iter().map(|(_, count)| count).sum();
-            Plan::of(&collector.finish(PAGE, Content::File { length: u64::from(blocks) * 4096 }).unwrap())
+            Plan::of(&collector.finish(PAGE, Content::File { length: u64::from(blocks) * 4096 }).unwrap(), |_| true)
         };
         let eight_frames = 8 * FRAME;
         for (slots, whole) in [
@@ -151,7 +176,7 @@ mod tests {
                 collector.push(place.map(|(pack, slot)| (&NAME, Place { pack: pack.into(), slot })));
             }
             let recipe = collector.finish(PAGE, Content::File { length: places.len() as u64 * 4096 }).unwrap();
-            let (plan, index) = (Plan::of(&recipe), index(300));
+            let (plan, index) = (Plan::of(&recipe, |_| true), index(300));
             let mut found = vec![None; places.len()];
             for pack in 0..3 {
                 for frame in plan.frames(pack, &index).into_iter().flatten() {

@@ -58,6 +58,9 @@ impl HttpRepository {
                 }
                 Ok(Some(sent)) => {
                     self.last.forget();
+                    if let Some(kept) = &self.kept {
+                        kept.offer(which.generation, which.kind, file);
+                    }
                     return Ok(sent);
                 }
                 Err(RepositoryError::NotFound(what)) if round < ROUNDS => {

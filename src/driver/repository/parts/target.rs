@@ -4,7 +4,11 @@
 use std::{
     io,
     os::unix::fs::FileExt,
-    sync::atomic::{AtomicU64, Ordering},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::plan::{Plan, Wanted};
@@ -25,7 +29,7 @@ pub(super) struct Piece {
     /// Number of the pack in the recipe.
     pub(super) pack: usize,
     /// Its index.
-    pub(super) index: std::sync::Arc<Index>,
+    pub(super) index: Arc<Index>,
     /// The first frame.
     pub(super) frame: usize,
     /// The frames, as stored.
@@ -94,26 +98,39 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Writes the file from the pieces that come, to their end; it has its name only when all of it is there and is
-/// what was captured. One that would be larger than `most` is refused.
-pub(super) fn write(
-    recipe: &Recipe,
-    plan: &Plan,
-    mut pieces: tokio::sync::mpsc::Receiver<Piece>,
-    (to, most): (&std::path::Path, u64),
-    moved: &AtomicU64,
-) -> Result<(), RepositoryError> {
-    let layout = Layout::of(recipe)?;
-    if layout.length() > most {
-        return Err(RepositoryError::Damaged(format!("{} bytes would be made of {most}", layout.length())));
+/// The file while it is written.
+pub(super) struct Target<'a> {
+    recipe: &'a Recipe,
+    layout: Layout<'a>,
+    fresh: Fresh,
+    sum: Sum,
+    /// Which blocks are written.
+    done: Vec<bool>,
+    moved: &'a AtomicU64,
+}
+
+impl<'a> Target<'a> {
+    /// One that would be larger than `most` is refused.
+    fn create(recipe: &'a Recipe, to: &Path, most: u64, moved: &'a AtomicU64) -> Result<Self, RepositoryError> {
+        let layout = Layout::of(recipe)?;
+        if layout.length() > most {
+            return Err(RepositoryError::Damaged(format!("{} bytes would be made of {most}", layout.length())));
+        }
+        let at = |error: io::Error| local(to, &error);
+        let fresh = Fresh::create(to).map_err(at)?;
+        fresh.file.set_len(layout.length()).map_err(at)?;
+        layout.write_rest(&fresh.file).map_err(at)?;
+        let blocks: u64 = recipe.runs.iter().map(|run| u64::from(run.count)).sum();
+        let done = vec![false; usize::try_from(blocks).unwrap_or_default()];
+        Ok(Self { recipe, layout, fresh, sum: Sum::default(), done, moved })
     }
-    let fresh = Fresh::create(to).map_err(|e| local(to, &e))?;
-    let at = |error: io::Error| local(to, &error);
-    fresh.file.set_len(layout.length()).map_err(at)?;
-    layout.write_rest(&fresh.file).map_err(at)?;
-    let mut left: u64 = recipe.runs.iter().filter(|run| run.place.is_some()).map(|run| u64::from(run.count)).sum();
-    let mut sum = Sum::default();
-    while let Some(piece) = pieces.blocking_recv() {
+
+    fn has(&self, block: u64) -> bool {
+        usize::try_from(block).ok().and_then(|block| self.done.get(block)).copied().unwrap_or_default()
+    }
+
+    /// Writes what is wanted of a piece; each block is compared with the pack's index.
+    pub(super) fn take(&mut self, piece: &Piece, plan: &Plan) -> Result<(), RepositoryError> {
         for frame in piece.index.split(piece.frame, &piece.bytes) {
             let (number, stored) = frame.map_err(damaged)?;
             let (slots, size) = (piece.index.slots(number), piece.index.block_size());
@@ -121,23 +138,64 @@ pub(super) fn write(
                 let blocks = piece.index.unpack(number, stored).map_err(damaged)?;
                 for Wanted { slot, count, block } in plan.within(piece.pack, &slots) {
                     let start = (slot - slots.start) * size;
+                    let bytes = &blocks[start..start + count * size];
+                    let written = self.layout.write(&self.fresh.file, block, bytes, size);
+                    written.map_err(|error| RepositoryError::local("the file that is made again", &error))?;
                     let names = piece.index.blocks().get(slot..slot + count).unwrap_or_default();
-                    (block..).zip(names).for_each(|(number, name)| sum.add(number, name));
-                    layout.write(&fresh.file, block, &blocks[start..start + count * size], size).map_err(at)?;
-                    left = left.saturating_sub(count as u64);
-                    moved.fetch_add((count * size) as u64, Ordering::Relaxed);
+                    for (number, name) in (block..).zip(names) {
+                        self.sum.add(number, name);
+                        if let Some(done) = usize::try_from(number).ok().and_then(|number| self.done.get_mut(number)) {
+                            *done = true;
+                        }
+                    }
+                    self.moved.fetch_add((count * size) as u64, Ordering::Relaxed);
                 }
             }
         }
+        Ok(())
     }
-    // if the fetch broke off, its own error says more
-    if left > 0 {
-        return Err(RepositoryError::Damaged(format!("{left} blocks did not come")));
+
+    /// It has its name only when all of it is there and is what was captured.
+    fn finish(self, to: &Path) -> Result<(), RepositoryError> {
+        let mut missing = 0_u64;
+        let mut first = 0;
+        for run in &self.recipe.runs {
+            let next = first + u64::from(run.count);
+            missing += (first..next).filter(|block| run.place.is_some() && !self.has(*block)).count() as u64;
+            first = next;
+        }
+        // if the fetch broke off, its own error says more
+        if missing > 0 {
+            return Err(RepositoryError::Damaged(format!("{missing} blocks did not come")));
+        }
+        if self.sum != self.recipe.head.sum {
+            return Err(RepositoryError::Damaged("the blocks are not those that were captured".into()));
+        }
+        self.fresh.finish().map_err(|error| local(to, &error))
     }
-    if sum != recipe.head.sum {
-        return Err(RepositoryError::Damaged("the blocks are not those that were captured".into()));
+}
+
+/// Writes the file: what is `here`, and once it is `planned` what else is wanted, the pieces that come to their end.
+/// Bytes that were here.
+pub(super) fn write(
+    recipe: &Recipe,
+    here: impl FnOnce(&mut Target<'_>) -> Result<(), RepositoryError>,
+    planned: impl FnOnce(Arc<Plan>),
+    mut pieces: tokio::sync::mpsc::Receiver<Piece>,
+    (to, most): (&Path, u64),
+    moved: &AtomicU64,
+) -> Result<u64, RepositoryError> {
+    let mut target = Target::create(recipe, to, most, moved)?;
+    let before = moved.load(Ordering::Relaxed);
+    here(&mut target)?;
+    let local = moved.load(Ordering::Relaxed) - before;
+    let plan = Arc::new(Plan::of(recipe, |block| !target.has(block)));
+    planned(plan.clone());
+    while let Some(piece) = pieces.blocking_recv() {
+        target.take(&piece, &plan)?;
     }
-    fresh.finish().map_err(at)
+    target.finish(to)?;
+    Ok(local)
 }
 
 fn damaged(error: PackError) -> RepositoryError {

@@ -10,7 +10,7 @@ use super::{
     named::NamedFile,
     packing::Packing,
     plan::Plan,
-    target::{self, Piece},
+    target::{self, Piece, Target},
 };
 use crate::{
     driver::repository::RepositoryError,
@@ -24,7 +24,7 @@ use crate::{
 
 /// What a repository has, in memory.
 #[derive(Default)]
-struct Packs {
+pub(super) struct Packs {
     packs: HashMap<PackName, Packed>,
     blocks: HashMap<BlockName, (PackRef, u32)>,
 }
@@ -54,7 +54,7 @@ impl Packs {
     }
 
     /// Sends a file; the bytes of the packs that were new.
-    fn put(&mut self, path: &Path, kind: FileKind, batch: usize) -> (Recipe, usize) {
+    pub(super) fn put(&mut self, path: &Path, kind: FileKind, batch: usize) -> (Recipe, usize) {
         let file = NamedFile::read(path, kind).unwrap();
         let (mut packing, mut first, mut sent) = (Packing::new(file.block_size), 0, 0);
         while first < file.blocks {
@@ -77,7 +77,17 @@ impl Packs {
     }
 
     fn get(&self, recipe: &Recipe, to: &Path) -> Result<(), RepositoryError> {
-        let plan = Plan::of(recipe);
+        self.get_with(recipe, to, |_| Ok(())).map(drop)
+    }
+
+    /// Makes a file again of what is `here` and of packs. Bytes that were here, and how many packs were needed.
+    pub(super) fn get_with(
+        &self,
+        recipe: &Recipe,
+        to: &Path,
+        here: impl FnOnce(&mut Target<'_>) -> Result<(), RepositoryError>,
+    ) -> Result<(u64, usize), RepositoryError> {
+        let plan = Plan::of(recipe, |_| true);
         let (pieces, arriving) = tokio::sync::mpsc::channel(4096);
         // backwards: the order of packs does not matter
         for (pack, found) in recipe.head.packs.iter().enumerate().rev() {
@@ -92,7 +102,12 @@ impl Packs {
             }
         }
         drop(pieces);
-        target::write(recipe, &plan, arriving, (to, u64::MAX), &AtomicU64::new(0))
+        let mut needed = 0;
+        let count = |plan: Arc<Plan>| {
+            needed = (0..recipe.head.packs.len()).filter(|pack| !plan.of_pack(*pack).is_empty()).count();
+        };
+        let local = target::write(recipe, here, count, arriving, (to, u64::MAX), &AtomicU64::new(0))?;
+        Ok((local, needed))
     }
 }
 
@@ -101,7 +116,7 @@ fn index(packed: &Packed) -> Index {
     Index::parse(packed.pack.name, &packed.bytes[start..]).unwrap()
 }
 
-fn random(seed: u8, length: usize) -> Vec<u8> {
+pub(super) fn random(seed: u8, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes
@@ -187,7 +202,7 @@ fn b7_a_file_of_which_a_piece_is_missing_has_no_name() {
     let (pieces, arriving) = tokio::sync::mpsc::channel(1);
     drop(pieces);
     let moved = AtomicU64::new(0);
-    assert!(target::write(&recipe, &Plan::of(&recipe), arriving, (&to, u64::MAX), &moved).is_err());
+    assert!(target::write(&recipe, |_| Ok(()), |_| {}, arriving, (&to, u64::MAX), &moved).is_err());
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 

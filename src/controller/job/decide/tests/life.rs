@@ -425,6 +425,8 @@ impl Life {
                     offer: None,
                     lacks: Vec::new(),
                     waiting: None,
+                    restored: None,
+                    kept: None,
                     leaving: None,
                 };
                 let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };
