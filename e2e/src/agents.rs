@@ -5,9 +5,10 @@
 mod agent;
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -74,7 +75,7 @@ pub struct World {
     guests: Guests,
     certificates: Certificates,
     image: ResolvedImage,
-    _server: Process,
+    server: Mutex<Option<Process>>,
 }
 
 impl World {
@@ -88,11 +89,6 @@ impl World {
         let own = root.path().join("repository-tls");
         write(&issue(&certificates, &Identity::Repository)?, &own)?;
         std::fs::write(root.path().join("ticket"), SECRET)?;
-        let mut server = nodes.command(guests.members as usize, program()?);
-        server.args(["repository", "--listen", &repository_address(guests.members), "--root"]);
-        server.arg(root.path().join("repository")).arg("--tls").arg(own);
-        let server = server.arg("--ticket-key").arg(root.path().join("ticket")).stdin(Stdio::null());
-        let server = server.stdout(log(root.path(), "repository")?).spawn()?;
         let image = ResolvedImage {
             namespace: "default".into(),
             name: "light".into(),
@@ -102,9 +98,37 @@ impl World {
             initrd: None,
             params: Some("root=/dev/vda console=ttyS0 quiet".into()),
         };
-        let mut world = Self { nodes, root, guests, certificates, image, _server: Process(server) };
+        let mut world = Self { nodes, root, guests, certificates, image, server: Mutex::default() };
+        world.start_repository()?;
         world.image = world.nodes.at_the_switch(world.import())?;
         Ok(world)
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Process>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the repository at once, as `kill -9` does.
+    pub fn kill_repository(&self) -> Result<()> {
+        let mut server = self.server().take().context("there is no repository")?;
+        server.0.kill()?;
+        server.0.wait()?;
+        Ok(())
+    }
+
+    /// Starts the repository, unless there is one.
+    pub fn start_repository(&self) -> Result<()> {
+        let mut server = self.server();
+        if server.is_none() {
+            let (root, members) = (self.root.path(), self.guests.members);
+            let mut command = self.nodes.command(members as usize, program()?);
+            command.args(["repository", "--listen", &repository_address(members), "--root"]);
+            command.arg(root.join("repository")).arg("--tls").arg(root.join("repository-tls"));
+            let command = command.arg("--ticket-key").arg(root.join("ticket")).stdin(Stdio::null());
+            let log = File::options().append(true).create(true).open(root.join("repository.log"))?;
+            *server = Some(Process(command.stdout(log).spawn()?));
+        }
+        Ok(())
     }
 
     async fn import(&self) -> Result<ResolvedImage> {
@@ -287,7 +311,7 @@ fn guest_image() -> Result<PathBuf> {
 }
 
 /// `$VMDEPLOY_BIN`, or vmdeploy beside what runs here.
-fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     if let Some(program) = std::env::var_os("VMDEPLOY_BIN") {
         return Ok(program.into());
     }
@@ -308,8 +332,8 @@ fn write(credentials: &Credentials, directory: &Path) -> Result<()> {
 }
 
 /// Where a process's lines go: our own output is for results.
-fn log(root: &Path, name: &str) -> std::io::Result<std::fs::File> {
-    std::fs::File::create(root.join(format!("{name}.log")))
+fn log(root: &Path, name: &str) -> std::io::Result<File> {
+    File::create(root.join(format!("{name}.log")))
 }
 
 fn passable(directory: &Path) -> Result<()> {

@@ -19,15 +19,15 @@ use kube::{
 use serde_json::{Value, json};
 use vmdeploy::{
     api::{
-        BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, Reason, Snapshot,
-        SnapshotSpec, SnapshotStatus, VERSION, conditions,
+        BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, LAST_STORED, Reason,
+        Snapshot, SnapshotSpec, SnapshotStatus, VERSION, conditions,
         conditions::Truth,
         crds,
         snapshot::{SnapshotPhase, SnapshotReason, TransferState},
     },
     clock::Clock,
     driver::cluster::{
-        Cluster, ClusterError, ClusterView, Kind, count::RequestCounts, fake::FakeCluster, kube::KubeCluster,
+        Cluster, ClusterError, ClusterView, Kind, Shown, count::RequestCounts, fake::FakeCluster, kube::KubeCluster,
     },
 };
 
@@ -103,6 +103,18 @@ async fn contract(cluster: &dyn Cluster, read: &dyn AsyncRead) -> Result<()> {
     let changed = read.job().await?.context("no job")?;
     ensure!(changed.status == Some(shorter), "what is left out is gone: {changed:?}");
 
+    let says = |job: &BestEffortJob| job.annotations().get(LAST_STORED).cloned();
+    for value in [Some("one"), Some("two"), None] {
+        cluster.show_stored(Shown::Job, &changed.metadata, value).await?;
+        let job = read.job().await?.context("no job")?;
+        ensure!(says(&job).as_deref() == value && job.status == changed.status, "{job:?}");
+    }
+    let gone = ObjectMeta { uid: Some("00000000-0000-0000-0000-000000000000".into()), ..changed.metadata.clone() };
+    ensure!(cluster.show_stored(Shown::Job, &gone, Some("x")).await.is_err(), "shown on another object");
+    let nobody = ObjectMeta { name: Some("nobody".into()), ..gone };
+    ensure!(cluster.show_stored(Shown::Agent, &nobody, Some("x")).await.is_err(), "a pod was made to be shown on");
+
+    let changed = read.job().await?.context("no job")?;
     cluster.add_finalizer(Kind::Job, &changed.metadata).await?;
     let held = read.job().await?.context("no job")?;
     ensure!(held.finalizers() == [FINALIZER], "{held:?}");

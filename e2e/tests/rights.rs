@@ -31,7 +31,7 @@ const NEEDED: &[Right] = &[
     ("operator", ALL, "vmdeploy.io", "snapshots/status", &["patch"]),
     ("operator", ALL, "events.k8s.io", "events", &["create", "patch"]),
     ("operator", ALL, "", "nodes", &["list", "watch"]),
-    ("operator", OWN, "", "pods", &["get", "list", "watch", "create", "delete"]),
+    ("operator", OWN, "", "pods", &["get", "list", "watch", "create", "patch", "delete"]),
     ("operator", OWN, "", "secrets", &["get", "create", "patch", "delete"]),
     ("operator", OWN, "batch", "jobs", &["get", "create", "delete"]),
     ("operator", OWN, "coordination.k8s.io", "leases", &["get", "create", "update"]),

@@ -36,6 +36,16 @@ pub struct SnapshotsStatus {
     pub capture: Option<CaptureStatus>,
 }
 
+impl SnapshotsStatus {
+    /// What [`super::LAST_STORED`] says.
+    pub fn shown(&self) -> Option<String> {
+        let (generation, at) = (self.last_stored?, self.last_stored_at.as_ref()?);
+        // to the second, as Kubernetes writes times
+        let at = at.0.strftime("%Y-%m-%dT%H:%M:%SZ");
+        Some(format!(r#"{{"generation":{generation},"capturedAt":"{at}"}}"#))
+    }
+}
+
 /// A capture in progress or being stored.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

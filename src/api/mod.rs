@@ -43,5 +43,9 @@ pub const LABEL_JOB_NAMESPACE: &str = "vmdeploy.io/job-namespace";
 pub const LABEL_MEMBER: &str = "vmdeploy.io/member";
 /// Label: the incarnation an agent pod belongs to.
 pub const LABEL_INCARNATION: &str = "vmdeploy.io/incarnation";
+/// Annotation on a job and its agents' pods, for other schedulers: the newest complete generation and when its state
+/// was captured, as `{"generation":7,"capturedAt":"2026-11-26T16:00:00Z"}`. What was computed since then is lost if
+/// the job is killed now. Absent as long as nothing is stored.
+pub const LAST_STORED: &str = "vmdeploy.io/last-stored";
 /// Label: which part of vmdeploy an object is (`agent`, `operator`, `kget`, `repository`, `importer`).
 pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";

@@ -33,7 +33,7 @@ use crate::{
             UploadOrder,
         },
         cluster::{
-            Cluster, ClusterError, ClusterView, EventRecord, Kind,
+            Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
             importers::{ImporterState, Importers},
         },
         repository::{DiskRecord, GenerationSummary, JobContent, JobUsage, OutputSummary, Repository, RepositoryError},
@@ -145,6 +145,9 @@ impl Cluster for Fused<dyn Cluster> {
     }
     async fn apply_snapshot_status(&self, snapshot: &ObjectMeta, status: &SnapshotStatus) -> Result<(), ClusterError> {
         self.fuse.write("apply_snapshot_status", self.inner.apply_snapshot_status(snapshot, status)).await
+    }
+    async fn show_stored(&self, on: Shown, object: &ObjectMeta, value: Option<&str>) -> Result<(), ClusterError> {
+        self.fuse.write("show_stored", self.inner.show_stored(on, object, value)).await
     }
     async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
         self.fuse.write("delete", self.inner.delete(kind, object)).await

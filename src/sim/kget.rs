@@ -31,6 +31,14 @@ pub(super) struct Kget {
     pub(super) published: Vec<Manifest>,
 }
 
+impl Kget {
+    /// Its process has ended, and another one begins without what it knew.
+    pub(super) fn restart(&mut self) {
+        self.safe.clear();
+        self.stopped = false;
+    }
+}
+
 impl World {
     /// One round of kget.
     pub(super) async fn transfer(&mut self) {

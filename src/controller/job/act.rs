@@ -22,7 +22,7 @@ use crate::{
     driver::{
         DriverError as _, Retry,
         agent::{AgentAddress, AgentError, Authority, NodeAgent},
-        cluster::{ClusterError, EventRecord, Kind},
+        cluster::{ClusterError, EventRecord, Kind, Shown},
         site::{Credentials, Site, SiteError, SlotRequest},
     },
     names::{Identity, JobUid},
@@ -135,6 +135,19 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
                 .into(),
             );
             ctx.cluster.create_snapshot(&snapshot).await?;
+        }
+        Effect::ShowStored { pod, value } => {
+            let shown = match pod {
+                None => ctx.cluster.show_stored(Shown::Job, &job.metadata, value.as_deref()).await,
+                Some((pod, uid)) => {
+                    let pod = ObjectMeta { name: Some(pod.clone()), uid: Some(uid.clone()), ..ObjectMeta::default() };
+                    ctx.cluster.show_stored(Shown::Agent, &pod, value.as_deref()).await
+                }
+            };
+            // for others to read: nothing of the job depends on it
+            if let Err(error) = shown {
+                tracing::warn!(job = %uid, %error, "failed to show what is stored");
+            }
         }
         Effect::WriteSnapshot { name, uid, status } => write_snapshot(&named(name, uid, job), status, ctx).await?,
         Effect::DeleteSnapshot { name, uid } => ctx.cluster.delete(Kind::Snapshot, &named(name, uid, job)).await?,

@@ -74,6 +74,7 @@ pub fn decide(job: &BestEffortJob, seen: &Seen, now: Timestamp) -> Plan {
     let goal = goal(&d);
     d.track_capture();
     step(&mut d, goal);
+    d.show_stored();
     d.show_master();
     super::status::conditions(&mut d.status, job, seen, now);
     for (reason, message) in super::status::news(job.status.as_ref(), &d.status) {

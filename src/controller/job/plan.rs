@@ -106,6 +106,13 @@ pub enum Effect {
         /// Why the generation was taken.
         reason: SnapshotReason,
     },
+    /// Shows others what is stored ([`crate::api::LAST_STORED`]).
+    ShowStored {
+        /// Name and uid of an agent's pod; absent: on the job itself.
+        pod: Option<(String, String)>,
+        /// What is shown; absent: nothing any more.
+        value: Option<String>,
+    },
     /// Writes what the operator owns of a Snapshot's status.
     WriteSnapshot {
         /// Its name.
@@ -150,6 +157,7 @@ impl Effect {
             Self::AbandonCapture(_) => "AbandonCapture",
             Self::Leave { .. } => "Leave",
             Self::CreateSnapshot { .. } => "CreateSnapshot",
+            Self::ShowStored { .. } => "ShowStored",
             Self::WriteSnapshot { .. } => "WriteSnapshot",
             Self::DeleteSnapshot { .. } => "DeleteSnapshot",
             Self::RemoveContent => "RemoveContent",

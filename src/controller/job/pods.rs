@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::RunMembers, job_status::NetworkStatus,
+        LAST_STORED, job::RunMembers, job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
@@ -239,8 +239,12 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
         ]),
         ..Container::default()
     };
+    let shown = job.status.as_ref().and_then(|status| status.snapshots.shown());
     Pod {
-        metadata: metadata(job, placement, config),
+        metadata: ObjectMeta {
+            annotations: shown.map(|shown| BTreeMap::from([(LAST_STORED.into(), shown)])),
+            ..metadata(job, placement, config)
+        },
         spec: Some(PodSpec {
             node_name: Some(placement.node.0.clone()),
             host_network: Some(true),

@@ -15,15 +15,15 @@ use k8s_openapi::{
 };
 
 use super::{
-    Cluster, ClusterError, ClusterView, EventRecord, Kind,
+    Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
     kube::{owned_part, same_job},
     transfers::TransferBoard,
     view::is_of,
 };
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, Snapshot, SnapshotStatus, VmImage, VmImageStatus,
-        snapshot::Transfer,
+        BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, LAST_STORED, Snapshot, SnapshotStatus, VmImage,
+        VmImageStatus, snapshot::Transfer,
     },
     clock::Clock,
     names::{JobUid, NodeName},
@@ -367,6 +367,21 @@ impl Cluster for FakeCluster {
             pod.metadata.deletion_timestamp.get_or_insert(since);
             pod.metadata.deletion_grace_period_seconds = i64::try_from(grace.as_secs()).ok();
         }
+        Ok(())
+    }
+
+    async fn show_stored(&self, on: Shown, object: &ObjectMeta, value: Option<&str>) -> Result<(), ClusterError> {
+        let mut objects = self.write("show_stored")?;
+        objects.version += 1;
+        let version = Some(objects.version.to_string());
+        let meta = match on {
+            Shown::Job => objects.metadata(Kind::Job, &key(object)),
+            Shown::Agent => objects.pods.get_mut(&key(object).1).map(|pod| &mut pod.metadata),
+        };
+        let meta = meta.filter(|meta| meta.uid == object.uid);
+        let meta = meta.ok_or_else(|| ClusterError::NotFound(key(object).1))?;
+        meta.annotations = value.map(|value| [(LAST_STORED.into(), value.into())].into());
+        meta.resource_version = version;
         Ok(())
     }
 

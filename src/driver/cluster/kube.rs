@@ -16,10 +16,10 @@ use k8s_openapi::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Cluster, ClusterError, EventRecord, Kind};
+use super::{Cluster, ClusterError, EventRecord, Kind, Shown};
 use crate::api::{
-    BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, Snapshot, SnapshotStatus,
-    VERSION, VmImage,
+    BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, LAST_STORED, Snapshot,
+    SnapshotStatus, VERSION, VmImage,
 };
 
 /// Name under which the operator owns fields. All its controllers share it: those of jobs and of
@@ -160,6 +160,14 @@ impl Cluster for KubeCluster {
         api.patch_status(name_of(snapshot)?, &parameters, &Patch::Apply(&body)).await.map(drop).map_err(|e| refused(&e))
     }
 
+    async fn show_stored(&self, on: Shown, object: &ObjectMeta, value: Option<&str>) -> Result<(), ClusterError> {
+        let namespace = object.namespace.as_deref();
+        match on {
+            Shown::Job => annotate(&self.api::<BestEffortJob>(namespace), object, value).await,
+            Shown::Agent => annotate(&self.api::<Pod>(namespace), object, value).await,
+        }
+    }
+
     async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
         let namespace = object.namespace.as_deref();
         let how = DeleteParams::default();
@@ -217,6 +225,21 @@ where
         Err(ClusterError::Invalid(text)) => Err(ClusterError::Conflict(text)),
         other => other.map(drop),
     }
+}
+
+/// Applies our one annotation. With the uid, so that none is made that is not there.
+async fn annotate<K>(api: &Api<K>, object: &ObjectMeta, value: Option<&str>) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let annotations = value.map_or_else(|| json!({}), |value| json!({LAST_STORED: value}));
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": object.name, "uid": object.uid, "annotations": annotations},
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER);
+    api.patch(name_of(object)?, &parameters, &Patch::Apply(&body)).await.map(drop).map_err(|e| refused(&e))
 }
 
 async fn delete<K>(api: &Api<K>, object: &ObjectMeta, how: DeleteParams) -> Result<(), ClusterError>

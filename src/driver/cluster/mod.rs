@@ -39,6 +39,15 @@ pub enum Kind {
     Secret,
 }
 
+/// On what is shown what is stored of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The job itself.
+    Job,
+    /// An agent's pod.
+    Agent,
+}
+
 /// An event, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRecord {
@@ -120,6 +129,10 @@ pub trait Cluster: Send + Sync {
     /// Writes what the operator owns of a snapshot's status: everything but `transfer` and the
     /// condition `Stored`, which are left out of what is sent (safety B14). `snapshot` names it.
     async fn apply_snapshot_status(&self, snapshot: &ObjectMeta, status: &SnapshotStatus) -> Result<(), ClusterError>;
+
+    /// Says in the annotation [`crate::api::LAST_STORED`] of an object with the name and uid in `object` what is
+    /// stored of the job, or takes it away; other annotations stay.
+    async fn show_stored(&self, on: Shown, object: &ObjectMeta, value: Option<&str>) -> Result<(), ClusterError>;
 
     /// Deletes an object, if it is still the one with the uid in `object`. Gone already is no error.
     async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError>;

@@ -257,6 +257,33 @@ fn c5_an_agent_that_gave_up_gives_the_node_back() {
     assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
 }
 
+/// As on a frontend: the hold runs on none of its nodes, and nothing there ends with it but by its connection.
+#[test]
+fn a12_every_lease_hangs_on_a_connection_of_its_own_wherever_the_hold_runs() {
+    let noting = "#!/bin/sh\nhere=$(dirname \"$0\"); echo $$ > \"$here/connection-$1\"; shift; \
+        unset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
+    let Some(hold) = hold(&["a", "b"], 60, noting) else { return };
+    let hold = hold.started();
+    let connection = |node: &str| {
+        let pid = fs::read_to_string(hold.folder.path().join(format!("connection-{node}")));
+        Pid::from_raw(pid.unwrap_or_else(|_| panic!("no connection to {node}")).trim().parse().unwrap()).unwrap()
+    };
+    for node in ["a", "b"] {
+        connection(node);
+        let before = hold.beat(node);
+        assert!(within(5, || hold.beat(node) > before), "no beat on {node}");
+        assert!(!hold.free(node));
+    }
+    // the link to one is cut: that lease drops, and the other one does not
+    kill_process(connection("b"), Signal::KILL).unwrap();
+    assert!(within(10, || hold.free("b")), "the lease outlives its connection");
+    let before = hold.beat("a");
+    assert!(within(5, || hold.beat("a") > before) && !hold.free("a"));
+    // and with the hold the last one
+    hold.signal(Signal::KILL);
+    assert!(within(10, || hold.free("a")), "the lease outlives the hold");
+}
+
 #[test]
 fn a5_links_are_not_followed() {
     let Some(mut hold) = hold(&["node-1"], 60, LOCAL) else { return };

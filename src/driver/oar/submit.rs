@@ -203,6 +203,30 @@ mod tests {
         "#);
     }
 
+    /// On nodes that are deployed OAR ends no process, so that its kill is no fence.
+    #[test]
+    fn a12_no_slot_is_asked_for_as_nodes_to_be_deployed_whatever_a_user_writes() {
+        let texts = ["deploy", "besteffort -t deploy", "x;type=deploy", "a\n-t deploy", "a' -t deploy"];
+        for text in texts {
+            let given = Some(text.to_owned());
+            for request in [
+                SlotRequest { queue: given.clone(), ..request() },
+                SlotRequest { project: given.clone(), ..request() },
+                SlotRequest { property: given.clone(), ..request() },
+                SlotRequest { narrowed: vec![text.into()], ..request() },
+                SlotRequest { name: text.into(), ..request() },
+            ] {
+                let Ok(body) = submission(&request, &settings()) else { continue };
+                let body = serde_json::to_value(body).unwrap();
+                assert_eq!(body["type"], "besteffort", "{text:?}");
+                let types = body.as_object().unwrap().keys().filter(|key| key.contains("type")).count();
+                assert_eq!(types, 1, "{text:?}");
+                let spoken = body.as_object().unwrap().iter().filter(|(key, _)| *key != "script");
+                assert!(spoken.into_iter().all(|(_, value)| !value.to_string().contains("-t ")), "{text:?}: {body}");
+            }
+        }
+    }
+
     #[test]
     fn without_grace_there_is_no_checkpoint() {
         let body = submission(&SlotRequest { grace: Duration::ZERO, ..request() }, &settings()).unwrap();

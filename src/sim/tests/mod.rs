@@ -6,6 +6,8 @@ mod images;
 mod leave;
 mod life;
 mod master;
+mod matrix;
 mod outages;
 mod period;
 mod random;
+mod scarce;

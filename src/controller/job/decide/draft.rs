@@ -254,6 +254,7 @@ pub(crate) fn sent_key(effect: &Effect) -> String {
         Effect::Capture(capture) | Effect::AbandonCapture(capture) => capture.nonce.clone(),
         Effect::FenceRepository { incarnation } => incarnation.to_string(),
         Effect::Adopt(order) => format!("{} {}", order.from.job, order.from.generation),
+        Effect::ShowStored { pod, value } => format!("{pod:?} {value:?}"),
         Effect::CreateSnapshot { name, .. } | Effect::DeleteSnapshot { name, .. } => name.clone(),
         Effect::WriteSnapshot { name, status, .. } => format!("{name} {:?}", status.phase),
         Effect::SubmitSlots { submission, .. } => submission.to_string(),

@@ -8,13 +8,16 @@ use std::time::Duration;
 use super::draft::Draft;
 use crate::{
     api::{
-        Reason,
+        LAST_STORED, Reason,
         conditions::{ConditionType, clear},
         job_status::CaptureStatus,
         snapshot::SnapshotPhase,
     },
-    controller::job::plan::{Effect, SnapshotSeen, beyond},
+    controller::job::plan::{Effect, PodSeen, SnapshotSeen, beyond},
 };
+
+/// What is shown to others is written again if it is not seen after this time.
+const SHOWN_AGAIN: Duration = Duration::from_secs(60);
 
 impl Draft<'_> {
     /// Follows a captured generation on its way to the repository.
@@ -71,6 +74,26 @@ impl Draft<'_> {
             .collect();
         for snapshot in &doomed {
             self.drop_snapshot(snapshot);
+        }
+    }
+
+    /// Shows other schedulers what is stored, on the job and on its agents' pods: once for each change.
+    pub(super) fn show_stored(&mut self) {
+        if self.job.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let value = self.status.snapshots.shown();
+        let annotations = self.job.metadata.annotations.as_ref();
+        let mut behind = Vec::new();
+        if annotations.and_then(|all| all.get(LAST_STORED)) != value.as_ref() {
+            behind.push(None);
+        }
+        let present =
+            |pod: &PodSeen| !pod.deleting && pod.ended.is_none() && pod.incarnation == self.status.incarnation;
+        let pods = self.seen.pods.iter().filter(|(_, pod)| present(pod) && pod.shows != value);
+        behind.extend(pods.map(|(name, pod)| Some((name.clone(), pod.uid.clone()))));
+        for pod in behind {
+            self.repeat(Effect::ShowStored { pod, value: value.clone() }, SHOWN_AGAIN);
         }
     }
 

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use super::{may_ask, namespace, waiting};
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID,
+        BestEffortJob, BestEffortJobStatus, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, LAST_STORED,
         job_status::{MemberPhase, UnfitNode},
     },
     controller::job::{
@@ -122,6 +122,8 @@ pub(super) fn pod_seen(pod: &Pod) -> Option<(String, PodSeen)> {
         ended: ended.or(refused),
         waiting,
         deleting: pod.metadata.deletion_timestamp.is_some(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        shows: pod.annotations().get(LAST_STORED).cloned(),
     };
     Some((name, seen))
 }

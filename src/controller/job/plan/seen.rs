@@ -226,6 +226,10 @@ pub struct PodSeen {
     pub waiting: Option<String>,
     /// It is being deleted.
     pub deleting: bool,
+    /// Its uid.
+    pub uid: String,
+    /// What it shows others of the job's snapshots.
+    pub shows: Option<String>,
 }
 
 /// What an agent says of itself.

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     api::{
-        BestEffortJob, FINALIZER, JobPhase, SnapshotStatus,
+        BestEffortJob, FINALIZER, JobPhase, LAST_STORED, SnapshotStatus,
         job::Master,
         job_status::{BestEffortJobStatus, ResolvedImage},
         snapshot::{SnapshotPhase, SnapshotReason},
@@ -405,6 +405,7 @@ impl Life {
                 let pod = PodSeen {
                     node: placement.node.0.clone(),
                     incarnation: placement.incarnation,
+                    shows: self.status().snapshots.shown(),
                     ..PodSeen::default()
                 };
                 self.seen.pods.insert(placement.pod.clone(), pod);
@@ -476,6 +477,13 @@ impl Life {
                         self.slot(&id).phase = SlotPhase::Ended(end.clone());
                     }
                 }
+            }
+            Effect::ShowStored { pod: None, value } => {
+                let shown = value.iter().map(|value| (LAST_STORED.to_owned(), value.clone())).collect();
+                self.job.metadata.annotations = Some(shown);
+            }
+            Effect::ShowStored { pod: Some((pod, _)), value } => {
+                self.seen.pods.get_mut(pod).unwrap().shows.clone_from(value);
             }
             Effect::CreateSnapshot { name, reason } => self.add_snapshot(name, *reason),
             Effect::WriteSnapshot { name, status, .. } => {

@@ -3,7 +3,7 @@
 use super::life::*;
 use crate::{
     api::{
-        JobPhase,
+        JobPhase, LAST_STORED,
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     controller::job::plan::Effect,
@@ -35,6 +35,35 @@ fn a_periodic_snapshot() {
     assert!(status.snapshots.capture.is_none());
     assert_eq!(life.seen.snapshots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["pi-3f2b8a10-1"]);
     assert_eq!(life.phase(), JobPhase::Running);
+}
+
+#[test]
+fn others_are_shown_what_is_stored_once_for_each_change() {
+    let mut life = Life::running(2);
+    life.run(500);
+    assert_eq!(life.effects("ShowStored").len(), 0, "nothing is stored yet");
+    life.run(200);
+    let shown = |life: &Life| life.job.metadata.annotations.clone().unwrap_or_default().remove(LAST_STORED);
+    let first = shown(&life).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&first).unwrap();
+    let at: jiff::Timestamp = said["capturedAt"].as_str().unwrap().parse().unwrap();
+    assert_eq!((said["generation"].as_u64(), at), (Some(1), life.status().snapshots.last_stored_at.unwrap().0));
+    assert!(life.seen.pods.values().all(|pod| pod.shows.as_ref() == Some(&first)), "{:?}", life.seen.pods);
+    assert_eq!(life.effects("ShowStored").len(), 3, "the job and two pods");
+    life.run(300);
+    assert_eq!(life.effects("ShowStored").len(), 3, "nothing has changed");
+    life.run(400);
+    assert_ne!(shown(&life).unwrap(), first);
+    assert_eq!(life.effects("ShowStored").len(), 6);
+    // somebody has taken it away
+    life.job.metadata.annotations = None;
+    life.run(70);
+    assert_eq!(shown(&life), life.status().snapshots.shown());
+    assert_eq!(life.effects("ShowStored").len(), 7);
+    // new agents come with it
+    life.end_slot("101", End::Preempted);
+    life.run(20);
+    assert_eq!((life.phase(), life.effects("ShowStored").len()), (JobPhase::Running, 7), "{:?}", life.whys);
 }
 
 #[test]

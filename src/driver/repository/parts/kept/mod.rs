@@ -135,7 +135,12 @@ impl Kept {
 
 /// Makes a directory for nobody else; one that is there is closed to others.
 fn make(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // others may have to pass through what is above
+    directory.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     if !std::fs::symlink_metadata(directory)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, directory.display().to_string()));
     }
