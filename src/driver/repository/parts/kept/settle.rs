@@ -19,8 +19,9 @@ use crate::{
 
 /// Blocks that are looked at together.
 const AT_ONCE: usize = 4096;
-/// As much of the node's disk stays free: a part of so many.
+/// As much of the node's disk stays free: a part of so many, but never more than this.
 const FREE: u64 = 20;
+const MOST_FREE: u64 = 4 << 30;
 /// A pack of which less is used, a part of so many, is written anew.
 const SPARSE: usize = 4;
 /// So many packs that are far from full may be there.
@@ -85,7 +86,7 @@ impl Kept {
         let taken = sweep(&self.root, self.limit);
         let free = rustix::fs::statvfs(&self.directory).map_or(0, |disk| {
             let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-            free.saturating_sub(all / FREE)
+            free.saturating_sub((all / FREE).min(MOST_FREE))
         });
         self.limit.saturating_sub(taken).min(free)
     }
