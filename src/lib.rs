@@ -115,14 +115,15 @@
 //!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
-//!    which stands still; only when all are loaded do they run. Where an old member was only silent, its
+//!    fetching only what the node has not kept of earlier captures; the guest stands still, and only when all are
+//!    loaded do they run. Where an old member was only silent, its
 //!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
 //!    time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
 //!    on. The memory is then written behind the running guest. At kget's word the agent names its pages and the
 //!    blocks of disk and output, asks which of them the job has in the repository, and sends the others in
 //!    packs and a recipe for each file. The repository reads back what came and publishes the manifest: now the
-//!    generation is complete.
+//!    generation is complete. The agent keeps its blocks on the node then, for the next one there.
 //! 6. **Notice or kill.** On a notice one last capture is taken that does not resume. On a kill the lock
 //!    drops and every agent ends its guest at once, whoever else is down. Both lead back to 2, and to the
 //!    newest complete generation.
@@ -140,6 +141,9 @@
 //!   start. Agents and repository refuse every older one.
 //! - **Who leads**: a Lease; the count of its changes is the epoch that every order carries.
 //! - **What can be restored**: the manifests in the repository. `Snapshot` objects are a view of them.
+//! - **What a node keeps of captures**: nobody's truth. Its blocks are compared with what the recipe in the repository
+//!   says, and fetched where they are not right. They are sealed with a key that follows from the authority's and the
+//!   job's uid: with the agent the key is gone from the node, whether or not there was time to remove the files.
 //! - **What is in the packs**: the packs themselves, named by their index. Where a block is found again is noted
 //!   in a database that is made anew from them when it is lost.
 //! - **Slots**: the site. Its answers are facts with an age; no answer is `Unknown`, and neither destroys

@@ -40,6 +40,7 @@ impl HttpRepository {
     }
 
     /// The same, which looks first at what the own node keeps, and offers it what it sends.
+    #[must_use]
     pub fn keeping(self, kept: Option<Arc<Kept>>) -> Self {
         Self { kept, ..self }
     }

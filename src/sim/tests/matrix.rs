@@ -40,7 +40,9 @@ fn die(world: &mut World, who: Process) {
         Process::Repository => world.repository.set_trouble(Trouble::Unreachable),
         Process::Agent(member) => {
             let found = world.bodies.iter().position(|body| body.alive() && body.config.member == member);
-            found.into_iter().for_each(|index| world.kill_agent(index));
+            if let Some(index) = found {
+                world.kill_agent(index);
+            }
         }
     }
 }

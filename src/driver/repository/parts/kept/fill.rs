@@ -58,7 +58,9 @@ impl Kept {
         let mut names = Vec::new();
         let mut sum = Sum::default();
         names::read(&names::place(&self.directory, generation, kind), &self.seal, |name| {
-            name.iter().for_each(|name| sum.add(names.len() as u64, name));
+            if let Some(name) = &name {
+                sum.add(names.len() as u64, name);
+            }
             names.push(name);
         })?;
         let zeros = recipe.runs.iter().flat_map(|run| std::iter::repeat_n(run.place.is_none(), run.count as usize));

@@ -78,7 +78,9 @@ pub(super) fn read(path: &Path, seal: &Seal, mut each: impl FnMut(Option<BlockNa
         if names.len() != count || !rest.is_empty() {
             return Err(wrong());
         }
-        names.iter().for_each(|name| each((*name != [0; NAME]).then_some(BlockName(*name))));
+        for name in names {
+            each((*name != [0; NAME]).then_some(BlockName(*name)));
+        }
         left -= count;
     }
     Ok(blocks)
