@@ -88,6 +88,22 @@ fn job(namespace: &str) -> Result<BestEffortJob> {
     Ok(job)
 }
 
+/// What others are shown of a job, whoever keeps the objects.
+async fn shows(cluster: &dyn Cluster, read: &dyn AsyncRead) -> Result<()> {
+    let first = read.job().await?.context("no job")?;
+    let says = |job: &BestEffortJob| job.annotations().get(LAST_STORED).cloned();
+    for value in [Some("one"), Some("two"), None] {
+        cluster.show_stored(Shown::Job, &first.metadata, value).await?;
+        let job = read.job().await?.context("no job")?;
+        ensure!(says(&job).as_deref() == value && job.status == first.status, "{job:?}");
+    }
+    let gone = ObjectMeta { uid: Some("00000000-0000-0000-0000-000000000000".into()), ..first.metadata.clone() };
+    ensure!(cluster.show_stored(Shown::Job, &gone, Some("x")).await.is_err(), "shown on another object");
+    let nobody = ObjectMeta { name: Some("nobody".into()), ..gone };
+    ensure!(cluster.show_stored(Shown::Agent, &nobody, Some("x")).await.is_err(), "a pod was made to be shown on");
+    Ok(())
+}
+
 /// What controllers rely on, whoever keeps the objects. `read` gets the job, if there is one.
 async fn contract(cluster: &dyn Cluster, read: &dyn AsyncRead) -> Result<()> {
     let job = read.job().await?.context("no job")?;
@@ -103,18 +119,6 @@ async fn contract(cluster: &dyn Cluster, read: &dyn AsyncRead) -> Result<()> {
     let changed = read.job().await?.context("no job")?;
     ensure!(changed.status == Some(shorter), "what is left out is gone: {changed:?}");
 
-    let says = |job: &BestEffortJob| job.annotations().get(LAST_STORED).cloned();
-    for value in [Some("one"), Some("two"), None] {
-        cluster.show_stored(Shown::Job, &changed.metadata, value).await?;
-        let job = read.job().await?.context("no job")?;
-        ensure!(says(&job).as_deref() == value && job.status == changed.status, "{job:?}");
-    }
-    let gone = ObjectMeta { uid: Some("00000000-0000-0000-0000-000000000000".into()), ..changed.metadata.clone() };
-    ensure!(cluster.show_stored(Shown::Job, &gone, Some("x")).await.is_err(), "shown on another object");
-    let nobody = ObjectMeta { name: Some("nobody".into()), ..gone };
-    ensure!(cluster.show_stored(Shown::Agent, &nobody, Some("x")).await.is_err(), "a pod was made to be shown on");
-
-    let changed = read.job().await?.context("no job")?;
     cluster.add_finalizer(Kind::Job, &changed.metadata).await?;
     let held = read.job().await?.context("no job")?;
     ensure!(held.finalizers() == [FINALIZER], "{held:?}");
@@ -154,6 +158,7 @@ impl AsyncRead for FakeCluster {
 async fn the_double_keeps_the_contract() -> Result<()> {
     let fake = FakeCluster::new(Clock::manual(Timestamp::from_second(1_800_000_000)?));
     fake.put_job(job("team")?);
+    shows(&fake, &fake).await?;
     contract(&fake, &fake).await
 }
 
@@ -162,6 +167,7 @@ async fn the_api_server_keeps_the_contract() -> Result<()> {
     let (Some(bed), Some(place)) = (TestBed::find().await?, Place::new("contract").await?) else { return Ok(()) };
     let kept = without_operator(&bed, async {
         place.api().create(&PostParams::default(), &job(&place.namespace)?).await?;
+        shows(&place.cluster(), &place.api::<BestEffortJob>()).await?;
         contract(&place.cluster(), &place.api::<BestEffortJob>()).await
     });
     Box::pin(kept).await?;
