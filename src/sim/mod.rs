@@ -152,7 +152,7 @@ impl World {
         self.import();
         self.transfer().await;
         tokio::time::sleep(by).await;
-        self.operator.passes(self.pace.restart).await;
+        Box::pin(self.operator.passes(self.pace.restart)).await;
         self.live();
         self.check();
     }

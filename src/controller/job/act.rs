@@ -136,24 +136,32 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
             );
             ctx.cluster.create_snapshot(&snapshot).await?;
         }
-        Effect::ShowStored { pod, value } => {
-            let shown = match pod {
-                None => ctx.cluster.show_stored(Shown::Job, &job.metadata, value.as_deref()).await,
-                Some((pod, uid)) => {
-                    let pod = ObjectMeta { name: Some(pod.clone()), uid: Some(uid.clone()), ..ObjectMeta::default() };
-                    ctx.cluster.show_stored(Shown::Agent, &pod, value.as_deref()).await
-                }
-            };
-            // for others to read: nothing of the job depends on it
-            if let Err(error) = shown {
-                tracing::warn!(job = %uid, %error, "failed to show what is stored");
-            }
-        }
+        Effect::ShowStored { pod, value } => show_stored(pod.as_ref(), value.as_deref(), job, uid, ctx).await,
         Effect::WriteSnapshot { name, uid, status } => write_snapshot(&named(name, uid, job), status, ctx).await?,
         Effect::DeleteSnapshot { name, uid } => ctx.cluster.delete(Kind::Snapshot, &named(name, uid, job)).await?,
         Effect::RemoveContent => ctx.repository.remove_job(uid).await?,
     }
     Ok(())
+}
+
+/// For others to read: nothing of the job depends on it.
+async fn show_stored(
+    pod: Option<&(String, String)>,
+    value: Option<&str>,
+    job: &BestEffortJob,
+    uid: &JobUid,
+    ctx: &Context,
+) {
+    let (on, object) = match pod {
+        None => (Shown::Job, job.metadata.clone()),
+        Some((name, uid)) => {
+            let (name, uid) = (Some(name.clone()), Some(uid.clone()));
+            (Shown::Agent, ObjectMeta { name, uid, ..ObjectMeta::default() })
+        }
+    };
+    if let Err(error) = ctx.cluster.show_stored(on, &object, value).await {
+        tracing::warn!(job = %uid, %error, "failed to show what is stored");
+    }
 }
 
 fn named(name: &str, uid: &str, job: &BestEffortJob) -> ObjectMeta {
