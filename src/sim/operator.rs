@@ -313,7 +313,8 @@ impl Process {
                 any = true;
                 self.due.remove(name);
                 *passes += 1;
-                let wake = match job::reconcile(&job, &self.jobs).await {
+                // all that waits for it would be as large
+                let wake = match Box::pin(job::reconcile(&job, &self.jobs)).await {
                     Ok(wake) => wake,
                     Err(error) => {
                         *why = error.to_string();
