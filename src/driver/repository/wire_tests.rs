@@ -18,6 +18,7 @@ use crate::{
     store::{
         images::ImageReview,
         manifest::{FileForm, FileKind, Manifest, PartFile, tests::manifest},
+        quota::Share,
         ticket::Ticket,
     },
 };
@@ -468,4 +469,27 @@ async fn a_request_of_a_later_version_that_is_not_understood_is_told_so() {
     let says = format!("version {} of the protocol, and this repository speaks {}", wire::VERSION + 1, wire::VERSION);
     assert!(matches!(&newer, Err(RepositoryError::Unreachable(why)) if why.contains(&says)), "{newer:?}");
     assert!(is_refused(&ask(wire::VERSION).await));
+}
+
+#[tokio::test]
+async fn c2_the_second_of_two_that_begin_at_once_is_let_in_when_the_quota_has_room_for_it() {
+    let bench = Bench::real().await;
+    let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(60);
+    let send = async |of: &str, limit: Option<u64>| {
+        let of = crate::names::JobUid(of.to_owned());
+        let quota = limit.map(|limit| Share { namespace: "alice".into(), limit, bytes: 700 << 10 });
+        let ticket =
+            Ticket { job: of.clone(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20), quota };
+        let ticket = bench.key.as_ref().unwrap().sign(&ticket);
+        let agent = bench.client(&Identity::Agent { job: of.clone(), member: 0, incarnation: 1 });
+        let path = bench.file("part", &noise(1 << 10));
+        agent.put_part(&ticket, &of, 1, 0, FileKind::Disk, &path, &|_| {}).await
+    };
+    send("first", Some(1 << 20)).await.unwrap();
+    let refused = send("second", Some(1 << 20)).await;
+    assert!(matches!(&refused, Err(RepositoryError::TooLarge(why)) if why.contains("namespace alice")), "{refused:?}");
+    // what must not be lost says nothing of a quota
+    send("third", None).await.unwrap();
+    bench.operator.give_up(&"first".into(), 1).await.unwrap();
+    send("second", Some(1 << 20)).await.unwrap();
 }
