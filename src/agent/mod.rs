@@ -63,6 +63,9 @@ impl AgentFailure {
     }
 }
 
+/// The allocator of the supervisor keeps nothing that was large: a node's memory is the guest's.
+const FRUGAL: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "1048576")];
+
 /// Runs the agent to its end; `connect` makes its client of the repository.
 pub fn run(args: &AgentArgs, connect: &supervisor::Connect) -> Result<ExitCode, AgentFailure> {
     let config = read_config(&args.config)?;
@@ -73,6 +76,7 @@ pub fn run(args: &AgentArgs, connect: &supervisor::Connect) -> Result<ExitCode, 
     let mut supervisor = std::process::Command::new(own);
     supervisor.args(["agent", "--supervise", "--config"]).arg(&args.config);
     supervisor.arg("--node-dir").arg(&args.node_dir).arg("--vm-dir").arg(&args.vm_dir);
+    supervisor.envs(FRUGAL);
     fence::run(&config, &args.vm_dir, supervisor)
 }
 

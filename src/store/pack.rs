@@ -19,8 +19,10 @@ use super::migration;
 
 /// Bytes of blocks in a frame: what is read to get one of them.
 pub const FRAME: usize = 256 << 10;
-/// Most bytes of blocks in a pack: what sender and reader hold in memory.
+/// Most bytes of blocks in a pack, and no sender's or reader's memory holds more of one.
 pub const PACK: usize = 8 << 20;
+/// Bytes of blocks with which a pack is full: a sender holds several.
+pub const FULL: usize = 4 << 20;
 /// Smallest block: a page of memory.
 pub const PAGE: usize = migration::PAGE;
 /// Blocks of everything but memory.
@@ -288,12 +290,19 @@ pub struct Packed {
     pub bytes: Vec<u8>,
 }
 
-/// Builds a pack, block by block.
-#[derive(Debug)]
+/// Builds packs, block by block and one after the other.
 pub struct Builder {
     form: IndexForm,
     bytes: Vec<u8>,
     frame: Vec<u8>,
+    /// Made for the first frame: its tables are larger than that.
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a pack of {} blocks", self.len())
+    }
 }
 
 impl Builder {
@@ -305,10 +314,11 @@ impl Builder {
             form: IndexForm { block_size, frames: Vec::new(), blocks: Vec::new() },
             bytes: Vec::new(),
             frame: Vec::new(),
+            compressor: None,
         }
     }
 
-    /// Blocks in it.
+    /// Blocks in the pack.
     pub fn len(&self) -> usize {
         self.form.blocks.len()
     }
@@ -320,13 +330,13 @@ impl Builder {
 
     /// Whether it takes no more.
     pub fn is_full(&self) -> bool {
-        self.len() >= PACK / self.form.block_size as usize
+        self.len() >= FULL / self.form.block_size as usize
     }
 
     /// Adds a block; what is missing in a short one is zero. The slot it has got.
     pub fn push(&mut self, name: BlockName, block: &[u8]) -> std::io::Result<usize> {
         let size = self.form.block_size as usize;
-        debug_assert!(block.len() <= size && !self.is_full(), "{} bytes into {} blocks", block.len(), self.len());
+        debug_assert!(block.len() <= size && self.len() < PACK / size, "{} bytes, {} blocks", block.len(), self.len());
         self.frame.extend_from_slice(block);
         self.form.blocks.push(name);
         self.frame.resize(self.frame.len().next_multiple_of(size), 0);
@@ -337,7 +347,11 @@ impl Builder {
     }
 
     fn end_frame(&mut self) -> std::io::Result<()> {
-        let stored = zstd::bulk::compress(&self.frame, LEVEL)?;
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => none.insert(zstd::bulk::Compressor::new(LEVEL)?),
+        };
+        let stored = compressor.compress(&self.frame)?;
         self.frame.clear();
         let hash = blake3::hash(&stored).into();
         self.form.frames.push(Frame { stored: u32::try_from(stored.len()).unwrap_or(u32::MAX), hash });
@@ -345,19 +359,22 @@ impl Builder {
         Ok(())
     }
 
-    /// Ends the pack.
-    pub fn finish(mut self) -> std::io::Result<Packed> {
+    /// Ends the pack; the next block begins another.
+    pub fn finish(&mut self) -> std::io::Result<Packed> {
         if !self.frame.is_empty() {
             self.end_frame()?;
         }
         let index = postcard::to_stdvec(&self.form).map_err(std::io::Error::other)?;
+        self.form.frames.clear();
+        self.form.blocks.clear();
+        let mut bytes = std::mem::take(&mut self.bytes);
         let name = PackName::of(&index);
         let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        self.bytes.extend_from_slice(&index);
-        self.bytes.extend_from_slice(&length(index.len()).to_le_bytes());
-        self.bytes.extend_from_slice(MAGIC);
-        let pack = PackRef { name, stored: length(self.bytes.len()), index: length(index.len() + TRAILER) };
-        Ok(Packed { pack, bytes: self.bytes })
+        bytes.extend_from_slice(&index);
+        bytes.extend_from_slice(&length(index.len()).to_le_bytes());
+        bytes.extend_from_slice(MAGIC);
+        let pack = PackRef { name, stored: length(bytes.len()), index: length(index.len() + TRAILER) };
+        Ok(Packed { pack, bytes })
     }
 }
 

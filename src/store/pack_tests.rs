@@ -64,7 +64,7 @@ fn every_block_comes_back_from_its_slot() {
 fn a_full_pack_says_so_and_a_short_block_is_filled_with_zeros() {
     let mut builder = Builder::new(BLOCK);
     assert!(builder.is_empty());
-    for n in 0..PACK / BLOCK {
+    for n in 0..FULL / BLOCK {
         assert!(!builder.is_full());
         assert_eq!(builder.push(BlockName::of(&block(n as u64, BLOCK)), &block(n as u64, BLOCK)).unwrap(), n);
     }

@@ -123,8 +123,9 @@ impl Supervisor {
             facts.barrier.stopped(elapsed, now);
             facts.set_vm(VmState::Stopped);
         });
-        if !vm.output.drain(limit).await {
-            let error = QemuError::Late("keeping the command's output");
+        // while the others stop: nothing comes after it from a guest that stands still
+        let drained = tokio::time::timeout(limit, drained(vm)).await;
+        if let Err(error) = drained.unwrap_or(Err(QemuError::Late("keeping the command's output"))) {
             self.give_up(vm, order.generation, &error.to_string()).await;
             return Err(failed(error));
         }
@@ -160,8 +161,7 @@ impl Supervisor {
             return Err(QemuError::Late("the preparation"));
         };
         let (overlay, mechanism, frozen) = (prepared.overlay, prepared.mechanism, frozen.to_owned());
-        let drained = tokio::time::timeout(DRAIN_LIMIT, drained(vm)).await;
-        let output_bytes = drained.map_err(|_| QemuError::Late("keeping the command's output"))??;
+        let output_bytes = vm.output.length();
         capture::switch(&vm.qmp, &Chain::node(top), &Chain::node(overlay)).await?;
         vm.prepared = None;
         vm.chain.overlays.push((overlay, self.paths.overlay(overlay)));
@@ -408,8 +408,8 @@ async fn make_ready(vm: &mut Vm, paths: &Paths, order: &CaptureOrder) -> Result<
     }
 }
 
-/// Takes all output that QEMU still has; the guest stands still. Bytes in QEMU.
-async fn drained(vm: &Vm) -> Result<u64, QemuError> {
+/// Takes all output that QEMU still has; the guest stands still.
+async fn drained(vm: &Vm) -> Result<(), QemuError> {
     loop {
         let before = vm.output.length();
         vm.output.drain(DRAIN_LIMIT).await;
@@ -417,7 +417,7 @@ async fn drained(vm: &Vm) -> Result<u64, QemuError> {
         capture::status(&vm.qmp).await?;
         vm.output.drain(DRAIN_LIMIT).await;
         if vm.output.length() == before {
-            return Ok(before);
+            return Ok(());
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Puts the blocks that the repository lacks into packs, and notes where every block is. Blocking.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+};
 
 use super::named::{Entry, NamedFile};
 use crate::store::{
@@ -15,22 +18,31 @@ pub(super) struct Packing {
     builder: Builder,
     /// Number of the pack that is being built, once it has a block.
     number: Option<u32>,
-    /// Blocks that were put into packs since the repository was asked last, and those of the pack that it
-    /// cannot know yet.
+    /// Numbers of the packs that the repository may not have yet.
+    underway: VecDeque<u32>,
+    /// Blocks that were put into packs since the repository was asked last, and those of packs that it may not know
+    /// yet.
     known: HashMap<BlockName, Place>,
 }
 
+/// Packs that are built and not yet stored, at most; whoever sends them waits with those that come after.
+pub(super) const UNDERWAY: usize = 3;
+
 impl Packing {
     pub(super) fn new(block_size: usize) -> Self {
-        let (collector, known) = (Collector::default(), HashMap::new());
-        Self { collector, builder: Builder::new(block_size), number: None, known }
+        Self {
+            collector: Collector::default(),
+            builder: Builder::new(block_size),
+            number: None,
+            underway: VecDeque::new(),
+            known: HashMap::new(),
+        }
     }
 
     /// The names to ask for, each once.
     pub(super) fn unknown(&mut self, entries: &[Option<Entry>]) -> Vec<BlockName> {
-        // the repository has every pack but the one that is being built
-        let number = self.number;
-        self.known.retain(|_, place| Some(place.pack) == number);
+        let (number, underway) = (self.number, &self.underway);
+        self.known.retain(|_, place| Some(place.pack) == number || underway.contains(&place.pack));
         let mut names: Vec<BlockName> = entries.iter().flatten().map(|entry| entry.name).collect();
         names.sort_unstable();
         names.dedup();
@@ -38,14 +50,15 @@ impl Packing {
         names
     }
 
-    /// Adds the next blocks; `found` answers for `asked`. The packs that are full.
+    /// Adds the next blocks; `found` answers for `asked`. Packs that are full go to `send`.
     pub(super) fn add(
         &mut self,
         file: &NamedFile,
         entries: &[Option<Entry>],
         asked: &[BlockName],
         found: &Located,
-    ) -> io::Result<Vec<Packed>> {
+        send: &mut dyn FnMut(Packed) -> io::Result<()>,
+    ) -> io::Result<()> {
         let wrong = || io::Error::other("the repository says places in packs that it does not name");
         for (name, place) in asked.iter().zip(&found.places) {
             if let Some(place) = place {
@@ -54,7 +67,6 @@ impl Packing {
                 self.known.insert(*name, Place { pack, slot: place.slot });
             }
         }
-        let mut full = Vec::new();
         for entry in entries {
             let Some(entry) = entry else {
                 self.collector.push(None);
@@ -65,11 +77,13 @@ impl Packing {
                 None => self.pack(file, entry)?,
             };
             self.collector.push(Some((&entry.name, place)));
-            if self.builder.is_full() {
-                full.extend(self.end_pack(file.block_size)?);
+            if self.builder.is_full()
+                && let Some(packed) = self.end_pack()?
+            {
+                send(packed)?;
             }
         }
-        Ok(full)
+        Ok(())
     }
 
     fn pack(&mut self, file: &NamedFile, entry: &Entry) -> io::Result<Place> {
@@ -80,16 +94,20 @@ impl Packing {
         Ok(place)
     }
 
-    fn end_pack(&mut self, block_size: usize) -> io::Result<Option<Packed>> {
+    fn end_pack(&mut self) -> io::Result<Option<Packed>> {
         let Some(number) = self.number.take() else { return Ok(None) };
-        let packed = std::mem::replace(&mut self.builder, Builder::new(block_size)).finish()?;
+        let packed = self.builder.finish()?;
         self.collector.end(number, packed.pack);
+        if self.underway.len() == UNDERWAY {
+            self.underway.pop_front();
+        }
+        self.underway.push_back(number);
         Ok(Some(packed))
     }
 
     /// The last pack, if there is one, and the recipe.
     pub(super) fn finish(mut self, file: &NamedFile) -> io::Result<(Option<Packed>, Recipe)> {
-        let last = self.end_pack(file.block_size)?;
+        let last = self.end_pack()?;
         let recipe = self.collector.finish(file.block_size, file.content.clone());
         Ok((last, recipe.ok_or_else(|| io::Error::other("a pack has no end"))?))
     }

@@ -2,6 +2,7 @@
 //! the recipe last.
 
 use std::{
+    io,
     path::Path,
     sync::{
         Arc,
@@ -11,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use reqwest::{Body, Method, StatusCode};
+use tokio::sync::mpsc;
 
 use super::{
     super::{
@@ -21,7 +23,7 @@ use super::{
     },
     Which, blocking,
     named::NamedFile,
-    packing::Packing,
+    packing::{Packing, UNDERWAY},
 };
 use crate::store::{
     manifest::{FileForm, PartFile},
@@ -84,6 +86,28 @@ impl HttpRepository {
         file: &Arc<NamedFile>,
         progress: SendingProgress<'_>,
     ) -> Result<Option<PartFile>, RepositoryError> {
+        // one is stored while the next is built
+        let (full, mut packs) = mpsc::channel(UNDERWAY - 2);
+        let building = self.build(ticket, which, file, full, progress);
+        let sending = async {
+            while let Some(pack) = packs.recv().await {
+                self.send_pack(ticket, which, pack).await?;
+            }
+            Ok(())
+        };
+        let (Some(recipe), ()) = tokio::try_join!(building, sending)? else { return Ok(None) };
+        self.send_recipe(ticket, which, recipe, file.size, progress).await.map(Some)
+    }
+
+    /// Builds packs of the blocks that the repository lacks, and the recipe of all; nothing if it does not understand.
+    async fn build(
+        &self,
+        ticket: &str,
+        which: Which<'_>,
+        file: &Arc<NamedFile>,
+        full: mpsc::Sender<Packed>,
+        progress: SendingProgress<'_>,
+    ) -> Result<Option<Recipe>, RepositoryError> {
         let mut packing = Packing::new(file.block_size);
         let mut first = 0;
         while first < file.blocks {
@@ -92,24 +116,23 @@ impl HttpRepository {
             let asked = packing.unknown(&entries);
             let Some(found) = self.find_blocks(ticket, which, &asked).await? else { return Ok(None) };
             first += entries.len() as u64;
-            let reader = file.clone();
-            let (packed, full) = blocking("pack the blocks of a capture", move || {
-                let full = packing.add(&reader, &entries, &asked, &found)?;
-                Ok((packing, full))
+            let (reader, full) = (file.clone(), full.clone());
+            packing = blocking("pack the blocks of a capture", move || {
+                // whoever takes them says why no more are wanted
+                let mut send = |pack| full.blocking_send(pack).map_err(|_| io::ErrorKind::BrokenPipe.into());
+                packing.add(&reader, &entries, &asked, &found, &mut send)?;
+                Ok(packing)
             })
             .await?;
-            packing = packed;
-            for pack in full {
-                self.send_pack(ticket, which, pack).await?;
-            }
             progress(Sending::Bytes(file.size.saturating_mul(first) / file.blocks));
         }
         let reader = file.clone();
         let (last, recipe) = blocking("pack the blocks of a capture", move || packing.finish(&reader)).await?;
         if let Some(pack) = last {
-            self.send_pack(ticket, which, pack).await?;
+            // the same
+            let _ = full.send(pack).await;
         }
-        self.send_recipe(ticket, which, recipe, file.size, progress).await.map(Some)
+        Ok(Some(recipe))
     }
 
     /// Which of these blocks the repository has; nothing if it is of an earlier version and does not understand.

@@ -1,14 +1,14 @@
 //! Files through packs and back, without a server between.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     path::Path,
     sync::{Arc, atomic::AtomicU64},
 };
 
 use super::{
     named::NamedFile,
-    packing::Packing,
+    packing::{Packing, UNDERWAY},
     plan::Plan,
     target::{self, Piece, Target},
 };
@@ -57,21 +57,26 @@ impl Packs {
     pub(super) fn put(&mut self, path: &Path, kind: FileKind, batch: usize) -> (Recipe, usize) {
         let file = NamedFile::read(path, kind).unwrap();
         let (mut packing, mut first, mut sent) = (Packing::new(file.block_size), 0, 0);
+        // as late as they may be stored
+        let mut underway = VecDeque::new();
         while first < file.blocks {
             let entries = file.entries(first, batch).unwrap();
             let asked = packing.unknown(&entries);
             let found = self.find(&asked);
-            for packed in packing.add(&file, &entries, &asked, &found).unwrap() {
+            let mut send = |packed: Packed| {
                 sent += packed.bytes.len();
-                self.keep(packed);
-            }
+                underway.push_back(packed);
+                if underway.len() > UNDERWAY - 1 {
+                    self.keep(underway.pop_front().unwrap());
+                }
+                Ok(())
+            };
+            packing.add(&file, &entries, &asked, &found, &mut send).unwrap();
             first += entries.len() as u64;
         }
         let (last, recipe) = packing.finish(&file).unwrap();
-        if let Some(packed) = last {
-            sent += packed.bytes.len();
-            self.keep(packed);
-        }
+        sent += last.iter().map(|packed| packed.bytes.len()).sum::<usize>();
+        underway.into_iter().chain(last).for_each(|packed| self.keep(packed));
         let bytes = recipe.to_bytes().unwrap();
         (Recipe::parse(&bytes).unwrap(), sent)
     }

@@ -45,7 +45,8 @@ pub(super) async fn pauses(world: &World, agents: Vec<Agent>, generation: u32) -
     let socket = own.join("s/qmp");
     let connected = until("QEMU's control channel", LIMIT, async || Ok(Qmp::connect(&socket).await.ok())).await;
     let qmp = connected.with_context(|| std::fs::read_to_string(own.join("log")).unwrap_or_default())?;
-    restore::load(&qmp, &File::open(own.join("memory"))?, LIMIT, &|_| {}).await?;
+    let loaded = restore::load(&qmp, &File::open(own.join("memory"))?, LIMIT, &|_| {}).await;
+    loaded.with_context(|| std::fs::read_to_string(own.join("log")).unwrap_or_default())?;
     agent.kill_qemu()?;
     let mut events = qmp.events();
     qmp.execute("cont", Value::Null).await?;
