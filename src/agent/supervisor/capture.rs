@@ -178,6 +178,8 @@ impl Supervisor {
         // one that stands still for it runs on once it is written: nobody waits here that long
         if order.resume && !paused {
             self.let_run(vm).await?;
+            // others that were stopped with it may still be cut
+            vm.threads.iter().for_each(|threads| threads.writer_gives_way());
         }
         let ran = ran + self.restored_ran();
         let (generation, resume) = (order.generation, order.resume);

@@ -104,6 +104,7 @@ impl Double {
         }
         *supervisor.vm.lock().await = Some(Vm {
             qmp: Arc::new(Qmp::connect(&qmp).await.unwrap()),
+            threads: None,
             version: Version { text: "8.0".into(), resumes_by_itself: false },
             base,
             _held: Vec::new(),

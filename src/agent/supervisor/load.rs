@@ -295,7 +295,7 @@ impl Supervisor {
         let tap = self.join_network().await?;
         self.serve_master();
         let qemu = Qemu::start(&definition, &self.paths.log(), tap).await?;
-        let qmp = qemu.qmp.clone();
+        let (qmp, threads) = (qemu.qmp.clone(), qemu.threads);
         tokio::spawn(self.clone().follow_disk(qmp.clone()));
         self.watch_over(qemu);
         self.compare_cpu(&qmp, &mut machine, offer, fetched.part.as_ref()).await?;
@@ -317,6 +317,7 @@ impl Supervisor {
         *self.guest.lock().await = Some(channel.map_err(|error| LoadError::Node(error.to_string()))?);
         *self.vm.lock().await = Some(Vm {
             qmp,
+            threads,
             version: probe::version().await?,
             base: fetched.disk,
             _held: fetched.held,

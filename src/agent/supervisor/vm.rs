@@ -17,6 +17,7 @@ use crate::{
             QemuError,
             capture::{self, Mechanism},
             img::{Chain, Format},
+            priority::Threads,
             probe::Version,
             qmp::Qmp,
         },
@@ -78,6 +79,7 @@ pub(super) struct Prepared {
 /// A loaded VM.
 pub(super) struct Vm {
     pub(super) qmp: Arc<Qmp>,
+    pub(super) threads: Option<Threads>,
     pub(super) version: Version,
     pub(super) base: PathBuf,
     /// The images it uses: the node keeps them.

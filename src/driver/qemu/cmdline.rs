@@ -104,7 +104,7 @@ pub const TAP_FD: i32 = 3;
 /// The arguments of `qemu-system-x86_64`.
 pub fn arguments(vm: &VmDefinition) -> Vec<OsString> {
     let mut args = Arguments(Vec::new());
-    args.pair("-name", format!("guest={},process=qemu-vmdeploy", value(&vm.name)));
+    args.pair("-name", format!("guest={},process=qemu-vmdeploy,debug-threads=on", value(&vm.name)));
     args.flag("-nodefaults");
     args.flag("-no-user-config");
     args.flag("-no-reboot");

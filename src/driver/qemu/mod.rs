@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cmdline;
 pub mod cpu;
 pub mod img;
+pub mod priority;
 pub mod probe;
 pub mod process;
 pub mod qmp;

@@ -10,11 +10,13 @@ use std::{
 };
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::process::Pid;
 use tokio::process::{Child, Command};
 
 use super::{
     QemuError,
     cmdline::{TAP_FD, VmDefinition, arguments, sockets},
+    priority::Threads,
     qmp::{Qmp, QmpError},
 };
 
@@ -82,6 +84,8 @@ pub struct Qemu {
     child: Child,
     /// Its control channel.
     pub qmp: std::sync::Arc<Qmp>,
+    /// Its threads, as long as it runs.
+    pub threads: Option<Threads>,
 }
 
 impl Qemu {
@@ -115,7 +119,11 @@ impl Qemu {
         let until = Instant::now() + START_LIMIT;
         loop {
             if let Ok(qmp) = Qmp::connect(&socket).await {
-                return Ok(Self { child, qmp: std::sync::Arc::new(qmp) });
+                let own = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+                let inner = child.id().into_iter().flat_map(children).next();
+                let threads = inner.or(own).map(Threads::of);
+                threads.iter().for_each(|threads| threads.processors_give_way());
+                return Ok(Self { child, qmp: std::sync::Arc::new(qmp), threads });
             }
             if child.try_wait().map_err(QemuError::io("wait for QEMU"))?.is_some() {
                 return Err(QemuError::Program { program: PROGRAM, message: last_words(log) });
@@ -149,9 +157,9 @@ impl Qemu {
 }
 
 /// The processes a process has started. QEMU itself starts none.
-fn children(pid: u32) -> Vec<rustix::process::Pid> {
+fn children(pid: u32) -> Vec<Pid> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)).collect()
+    list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 /// The end of what QEMU has said.

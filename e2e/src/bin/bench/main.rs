@@ -17,6 +17,9 @@ struct Arguments {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
+    /// Only this part of it: pauses, restores, costs or stored, of the snapshots.
+    #[arg(long)]
+    only: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -38,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
     let measured = match arguments.name {
         Name::Kill => kill::measure().await?,
         Name::Network => network::measure().await?,
-        Name::Snapshot => snapshot::measure().await?,
+        Name::Snapshot => snapshot::measure(arguments.only.as_deref()).await?,
         Name::Operator => report::Measured { figures: operator::measure().await?, failed: Vec::new() },
     };
     report::print(&measured.figures, arguments.json)?;

@@ -8,7 +8,7 @@ mod restore;
 mod savevm;
 mod stored;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use e2e::{TestBed, agents::Guests};
 
 use crate::report::{Figure, Measured};
@@ -35,17 +35,23 @@ fn writers(members: u32) -> Guests {
 
 type Part = fn() -> Result<Vec<Figure>>;
 
-/// Measures. The figures from the test bed are left out, and said to be, where none is in the environment.
-pub(crate) async fn measure() -> Result<Measured> {
+/// Measures all, or only one part. The figures from the test bed are left out, and said to be, where none is in the
+/// environment.
+pub(crate) async fn measure(only: Option<&str>) -> Result<Measured> {
     let parts: [(&str, Part); 3] =
         [("pauses", pause::measure), ("restores", restore::measure), ("costs", cost::measure)];
+    let wanted = |name: &str| only.is_none_or(|only| only == name);
+    ensure!(parts.iter().map(|(name, _)| *name).chain(["stored"]).any(wanted), "no such part");
     let mut measured = Measured { figures: Vec::new(), failed: Vec::new() };
-    for (name, part) in parts {
+    for (name, part) in parts.into_iter().filter(|(name, _)| wanted(name)) {
         eprintln!("{name} ...");
         match tokio::task::spawn_blocking(part).await? {
             Ok(figures) => measured.figures.extend(figures),
             Err(error) => measured.failed.push(format!("{name}: {error:#}")),
         }
+    }
+    if !wanted("stored") {
+        return Ok(measured);
     }
     let Some(bed) = TestBed::find().await? else {
         measured.failed.push("what is stored: no test bed in the environment (testbed env)".into());

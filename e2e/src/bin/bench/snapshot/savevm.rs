@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -39,7 +39,7 @@ pub(super) async fn pauses(world: &World, agents: Vec<Agent>, generation: u32) -
             .with_context(|| captured.join(file).display().to_string())?;
     }
     let words = arguments(&agent, &own)?;
-    let (mut command, log) = (Command::new("qemu-system-x86_64"), File::create(own.join("log"))?);
+    let (mut command, log) = (world.nodes.command(0, "qemu-system-x86_64"), File::create(own.join("log"))?);
     let child = command.args(&words).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
     let _rival = Rival(child);
     let socket = own.join("s/qmp");
@@ -90,7 +90,7 @@ fn arguments(agent: &Agent, own: &Path) -> Result<Vec<String>> {
     let swap = |word: &&str| match word.split_once(',') {
         Some(("socket", _)) => word.replace(&sockets, &theirs),
         // nobody has the other end of its card
-        Some(("tap", _)) => "user,id=net1,restrict=on".to_owned(),
+        Some(("tap", _)) => "tap,id=net1,ifname=savevm,script=no,downscript=no".to_owned(),
         _ => word.replace(&disk, &ours),
     };
     Ok(words[start..].iter().map(swap).chain(["-incoming".into(), "defer".into()]).collect())
