@@ -3,6 +3,7 @@
 //! Only puts the parts together and runs them while this process leads; what is decided is in
 //! `controller::transfer`.
 
+pub mod plan;
 mod watch;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};

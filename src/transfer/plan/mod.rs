@@ -1,0 +1,70 @@
+//! Which bytes move next, and where to, when nodes are to be emptied into one repository. Pure.
+//!
+//! Every byte crosses the repository's link once, so that the last node is free no earlier than this link has taken
+//! all. Most nodes can be free long before, if others of them take their bytes meanwhile. A [`View`] says what
+//! is where and what moves; a [`Planner`] says what starts now. It is asked again whenever a move has ended, a node has
+//! come or gone, or a link turned out to be faster or slower: there are no rounds, but in the policy that is called
+//! after them.
+//!
+//! | policy | does |
+//! |---|---|
+//! | [`Policy::Target`] | the wanted share of the nodes first, straight into the repository and the nodes that stay (a star); then as `NodeSeconds` |
+//! | [`Policy::NodeSeconds`] | holders merge in pairs, smaller into larger, while one that receives feeds the repository |
+//! | [`Policy::Deadline`] | a star over as many nodes as are needed for the others to be free in time |
+//! | [`Policy::Rounds`] | as Kget+ was published: one node sends to the repository and the others in pairs; nothing starts before all has ended |
+//!
+//! Where bytes are only counted here, whoever executes chooses which of them. A node has at most one move out and one
+//! in; the repository as many as fill its link ([`admission`]). No node is given more than it has room for; one that
+//! may not receive is never asked to. [`bounds`] are what no plan can beat, and [`simulate`] runs a plan on ideal links.
+
+pub mod admission;
+pub mod bounds;
+mod doubling;
+mod model;
+pub mod simulate;
+mod star;
+
+use star::Star;
+pub use model::{Move, Node, Place, Policy, Repository, View};
+
+/// Decides for one run; it remembers the schedule that it follows until something differs from it.
+#[derive(Debug)]
+pub struct Planner {
+    policy: Policy,
+    star: Option<Star>,
+}
+
+impl Planner {
+    /// Decides by this policy.
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, star: None }
+    }
+
+    /// What starts now, besides the moves that are under way, `now` seconds after the beginning.
+    pub fn next(&mut self, view: &View<'_>, now: f64) -> Vec<Move> {
+        match self.policy {
+            Policy::NodeSeconds => doubling::next(view, false),
+            Policy::Rounds => doubling::next(view, true),
+            Policy::Target { share } => {
+                let wanted = model::share_of(view.nodes.len(), share);
+                if view.free() >= wanted {
+                    return doubling::next(view, false);
+                }
+                self.follow(view, |view| Some(view.nodes.len() - wanted))
+            }
+            Policy::Deadline { within } => self.follow(view, |view| star::receivers_for(view, within - now)),
+        }
+    }
+
+    /// Follows the star there is, or another with as many nodes that stay; without either, holders merge.
+    fn follow(&mut self, view: &View<'_>, receivers: impl Fn(&View<'_>) -> Option<usize>) -> Vec<Move> {
+        if self.star.as_ref().is_none_or(|star| !star.holds(view)) {
+            let receivers = receivers(view).filter(|receivers| view.free() + receivers < view.nodes.len());
+            self.star = receivers.map(|receivers| Star::new(view, receivers));
+        }
+        match &mut self.star {
+            Some(star) => star.next(view),
+            None => doubling::next(view, false),
+        }
+    }
+}

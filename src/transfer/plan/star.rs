@@ -1,0 +1,259 @@
+//! A star: most nodes send straight to the repository and to a few nodes that stay. Pure.
+//!
+//! All that receive should end at the same time. Senders are dealt out whole, the smallest first, to whoever has most
+//! time left; what fits nowhere whole is split over the ends that are left. Of a split sender the first part comes at
+//! the end of one receiver's time and the second at the beginning of the next one's, so that its link never has to
+//! send both at once (McNaughton's rule for preemptive schedules).
+
+use std::collections::VecDeque;
+
+use super::model::{Busy, Move, Place, View};
+
+/// Steps by which the end is found: finer than any clock.
+const STEPS: u32 = 60;
+
+/// Who takes bytes in.
+#[derive(Clone, Debug)]
+struct Sink {
+    to: Place,
+    rate: f64,
+    /// Seconds until it is idle.
+    busy: f64,
+    /// Bytes it has room for.
+    room: f64,
+    /// Bytes that may still be dealt to it.
+    left: f64,
+    /// The rest of a split sender: to begin with.
+    first: Option<(usize, f64)>,
+    /// Whole senders, the smallest first.
+    whole: Vec<(usize, f64)>,
+    /// The beginning of a split sender: for the end.
+    last: Option<(usize, f64)>,
+}
+
+impl Sink {
+    /// In the order in which they come. The rest of a split sender frees no node yet, so it comes late, but one whole
+    /// sender before the end, where the beginning of another may be.
+    fn queue(&self) -> impl Iterator<Item = (usize, f64)> {
+        let (early, late) = self.whole.split_at(self.whole.len().saturating_sub(1));
+        early.iter().chain(&self.first).chain(late).chain(&self.last).copied()
+    }
+
+    fn takes_until(&self, end: f64) -> f64 {
+        ((end - self.busy).max(0.0) * self.rate).min(self.room)
+    }
+}
+
+/// A node that is emptied: its number, the bytes that are not under way, seconds until its link is idle.
+#[derive(Clone, Copy, Debug)]
+struct Sender {
+    node: usize,
+    bytes: f64,
+    busy: f64,
+    up: f64,
+}
+
+/// Who sends to whom until most nodes are free.
+#[derive(Clone, Debug)]
+pub(super) struct Star {
+    sinks: Vec<(Place, VecDeque<(usize, f64)>)>,
+    /// Which nodes answered when it was made.
+    answered: Vec<bool>,
+}
+
+impl Star {
+    /// The schedule if so many nodes stay.
+    pub(super) fn new(view: &View<'_>, receivers: usize) -> Self {
+        let (senders, mut sinks) = sides(view, &view.busy(), receivers);
+        let end = end(&senders, &sinks);
+        deal(&senders, &mut sinks, end);
+        let sinks = sinks.into_iter().map(|sink| (sink.to, sink.queue().collect())).collect();
+        Self { sinks, answered: answers(view) }
+    }
+
+    /// Whether it still fits what is there, and has more to start.
+    pub(super) fn holds(&self, view: &View<'_>) -> bool {
+        let more = self.sinks.iter().flat_map(|(_, queue)| queue).any(|(from, _)| view.nodes[*from].load > 0);
+        (more || !view.moves.is_empty()) && self.answered == answers(view)
+    }
+
+    /// What starts now.
+    pub(super) fn next(&mut self, view: &View<'_>) -> Vec<Move> {
+        let mut busy = view.busy();
+        let mut open = view.open(&busy);
+        let mut moves = Vec::new();
+        for at in 0..self.sinks.len() {
+            let to = self.sinks[at].0;
+            let idle = match to {
+                Place::Repository => open > 0,
+                Place::Node(node) => busy.into[node] == 0,
+            };
+            if !idle {
+                continue;
+            }
+            let Some((from, bytes)) = self.take(at, view, &busy) else { continue };
+            let left = view.nodes[from].load.saturating_sub(busy.out[from]);
+            let room = match to {
+                Place::Repository => u64::MAX,
+                Place::Node(node) => view.nodes[node].room,
+            };
+            let bytes = view.whole(bytes, left).min(room);
+            if bytes > 0 {
+                busy.out[from] += bytes;
+                if to == Place::Repository {
+                    open -= 1;
+                }
+                moves.push(Move { from, to, bytes });
+            }
+        }
+        moves
+    }
+
+    /// The next of a sink whose link is idle; of another's if it has none left.
+    fn take(&mut self, at: usize, view: &View<'_>, busy: &Busy) -> Option<(usize, f64)> {
+        let ready = |(from, _): &(usize, f64)| busy.out[*from] == 0 && view.nodes[*from].load > 0;
+        let own = &mut self.sinks[at].1;
+        own.retain(|(from, _)| view.nodes[*from].load > 0);
+        if let Some(next) = own.iter().position(ready) {
+            return own.remove(next);
+        }
+        if !own.is_empty() {
+            return None;
+        }
+        let longest = self.sinks.iter_mut().map(|(_, queue)| queue).max_by_key(|queue| queue.len())?;
+        let next = longest.iter().rposition(ready).filter(|next| *next > 0)?;
+        longest.remove(next)
+    }
+}
+
+fn answers(view: &View<'_>) -> Vec<bool> {
+    view.nodes.iter().map(|node| node.answers).collect()
+}
+
+/// The fewest nodes that have to stay for all others to be free within this time; none if it is too short for one.
+pub(super) fn receivers_for(view: &View<'_>, left: f64) -> Option<usize> {
+    let busy = view.busy();
+    let reaches = |receivers: usize| {
+        let (senders, sinks) = sides(view, &busy, receivers);
+        end(&senders, &sinks) <= left
+    };
+    let holders = view.nodes.iter().filter(|node| node.load > 0).count();
+    let (mut low, mut high) = (0, holders.saturating_sub(1));
+    if !reaches(high) {
+        return None;
+    }
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if reaches(middle) { high = middle } else { low = middle + 1 }
+    }
+    Some(low)
+}
+
+/// Who sends, the smallest first, and who receives: the largest holders, so that most of the bytes stay where they are.
+fn sides(view: &View<'_>, busy: &Busy, receivers: usize) -> (Vec<Sender>, Vec<Sink>) {
+    let mut able: Vec<usize> = (0..view.nodes.len()).collect();
+    able.retain(|node| view.nodes[*node].receives && view.nodes[*node].answers);
+    able.sort_by_key(|node| std::cmp::Reverse((busy.into[*node] > 0, view.nodes[*node].load, *node)));
+    able.truncate(receivers);
+    let mut stays = vec![false; view.nodes.len()];
+    able.iter().for_each(|node| stays[*node] = true);
+    let senders = view.nodes.iter().enumerate().filter(|(number, node)| !stays[*number] && node.answers && node.load > 0);
+    let mut senders: Vec<Sender> = senders
+        .map(|(number, node)| Sender {
+            node: number,
+            bytes: node.load.saturating_sub(busy.out[number]) as f64,
+            busy: busy.out[number] as f64 / node.up,
+            up: node.up,
+        })
+        .collect();
+    senders.retain(|sender| sender.bytes > 0.0);
+    senders.sort_by(|a, b| a.bytes.total_cmp(&b.bytes));
+    let sink = |to, rate: f64, busy: f64, room: f64| Sink {
+        to,
+        rate,
+        busy,
+        room,
+        left: 0.0,
+        first: None,
+        whole: Vec::new(),
+        last: None,
+    };
+    let slots = view.repository.senders.max(1);
+    let share = view.repository.rate / slots as f64;
+    let feeding = view.moves.iter().filter(|going| going.to == Place::Repository);
+    let mut sinks: Vec<Sink> =
+        feeding.map(|going| sink(Place::Repository, share, going.bytes.max(1) as f64 / share, f64::INFINITY)).collect();
+    let open = (sinks.len()..slots).map(|_| sink(Place::Repository, share, 0.0, f64::INFINITY));
+    sinks.extend(open.collect::<Vec<_>>());
+    sinks.extend(able.into_iter().map(|number| {
+        let node = view.nodes[number];
+        sink(Place::Node(number), node.down, busy.into[number] as f64 / node.down, node.room as f64)
+    }));
+    (senders, sinks)
+}
+
+/// When all senders can have sent all, in seconds.
+fn end(senders: &[Sender], sinks: &[Sink]) -> f64 {
+    let all: f64 = senders.iter().map(|sender| sender.bytes).sum();
+    let own = senders.iter().map(|sender| sender.busy + sender.bytes / sender.up).fold(0.0, f64::max);
+    let taken = |end: f64| sinks.iter().map(|sink| sink.takes_until(end)).sum::<f64>();
+    let (mut low, mut high) = (0.0, 1.0);
+    // the repository always takes more
+    while taken(high) < all && high < f64::MAX / 4.0 {
+        high *= 2.0;
+    }
+    for _ in 0..STEPS {
+        let middle = f64::midpoint(low, high);
+        if taken(middle) < all { low = middle } else { high = middle }
+    }
+    high.max(own)
+}
+
+fn deal(senders: &[Sender], sinks: &mut [Sink], end: f64) {
+    for sink in sinks.iter_mut() {
+        sink.left = sink.takes_until(end);
+    }
+    let mut over = Vec::new();
+    for sender in senders {
+        let roomiest = sinks.iter_mut().max_by(|a, b| a.left.total_cmp(&b.left));
+        match roomiest {
+            Some(sink) if sink.left >= sender.bytes * (1.0 - 1e-9) => {
+                sink.left -= sender.bytes;
+                sink.whole.push((sender.node, sender.bytes));
+            }
+            _ => over.push(*sender),
+        }
+    }
+    split(over.into(), sinks);
+}
+
+/// Fills the ends of the sinks, each sender on at most two of them.
+fn split(mut over: VecDeque<Sender>, sinks: &mut [Sink]) {
+    let mut current = 0;
+    while let Some(Sender { node, bytes, busy, up }) = over.pop_front() {
+        let Some(sink) = sinks.get_mut(current) else { return };
+        if sink.left >= bytes {
+            sink.left -= bytes;
+            sink.whole.push((node, bytes));
+            continue;
+        }
+        let part = sink.left;
+        if part > 0.0 {
+            sink.last = Some((node, part));
+            sink.left = 0.0;
+        }
+        current += 1;
+        let Some(sink) = sinks.get_mut(current) else { return };
+        let rest = bytes - part;
+        // what is whole there is split in its place
+        while sink.left < rest
+            && let Some((node, bytes)) = sink.whole.pop()
+        {
+            sink.left += bytes;
+            over.push_back(Sender { node, bytes, busy, up });
+        }
+        let part = rest.min(sink.left);
+        sink.left -= part;
+        sink.first = Some((node, part));
+    }
+}
