@@ -179,7 +179,9 @@ impl Supervisor {
         if order.resume && !paused {
             self.let_run(vm).await?;
             // others that were stopped with it may still be cut
-            vm.threads.iter().for_each(|threads| threads.writer_gives_way());
+            if let Some(threads) = vm.threads {
+                threads.writer_gives_way();
+            }
         }
         let ran = ran + self.restored_ran();
         let (generation, resume) = (order.generation, order.resume);

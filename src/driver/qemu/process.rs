@@ -122,7 +122,9 @@ impl Qemu {
                 let own = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
                 let inner = child.id().into_iter().flat_map(children).next();
                 let threads = inner.or(own).map(Threads::of);
-                threads.iter().for_each(|threads| threads.processors_give_way());
+                if let Some(threads) = threads {
+                    threads.processors_give_way();
+                }
                 return Ok(Self { child, qmp: std::sync::Arc::new(qmp), threads });
             }
             if child.try_wait().map_err(QemuError::io("wait for QEMU"))?.is_some() {

@@ -24,8 +24,8 @@ mod model;
 pub mod simulate;
 mod star;
 
-use star::Star;
 pub use model::{Move, Node, Place, Policy, Repository, View};
+use star::Star;
 
 /// Decides for one run; it remembers the schedule that it follows until something differs from it.
 #[derive(Debug)]
@@ -62,9 +62,12 @@ impl Planner {
             let receivers = receivers(view).filter(|receivers| view.free() + receivers < view.nodes.len());
             self.star = receivers.map(|receivers| Star::new(view, receivers));
         }
-        match &mut self.star {
-            Some(star) => star.next(view),
-            None => doubling::next(view, false),
+        let moves = self.star.as_mut().map(|star| star.next(view)).unwrap_or_default();
+        // a schedule that has run dry, for lack of room, must not be the end of it
+        if moves.is_empty() && (self.star.is_none() || view.moves.is_empty()) {
+            self.star = None;
+            return doubling::next(view, false);
         }
+        moves
     }
 }

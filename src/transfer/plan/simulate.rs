@@ -28,6 +28,8 @@ pub struct Run {
     pub free: Vec<Option<f64>>,
     /// Seconds in which the repository's link was not full although bytes were left.
     pub idle: f64,
+    /// Bytes that the repository has got, those that it got again after a death among them.
+    pub stored: u64,
     /// Bytes that were moved, counted for each link they crossed.
     pub moved: u64,
     /// Bytes that died with their node and were nowhere else.
@@ -85,7 +87,7 @@ pub fn run(input: &Input, terms: &Terms, policy: Policy) -> Run {
         nodes: input.sizes.iter().map(node).collect(),
         holds: input.sizes.iter().enumerate().map(|(own, size)| VecDeque::from([(own, *size)])).collect(),
         active: Vec::new(),
-        free: vec![None; input.sizes.len()],
+        free: input.sizes.iter().map(|size| (*size == 0).then_some(0.0)).collect(),
         stored: 0,
         moved: 0,
         lost: 0,
@@ -113,13 +115,14 @@ pub fn run(input: &Input, terms: &Terms, policy: Policy) -> Run {
             world.die(node);
         }
     }
-    let (free, moved, lost) = (world.free, world.moved, world.lost);
-    Run { free, idle, moved, lost, moves, end: now }
+    let World { free, stored, moved, lost, .. } = world;
+    Run { free, idle, stored, moved, lost, moves, end: now }
 }
 
 impl World<'_> {
     fn start(&mut self, terms: &Terms, planner: &mut Planner, now: f64) -> Vec<Move> {
-        let going: Vec<Move> = self.active.iter().map(|active| Move { bytes: active.left as u64, ..active.going }).collect();
+        let going: Vec<Move> =
+            self.active.iter().map(|active| Move { bytes: active.left as u64, ..active.going }).collect();
         let repository = Repository { rate: self.input.repository, senders: terms.senders };
         let view = View { nodes: &self.nodes, repository, moves: &going, chunk: terms.chunk };
         let started = planner.next(&view, now);

@@ -156,8 +156,11 @@ fn sides(view: &View<'_>, busy: &Busy, receivers: usize) -> (Vec<Sender>, Vec<Si
     able.sort_by_key(|node| std::cmp::Reverse((busy.into[*node] > 0, view.nodes[*node].load, *node)));
     able.truncate(receivers);
     let mut stays = vec![false; view.nodes.len()];
-    able.iter().for_each(|node| stays[*node] = true);
-    let senders = view.nodes.iter().enumerate().filter(|(number, node)| !stays[*number] && node.answers && node.load > 0);
+    for node in &able {
+        stays[*node] = true;
+    }
+    let senders =
+        view.nodes.iter().enumerate().filter(|(number, node)| !stays[*number] && node.answers && node.load > 0);
     let mut senders: Vec<Sender> = senders
         .map(|(number, node)| Sender {
             node: number,

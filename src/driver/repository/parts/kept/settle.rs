@@ -185,21 +185,20 @@ impl Missing<'_> {
                 }
                 self.builder.push(entry.name, &file.block(entry)?)?;
                 if self.builder.is_full() {
-                    self.end_pack(file.block_size)?;
+                    self.end_pack()?;
                 }
             }
         }
-        self.end_pack(file.block_size)?;
+        self.end_pack()?;
         Ok(true)
     }
 
-    fn end_pack(&mut self, block_size: usize) -> io::Result<()> {
-        let builder = std::mem::replace(&mut self.builder, Builder::new(block_size));
+    fn end_pack(&mut self) -> io::Result<()> {
         self.new.clear();
-        if builder.is_empty() {
+        if self.builder.is_empty() {
             return Ok(());
         }
-        let packed = builder.finish()?;
+        let packed = self.builder.finish()?;
         let bytes = packed.bytes.len() as u64;
         // what has no room is fetched
         if let Some(left) = self.room.checked_sub(bytes) {
