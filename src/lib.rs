@@ -36,7 +36,7 @@
 //! |---|---|---|---|
 //! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites and the agents | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
-//! | `repository` | Deployment and a volume | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
+//! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
 //! | `importer` | pod per `VmImage` | fetches and checks an image | nothing |
 //!
@@ -144,6 +144,10 @@
 //! - **What a node keeps of captures**: nobody's truth. Its blocks are compared with what the recipe in the repository
 //!   says, and fetched where they are not right. They are sealed with a key that follows from the authority's and the
 //!   job's uid: with the agent the key is gone from the node, whether or not there was time to remove the files.
+//! - **What is in a bucket**: the bucket. The volume in front of it is a cache of what it has, and shows all its names; what only
+//!   the volume has was never acknowledged. Whose the bucket is says an object in it: each repository that starts raises
+//!   its epoch, and records and manifests are announced in it before they are put, on the condition that nothing has
+//!   changed. So one that is only cut off publishes nothing more, at whatever moment it goes on.
 //! - **What is in the packs**: the packs themselves, named by their index. Where a block is found again is noted
 //!   in a database that is made anew from them when it is lost.
 //! - **Slots**: the site. Its answers are facts with an age; no answer is `Unknown`, and neither destroys

@@ -36,7 +36,7 @@ use crate::nodes::Nodes;
 pub const JOB: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
 /// Longest wait for anything.
 pub const LIMIT: Duration = Duration::from_secs(180);
-const SECRET: &[u8] = b"a secret of two parts";
+pub(crate) const SECRET: &[u8] = b"a secret of two parts";
 const REPOSITORY_PORT: u16 = 7443;
 /// Of what nodes keep of the job's captures.
 const KEPT_KEY: &str = "dGhlIGtleSBvZiB3aGF0IHRoZXNlIG5vZGVzIGtlZXA=";
@@ -320,11 +320,11 @@ pub fn program() -> Result<PathBuf> {
     found.with_context(|| format!("no vmdeploy near {}: cargo build", own.display()))
 }
 
-fn issue(certificates: &Certificates, who: &Identity) -> Result<Credentials> {
+pub(crate) fn issue(certificates: &Certificates, who: &Identity) -> Result<Credentials> {
     Ok(certificates.issue(who, jiff::Timestamp::now(), Duration::from_secs(3600))?)
 }
 
-fn write(credentials: &Credentials, directory: &Path) -> Result<()> {
+pub(crate) fn write(credentials: &Credentials, directory: &Path) -> Result<()> {
     std::fs::create_dir_all(directory)?;
     std::fs::write(directory.join("ca.crt"), &credentials.ca)?;
     std::fs::write(directory.join("tls.crt"), &credentials.certificate)?;
@@ -332,7 +332,7 @@ fn write(credentials: &Credentials, directory: &Path) -> Result<()> {
 }
 
 /// Where a process's lines go: our own output is for results.
-fn log(root: &Path, name: &str) -> std::io::Result<File> {
+pub(crate) fn log(root: &Path, name: &str) -> std::io::Result<File> {
     File::create(root.join(format!("{name}.log")))
 }
 

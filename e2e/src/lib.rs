@@ -5,6 +5,7 @@
 //! at vmdeploy from outside, as a user and as the site's other users do.
 
 pub mod agents;
+pub mod bucket;
 pub mod job;
 pub mod left;
 pub mod nodes;

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::{
     blocks::Entry,
     durable::disk_error,
-    packs::{Trouble, damaged_pack, read_index},
+    packs::{Trouble, damaged_pack},
     recipes,
     store::{Outcome, Store, guard, refused},
     uploads::Origin,
@@ -123,7 +123,7 @@ impl Store {
                 let path = |of: &Manifest| Self::file_path(&of.job, of.generation, of.incarnation, part.index, file);
                 let from = path(source)?;
                 if file.form == FileForm::Recipe {
-                    packs.extend(recipes::check(&self.root.at(&from), file)?.1.into_iter().map(|pack| pack.name));
+                    packs.extend(recipes::check(&self.root, &from, file)?.1.into_iter().map(|pack| pack.name));
                 }
                 self.share(&from, &path(made)?, free)?;
             }
@@ -174,7 +174,7 @@ impl Store {
         self.with_index(job, |held| {
             let known = held.ask(|index| index.entries(packs))?;
             for name in packs.iter().filter(|name| !known.contains_key(name)) {
-                match read_index(&self.root.at(&layout::pack(job, *name)?), *name) {
+                match self.index_of(job, *name) {
                     Ok((pack, index)) => {
                         held.ask(|known| known.add(&Entry::of(pack, &index, None), index.blocks()))?;
                     }

@@ -10,14 +10,17 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rstest::rstest;
 
 use super::*;
 use crate::{
     names::Generation,
     repository::{
+        bucket::testing::{Kind, TestStore},
         check,
         crash_tests::Fuse,
         durable::{AllSteps, Steps},
+        files::Files,
         packs_tests::{content, job, now, origin, send_in, store_generation},
     },
     store::{adoption::Ancestor, manifest::FileKind, pack::BlockName},
@@ -39,9 +42,13 @@ fn open(root: &Path, steps: impl Steps + 'static) -> Store {
 /// A store with two generations of a job.
 fn filled(root: &Path) -> Store {
     let store = open(root, AllSteps);
-    store_generation(&store, 1, &[1, 2, 3, 4], now());
-    store_generation(&store, 2, &[1, 2, 5, 6], now());
+    fill(&store);
     store
+}
+
+fn fill(store: &Store) {
+    store_generation(store, 1, &[1, 2, 3, 4], now());
+    store_generation(store, 2, &[1, 2, 5, 6], now());
 }
 
 fn complete(store: &Store, job: &JobUid) -> Vec<Generation> {
@@ -58,7 +65,7 @@ fn b11_an_adopted_generation_lives_on_when_its_source_is_gone() {
     assert_eq!(store.adopt(&other(), &clone_of(2), 0, now()), Ok(summary.clone()), "asked again");
     store.remove_job(&job(), now()).unwrap();
     store.collect(&other(), now()).unwrap();
-    assert_eq!(check::verify(&root).unwrap().problems, [] as [String; 0]);
+    assert_eq!(check::verify(&Files::directory(&root).unwrap()).unwrap().problems, [] as [String; 0]);
     assert_eq!((complete(&store, &job()), complete(&store, &other())), (vec![], vec![ADOPTED]));
     assert_eq!(store.adopt(&other(), &clone_of(2), 0, now()), Ok(summary), "asked again, the source gone");
     // what it captures next sends nothing of what it has from there
@@ -103,25 +110,26 @@ fn one_adoption_at_a_time_is_made_for_a_job() {
     store.adopt(&other(), &clone_of(2), 0, now()).unwrap();
 }
 
-#[test]
-fn b11_an_adoption_that_dies_anywhere_is_taken_up_again() {
+#[rstest]
+fn b11_an_adoption_that_dies_anywhere_is_taken_up_again(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
     let mut deaths = 0;
     for steps in 0.. {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("root");
-        drop(filled(&root));
+        let place = TestStore::new(kind);
+        fill(&place.open(AllSteps).unwrap());
         let fuse = Fuse(Arc::new(AtomicI64::new(steps)));
-        let result = open(&root, fuse.clone()).adopt(&other(), &clone_of(2), 0, now());
+        let result = place.open(fuse.clone()).unwrap().adopt(&other(), &clone_of(2), 0, now());
         let survived = fuse.0.load(Ordering::SeqCst) >= 0;
         assert_eq!(result.is_ok(), survived, "{result:?} after {steps} steps");
-        let next = open(&root, AllSteps);
+        let next = place.open(AllSteps).unwrap();
         // a sweep must not take what is half there, nor what the source needs
         next.collect(&other(), now()).unwrap();
         next.collect(&job(), now()).unwrap();
-        assert_eq!(check::verify(&root).unwrap().problems, [] as [String; 0], "after {steps} steps");
+        assert_eq!(place.verify().problems, [] as [String; 0], "after {steps} steps");
         next.adopt(&other(), &clone_of(2), 0, now()).unwrap_or_else(|e| panic!("again after {steps} steps: {e}"));
         next.remove_job(&job(), now()).unwrap();
-        let report = check::verify(&root).unwrap();
+        let report = place.verify();
         assert_eq!((report.generations, report.problems), (1, vec![]), "after {steps} steps");
         if survived {
             break;
@@ -154,7 +162,7 @@ fn b11_a_source_that_goes_in_the_middle_makes_no_half_generation() {
         drop(filled(&root));
         let store = open(&root, SourceGoes(AtomicI64::new(steps), root.clone()));
         let result = store.adopt(&other(), &clone_of(2), 0, now());
-        let report = check::verify(&root).unwrap();
+        let report = check::verify(&Files::directory(&root).unwrap()).unwrap();
         assert_eq!(report.problems, [] as [String; 0], "after {steps} steps: {result:?}");
         match result {
             Ok(_) => whole += 1,
@@ -284,7 +292,7 @@ fn a9_a_fence_does_not_wait_for_a_copy_and_ends_it() {
     meanwhile(fence, |root, store, result| {
         assert!(matches!(result, Err(RepositoryError::Refused(_))), "{result:?}");
         assert_eq!((complete(store, &other()), complete(store, &job())), (vec![], vec![1, 2]));
-        assert_eq!(check::verify(root).unwrap().problems, [] as [String; 0]);
+        assert_eq!(check::verify(&Files::directory(root).unwrap()).unwrap().problems, [] as [String; 0]);
     });
 }
 

@@ -2,23 +2,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
+
+use anyhow::Context as _;
 
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    bucket::Address,
+    files::Files,
     packs::{check_pack, damaged_pack},
     publish::check_file,
     recipes,
-    usage::{names, usage},
+    usage::usage,
 };
 use crate::{
     driver::repository::JobUsage,
     names::{Generation, JobUid},
     store::{
-        layout::{self, DAMAGED, GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, generation, image_name},
+        layout::{self, DAMAGED, GENERATIONS, IMAGES, JOBS, MANIFEST, PartName, STAGING, generation, image_name},
         manifest::{FileForm, Manifest},
         pack::{PackName, PackRef},
     },
@@ -38,9 +42,26 @@ pub enum Command {
 /// Which store.
 #[derive(clap::Args, Debug)]
 pub struct Target {
-    /// Directory of the store.
-    #[arg(long)]
-    root: PathBuf,
+    /// Directory of the store; with a bucket, where its names are written down meanwhile.
+    #[arg(long, required_unless_present = "bucket")]
+    root: Option<PathBuf>,
+    #[command(flatten)]
+    bucket: Address,
+}
+
+impl Target {
+    /// Its files, and the directory in which those of a bucket are shown.
+    fn open(&self) -> anyhow::Result<(Files, Option<tempfile::TempDir>)> {
+        if let Some(objects) = self.bucket.objects()? {
+            let within = self.root.clone().unwrap_or_else(std::env::temp_dir);
+            // what a crash leaves there is cleared when the store is served next
+            let staging = Some(within.join(STAGING)).filter(|staging| staging.is_dir());
+            let scratch = tempfile::tempdir_in(staging.unwrap_or(within)).context("make a directory for its names")?;
+            return Ok((Files::of_bucket(objects, scratch.path())?, Some(scratch)));
+        }
+        let root = self.root.as_deref().context("say --root or --bucket")?;
+        Ok((Files::directory(root)?, None))
+    }
 }
 
 impl Command {
@@ -49,7 +70,8 @@ impl Command {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Self::Verify(target) => {
-                let report = verify(&target.root)?;
+                let (files, _scratch) = target.open()?;
+                let report = verify(&files)?;
                 for line in &report.problems {
                     println!("DAMAGED {line}");
                 }
@@ -57,7 +79,8 @@ impl Command {
                 anyhow::ensure!(report.problems.is_empty(), "{} problems", report.problems.len());
             }
             Self::Usage(target) => {
-                let found = usage(&target.root)?;
+                let (files, _scratch) = target.open()?;
+                let found = usage(files.root())?;
                 for (namespace, bytes) in found.namespaces() {
                     println!("{bytes:>16}  {}", if namespace.is_empty() { "(nothing complete)" } else { namespace });
                     let named = |job: &&JobUsage| job.owner.as_ref().map_or("", |o| &o.namespace) == namespace;
@@ -90,32 +113,28 @@ pub struct Report {
 type Needed = BTreeMap<PackName, (PackRef, BTreeSet<Generation>)>;
 
 /// Reads every published file back.
-pub fn verify(root: &Path) -> io::Result<Report> {
+pub fn verify(files: &Files) -> io::Result<Report> {
     let mut report = Report::default();
-    for job in names(&root.join(JOBS))? {
+    for job in files.list(Path::new(JOBS))? {
         let mut needed = Needed::new();
-        for number in names(&root.join(JOBS).join(&job).join(GENERATIONS))? {
-            let directory = root.join(JOBS).join(&job).join(GENERATIONS).join(&number);
-            let bytes = match fs::read(directory.join(MANIFEST)) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
+        let generations = Path::new(JOBS).join(&job).join(GENERATIONS);
+        for number in files.list(&generations)? {
+            let Some(bytes) = files.read(&generations.join(&number).join(MANIFEST))? else { continue };
             report.generations += 1;
             match Manifest::parse(&bytes) {
-                Ok(manifest) => verify_generation(root, &manifest, &mut needed, &mut report),
+                Ok(manifest) => verify_generation(files, &manifest, &mut needed, &mut report),
                 Err(error) => report.problems.push(format!("{job}/{number}: {error}")),
             }
         }
-        verify_packs(root, &JobUid(job), &needed, &mut report);
+        verify_packs(files, &JobUid(job), &needed, &mut report);
     }
-    verify_images(root, &mut report)?;
+    verify_images(files, &mut report)?;
     Ok(report)
 }
 
-fn verify_images(root: &Path, report: &mut Report) -> io::Result<()> {
-    for name in names(&root.join(IMAGES))? {
-        let path = root.join(IMAGES).join(&name);
+fn verify_images(files: &Files, report: &mut Report) -> io::Result<()> {
+    for name in files.list(Path::new(IMAGES))? {
+        let path = Path::new(IMAGES).join(&name);
         match path.extension().and_then(|extension| extension.to_str()) {
             Some(DAMAGED) => report.problems.push(format!(
                 "{IMAGES}/{name} was put aside: the operator imports it again if the source of its VmImage still has \
@@ -126,7 +145,7 @@ fn verify_images(root: &Path, report: &mut Report) -> io::Result<()> {
             None => {
                 report.files += 1;
                 let mut hasher = Sha256::new();
-                report.bytes += io::copy(&mut fs::File::open(&path)?, &mut hasher)?;
+                report.bytes += io::copy(&mut files.original(&path)?.0, &mut hasher)?;
                 if image_name(&hasher.finalize()) != format!("sha256:{name}") {
                     report.problems.push(format!(
                         "{IMAGES}/{name} is not what its name says: move it away, and the operator imports it again"
@@ -138,16 +157,16 @@ fn verify_images(root: &Path, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-fn verify_generation(root: &Path, manifest: &Manifest, needed: &mut Needed, report: &mut Report) {
+fn verify_generation(files: &Files, manifest: &Manifest, needed: &mut Needed, report: &mut Report) {
     let Ok(directory) = generation(&manifest.job, manifest.generation) else { return };
     for part in &manifest.members {
         for file in &part.files {
             let name = PartName::of_file(manifest.incarnation, part.index, file).to_string();
-            let path = root.join(&directory).join(name);
+            let path = directory.join(name);
             report.files += 1;
             let checked = match file.form {
-                FileForm::Whole => check_file(&path, file).map(|_| Vec::new()),
-                FileForm::Recipe => recipes::check(&path, file).map(|(_, packs)| packs),
+                FileForm::Whole => check_file(files, &path, file).map(|_| Vec::new()),
+                FileForm::Recipe => recipes::check(files, &path, file).map(|(_, packs)| packs),
             };
             match checked {
                 Ok(packs) => {
@@ -164,17 +183,17 @@ fn verify_generation(root: &Path, manifest: &Manifest, needed: &mut Needed, repo
 }
 
 /// Reads each pack once, however many files need it.
-fn verify_packs(root: &Path, job: &JobUid, needed: &Needed, report: &mut Report) {
+fn verify_packs(files: &Files, job: &JobUid, needed: &Needed, report: &mut Report) {
     for (name, (pack, generations)) in needed {
         let (Ok(path), Ok(aside)) = (layout::pack(job, *name), damaged_pack(job, *name)) else { return };
         report.files += 1;
-        let wrong = match check_pack(&root.join(path), *name, false) {
+        let wrong = match check_pack(files.original(&path).map(|(opened, _)| opened), *name, false) {
             Ok((found, _)) if found == *pack => {
                 report.bytes += u64::from(pack.stored);
                 continue;
             }
             Ok(_) => "has another length than its recipes say".to_owned(),
-            Err(trouble) if trouble.is_absence() && root.join(aside).exists() => "was put aside".to_owned(),
+            Err(trouble) if trouble.is_absence() && files.at(&aside).exists() => "was put aside".to_owned(),
             Err(trouble) if trouble.is_absence() => "is missing".to_owned(),
             Err(trouble) => format!("is damaged: {trouble}"),
         };

@@ -18,7 +18,6 @@ use super::{
     blocks::BlockIndex,
     durable::disk_error,
     indices::Held,
-    packs::read_index,
     recipes,
     store::{Outcome, Store, guard},
 };
@@ -168,18 +167,15 @@ impl Store {
                 else {
                     continue;
                 };
-                let path = self.root.at(&directory.join(&name));
+                let path = directory.join(&name);
                 let key = (number, name);
                 let packs = match recipes.remove(&key) {
                     Some(packs) => packs,
                     None => {
-                        let stored = match std::fs::metadata(&path) {
-                            Ok(found) => found.len(),
-                            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                            Err(error) => return Err(disk_error(&error)),
-                        };
+                        let found = self.root.found(&path).map_err(|e| disk_error(&e))?;
+                        let Some(stored) = found.map(|found| found.len()) else { continue };
                         let file = PartFile { kind, form: FileForm::Recipe, size, stored, packed: 0, digest };
-                        match recipes::check(&path, &file) {
+                        match recipes::check(&self.root, &path, &file) {
                             Ok((_, packs)) => packs.into_iter().map(|pack| pack.name).collect(),
                             // its generation went meanwhile
                             Err(RepositoryError::NotFound(_)) => continue,
@@ -222,7 +218,7 @@ impl Store {
 
     fn remove_pack(&self, held: &Held<'_>, job: &JobUid, name: PackName) -> Outcome<()> {
         let path = layout::pack(job, name)?;
-        let index = read_index(&self.root.at(&path), name);
+        let index = self.index_of(job, name);
         let blocks = index.as_ref().map(|(_, index)| index.blocks()).unwrap_or_default();
         // first: nobody finds what is about to go
         let announced = self.root.announce("change the index").map_err(|e| disk_error(&e));
@@ -291,7 +287,7 @@ impl Store {
                 let (job, generation) = (&manifest.job, manifest.generation);
                 let path = Self::file_path(job, generation, manifest.incarnation, part.index, file)?;
                 let _reading = guard(&self.reading);
-                let needs = recipes::read(&self.root.at(&path)).map_err(RepositoryError::Damaged)?;
+                let needs = recipes::read(self.root.open(&path)).map_err(RepositoryError::Damaged)?;
                 for (name, blocks) in needs.used {
                     *used.entry(name).or_default() += blocks;
                 }

@@ -7,7 +7,10 @@ use std::sync::{
 
 use jiff::Timestamp;
 
+use rstest::rstest;
+
 use super::{
+    bucket::testing::{Kind, TestStore},
     collect::request,
     crash_tests::Fuse,
     durable::{AllSteps, Steps},
@@ -164,7 +167,7 @@ fn packs_of_which_little_is_used_go_with_the_old_generations() {
 
 const LIFE: [(u32, u32, [u16; 4]); 3] = [(1, 1, [1, 0, 2, 2]), (2, 1, [1, 0, 3, 2]), (3, 2, [4, 0, 3, 2])];
 
-fn complete(store: &Store) -> Vec<u32> {
+pub(super) fn complete(store: &Store) -> Vec<u32> {
     store.content(&job()).unwrap().generations.iter().map(|one| one.generation).collect()
 }
 
@@ -188,26 +191,19 @@ fn live(store: &Store) -> Result<(), RepositoryError> {
     store.collect(&job(), later()).map(drop)
 }
 
-fn open(directory: &std::path::Path, fuse: Option<Fuse>) -> Store {
-    let root = directory.join("root");
-    let steps: Box<dyn Steps> = match fuse {
-        Some(fuse) => Box::new(fuse),
-        None => Box::new(AllSteps),
-    };
-    Store::open(&root, steps, Timestamp::UNIX_EPOCH).unwrap()
-}
-
-#[test]
-fn b7_every_complete_generation_is_restored_from_its_packs_whenever_the_process_dies() {
+#[rstest]
+fn b7_every_complete_generation_is_restored_from_its_packs_whenever_the_process_dies(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
     let mut deaths = 0;
     for steps in 0.. {
-        let directory = tempfile::tempdir().unwrap();
+        let place = TestStore::new(kind);
         let fuse = Fuse(Arc::new(AtomicI64::new(steps)));
-        let result = live(&open(directory.path(), Some(fuse.clone())));
+        let result = live(&place.open(fuse.clone()).unwrap());
         let survived = fuse.0.load(Ordering::SeqCst) >= 0;
         assert_eq!(result.is_ok(), survived, "{result:?} after {steps} steps");
         // the next process restores what was complete, byte for byte
-        let next = open(directory.path(), None);
+        let next = place.open(AllSteps).unwrap();
         for generation in complete(&next) {
             let made = next.manifest(&job(), generation).unwrap();
             let (_, _, blocks) = LIFE[generation as usize - 1];
@@ -216,7 +212,7 @@ fn b7_every_complete_generation_is_restored_from_its_packs_whenever_the_process_
             let memory = restored(&next, &made, 0, FileKind::Memory);
             assert!(memory == Ok(file_of(&blocks[2..])), "memory of {generation} after {steps} steps");
         }
-        let problems = super::check::verify(&directory.path().join("root")).unwrap().problems;
+        let problems = place.verify().problems;
         assert_eq!(problems, [] as [String; 0], "after {steps} steps");
         let begun = next.content(&job()).unwrap().highest;
         assert!(begun <= 1 || !complete(&next).is_empty(), "{begun} was begun: after {steps} steps");
@@ -235,14 +231,16 @@ fn b7_every_complete_generation_is_restored_from_its_packs_whenever_the_process_
     assert!(deaths > 60, "only {deaths} steps were tried");
 }
 
-#[test]
-fn a_removal_that_was_interrupted_takes_the_packs_at_the_next_start() {
+#[rstest]
+fn a_removal_that_was_interrupted_takes_the_packs_at_the_next_start(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
     for steps in 0.. {
-        let directory = tempfile::tempdir().unwrap();
-        live(&open(directory.path(), None)).unwrap();
+        let place = TestStore::new(kind);
+        live(&place.open(AllSteps).unwrap()).unwrap();
         let fuse = Fuse(Arc::new(AtomicI64::new(steps)));
-        let result = open(directory.path(), Some(fuse)).remove_job(&job(), now());
-        let next = open(directory.path(), None);
+        let result = place.open(fuse).unwrap().remove_job(&job(), now());
+        let next = place.open(AllSteps).unwrap();
         let left = next.root.list(&layout::job(&job()).unwrap()).unwrap();
         assert!(complete(&next) == [2, 3] || left == ["record.json"], "{left:?} after {steps} steps");
         if result.is_ok() {

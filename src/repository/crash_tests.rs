@@ -11,7 +11,10 @@ use std::{
     },
 };
 
+use rstest::rstest;
+
 use super::{
+    bucket::testing::{Kind, TestStore},
     check,
     durable::{AllSteps, Root, Staged, Steps},
     store::Store,
@@ -99,32 +102,37 @@ fn readable(store: &Store) -> Vec<Generation> {
         let found = store.manifest(&job, summary.generation).unwrap();
         for part in &found.members {
             for file in &part.files {
-                store.open_file(&job, summary.generation, part.index, file.kind, &file.digest).unwrap();
+                let mut opened =
+                    store.open_file(&job, summary.generation, part.index, file.kind, &file.digest).unwrap();
+                let mut content = String::new();
+                io::Read::read_to_string(&mut opened, &mut content).unwrap();
+                assert_eq!(content, format!("{} {} {}", summary.generation, part.index, file.kind));
             }
         }
     }
     complete.iter().map(|summary| summary.generation).collect()
 }
 
-#[test]
-fn a_complete_generation_is_always_readable_whenever_the_process_dies() {
+#[rstest]
+fn a_complete_generation_is_always_readable_whenever_the_process_dies(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
     let mut deaths = 0;
     for steps in 0.. {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("root");
+        let place = TestStore::new(kind);
         let fuse = Fuse(Arc::new(AtomicI64::new(steps)));
-        let result = live(&open(&root, fuse.clone()).unwrap());
+        let result = live(&place.open(fuse.clone()).unwrap());
         let survived = fuse.0.load(Ordering::SeqCst) >= 0;
         assert_eq!(result.is_ok(), survived, "{result:?} after {steps} steps");
         // the next process finds only whole things
-        let next = open(&root, AllSteps).unwrap();
+        let next = place.open(AllSteps).unwrap();
         let complete = readable(&next);
-        let report = check::verify(&root).unwrap();
+        let report = place.verify();
         assert_eq!((report.generations, &report.problems), (complete.len(), &vec![]), "after {steps} steps");
         let begun = next.content(&manifest(1).job).unwrap().highest;
         assert!(begun <= 1 || !complete.is_empty(), "{begun} was begun, and 1 is not complete: after {steps} steps");
         for scratch in ["staging", "trash"] {
-            assert_eq!(std::fs::read_dir(root.join(scratch)).unwrap().count(), 0);
+            assert_eq!(std::fs::read_dir(place.root().join(scratch)).unwrap().count(), 0);
         }
         // and the same orders again lead to the same end
         live(&next).unwrap_or_else(|error| panic!("again after {steps} steps: {error}"));
@@ -137,16 +145,17 @@ fn a_complete_generation_is_always_readable_whenever_the_process_dies() {
     assert!(deaths > 60, "only {deaths} steps were tried");
 }
 
-#[test]
-fn a_removal_that_was_interrupted_is_finished_at_the_next_start() {
+#[rstest]
+fn a_removal_that_was_interrupted_is_finished_at_the_next_start(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
     for steps in 0.. {
-        let directory = tempfile::tempdir().unwrap();
-        let root = directory.path().join("root");
+        let place = TestStore::new(kind);
         let job = manifest(1).job;
-        live(&open(&root, AllSteps).unwrap()).unwrap();
+        live(&place.open(AllSteps).unwrap()).unwrap();
         let fuse = Fuse(Arc::new(AtomicI64::new(steps)));
-        let result = open(&root, fuse).unwrap().remove_job(&job, jiff::Timestamp::UNIX_EPOCH);
-        let next = open(&root, AllSteps).unwrap();
+        let result = place.open(fuse).unwrap().remove_job(&job, jiff::Timestamp::UNIX_EPOCH);
+        let next = place.open(AllSteps).unwrap();
         let left = readable(&next);
         // all or nothing as soon as the removal is on record
         assert!(left == [2, 3] || left.is_empty(), "{left:?} after {steps} steps");
@@ -159,30 +168,32 @@ fn a_removal_that_was_interrupted_is_finished_at_the_next_start() {
     }
 }
 
-#[test]
-fn a_record_of_a_removed_job_does_not_stay_for_ever() {
-    let directory = tempfile::tempdir().unwrap();
-    let root = directory.path().join("root");
+#[rstest]
+fn a_record_of_a_removed_job_does_not_stay_for_ever(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
+    let place = TestStore::new(kind);
     let job = manifest(1).job;
     let removed_at = jiff::Timestamp::UNIX_EPOCH;
     {
-        let store = open(&root, AllSteps).unwrap();
+        let store = place.open(AllSteps).unwrap();
         live(&store).unwrap();
         store.remove_job(&job, removed_at).unwrap();
     }
     let later = removed_at + std::time::Duration::from_secs(49 * 3600);
-    Store::open(&root, Box::new(AllSteps), later).unwrap();
-    assert_eq!(std::fs::read_dir(root.join("jobs")).unwrap().count(), 0);
+    drop(place.open_at(AllSteps, later).unwrap());
+    assert_eq!(place.usage().jobs, []);
 }
 
-#[test]
-fn b10_what_a_sweep_spares_can_still_be_published() {
-    let directory = tempfile::tempdir().unwrap();
-    let root = directory.path().join("root");
+#[rstest]
+fn b10_what_a_sweep_spares_can_still_be_published(
+    #[values(Kind::Directory, Kind::Bucket, Kind::BucketAlone)] kind: Kind,
+) {
+    let place = TestStore::new(kind);
     let job = manifest(1).job;
     let (made, contents) = full(5, 2);
     {
-        let store = open(&root, AllSteps).unwrap();
+        let store = place.open(AllSteps).unwrap();
         let mut contents = contents.iter();
         for part in &made.members {
             for file in &part.files {
@@ -194,7 +205,7 @@ fn b10_what_a_sweep_spares_can_still_be_published() {
         // sweeps of a fence and of a restart, while the generation is unfinished
         store.fence(&job, 2).unwrap();
     }
-    let store = open(&root, AllSteps).unwrap();
+    let store = place.open(AllSteps).unwrap();
     store.publish(&made, jiff::Timestamp::UNIX_EPOCH).unwrap();
     assert_eq!(readable(&store), [5]);
 }
@@ -221,9 +232,9 @@ fn damage_is_found_before_publishing_and_by_verify() {
     spoil(2);
     assert!(matches!(opened.publish(&made, jiff::Timestamp::UNIX_EPOCH), Err(RepositoryError::Damaged(_))));
     assert_eq!(readable(&opened), [1]);
-    assert_eq!(check::verify(&root).unwrap().problems, [] as [String; 0]);
+    assert_eq!(check::verify(&opened.root).unwrap().problems, [] as [String; 0]);
     spoil(1);
-    assert_eq!(check::verify(&root).unwrap().problems.len(), 1);
+    assert_eq!(check::verify(&opened.root).unwrap().problems.len(), 1);
 }
 
 #[test]

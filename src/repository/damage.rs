@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs, io,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -164,18 +163,14 @@ impl Store {
         there: &BTreeSet<PackName>,
         lost: &mut Lost,
     ) -> Outcome<()> {
-        let path = self.root.at(below);
         if file.form == FileForm::Whole {
-            return match fs::metadata(&path) {
-                Ok(found) if found.len() == file.stored => Ok(()),
-                Ok(_) => Err(RepositoryError::Damaged("its file is cut short".into())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    Err(RepositoryError::Damaged("its file is missing".into()))
-                }
-                Err(error) => Err(disk_error(&error)),
+            return match self.root.found(below).map_err(|e| disk_error(&e))? {
+                Some(found) if found.len() == file.stored => Ok(()),
+                Some(_) => Err(RepositoryError::Damaged("its file is cut short".into())),
+                None => Err(RepositoryError::Damaged("its file is missing".into())),
             };
         }
-        let (_, packs) = recipes::check(&path, file)?;
+        let (_, packs) = recipes::check(&self.root, below, file)?;
         for pack in &packs {
             if !there.contains(&pack.name) {
                 lost.entry(pack.name).or_insert(None);
@@ -185,7 +180,7 @@ impl Store {
             return Ok(());
         }
         let _reading = guard(&self.reading);
-        let needs = recipes::read(&path).map_err(RepositoryError::Damaged)?;
+        let needs = recipes::read(self.root.open(below)).map_err(RepositoryError::Damaged)?;
         match needs.lacks(lost) {
             Some(name) if lost.get(&name).is_some_and(Option::is_some) => {
                 Err(RepositoryError::Damaged(format!("pack {name} is damaged")))
@@ -204,7 +199,8 @@ impl Store {
             if self.root.at(&layout::pack(job, name)?).exists() {
                 continue;
             }
-            match bad_frames(&self.root.at(&damaged_pack(job, name)?), name) {
+            let opened = self.root.original(&damaged_pack(job, name)?);
+            match opened.map_err(Trouble::from).and_then(|(file, _)| bad_frames(file, name)) {
                 Ok(frames) => drop(lost.insert(name, frames)),
                 // it was put back meanwhile
                 Err(trouble) if trouble.is_absence() => {}

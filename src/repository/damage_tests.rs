@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 
-use super::{durable::AllSteps, packs_tests::*, recipes::Lost, store::Store};
+use super::{durable::AllSteps, files::Files, packs_tests::*, recipes::Lost, store::Store};
 use crate::{
     driver::repository::RepositoryError,
     names::Generation,
@@ -83,7 +83,7 @@ fn a_recipe_lacks_what_it_uses_and_nothing_else() {
     put_pack(&bench.store, own, &made, now()).unwrap();
     let places = [Some(Place { pack: 0, slot: 4 }), None, Some(Place { pack: 0, slot: 5 })];
     let sent = received(&bench.store, &recipe(&[made.pack], &places));
-    let needs = super::recipes::read(sent.staged.path()).unwrap();
+    let needs = super::recipes::read(std::fs::File::open(sent.staged.path())).unwrap();
     let lost = |frames: Option<&[usize]>| {
         Lost::from([(made.pack.name, frames.map(|frames| frames.iter().copied().collect()))])
     };
@@ -120,9 +120,9 @@ fn b7_a_wrong_place_in_the_index_of_blocks_makes_no_generation() {
         if !wrong.packs().unwrap().contains(&name) {
             continue;
         }
-        let (pack, read) =
-            super::packs::read_index(&directory.path().join("root").join(layout::pack(&job(), name).unwrap()), name)
-                .unwrap();
+        let files = Files::directory(&directory.path().join("root")).unwrap();
+        let mut opened = files.open(&layout::pack(&job(), name).unwrap()).unwrap();
+        let (pack, read) = super::packs::read_index(&mut opened, name).unwrap();
         wrong.remove(name, read.blocks()).unwrap();
         let mut names = read.blocks().to_vec();
         names.reverse();

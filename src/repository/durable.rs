@@ -1,25 +1,26 @@
-//! Changes of the directory store that survive a crash: new name, fsync, rename, fsync of the
-//! directory. Blocking; knows nothing of jobs.
+//! Changes of the store that survive a crash: new name, fsync, rename, fsync of the directory; with a bucket
+//! (`bucket`), there first. Blocking; knows nothing of jobs.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    ops::Deref,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::fs::{FlockOperation, flock};
-
+use super::{
+    bucket::{self, Bucket, Objects, Use, is_of_bucket},
+    directory::{hold, make, sync},
+    files::{Files, Opened},
+};
 use crate::{
     driver::repository::RepositoryError,
-    store::layout::{IMAGES, JOBS, LOCK, STAGING, TRASH},
+    store::layout::{TRASH, is_derived, is_fixed},
 };
 
-/// Is told of every step that changes the disk before it is taken; an error ends the change there.
+/// Is told of every step that changes the disk or the bucket before it is taken; an error ends the change there.
 /// This is where tests let the process die.
 pub trait Steps: Send + Sync {
     /// The next step is this.
@@ -38,12 +39,19 @@ impl Steps for AllSteps {
 
 /// The root directory, held by this process alone.
 pub struct Root {
-    path: PathBuf,
+    files: Files,
     steps: Box<dyn Steps>,
-    names: AtomicU64,
     /// Bytes that there is to be room for, of what is on its way (`room`).
     claimed: Mutex<u64>,
     _lock: File,
+}
+
+impl Deref for Root {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.files
+    }
 }
 
 /// A file that is being received. Removed when dropped, unless it was put in its place.
@@ -67,82 +75,126 @@ impl Drop for Staged {
 impl Root {
     /// Takes the directory over and clears what a crash left half done.
     pub fn open(path: &Path, steps: Box<dyn Steps>) -> io::Result<Self> {
-        make_directory(path)?;
-        let lock = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path.join(LOCK))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| io::Error::new(e.kind(), "another process serves this directory"))?;
-        for scratch in [STAGING, TRASH] {
-            match fs::remove_dir_all(path.join(scratch)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => make_directory(&path.join(scratch))?,
-            }
-        }
-        make_directory(&path.join(IMAGES))?;
-        make_directory(&path.join(JOBS))?;
-        sync_directory(path)?;
-        Ok(Self { path: path.into(), steps, names: AtomicU64::new(0), claimed: Mutex::new(0), _lock: lock })
+        let lock = hold(path)?;
+        bucket::is_no_cache(path)?;
+        Ok(Self::with(path, steps, lock, None))
+    }
+
+    /// The same, with the bucket that it is a cache of.
+    pub(super) fn in_front_of(objects: Objects, how: Use, path: &Path, steps: Box<dyn Steps>) -> io::Result<Self> {
+        let lock = hold(path)?;
+        let bucket = Bucket::take(objects, path, how)?;
+        Ok(Self::with(path, steps, lock, Some(bucket)))
+    }
+
+    fn with(path: &Path, steps: Box<dyn Steps>, lock: File, bucket: Option<Bucket>) -> Self {
+        let files = Files::new(path, bucket);
+        Self { files, steps, claimed: Mutex::new(0), _lock: lock }
     }
 
     pub(super) fn claimed(&self) -> MutexGuard<'_, u64> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A path below the root.
-    pub fn at(&self, below: &Path) -> PathBuf {
-        self.path.join(below)
+    /// An error if there is a bucket, and it may not be this process's any more.
+    pub(super) fn confirm(&self) -> io::Result<()> {
+        self.bucket.as_ref().map_or(Ok(()), Bucket::confirm)
+    }
+
+    /// Nothing more is written to the bucket.
+    pub(super) fn resign(&self) -> io::Result<()> {
+        self.bucket.as_ref().map_or(Ok(()), Bucket::resign)
     }
 
     /// Name for a file to be received.
     pub fn staged(&self) -> Staged {
-        Staged(self.path.join(STAGING).join(self.fresh()))
+        Staged(self.scratch())
     }
 
-    fn fresh(&self) -> String {
-        self.names.fetch_add(1, Ordering::Relaxed).to_string()
+    /// The bucket is about to be changed, if there is one and it knows of such a file.
+    fn bucket_for(&self, below: &Path, what: &'static str) -> io::Result<Option<&Bucket>> {
+        match &self.bucket {
+            Some(bucket) if !is_derived(below) => self.steps.next(what).map(|()| Some(bucket)),
+            _ => Ok(None),
+        }
     }
 
     /// Makes a directory below the root, with those above it.
     pub fn directory(&self, below: &Path) -> io::Result<()> {
-        let mut path = self.path.clone();
+        let mut path = self.root().to_owned();
         for name in below.components() {
             let parent = path.clone();
             path.push(name);
             if !path.is_dir() {
                 self.steps.next("make a directory")?;
-                make_directory(&path)?;
-                sync_directory(&parent)?;
+                make(&path)?;
+                sync(&parent)?;
             }
         }
         Ok(())
     }
 
-    /// Gives a received and synced file its name; replaces what had it.
-    pub fn place(&self, staged: &Staged, below: &Path) -> io::Result<()> {
-        let to = self.at(below);
-        self.steps.next("rename")?;
-        fs::rename(staged.path(), &to)?;
-        self.steps.next("sync the directory")?;
-        sync_directory(to.parent().unwrap_or(&self.path))
+    /// Has the bucket receive a file before it gets its name, which may last: so nobody waits for that. Only for files
+    /// whose name says what is in them; whoever places it looks whether it is still there.
+    pub(super) fn send(&self, staged: &Staged, below: &Path) -> io::Result<()> {
+        match self.bucket_for(below, "send to the bucket")? {
+            Some(bucket) => bucket.send(staged.path(), below),
+            None => Ok(()),
+        }
     }
 
-    /// Writes a small file as a whole.
+    /// Gives a received and synced file its name; replaces what had it.
+    pub fn place(&self, staged: &Staged, below: &Path) -> io::Result<()> {
+        if let Some(bucket) = self.bucket_for(below, "place in the bucket")? {
+            let length = fs::metadata(staged.path())?.len();
+            if !(is_fixed(below) && bucket.has(below, length)?) {
+                bucket.send(staged.path(), below)?;
+            }
+            self.settle(staged, below)?;
+            bucket.cache.used(below, length);
+            return bucket.make_room(self.root(), 0, || self.scratch());
+        }
+        self.settle(staged, below)
+    }
+
+    /// Gives a file its name on the disk.
+    fn settle(&self, staged: &Staged, below: &Path) -> io::Result<()> {
+        let to = self.at(below);
+        self.steps.next("rename")?;
+        {
+            let _names = self.bucket.as_ref().map(|bucket| bucket.cache.names());
+            fs::rename(staged.path(), &to)?;
+        }
+        self.steps.next("sync the directory")?;
+        sync(to.parent().unwrap_or(self.root()))
+    }
+
+    /// Writes a note as a whole.
     pub fn write(&self, below: &Path, content: &[u8]) -> io::Result<()> {
+        if let Some(bucket) = self.bucket_for(below, "write to the bucket")? {
+            bucket.write(below, content)?;
+        }
         let staged = self.staged();
         self.steps.next("write")?;
         let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(staged.path())?;
         file.write_all(content)?;
         self.steps.next("sync")?;
         file.sync_all()?;
-        self.place(&staged, below)
+        self.settle(&staged, below)
     }
 
     /// Gives a file a second name; replaces what had it. Not done if the disk has no second names.
     pub fn link(&self, below: &Path, to: &Path) -> io::Result<bool> {
+        if let Some(bucket) = self.bucket_for(to, "copy in the bucket")?
+            && !bucket.copy(below, fs::metadata(self.at(below))?.len(), to)?
+        {
+            return Ok(false);
+        }
         let staged = self.staged();
         self.steps.next("link")?;
         match fs::hard_link(self.at(below), staged.path()) {
             // one that has both names already keeps them
-            Ok(()) => self.place(&staged, to).map(|()| true),
+            Ok(()) => self.settle(&staged, to).map(|()| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
             Err(_) => Ok(false),
         }
@@ -152,19 +204,35 @@ impl Root {
     pub fn copy(&self, below: &Path, to: &Path) -> io::Result<()> {
         let staged = self.staged();
         self.steps.next("copy")?;
-        fs::copy(self.at(below), staged.path())?;
+        let mut copy = OpenOptions::new().create_new(true).write(true).mode(0o600).open(staged.path())?;
+        match self.open(below)? {
+            // the disk may do it by itself
+            Opened::Here(mut file) => io::copy(&mut file, &mut copy)?,
+            Opened::There(mut remote) => io::copy(&mut remote, &mut copy)?,
+        };
         self.steps.next("sync a copy")?;
-        File::open(staged.path())?.sync_all()?;
+        copy.sync_all()?;
         self.place(&staged, to)
     }
 
     /// Gives a file another name in its directory; replaces what had it.
     pub fn set_aside(&self, below: &Path, to: &Path) -> io::Result<()> {
         let from = self.at(below);
+        if let Some(bucket) = self.bucket_for(below, "copy aside in the bucket")? {
+            self.doubt(below)?;
+            if !bucket.copy(below, fs::metadata(&from)?.len(), to)? {
+                self.copy(below, to)?;
+            }
+            self.steps.next("remove what was copied aside")?;
+            bucket.remove(vec![below.to_owned()])?;
+        }
         self.steps.next("set aside")?;
-        fs::rename(&from, self.at(to))?;
+        {
+            let _names = self.bucket.as_ref().map(|bucket| bucket.cache.names());
+            fs::rename(&from, self.at(to))?;
+        }
         self.steps.next("sync after setting aside")?;
-        sync_directory(from.parent().unwrap_or(&self.path))
+        sync(from.parent().unwrap_or(self.root()))
     }
 
     /// A file that others write is about to be changed.
@@ -175,21 +243,54 @@ impl Root {
     /// Changes the times of a file. They may be lost in a crash.
     pub fn touch(&self, below: &Path, times: fs::FileTimes) -> io::Result<()> {
         self.steps.next("touch")?;
-        File::open(self.at(below))?.set_times(times)
+        let _names = self.bucket.as_ref().map(|bucket| bucket.cache.names());
+        // nobody may read what is not here
+        OpenOptions::new().write(true).open(self.at(below))?.set_times(times)
     }
 
-    /// Takes a file or directory away in one step, then frees its space. Absence is no error.
+    /// Takes a file away in one step, then frees its space. Absence is no error.
     pub fn discard(&self, below: &Path) -> io::Result<()> {
+        if self.found(below)?.is_none() {
+            return Ok(());
+        }
+        if let Some(bucket) = self.bucket_for(below, "remove from the bucket")? {
+            bucket.remove(vec![below.to_owned()])?;
+        }
+        self.take_away(below)
+    }
+
+    /// Takes a directory away with all that is in it. In a bucket it goes in steps, but no generation of it is complete
+    /// after the first; where that ends early, what is left is taken away when this is done again.
+    pub fn clear(&self, below: &Path) -> io::Result<()> {
+        let Some(bucket) = self.bucket_for(below, "look what is to go")? else { return self.take_away(below) };
+        let [first, then, last] = bucket.doomed(below)?;
+        self.steps.next("remove manifests from the bucket")?;
+        bucket.remove(first)?;
+        self.take_away(below)?;
+        for some in [then, last] {
+            self.steps.next("remove the rest from the bucket")?;
+            bucket.remove(some)?;
+        }
+        Ok(())
+    }
+
+    fn take_away(&self, below: &Path) -> io::Result<()> {
         let from = self.at(below);
-        let to = self.path.join(TRASH).join(self.fresh());
+        let to = self.root().join(TRASH).join(self.fresh());
         self.steps.next("take away")?;
-        match fs::rename(&from, &to) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
+        {
+            let _names = self.bucket.as_ref().map(|bucket| bucket.cache.names());
+            match fs::rename(&from, &to) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(bucket) = &self.bucket {
+            bucket.cache.forget(below);
         }
         self.steps.next("sync after taking away")?;
-        sync_directory(from.parent().unwrap_or(&self.path))?;
+        sync(from.parent().unwrap_or(self.root()))?;
         self.steps.next("free the space")?;
         let freed = if to.is_dir() { fs::remove_dir_all(&to) } else { fs::remove_file(&to) };
         if let Err(error) = freed {
@@ -198,45 +299,13 @@ impl Root {
         }
         Ok(())
     }
-
-    /// Names in a directory below the root; none if it does not exist.
-    pub fn list(&self, below: &Path) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(self.at(below)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            // names of ours are text; anything else is not ours
-            names.extend(entry?.file_name().into_string());
-        }
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    /// Reads a small file; nothing if it does not exist.
-    pub fn read(&self, below: &Path) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.at(below)) {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// What a disk's error means to whoever asked.
 pub fn disk_error(error: &io::Error) -> RepositoryError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => RepositoryError::Full(error.to_string()),
+        _ if is_of_bucket(error) => RepositoryError::Unreachable(format!("its bucket: {error}")),
         _ => RepositoryError::Unreachable(format!("its disk: {error}")),
     }
 }

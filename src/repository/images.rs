@@ -32,6 +32,8 @@ impl Store {
 
     /// Gives a received image its name.
     pub(super) fn keep_image(&self, digest: &str, staged: &Staged) -> Outcome<()> {
+        // which may last: nobody is to wait for it
+        self.root.send(staged, &layout::image(digest)?).map_err(|e| disk_error(&e))?;
         let _held = self.hold_images();
         // first: the time of the one before is not this one's
         self.root.discard(&layout::unnamed_image(digest)?).map_err(|e| disk_error(&e))?;

@@ -15,18 +15,24 @@ use std::{
 
 use super::{
     blocks::{BlockIndex, Done, Entry},
+    bucket::is_of_bucket,
     durable::{Root, disk_error},
-    packs::read_index,
+    packs::{Trouble, read_index},
     store::{Outcome, Store, guard, refused},
 };
 use crate::{
     driver::repository::RepositoryError,
     names::JobUid,
-    store::{layout, pack::PackName},
+    store::{
+        layout,
+        pack::{Index, PackName, PackRef},
+    },
 };
 
 /// Indices that stay open.
 const OPEN: usize = 8;
+/// So many packs are read at the same time to make one again.
+const AT_ONCE: usize = 16;
 /// An index that is found closed or broken is opened again so often.
 const TRIES: u32 = 4;
 
@@ -224,13 +230,29 @@ fn reconcile(index: &BlockIndex, there: &HashSet<PackName>, packs: &Path, root: 
     for gone in known.difference(there) {
         guarded(|| index.remove(*gone, &[]))?;
     }
-    for new in there.difference(&known) {
-        root.announce("note the blocks of a pack")?;
-        match read_index(&root.at(&packs.join(new.to_string())), *new) {
-            Ok((pack, read)) => guarded(|| index.add(&Entry::of(pack, &read, None), read.blocks()))?,
-            // found out again by whoever needs it
-            Err(error) => tracing::error!(pack = %new, %error, "a pack cannot be read"),
+    let new: Vec<PackName> = there.difference(&known).copied().collect();
+    for some in new.chunks(AT_ONCE) {
+        // a bucket answers many as soon as one
+        let read: Vec<_> = std::thread::scope(|scope| {
+            let reading: Vec<_> = some.iter().map(|name| scope.spawn(|| index_of(root, packs, *name))).collect();
+            reading.into_iter().map(|one| one.join()).collect()
+        });
+        for (name, read) in some.iter().zip(read) {
+            root.announce("note the blocks of a pack")?;
+            match read.unwrap_or_else(|_| Err(io::Error::other("reading it has failed").into())) {
+                Ok((pack, read)) => guarded(|| index.add(&Entry::of(pack, &read, None), read.blocks()))?,
+                // nothing is known of it
+                Err(Trouble::Disk(error)) if is_of_bucket(&error) && error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                // found out again by whoever needs it
+                Err(error) => tracing::error!(pack = %name, %error, "a pack cannot be read"),
+            }
         }
     }
     Ok(())
+}
+
+fn index_of(root: &Root, packs: &Path, name: PackName) -> Result<(PackRef, Index), Trouble> {
+    read_index(&mut root.open(&packs.join(name.to_string()))?, name)
 }

@@ -1,4 +1,5 @@
-//! The repository: the durable store of images and generations on a directory, behind mutual TLS.
+//! The repository: the durable store of images and generations on a directory, or in a bucket (`bucket`), behind
+//! mutual TLS.
 //!
 //! Nothing has a final name before it is whole, checked and synced, and nothing that was published is
 //! ever replaced; so whatever is interrupted, each complete generation stays readable. Who may do
@@ -15,11 +16,14 @@ mod access;
 mod adopt;
 pub mod arrivals;
 mod blocks;
+pub mod bucket;
 pub mod check;
 mod claims;
 pub mod collect;
 mod damage;
+mod directory;
 pub mod durable;
+mod files;
 pub mod http;
 mod images;
 mod indices;
@@ -30,26 +34,19 @@ mod receive;
 mod recipes;
 pub mod room;
 mod scrub;
+mod serve;
 pub mod store;
 pub mod uploads;
 pub mod usage;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::{arrivals::Arrivals, durable::AllSteps, http::Service, room::Limits, store::Store};
-use crate::{
-    clock::Clock,
-    health::{self, Readiness},
-    metrics::Metrics,
-    store::ticket::TicketKey,
-    tls::{self, Credentials},
-};
+use self::{bucket::Address, room::Limits};
+use crate::api::quantity::Bytes;
 
-/// Keeps images and generations on a directory.
+/// Keeps images and generations on a directory, or in a bucket.
 #[derive(clap::Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -61,10 +58,17 @@ pub struct Args {
 
 /// How the server runs.
 #[derive(clap::Args, Debug, Clone)]
+// clap does not see by itself that it is meant, with what is flattened into it
+#[group(args = ["root"])]
 pub struct Serve {
-    /// Directory of the store; this process must be the only one that serves it.
+    /// Directory of the store, or of the cache of its bucket; this process must be the only one that serves it.
     #[arg(long)]
     root: PathBuf,
+    #[command(flatten)]
+    bucket: Address,
+    /// So much of the bucket stays on the disk, besides what is being received, for example 20Gi.
+    #[arg(long, default_value = "20Gi", requires = "bucket")]
+    cache: Bytes,
     /// Address to serve on.
     #[arg(long)]
     listen: SocketAddr,
@@ -118,43 +122,13 @@ impl Serve {
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     match (args.check, args.serve) {
         (Some(command), _) => command.run(),
-        (None, Some(args)) => serve(args, stop).await,
+        (None, Some(args)) => serve::serve(args, stop).await,
         (None, None) => anyhow::bail!("say what to serve: --root, --listen, --tls and --ticket-key"),
     }
 }
 
-async fn serve(args: Serve, stop: CancellationToken) -> anyhow::Result<()> {
-    let clock = Clock::system();
-    let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;
-    let key = TicketKey::new(&secret)?;
-    let credentials = Credentials::read(&args.tls)?;
-    tokio::spawn(tls::stop_when_renewed(args.tls.clone(), credentials.clone(), stop.clone()));
-    let (root, now) = (args.root.clone(), clock.now());
-    let store = tokio::task::spawn_blocking(move || Store::open(&root, Box::new(AllSteps), now)).await??;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
-    let limits = args.limits();
-    let arrivals = Arrivals::default();
-    let store = Arc::new(store);
-    tokio::spawn(collect::keep_collecting(store.clone(), clock.clone(), stop.clone()));
-    tokio::spawn(scrub::keep_reading(store.clone(), clock.clone(), stop.clone()));
-    let shown = store.clone();
-    let router = http::router(Service { store, key, limits, arrivals, clock: clock.clone() });
-    let metrics = Metrics::new();
-    tokio::spawn(usage::keep_showing(shown, clock.clone(), metrics.clone(), stop.clone()));
-    tracing::info!(listen = %args.listen, root = %args.root.display(), "serving the repository");
-    let served = tls::serve(listener, &credentials, router, stop.clone());
-    match args.health {
-        None => served.await?,
-        Some(address) => {
-            let readiness = Readiness::default();
-            readiness.ready("store");
-            let page = health::serve(address, readiness, metrics, stop);
-            tokio::try_join!(async { anyhow::Ok(served.await?) }, async { anyhow::Ok(page.await?) })?;
-        }
-    }
-    Ok(())
-}
-
+#[cfg(test)]
+mod bucket_tests;
 #[cfg(test)]
 mod collect_tests;
 #[cfg(test)]

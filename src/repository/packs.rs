@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::{self, File, FileTimes},
+    fs::{File, FileTimes},
     io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     time::SystemTime,
@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use super::{
     blocks::Entry,
     durable::disk_error,
+    files::{FileIdentity, Opened},
     indices::Held,
-    publish::FileIdentity,
     receive::Received,
     recipes::Needs,
     room::Most,
@@ -75,10 +75,9 @@ fn pack_of(name: PackName, length: u64, index: usize) -> Result<PackRef, PackErr
 }
 
 /// Reads what a pack says of itself, and nothing else of it.
-pub(super) fn read_index(path: &Path, name: PackName) -> Result<(PackRef, Index), Trouble> {
+pub(super) fn read_index(file: &mut Opened, name: PackName) -> Result<(PackRef, Index), Trouble> {
     let short = PackError::Format("it is too short");
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
+    let length = file.length()?;
     let mut trailer = [0; TRAILER];
     file.seek(SeekFrom::Start(length.checked_sub(TRAILER as u64).ok_or(short.clone())?))?;
     file.read_exact(&mut trailer).map_err(unreadable)?;
@@ -94,13 +93,17 @@ pub(super) fn read_index(path: &Path, name: PackName) -> Result<(PackRef, Index)
 }
 
 /// Reads a pack and compares its frames with their hashes; `blocks`: each block with its name, too.
-pub(super) fn check_pack(path: &Path, name: PackName, blocks: bool) -> Result<(PackRef, Index), Trouble> {
-    let (pack, index) = read_index(path, name)?;
+pub(super) fn check_pack(
+    opened: io::Result<Opened>,
+    name: PackName,
+    blocks: bool,
+) -> Result<(PackRef, Index), Trouble> {
+    let mut file = opened?;
+    let (pack, index) = read_index(&mut file, name)?;
     if !pack.is_sane() {
         return Err(PackError::Format("it is too large").into());
     }
-    let mut frames = Vec::new();
-    File::open(path)?.take(index.frames_end()).read_to_end(&mut frames).map_err(unreadable)?;
+    let frames = read_frames(file, &index)?;
     if frames.len() as u64 != index.frames_end() {
         return Err(PackError::Format("it is too short").into());
     }
@@ -114,11 +117,17 @@ pub(super) fn check_pack(path: &Path, name: PackName, blocks: bool) -> Result<(P
     Ok((pack, index))
 }
 
+fn read_frames(mut file: Opened, index: &Index) -> Result<Vec<u8>, Trouble> {
+    let mut frames = Vec::new();
+    file.rewind()?;
+    file.take(index.frames_end()).read_to_end(&mut frames).map_err(unreadable)?;
+    Ok(frames)
+}
+
 /// The frames of a pack that are not what its index says; none if nothing of it can be used.
-pub(super) fn bad_frames(path: &Path, name: PackName) -> Result<Option<BTreeSet<usize>>, Trouble> {
-    let read = read_index(path, name).and_then(|(_, index)| {
-        let mut frames = Vec::new();
-        File::open(path)?.take(index.frames_end()).read_to_end(&mut frames).map_err(unreadable)?;
+pub(super) fn bad_frames(mut file: Opened, name: PackName) -> Result<Option<BTreeSet<usize>>, Trouble> {
+    let read = read_index(&mut file, name).and_then(|(_, index)| {
+        let frames = read_frames(file, &index)?;
         Ok((index, frames))
     });
     let (index, frames) = match read {
@@ -146,11 +155,14 @@ pub(super) fn absent(name: PackName) -> RepositoryError {
 impl Store {
     /// The length of a pack, and when it was written or promised.
     fn pack_on_disk(&self, job: &JobUid, name: PackName) -> Outcome<Option<(u64, SystemTime)>> {
-        match fs::metadata(self.root.at(&layout::pack(job, name)?)) {
-            Ok(found) => Ok(Some((found.len(), found.modified().map_err(|e| disk_error(&e))?))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(disk_error(&error)),
-        }
+        let found = self.root.found(&layout::pack(job, name)?).map_err(|e| disk_error(&e))?;
+        found.map(|found| Ok((found.len(), found.modified().map_err(|e| disk_error(&e))?))).transpose()
+    }
+
+    /// What a pack says of itself.
+    pub(super) fn index_of(&self, job: &JobUid, name: PackName) -> Result<(PackRef, Index), Trouble> {
+        let path = layout::pack(job, name).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
+        read_index(&mut self.root.open(&path)?, name)
     }
 
     /// Whether a pack is there as others refer to it.
@@ -213,7 +225,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Gives a received pack its name, once it was read back from the disk, unless what it came for is void.
+    /// Gives a received pack its name, once it was read back, unless what it came for is void.
     pub(super) fn keep_pack(
         &self,
         job: &JobUid,
@@ -223,18 +235,23 @@ impl Store {
         most: Most,
         now: Timestamp,
     ) -> Outcome<()> {
-        let checked = check_pack(received.staged.path(), name, true);
+        let checked = check_pack(File::open(received.staged.path()).map(Opened::Here), name, true);
         let (pack, index) = checked.map_err(|trouble| match trouble {
             Trouble::Disk(error) => disk_error(&error),
             Trouble::Damaged(error) => RepositoryError::Damaged(format!("pack {name}: {error}")),
         })?;
+        self.record(job)?.with_part(origin.generation, origin.incarnation).map_err(refused)?;
+        // nothing removes it from now on, also where it is there already
+        self.uploads.promise(job, origin, [name]);
+        self.root.send(&received.staged, &layout::pack(job, name)?).map_err(|e| disk_error(&e))?;
+        let read = self.root.is_read_back().then_some(now);
         let mut placed = false;
         self.with_index(job, |held| {
             if !placed {
                 self.place_pack(held, job, origin, pack, received, most)?;
                 placed = true;
             }
-            held.ask(|known| known.add(&Entry::of(pack, &index, Some(now)), index.blocks()))
+            held.ask(|known| known.add(&Entry::of(pack, &index, read), index.blocks()))
         })
     }
 
@@ -295,11 +312,11 @@ impl Store {
 
     /// Opens a pack, set aside or not: whoever restores checks each frame that it needs, and the others may be
     /// what is damaged.
-    pub fn open_pack(&self, job: &JobUid, name: PackName) -> Outcome<File> {
+    pub(super) fn open_pack(&self, job: &JobUid, name: PackName) -> Outcome<Opened> {
         let (path, aside) = (layout::pack(job, name)?, damaged_pack(job, name)?);
         // it may be put back meanwhile
         for path in [&path, &aside, &path] {
-            match File::open(self.root.at(path)) {
+            match self.root.whole(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 opened => return opened.map_err(|e| disk_error(&e)),
             }
@@ -317,6 +334,7 @@ impl Store {
         }
         for _ in 0..LOOKS {
             let (path, aside) = (layout::pack(job, name)?, damaged_pack(job, name)?);
+            self.root.doubt(&path).map_err(|e| disk_error(&e))?;
             let (there, apart) = (self.look(&path, name)?, self.look(&aside, name)?);
             let decided = self.with_index(job, |held| {
                 if (there.identity, apart.identity) != (self.identity(&path)?, self.identity(&aside)?) {
@@ -335,6 +353,8 @@ impl Store {
                         held.ask(|known| known.add(&Entry::of(*pack, index, None), index.blocks()))?;
                         return Ok(Some(false));
                     }
+                    // somebody has removed it from the bucket
+                    (None, _) if there.identity.is_some() => self.root.discard(&path).map_err(|e| disk_error(&e))?,
                     (None, Some(Err(_)) | None) => {}
                 }
                 self.damage.changed(job, None);
@@ -349,16 +369,12 @@ impl Store {
     }
 
     fn identity(&self, below: &Path) -> Outcome<Option<FileIdentity>> {
-        match fs::metadata(self.root.at(below)) {
-            Ok(found) => Ok(Some(FileIdentity::of(&found))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(disk_error(&error)),
-        }
+        self.root.identity(below).map_err(|e| disk_error(&e))
     }
 
     fn look(&self, below: &Path, name: PackName) -> Outcome<Look> {
         let identity = self.identity(below)?;
-        let found = match check_pack(&self.root.at(below), name, false) {
+        let found = match check_pack(self.root.original(below).map(|(opened, _)| opened), name, false) {
             Ok(found) => Some(Ok(found)),
             Err(trouble) if trouble.is_absence() => None,
             Err(Trouble::Disk(error)) => return Err(disk_error(&error)),

@@ -238,7 +238,7 @@ impl Bench {
     }
 
     pub(super) fn verify(&self) -> Vec<String> {
-        check::verify(&self.store.root.at(Path::new(""))).unwrap().problems
+        check::verify(&self.store.root).unwrap().problems
     }
 }
 

@@ -1,10 +1,8 @@
-//! Publication: all that a manifest names is read back from the disk, then the manifest is written. Blocking.
+//! Publication: all that a manifest names is read back from where it is kept, then the manifest is written. Blocking.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +10,7 @@ use jiff::Timestamp;
 
 use super::{
     durable::disk_error,
+    files::{FileIdentity, Files, Opened},
     packs::damaged_pack,
     readback::TRUSTED,
     recipes,
@@ -56,13 +55,10 @@ impl Store {
         // a fence may have taken away what was being read: its refusal says more
         let ReadBack { files, packs, aside } = read?;
         for (identity, path) in &files {
-            match std::fs::metadata(path) {
-                Ok(found) if FileIdentity::of(&found) == *identity => {}
-                Ok(_) => return Err(RepositoryError::Unreachable(format!("{} has just arrived", path.display()))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(RepositoryError::NotFound(path.display().to_string()));
-                }
-                Err(error) => return Err(disk_error(&error)),
+            match self.root.identity(path).map_err(|e| disk_error(&e))? {
+                Some(found) if found == *identity => {}
+                Some(_) => return Err(RepositoryError::Unreachable(format!("{} has just arrived", path.display()))),
+                None => return Err(RepositoryError::NotFound(path.display().to_string())),
             }
         }
         for pack in &packs {
@@ -87,11 +83,10 @@ impl Store {
         for part in &manifest.members {
             for file in &part.files {
                 let path = Self::file_path(&manifest.job, manifest.generation, manifest.incarnation, part.index, file)?;
-                let path = self.root.at(&path);
                 let identity = match file.form {
-                    FileForm::Whole => check_file(&path, file)?,
+                    FileForm::Whole => check_file(&self.root, &path, file)?,
                     FileForm::Recipe => {
-                        let (identity, needed) = recipes::check(&path, file)?;
+                        let (identity, needed) = recipes::check(&self.root, &path, file)?;
                         packs.extend(needed.into_iter().map(|pack| (pack.name, pack)));
                         identity
                     }
@@ -128,42 +123,29 @@ impl Store {
     }
 }
 
-/// Which file it was, and that nothing was written to it since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileIdentity {
-    device: u64,
-    inode: u64,
-    length: u64,
-    changed: (i64, i64),
+/// Opens what counts of a stored file, unless it went meanwhile.
+pub(super) fn open(files: &Files, below: &Path) -> Outcome<(Opened, FileIdentity)> {
+    files.original(below).map_err(|e| absent_or(&e, files, below))
 }
 
-impl FileIdentity {
-    pub(super) fn of(found: &std::fs::Metadata) -> Self {
-        let changed = (found.mtime(), found.mtime_nsec());
-        Self { device: found.dev(), inode: found.ino(), length: found.len(), changed }
+fn absent_or(error: &io::Error, files: &Files, below: &Path) -> RepositoryError {
+    match error.kind() {
+        io::ErrorKind::NotFound => RepositoryError::NotFound(files.at(below).display().to_string()),
+        _ => disk_error(error),
     }
 }
 
-/// Opens a stored file, unless it went meanwhile.
-pub(super) fn open(path: &Path) -> Outcome<File> {
-    File::open(path).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => RepositoryError::NotFound(path.display().to_string()),
-        _ => disk_error(&e),
-    })
-}
-
 /// Reads a stored file back and compares it with what is said of it.
-pub(super) fn check_file(path: &Path, file: &PartFile) -> Outcome<FileIdentity> {
-    let opened = open(path)?;
-    let identity = FileIdentity::of(&opened.metadata().map_err(|e| disk_error(&e))?);
-    let (stored, digest) = hash(opened).map_err(|e| disk_error(&e))?;
+pub(super) fn check_file(files: &Files, below: &Path, file: &PartFile) -> Outcome<FileIdentity> {
+    let (opened, identity) = open(files, below)?;
+    let (stored, digest) = hash(opened).map_err(|e| absent_or(&e, files, below))?;
     if stored != file.stored || digest != file.digest {
-        return Err(RepositoryError::Damaged(format!("{} is not what was stored", path.display())));
+        return Err(RepositoryError::Damaged(format!("{} is not what was stored", files.at(below).display())));
     }
     Ok(identity)
 }
 
-fn hash(mut file: File) -> io::Result<(u64, String)> {
+fn hash(mut file: impl Read) -> io::Result<(u64, String)> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 18];
     let mut length = 0;

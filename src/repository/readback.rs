@@ -1,13 +1,13 @@
-//! Bytes that are on the disk are read again: what a recipe that comes needs, what is published, and by and by
+//! Bytes that are kept are read again: what a recipe that comes needs, what is published, and by and by
 //! everything (`scrub`). Blocking; outside the job's lock, which is taken for moments to note what was found.
 
-use std::time::Instant;
+use std::{fs::File, io, time::Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
     durable::{Staged, disk_error},
-    packs::{Trouble, absent, check_pack, read_index},
+    packs::{Trouble, absent, check_pack},
     recipes::{self, Needs},
     store::{Outcome, Store, guard, refused},
 };
@@ -16,7 +16,7 @@ use crate::{
     names::JobUid,
     store::{
         layout,
-        pack::{PackName, PackRef},
+        pack::{Index, PackName, PackRef},
         recipe::Sum,
     },
 };
@@ -39,7 +39,7 @@ impl Store {
     ) -> Outcome<usize> {
         let packs: Vec<PackRef> = {
             let _reading = guard(&self.reading);
-            let mut needs = recipes::read(staged.path()).map_err(refused)?;
+            let mut needs = recipes::read(File::open(staged.path())).map_err(refused)?;
             self.check_places(job, &mut needs)?;
             needs.packs.iter().map(|(pack, _)| *pack).collect()
         };
@@ -58,7 +58,7 @@ impl Store {
         for same in places.chunk_by(|one, other| one.pack == other.pack) {
             let pack = same.first().and_then(|place| needs.packs.get(place.pack as usize));
             let Some((pack, _)) = pack else { return Err(refused("a place is in no pack")) };
-            let (_, index) = match read_index(&self.root.at(&layout::pack(job, pack.name)?), pack.name) {
+            let (_, index) = match self.index_of(job, pack.name) {
                 Ok(found) => found,
                 Err(trouble) if trouble.is_absence() => return Err(absent(pack.name)),
                 Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
@@ -95,6 +95,7 @@ impl Store {
     ) -> Outcome<usize> {
         let names: Vec<PackName> = packs.iter().map(|pack| pack.name).collect();
         let known = self.with_index(job, |held| held.ask(|index| index.entries(&names)))?;
+        let trusted = trusted * self.root.patience();
         // a time to come is no time it was read at: the clock was wrong
         let lately = now.as_second().saturating_sub(trusted.as_secs())..=now.as_second();
         let old: Vec<PackName> = names
@@ -108,8 +109,8 @@ impl Store {
                 break;
             }
             let mut good = Vec::new();
-            for name in some {
-                match check_pack(&self.root.at(&layout::pack(job, *name)?), *name, false) {
+            for (name, checked) in some.iter().zip(self.check_packs(job, some)?) {
+                match checked {
                     Ok(_) => good.push(*name),
                     // all are looked at: the next try finds none of the bad ones
                     Err(trouble) if trouble.is_absence() => {
@@ -127,5 +128,27 @@ impl Store {
             self.with_index(job, |held| held.ask(|index| index.note_verified(&good, now)))?;
         }
         worst.map(|_: usize| left)
+    }
+
+    /// Reads packs back from where they are kept.
+    fn check_packs(&self, job: &JobUid, names: &[PackName]) -> Outcome<Vec<Result<(PackRef, Index), Trouble>>> {
+        let directory = layout::packs(job)?;
+        let check = |name: PackName| {
+            check_pack(self.root.original(&directory.join(name.to_string())).map(|(opened, _)| opened), name, false)
+        };
+        let mut checked = Vec::new();
+        for some in names.chunks(self.root.at_once()) {
+            if let [one] = some {
+                checked.push(check(*one));
+                continue;
+            }
+            std::thread::scope(|scope| {
+                let check = &check;
+                let reading: Vec<_> = some.iter().map(|name| scope.spawn(move || check(*name))).collect();
+                let failed = |_| Err(io::Error::other("reading it has failed").into());
+                checked.extend(reading.into_iter().map(|one| one.join().unwrap_or_else(failed)));
+            });
+        }
+        Ok(checked)
     }
 }

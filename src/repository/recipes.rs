@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io::{self, Read},
     path::Path,
 };
 
 use super::{
-    publish::{FileIdentity, check_file, open},
+    files::{FileIdentity, Files},
+    publish::{check_file, open},
     store::Outcome,
 };
 use crate::{
@@ -84,8 +84,8 @@ fn unpack(file: impl Read, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Reads all of a recipe, or says what is wrong with it. It may take some memory: one at a time.
-pub(super) fn read(path: &Path) -> Result<Needs, String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
+pub(super) fn read(file: io::Result<impl Read>) -> Result<Needs, String> {
+    let file = file.map_err(|e| e.to_string())?;
     let bytes = unpack(file, MOST + 1).map_err(|e| e.to_string())?;
     if bytes.len() as u64 > MOST {
         return Err(format!("a recipe of more than {MOST} bytes"));
@@ -112,12 +112,12 @@ pub(super) fn read(path: &Path) -> Result<Needs, String> {
 }
 
 /// Reads a stored recipe back as far as its packs, if it is still what was stored.
-pub(super) fn check(path: &Path, file: &PartFile) -> Outcome<(FileIdentity, Vec<PackRef>)> {
-    let identity = check_file(path, file)?;
+pub(super) fn check(files: &Files, path: &Path, file: &PartFile) -> Outcome<(FileIdentity, Vec<PackRef>)> {
+    let identity = check_file(files, path, file)?;
     let length = file.stored.min(MAX_STORED);
     let mut most = FIRST;
     loop {
-        let opened = open(path)?;
+        let (opened, _) = open(files, path)?;
         let bytes = unpack(opened.take(length), most).map_err(|e| damaged(path, e))?;
         match Head::parse(&bytes) {
             Ok((head, _)) => return Ok((identity, head.packs)),

@@ -65,12 +65,22 @@ impl Root {
     }
 }
 
+impl Root {
+    fn free(&self) -> Outcome<u64> {
+        let disk = rustix::fs::statvfs(self.at(Path::new(""))).map_err(|e| disk_error(&e.into()))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+}
+
 impl Claim<'_> {
     fn more(&mut self, bytes: u64) -> Outcome<()> {
         let mut claimed = self.root.claimed();
-        let disk = rustix::fs::statvfs(self.root.at(Path::new(""))).map_err(|e| disk_error(&e.into()))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let (floor, coming) = (self.floor, *claimed);
+        let mut free = self.root.free()?;
+        let lacking = floor.saturating_add(coming).saturating_add(bytes).saturating_sub(free);
+        if lacking > 0 && self.root.give_room(lacking).map_err(|e| disk_error(&e))? {
+            free = self.root.free()?;
+        }
         if free < floor.saturating_add(coming).saturating_add(bytes) {
             return Err(RepositoryError::Full(format!(
                 "{free} bytes are free, {floor} are kept free, {coming} are on their way, and {bytes} are to come"
@@ -168,11 +178,8 @@ impl Store {
 
     /// Length of a file; 0 if it went meanwhile.
     fn length(&self, below: &Path) -> Outcome<u64> {
-        match std::fs::metadata(self.root.at(below)) {
-            Ok(found) => Ok(found.len()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(disk_error(&error)),
-        }
+        let found = self.root.found(below).map_err(|e| disk_error(&e))?;
+        Ok(found.map_or(0, |found| found.len()))
     }
 }
 

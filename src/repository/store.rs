@@ -19,6 +19,7 @@ use super::{
     collect::Collections,
     damage::Damage,
     durable::{Root, Staged, Steps, disk_error},
+    files::Opened,
     indices::Indices,
     receive::Received,
     recipes,
@@ -84,7 +85,11 @@ pub(super) fn refused(why: impl std::fmt::Display) -> RepositoryError {
 impl Store {
     /// Opens a directory and sweeps what a crash, a removed job or an older incarnation left.
     pub fn open(path: &Path, steps: Box<dyn Steps>, now: Timestamp) -> Outcome<Self> {
-        let root = Root::open(path, steps).map_err(|e| disk_error(&e))?;
+        Self::of(Root::open(path, steps).map_err(|e| disk_error(&e))?, now)
+    }
+
+    /// The same, with a directory or bucket that is open.
+    pub(super) fn of(root: Root, now: Timestamp) -> Outcome<Self> {
         let store = Self {
             root,
             locks: Mutex::default(),
@@ -112,7 +117,7 @@ impl Store {
         let record = self.record(job)?;
         match record.removed {
             Some(removed) if now.duration_since(removed) > REMEMBER_REMOVED => {
-                self.root.discard(&layout::job(job)?).map_err(|e| disk_error(&e))
+                self.root.clear(&layout::job(job)?).map_err(|e| disk_error(&e))
             }
             Some(_) => self.drop_content(job),
             None => self.sweep(job, &record),
@@ -210,7 +215,7 @@ impl Store {
             }
             let void = |name: &String| PartName::parse(name).is_some_and(|p| part_is_void(record, p.incarnation()));
             if names.iter().all(void) {
-                self.root.discard(&directory).map_err(|e| disk_error(&e))?;
+                self.root.clear(&directory).map_err(|e| disk_error(&e))?;
             } else {
                 for name in names.iter().filter(|name| void(name)) {
                     self.root.discard(&directory.join(name)).map_err(|e| disk_error(&e))?;
@@ -244,9 +249,13 @@ impl Store {
             FileForm::Whole => None,
             FileForm::Recipe => {
                 let _reading = guard(&self.reading);
-                Some(recipes::read(staged.path()).map_err(refused)?)
+                Some(recipes::read(File::open(staged.path())).map_err(refused)?)
             }
         };
+        self.record(job)?.with_part(generation, incarnation).map_err(refused)?;
+        self.root
+            .send(staged, &Self::file_path(job, generation, incarnation, member, file)?)
+            .map_err(|e| disk_error(&e))?;
         let place = |check: &dyn Fn() -> Outcome<()>| {
             self.place_file(job, generation, (incarnation, member), file, staged, (most, check))
         };
@@ -324,19 +333,19 @@ impl Store {
     }
 
     /// Opens a file that a published manifest names.
-    pub fn open_file(
+    pub(super) fn open_file(
         &self,
         job: &JobUid,
         generation: Generation,
         member: MemberIndex,
         kind: FileKind,
         digest: &str,
-    ) -> Outcome<File> {
+    ) -> Outcome<Opened> {
         let manifest = self.manifest(job, generation)?;
         let absent = || RepositoryError::NotFound(format!("{kind} of member {member}, generation {generation}"));
         let file = manifest.file(member, kind, digest).ok_or_else(absent)?;
         let path = Self::file_path(job, generation, manifest.incarnation, member, file)?;
-        File::open(self.root.at(&path)).map_err(|e| match e.kind() {
+        self.root.whole(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 self.damage.changed(job, None);
                 RepositoryError::Damaged(format!("{} is missing", path.display()))
@@ -352,15 +361,14 @@ impl Store {
         let _held = guard(&lock);
         self.record(job)?.with_part(generation, kept.incarnation).map_err(refused)?;
         for file in &kept.part.files {
-            let path = self.root.at(&Self::file_path(job, generation, kept.incarnation, kept.part.index, file)?);
-            match std::fs::metadata(&path) {
-                Ok(found) if found.len() == file.stored => {}
-                Ok(_) => return Err(RepositoryError::Damaged(format!("{} has another size", path.display()))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path = Self::file_path(job, generation, kept.incarnation, kept.part.index, file)?;
+            match self.root.found(&path).map_err(|e| disk_error(&e))? {
+                Some(found) if found.len() == file.stored => {}
+                Some(_) => return Err(RepositoryError::Damaged(format!("{} has another size", path.display()))),
+                None => {
                     let what = format!("{} of member {}, generation {generation}", file.kind, kept.part.index);
                     return Err(RepositoryError::NotFound(what));
                 }
-                Err(error) => return Err(disk_error(&error)),
             }
         }
         let name = PartName::Record { incarnation: kept.incarnation, member: kept.part.index }.to_string();
@@ -392,7 +400,7 @@ impl Store {
         let lock = self.lock(job);
         let _held = guard(&lock);
         self.uploads.end(job, |origin| origin.generation == generation);
-        self.root.discard(&directory).map_err(|e| disk_error(&e))
+        self.root.clear(&directory).map_err(|e| disk_error(&e))
     }
 
     /// Removes the parts of a generation that will never be complete, and takes no more of them.
@@ -408,7 +416,7 @@ impl Store {
         }
         self.keep_record(job, &old, &old.without(generation))?;
         self.uploads.end(job, |origin| origin.generation == generation);
-        self.root.discard(&layout::generation(job, generation)?).map_err(|e| disk_error(&e))
+        self.root.clear(&layout::generation(job, generation)?).map_err(|e| disk_error(&e))
     }
 
     /// Removes all of a job; what still arrives for it is refused.
@@ -425,10 +433,10 @@ impl Store {
         self.uploads.end(job, |_| true);
         self.indices.close(job);
         self.damage.forget(job);
-        for path in [layout::generations(job)?, layout::packs(job)?, layout::blocks(job)?, layout::outputs(job)?] {
-            self.root.discard(&path).map_err(|e| disk_error(&e))?;
+        for path in [layout::generations(job)?, layout::packs(job)?, layout::outputs(job)?] {
+            self.root.clear(&path).map_err(|e| disk_error(&e))?;
         }
-        Ok(())
+        self.root.discard(&layout::blocks(job)?).map_err(|e| disk_error(&e))
     }
 
     /// Refuses what an older incarnation or a removed job sends.

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! lock                                   held by the serving process
+//! bucket                                 of which bucket it is a cache; there it is owner.json, and the rest alike
 //! staging/<number>                       being received; worthless after a crash
 //! trash/<number>                         being removed
 //! images/<sha256>
@@ -19,7 +20,10 @@
 //! jobs/<uid>/outputs/m<member>.<base64url of the path>
 //! ```
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -32,6 +36,8 @@ use crate::names::{Generation, Incarnation, JobUid, MemberIndex};
 
 /// Name of the lock file.
 pub const LOCK: &str = "lock";
+/// Name of the file that says of which bucket a directory is a cache.
+pub const BUCKET: &str = "bucket";
 /// Directory of files being received.
 pub const STAGING: &str = "staging";
 /// Directory of what is being removed.
@@ -48,6 +54,14 @@ pub const GENERATIONS: &str = "generations";
 const RECIPE: &str = "recipe";
 /// Name of a generation's manifest.
 pub const MANIFEST: &str = "manifest.json";
+/// Name of a job's record.
+pub const RECORD: &str = "record.json";
+/// Name of what says where each block of a job is.
+const BLOCKS: &str = "blocks";
+/// Directory of the packs in a job's.
+const PACKS: &str = "packs";
+/// Directory of the outputs in a job's.
+const OUTPUTS: &str = "outputs";
 /// Longest path in a guest that an output is kept under: its coded form must be a file name.
 pub const MAX_OUTPUT_PATH: usize = 180;
 
@@ -63,7 +77,7 @@ pub fn job(job: &JobUid) -> Result<PathBuf, BadName> {
 
 /// Where the record of a job is.
 pub fn record(uid: &JobUid) -> Result<PathBuf, BadName> {
-    Ok(job(uid)?.join("record.json"))
+    Ok(job(uid)?.join(RECORD))
 }
 
 /// Directory of the generations of a job.
@@ -78,12 +92,12 @@ pub fn generation(uid: &JobUid, number: Generation) -> Result<PathBuf, BadName> 
 
 /// Directory of the outputs of a job.
 pub fn outputs(uid: &JobUid) -> Result<PathBuf, BadName> {
-    Ok(job(uid)?.join("outputs"))
+    Ok(job(uid)?.join(OUTPUTS))
 }
 
 /// Directory of the packs of a job.
 pub fn packs(uid: &JobUid) -> Result<PathBuf, BadName> {
-    Ok(job(uid)?.join("packs"))
+    Ok(job(uid)?.join(PACKS))
 }
 
 /// Path of a pack of a job.
@@ -93,7 +107,7 @@ pub fn pack(uid: &JobUid, name: PackName) -> Result<PathBuf, BadName> {
 
 /// Where it is kept in which packs a job's blocks are.
 pub fn blocks(uid: &JobUid) -> Result<PathBuf, BadName> {
-    Ok(job(uid)?.join("blocks"))
+    Ok(job(uid)?.join(BLOCKS))
 }
 
 /// Path of an image by its digest, `sha256:<hex>`.
@@ -132,6 +146,43 @@ pub fn image_name(sha256: &[u8]) -> String {
         let _ = write!(name, "{byte:02x}");
     }
     name
+}
+
+/// The names of a path below the root.
+fn names(below: &Path) -> Vec<&str> {
+    below.iter().filter_map(|name| name.to_str()).collect()
+}
+
+/// Whether a file is made again from others when it is lost.
+pub fn is_derived(below: &Path) -> bool {
+    matches!(names(below)[..], [JOBS, _, BLOCKS])
+}
+
+/// Whether a file is a note: small, and read again and again.
+pub fn is_note(below: &Path) -> bool {
+    match names(below)[..] {
+        [IMAGES, name] => name.contains('.') && !name.ends_with(DAMAGED),
+        [JOBS, _, RECORD] => true,
+        [JOBS, _, GENERATIONS, _, name] => {
+            name == MANIFEST || matches!(PartName::parse(name), Some(PartName::Record { .. }))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a note decides what is accepted, or what is complete.
+pub fn decides(below: &Path) -> bool {
+    matches!(names(below)[..], [JOBS, _, RECORD] | [JOBS, _, GENERATIONS, _, MANIFEST])
+}
+
+/// Whether a file's name says what is in it, so that it never changes.
+pub fn is_fixed(below: &Path) -> bool {
+    match names(below)[..] {
+        [IMAGES, name] => is_digest(name),
+        [JOBS, _, PACKS, name] => name.parse::<PackName>().is_ok(),
+        [JOBS, _, GENERATIONS, _, name] => matches!(PartName::parse(name), Some(PartName::File { .. })),
+        _ => false,
+    }
 }
 
 /// A file of a generation that is not its manifest.
@@ -270,6 +321,32 @@ mod tests {
         assert_eq!(parse_output_name(&name), Some((1, "/data/out.txt".into())));
         assert_eq!(PartName::parse(MANIFEST), None);
         assert_eq!(image_name(&[0x0f, 0xa5]), "sha256:0fa5");
+    }
+
+    #[test]
+    fn every_file_that_a_bucket_has_is_of_one_sort() {
+        let (job, digest) = (JobUid("3f2b8a10".into()), format!("sha256:{}", "ab".repeat(32)));
+        let part = |form| {
+            let (incarnation, member, kind, size, digest) = (3, 1, FileKind::Disk, 5, "ab".repeat(32));
+            generation(&job, 7)
+                .unwrap()
+                .join(PartName::File { incarnation, member, kind, form, size, digest }.to_string())
+        };
+        let pack = pack(&job, PackName([3; 32])).unwrap();
+        let fixed = [part(FileForm::Whole), part(FileForm::Recipe), pack.clone(), image(&digest).unwrap()];
+        let decide = [record(&job).unwrap(), generation(&job, 7).unwrap().join(MANIFEST)];
+        let note = PartName::Record { incarnation: 3, member: 0 }.to_string();
+        let other_notes =
+            [disk_record(&digest).unwrap(), unnamed_image(&digest).unwrap(), generation(&job, 7).unwrap().join(note)];
+        // the path of an output may be anything
+        let output = outputs(&job).unwrap().join("m0.json");
+        let changing = [output, damaged_image(&digest).unwrap(), pack.with_extension(DAMAGED)];
+        let sorts = |path: &PathBuf| [is_fixed(path), is_note(path), decides(path), is_derived(path)];
+        assert!(fixed.iter().all(|path| sorts(path) == [true, false, false, false]));
+        assert!(decide.iter().all(|path| sorts(path) == [false, true, true, false]));
+        assert!(other_notes.iter().all(|path| sorts(path) == [false, true, false, false]));
+        assert!(changing.iter().all(|path| sorts(path) == [false; 4]), "{changing:?}");
+        assert_eq!(sorts(&blocks(&job).unwrap()), [false, false, false, true]);
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! One suite for the repository on a directory, behind its server and client, and for the double.
+//! One suite for the repository on a directory and in a bucket, behind its server and client, and for the double.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     names::{Generation, Identity, Incarnation, JobUid, MemberIndex},
     repository::{
         arrivals::Arrivals,
+        bucket::testing::{Kind, TestStore},
         durable::AllSteps,
         http::{Service, router},
         room::Limits,
-        store::Store,
     },
     store::{
         adoption::{Adoption, Ancestor},
@@ -76,7 +76,7 @@ impl Bench {
 
     /// The real one, that keeps so many bytes of its disk free.
     pub(crate) async fn with_free(free: u64) -> Self {
-        Self::serving(free, |router| router).await
+        Self::serving(Kind::Directory, free, |router| router).await
     }
 
     /// The real one behind what keeps from it, and from others, all that was not in the first version.
@@ -92,17 +92,23 @@ impl Bench {
             reply.headers_mut().remove(super::wire::PROTOCOL);
             reply
         }
-        Self::serving(0, |router| router.layer(axum::middleware::from_fn(older))).await
+        Self::serving(Kind::Directory, 0, |router| router.layer(axum::middleware::from_fn(older))).await
     }
 
-    async fn serving(free: u64, change: impl FnOnce(axum::Router) -> axum::Router) -> Self {
+    /// The real one, with a bucket.
+    async fn bucket() -> Self {
+        Self::serving(Kind::Bucket, 0, |router| router).await
+    }
+
+    async fn serving(kind: Kind, free: u64, change: impl FnOnce(axum::Router) -> axum::Router) -> Self {
         tls::install_provider();
         let now = jiff::Timestamp::now();
         let authority = Authority::create(now).unwrap();
         let issue = |who: &Identity| authority.issue(who, now, Duration::from_secs(3600)).unwrap();
-        let directory = tempfile::tempdir().unwrap();
         let key = TicketKey::new(b"a secret for the tests only").unwrap();
-        let store = Store::open(&directory.path().join("root"), Box::new(AllSteps), now).unwrap();
+        let place = TestStore::new(kind);
+        let store = place.open_at(AllSteps, now).unwrap();
+        let directory = place.directory;
         let limits = Limits {
             part: 6 << 20,
             packs: 1 << 40,
@@ -218,11 +224,14 @@ fn content(generation: Generation, member: MemberIndex, incarnation: Incarnation
     bytes
 }
 
-/// Runs each check on both.
+/// Runs each check on all.
 macro_rules! contract {
     ($($name:ident)*) => {
         mod real {
             $(#[tokio::test] async fn $name() { super::$name(&super::Bench::real().await).await; })*
+        }
+        mod bucket {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Bench::bucket().await).await; })*
         }
         mod double {
             $(#[tokio::test] async fn $name() { super::$name(&super::Bench::fake()).await; })*

@@ -127,5 +127,5 @@ pub(super) async fn send(
     let wanted = job.clone();
     let open = move |store: &Store| store.open_file(&job, generation, member, kind, &digest);
     let file = service.run(&peer, Action::Restore(&wanted), open).await?;
-    Ok(send_file(file).await?)
+    Ok(send_file(file)?)
 }

@@ -3,7 +3,7 @@
 //! What is sent is hashed on its way out: a file that turns out not to be what its name says is put
 //! aside, and the image is imported again as one that is not there.
 
-use std::{io::Read as _, os::unix::fs::MetadataExt as _, sync::Arc};
+use std::{io::Read as _, sync::Arc};
 
 use axum::{
     Extension, Json,
@@ -24,6 +24,7 @@ use crate::{
     repository::{
         access::Action,
         durable::disk_error,
+        files::{FileIdentity, Opened},
         receive::{Bounds, Hash, drain, receive},
         store::Store,
     },
@@ -73,9 +74,13 @@ pub(super) async fn send(
     Path(digest): Path<String>,
 ) -> Reply<Response> {
     let (path, wanted) = (layout::image(&digest)?, digest.clone());
-    let file = service.run(&peer, Action::ReadImage, move |store| open(store, &path, &wanted)).await?;
-    let identity = FileIdentity::of(&file)?;
-    let (blocks, length) = read_file(file).await?;
+    let opened = move |store: &Store| {
+        let file = open(store, &path, &wanted)?;
+        Ok((file, store.root.identity(&path).map_err(|e| disk_error(&e))?))
+    };
+    let (file, identity) = service.run(&peer, Action::ReadImage, opened).await?;
+    let length = file.length().map_err(|e| disk_error(&e))?;
+    let blocks = read_file(file, 0..length)?;
     let (store, mut hasher, mut sent) = (service.store, Some(Sha256::new()), 0);
     let blocks = blocks.inspect_ok(move |block| {
         let Some(hash) = &mut hasher else { return };
@@ -93,30 +98,30 @@ pub(super) async fn send(
     Ok(reply(length, Body::from_stream(blocks)))
 }
 
-/// Which file was read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileIdentity(u64, u64);
-
-impl FileIdentity {
-    fn of(file: &std::fs::File) -> Result<Self, RepositoryError> {
-        let found = file.metadata().map_err(|e| disk_error(&e))?;
-        Ok(Self(found.dev(), found.ino()))
+/// Puts a damaged image aside, unless another one has taken its place already, or only what was on the disk is damaged
+/// and the bucket has it as it was.
+fn put_aside(store: &Arc<Store>, digest: &str, read: Option<FileIdentity>) {
+    let done = (|| {
+        let path = layout::image(digest)?;
+        store.root.doubt(&path).map_err(|e| disk_error(&e))?;
+        let (mut original, identity) = store.root.original(&path).map_err(|e| disk_error(&e))?;
+        if Some(identity) != read || (!store.root.is_read_back() && is_what_it_says(&mut original, digest)?) {
+            return Ok(false);
+        }
+        store.root.set_aside(&path, &layout::damaged_image(digest)?).map_err(|e| disk_error(&e))?;
+        Ok::<_, RepositoryError>(true)
+    })();
+    match done {
+        Ok(true) => tracing::error!(digest, "an image is damaged: it is put aside, to be imported again"),
+        Ok(false) => tracing::warn!(digest, "an image that was sent was damaged, and is so no more"),
+        Err(error) => tracing::error!(digest, %error, "an image is damaged, and could not be put aside"),
     }
 }
 
-/// Puts a damaged image aside, unless another one has taken its place already.
-fn put_aside(store: &Arc<Store>, digest: &str, read: FileIdentity) {
-    let done = (|| {
-        let path = layout::image(digest)?;
-        if FileIdentity::of(&open(store, &path, digest)?)? == read {
-            store.root.set_aside(&path, &layout::damaged_image(digest)?).map_err(|e| disk_error(&e))?;
-        }
-        Ok::<_, RepositoryError>(())
-    })();
-    match done {
-        Ok(()) => tracing::error!(digest, "an image is damaged: it is put aside, to be imported again"),
-        Err(error) => tracing::error!(digest, %error, "an image is damaged, and could not be put aside"),
-    }
+fn is_what_it_says(file: &mut Opened, digest: &str) -> Result<bool, RepositoryError> {
+    let mut hasher = Sha256::new();
+    std::io::copy(file, &mut hasher).map_err(|e| disk_error(&e))?;
+    Ok(layout::image_name(&hasher.finalize()) == digest)
 }
 
 pub(super) async fn disk(
@@ -144,7 +149,7 @@ pub(super) async fn note_disk(
 ) -> Reply<()> {
     let note = move |store: &Store| {
         let file = open(store, &layout::image(&digest)?, &digest)?;
-        let length = file.metadata().map_err(|e| disk_error(&e))?.len();
+        let length = file.length().map_err(|e| disk_error(&e))?;
         let mut head = Vec::new();
         file.take(1 << 12).read_to_end(&mut head).map_err(|e| disk_error(&e))?;
         let (format, virtual_size) = inspect(&head, length).map_err(RepositoryError::Damaged)?;

@@ -2,12 +2,18 @@
 //! `store`.
 
 mod files;
+mod gate;
 mod generations;
 mod images;
 mod outputs;
 mod packs;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    io::{Seek as _, SeekFrom},
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
@@ -18,12 +24,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
 use super::{
     access::{Action, may},
     arrivals::Arrivals,
     collect,
+    durable::disk_error,
+    files::Opened,
     room::Limits,
     store::Store,
 };
@@ -37,6 +48,8 @@ use crate::{
     store::{manifest::MAX_BYTES, ticket::TicketKey},
     tls::Peer,
 };
+
+pub(super) use self::gate::Gate;
 
 /// What every handler works with.
 #[derive(Clone)]
@@ -164,17 +177,25 @@ impl Service {
     }
 }
 
+/// The bytes of a file on their way out.
+type Blocks = BoxStream<'static, std::io::Result<Bytes>>;
+
 /// A file as the body of a reply.
-async fn send_file(file: std::fs::File) -> Result<Response, RepositoryError> {
-    let (blocks, length) = read_file(file).await?;
-    Ok(reply(length, Body::from_stream(blocks)))
+fn send_file(file: Opened) -> Result<Response, RepositoryError> {
+    let length = file.length().map_err(|e| disk_error(&e))?;
+    Ok(reply(length, Body::from_stream(read_file(file, 0..length)?)))
 }
 
-/// A file in blocks, and its length.
-async fn read_file(file: std::fs::File) -> Result<(ReaderStream<tokio::fs::File>, u64), RepositoryError> {
-    let file = tokio::fs::File::from_std(file);
-    let length = file.metadata().await.map_err(|e| super::durable::disk_error(&e))?.len();
-    Ok((ReaderStream::with_capacity(file, 1 << 18), length))
+/// Bytes of a file that are there.
+fn read_file(file: Opened, range: Range<u64>) -> Result<Blocks, RepositoryError> {
+    match file {
+        Opened::Here(mut file) => {
+            file.seek(SeekFrom::Start(range.start)).map_err(|e| disk_error(&e))?;
+            let file = tokio::fs::File::from_std(file).take(range.end - range.start);
+            Ok(Box::pin(ReaderStream::with_capacity(file, 1 << 18)))
+        }
+        Opened::There(remote) => Ok(remote.stream(range)),
+    }
 }
 
 fn reply(length: u64, body: Body) -> Response {
@@ -182,9 +203,9 @@ fn reply(length: u64, body: Body) -> Response {
 }
 
 /// Opens a file below the root, if it is there.
-fn open(store: &Store, below: &Path, what: &str) -> Result<std::fs::File, RepositoryError> {
-    std::fs::File::open(store.root.at(below)).map_err(|error| match error.kind() {
+fn open(store: &Store, below: &Path, what: &str) -> Result<Opened, RepositoryError> {
+    store.root.whole(below).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => RepositoryError::NotFound(what.into()),
-        _ => super::durable::disk_error(&error),
+        _ => disk_error(&error),
     })
 }

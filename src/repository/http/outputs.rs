@@ -73,7 +73,7 @@ pub(super) async fn send(
 ) -> Reply<Response> {
     let below = layout::outputs(&job)?.join(layout::output_name(member, &path)?);
     let file = service.run(&peer, Action::ReadOutput, move |store| open(store, &below, &path)).await?;
-    Ok(send_file(file).await?)
+    Ok(send_file(file)?)
 }
 
 pub(super) async fn list(
@@ -86,8 +86,8 @@ pub(super) async fn list(
         let mut kept = Vec::new();
         for name in store.root.list(&directory).map_err(|e| disk_error(&e))? {
             let Some((member, path)) = layout::parse_output_name(&name) else { continue };
-            let size = std::fs::metadata(store.root.at(&directory.join(&name))).map_err(|e| disk_error(&e))?.len();
-            kept.push(OutputSummary { member, path, size });
+            let found = store.root.found(&directory.join(&name)).map_err(|e| disk_error(&e))?;
+            kept.extend(found.map(|found| OutputSummary { member, path, size: found.len() }));
         }
         kept.sort_by(|a, b| (a.member, &a.path).cmp(&(b.member, &b.path)));
         Ok(kept)

@@ -1,7 +1,5 @@
 //! Blocks and packs of a job's files: which there are, in from agents with a ticket, out to who restores.
 
-use std::io::SeekFrom;
-
 use axum::{
     Extension, Json,
     body::{Body, Bytes},
@@ -10,13 +8,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-use tokio_util::io::ReaderStream;
 
 use super::{
     Reply, Service,
     files::{FilePath, admit, kind_of},
-    send_file,
+    read_file, send_file,
 };
 use crate::{
     driver::repository::{
@@ -94,22 +90,20 @@ pub(super) async fn send(
 ) -> Reply<Response> {
     let (pack, wanted) = (pack_of(&pack)?, job.clone());
     let file = service.run(&peer, Action::Restore(&wanted), move |store| store.open_pack(&job, pack)).await?;
-    let Some(range) = headers.get(header::RANGE) else { return Ok(send_file(file).await?) };
-    let length = file.metadata().map_err(|e| disk_error(&e))?.len();
+    let Some(range) = headers.get(header::RANGE) else { return Ok(send_file(file)?) };
+    let length = file.length().map_err(|e| disk_error(&e))?;
     let Some((first, last)) = range.to_str().ok().and_then(|range| read_range(range, length)) else {
         let message = "one range of bytes that are there can be had".into();
         let reply = Json(ErrorReply { kind: ErrorKind::Refused, message });
         let range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
         return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range, reply).into_response());
     };
-    let mut file = tokio::fs::File::from_std(file);
-    file.seek(SeekFrom::Start(first)).await.map_err(|e| disk_error(&e))?;
     let count = last - first + 1;
     let headers = [
         (header::CONTENT_LENGTH, count.to_string()),
         (header::CONTENT_RANGE, format!("bytes {first}-{last}/{length}")),
     ];
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(count), 1 << 18));
+    let body = Body::from_stream(read_file(file, first..last + 1)?);
     Ok((StatusCode::PARTIAL_CONTENT, headers, body).into_response())
 }
 

@@ -1,0 +1,284 @@
+//! The bucket in which a store keeps everything, if it has one: then the directory is a cache of it, with the same
+//! names. A change counts once the bucket has it.
+//!
+//! Blocking. Which requests may be made at all is decided by the owner (`owner`); what is on the disk too, by use
+//! (`cache`). Nothing of the layout is known here but what never changes and what decides (`store::layout`).
+
+mod address;
+mod ahead;
+mod cache;
+mod error;
+mod mirror;
+mod note;
+mod objects;
+mod owner;
+mod remote;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::address::Address;
+use self::{cache::Cache, error::error, mirror::Mirror, owner::Owner};
+pub(super) use self::{cache::is_absent, error::is_of_bucket, objects::Objects, remote::Remote};
+use crate::store::layout::{BUCKET, IMAGES, JOBS, MANIFEST, RECORD, STAGING, decides};
+
+/// A file of more bytes is passed on as it comes, to whoever wants it.
+const PASSED_ON: u64 = 64 << 20;
+
+/// What a directory says of itself that is the cache of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Marker {
+    bucket: String,
+    /// Tells it from other directories: only one process has it.
+    volume: String,
+}
+
+impl Marker {
+    fn read(root: &Path) -> io::Result<Option<Self>> {
+        match fs::read(root.join(BUCKET)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Refuses a directory that is only a cache.
+pub(super) fn is_no_cache(root: &Path) -> io::Result<()> {
+    match Marker::read(root)? {
+        None => Ok(()),
+        Some(Marker { bucket, .. }) => {
+            Err(error(format!("{} is a cache of the bucket {bucket}: say --bucket", root.display())))
+        }
+    }
+}
+
+/// How a bucket is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// Most bytes of it on the disk, besides what is being received or sent.
+    pub cache: u64,
+    /// How long the last requests of another repository may last.
+    pub handover: Duration,
+}
+
+impl Use {
+    /// With a cache of so many bytes.
+    pub fn with_cache(cache: u64) -> Self {
+        Self { cache, handover: address::HANDOVER }
+    }
+}
+
+/// The bucket.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    objects: Arc<Objects>,
+    owner: Option<Owner>,
+    /// Held by all that change it, and alone by whoever gives it up.
+    under_way: RwLock<()>,
+    /// What of it is here.
+    pub(super) cache: Cache,
+}
+
+impl Bucket {
+    /// Takes it over, and makes a directory show what is in it, which nobody else uses.
+    pub(super) fn take(objects: Objects, root: &Path, how: Use) -> io::Result<Self> {
+        let marker = match Marker::read(root)? {
+            Some(marker) if marker.bucket == objects.name() => marker,
+            Some(marker) => {
+                let (is, wanted) = (marker.bucket, objects.name());
+                return Err(error(format!("{} is a cache of the bucket {is}, not of {wanted}", root.display())));
+            }
+            None if has_data(root)? => {
+                return Err(error(format!(
+                    "{} has data that may not be in the bucket: copy it there first, or take an empty directory",
+                    root.display()
+                )));
+            }
+            None => {
+                let volume = format!("{:016x}", rand::random::<u64>());
+                let marker = Marker { bucket: objects.name().to_owned(), volume };
+                let staged = root.join(STAGING).join(BUCKET);
+                fs::write(&staged, serde_json::to_vec(&marker)?)?;
+                File::open(&staged)?.sync_all()?;
+                fs::rename(&staged, root.join(BUCKET))?;
+                File::open(root)?.sync_all()?;
+                marker
+            }
+        };
+        let objects = Arc::new(objects);
+        let owner = Owner::take(&objects, &marker.volume, how.handover)?;
+        let bucket = Self { objects, owner: Some(owner), under_way: RwLock::default(), cache: Cache::new(how.cache) };
+        bucket.show_in(root)?;
+        Ok(bucket)
+    }
+
+    /// Makes an empty directory show what is in it, whoever it belongs to.
+    pub(super) fn look(objects: Objects, root: &Path) -> io::Result<Self> {
+        for folder in [STAGING, IMAGES, JOBS] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        let bucket =
+            Self { objects: Arc::new(objects), owner: None, under_way: RwLock::default(), cache: Cache::new(0) };
+        bucket.show_in(root)?;
+        Ok(bucket)
+    }
+
+    fn show_in(&self, root: &Path) -> io::Result<()> {
+        let (objects, owner, cache) = (&*self.objects, self.owner.as_ref(), &self.cache);
+        let scratch = root.join(STAGING).join("shown");
+        Mirror { objects, owner, cache, root, scratch: &scratch }.run()?;
+        self.make_room(root, 0, || scratch.clone())
+    }
+
+    fn owner(&self) -> io::Result<&Owner> {
+        self.owner.as_ref().ok_or_else(|| error("the bucket is only looked at"))
+    }
+
+    /// An error unless it still belongs to this process, as far as was certain a moment ago.
+    pub(super) fn confirm(&self) -> io::Result<()> {
+        self.owner()?.confirm()
+    }
+
+    /// Something is about to be changed in it.
+    fn begin(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+        let begun = self.under_way.read().unwrap_or_else(PoisonError::into_inner);
+        self.confirm()?;
+        Ok(begun)
+    }
+
+    /// Nothing more is written to it.
+    pub(super) fn resign(&self) -> io::Result<()> {
+        let _alone = self.under_way.write().unwrap_or_else(PoisonError::into_inner);
+        self.owner()?.resign()
+    }
+
+    /// Sends a file.
+    pub(super) fn send(&self, from: &Path, below: &Path) -> io::Result<()> {
+        let _begun = self.begin()?;
+        self.objects.upload(from, below)
+    }
+
+    /// Whether it has a file of this length.
+    pub(super) fn has(&self, below: &Path, length: u64) -> io::Result<bool> {
+        Ok(self.objects.length(below)? == Some(length))
+    }
+
+    /// Writes a note.
+    pub(super) fn write(&self, below: &Path, content: &[u8]) -> io::Result<()> {
+        let _begun = self.begin()?;
+        if decides(below) {
+            return self.owner()?.commit(below, content);
+        }
+        self.objects.put(below, content.to_vec())
+    }
+
+    /// Copies a file within it, unless it is too large for that.
+    pub(super) fn copy(&self, below: &Path, length: u64, to: &Path) -> io::Result<bool> {
+        let _begun = self.begin()?;
+        self.objects.copy(below, length, to)
+    }
+
+    /// What is below a path, in the order in which it goes: a generation is not complete any more before anything
+    /// else of it is gone, and of a job goes last what says that it was removed.
+    pub(super) fn doomed(&self, below: &Path) -> io::Result<[Vec<PathBuf>; 3]> {
+        let mut doomed = [vec![], vec![], vec![]];
+        for found in self.objects.list(below)? {
+            let turn = match found.below.file_name().and_then(|name| name.to_str()) {
+                Some(MANIFEST) => 0,
+                Some(RECORD) => 2,
+                _ => 1,
+            };
+            doomed[turn].push(found.below);
+        }
+        Ok(doomed)
+    }
+
+    /// Removes files. Absence is no error.
+    pub(super) fn remove(&self, all: Vec<PathBuf>) -> io::Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        let _begun = self.begin()?;
+        self.objects.delete(all.clone())?;
+        let owner = self.owner()?;
+        for below in &all {
+            owner.forget(below);
+        }
+        Ok(())
+    }
+
+    /// A file of this length, read where it is.
+    pub(super) fn open(&self, below: &Path, length: u64) -> Remote {
+        Remote::new(self.objects.clone(), below.to_owned(), length)
+    }
+
+    /// Whether a file of this length is better passed on than kept.
+    pub(super) fn passes_on(&self, length: u64) -> bool {
+        length > PASSED_ON.min(self.cache.limit())
+    }
+
+    /// Opens a file on the disk, which is fetched first if it is not there. `scratch` gives names for files in the
+    /// making.
+    pub(super) fn fetch(&self, root: &Path, below: &Path, scratch: impl Fn() -> PathBuf) -> io::Result<File> {
+        let path = root.join(below);
+        loop {
+            let found = fs::metadata(&path)?;
+            if !is_absent(&found) {
+                match File::open(&path) {
+                    // it may have gone from the disk meanwhile
+                    Ok(file) if !is_absent(&file.metadata()?) => {
+                        self.cache.used(below, found.len());
+                        return Ok(file);
+                    }
+                    Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                    _ => continue,
+                }
+            }
+            self.cache.once(below, || {
+                if !is_absent(&fs::metadata(&path)?) {
+                    return Ok(());
+                }
+                self.make_room(root, found.len(), &scratch)?;
+                let staged = scratch();
+                let fetched = File::create_new(&staged)
+                    .and_then(|mut file| self.objects.download(below, found.len(), &mut file))
+                    .and_then(|()| self.cache.fill(&path, &found, &staged));
+                if !matches!(fetched, Ok(true)) {
+                    // it is cleared at the next start, if not now
+                    let _ = fs::remove_file(&staged);
+                }
+                fetched.map(drop)
+            })?;
+        }
+    }
+
+    /// Takes files from the disk until they are within the limit, with so many bytes to come.
+    pub(super) fn make_room(&self, root: &Path, coming: u64, scratch: impl Fn() -> PathBuf) -> io::Result<()> {
+        self.cache.evict(root, self.cache.limit().saturating_sub(coming), scratch)
+    }
+
+    /// Takes so many bytes of files from the disk, or all.
+    pub(super) fn give_room(&self, root: &Path, bytes: u64, scratch: impl Fn() -> PathBuf) -> io::Result<()> {
+        self.cache.evict(root, self.cache.bytes().saturating_sub(bytes), scratch)
+    }
+}
+
+/// Whether a directory has anything that could be lost.
+fn has_data(root: &Path) -> io::Result<bool> {
+    for folder in [IMAGES, JOBS] {
+        if fs::read_dir(root.join(folder))?.next().is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,266 @@
+//! Whose the bucket is: an object with an epoch, which each repository that starts raises, and which only the one that
+//! wrote it last can write again. What decides something (records of jobs, manifests) is announced in it first, and is
+//! then put only if what is there is what was there before.
+//!
+//! So an old repository that is only cut off, or stands still for however long between any two of its requests, can
+//! publish nothing any more (safety A9, B1): either its announcement comes too late; or its successor finds the
+//! announcement, and writes in that one place, before it looks at anything else, so that the late request is refused.
+//! Removals are asked for only shortly after the object was seen; the successor waits for as long as they may last.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use object_store::{PutMode, UpdateVersion};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::{error, unconditional},
+    note::{Stamp, note, stamped},
+    objects::Objects,
+};
+
+/// Its name.
+const OWNER: &str = "owner.json";
+/// Who was the owner so shortly ago may still remove something.
+const SEEN: Duration = Duration::from_secs(2);
+/// The object is written again so often when others write it at the same time.
+const TRIES: u32 = 4;
+
+/// What is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    /// Raised by each repository that starts.
+    epoch: u64,
+    /// The volume of the owner; none if it has ended and nothing of it is under way.
+    holder: Option<String>,
+    /// What the owner is about to write.
+    pending: Option<PathBuf>,
+    /// Counts the owner's writings.
+    number: u64,
+}
+
+impl Record {
+    fn read(bytes: &Bytes) -> io::Result<Self> {
+        serde_json::from_slice(bytes)
+            .map_err(|e| error(format!("{OWNER} in the bucket is not a repository's ({e}): give it another prefix")))
+    }
+
+    fn bytes(&self) -> Bytes {
+        // a plain structure is always written
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+/// The owner.
+#[derive(Debug)]
+pub(super) struct Owner {
+    objects: Arc<Objects>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: Record,
+    version: UpdateVersion,
+    /// When it was certain last.
+    seen: Instant,
+    /// Another one has taken its place.
+    lost: Option<String>,
+    /// Of this it is not known whether it was written.
+    outstanding: Option<PathBuf>,
+    /// What there is now of notes that are written again.
+    versions: HashMap<PathBuf, UpdateVersion>,
+}
+
+impl Owner {
+    /// Makes this volume's process the owner. `handover`: as long as requests of another one may last.
+    pub(super) fn take(objects: &Arc<Objects>, volume: &str, handover: Duration) -> io::Result<Self> {
+        for _ in 0..TRIES {
+            let found = objects.get(Path::new(OWNER))?;
+            let old = found.as_ref().map(|(bytes, _)| Record::read(bytes)).transpose()?;
+            let new = Record {
+                epoch: old.as_ref().map_or(1, |old| old.epoch + 1),
+                holder: Some(volume.to_owned()),
+                pending: old.as_ref().and_then(|old| old.pending.clone()),
+                number: 0,
+            };
+            let mode = found.map_or(PutMode::Create, |(_, version)| PutMode::Update(version));
+            let seen = Instant::now();
+            let Some(version) = objects.put_if(Path::new(OWNER), &new.bytes(), mode)? else { continue };
+            check_conditions(objects, &new)?;
+            if let Some(other) = old.and_then(|old| old.holder).filter(|holder| holder != volume) {
+                tracing::info!(
+                    other,
+                    seconds = handover.as_secs(),
+                    "waiting for what another repository may have begun"
+                );
+                std::thread::sleep(handover);
+            }
+            let pending = new.pending.clone();
+            let versions = HashMap::new();
+            let mut state = State { record: new, version, seen, lost: None, outstanding: None, versions };
+            if let Some(pending) = pending {
+                settle(objects, &mut state, &pending)?;
+            }
+            return Ok(Self { objects: objects.clone(), state: Mutex::new(state) });
+        }
+        Err(error("others take the bucket at the same time"))
+    }
+
+    fn lock(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &state.lost {
+            None => Ok(state),
+            Some(why) => Err(error(why.clone())),
+        }
+    }
+
+    /// An error unless it still is the owner, as far as was certain a moment ago.
+    pub(super) fn confirm(&self) -> io::Result<()> {
+        let mut state = self.lock()?;
+        if state.seen.elapsed() < SEEN {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        match self.objects.get(Path::new(OWNER))? {
+            Some((bytes, version)) if is_own(&state, &bytes)? => {
+                state.version = version;
+                state.seen = asked;
+                Ok(())
+            }
+            found => Err(lose(&mut state, found.map(|(bytes, _)| bytes))),
+        }
+    }
+
+    /// What there is of a note.
+    pub(super) fn know(&self, below: PathBuf, version: UpdateVersion) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.versions.insert(below, version);
+    }
+
+    /// What is below a path is gone.
+    pub(super) fn forget(&self, below: &Path) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.versions.retain(|path, _| !path.starts_with(below));
+    }
+
+    /// Writes a note that decides something. After an error it may have been written or not, until the next is.
+    pub(super) fn commit(&self, below: &Path, content: &[u8]) -> io::Result<()> {
+        let mut state = self.lock()?;
+        if let Some(before) = state.outstanding.clone() {
+            settle(&self.objects, &mut state, &before)?;
+            state.outstanding = None;
+        }
+        self.announce(&mut state, below)?;
+        let stamp = Stamp { epoch: state.record.epoch, number: state.record.number, void: false };
+        let bytes = stamped(stamp, content);
+        state.outstanding = Some(below.to_owned());
+        for _ in 0..TRIES {
+            let known = state.versions.get(below).cloned();
+            let mode = known.map_or(PutMode::Create, PutMode::Update);
+            if let Some(version) = self.objects.put_if(below, &bytes, mode)? {
+                state.versions.insert(below.to_owned(), version);
+                state.outstanding = None;
+                return Ok(());
+            }
+            match self.objects.get(below)? {
+                None => drop(state.versions.remove(below)),
+                Some((found, version)) if note(&found).is_none() => {
+                    state.versions.insert(below.to_owned(), version);
+                }
+                Some(_) => break,
+            }
+        }
+        state.outstanding = None;
+        Err(error(format!("{} was changed in the bucket by somebody else", below.display())))
+    }
+
+    fn announce(&self, state: &mut State, below: &Path) -> io::Result<()> {
+        for _ in 0..TRIES {
+            let pending = Some(below.to_owned());
+            let new = Record { pending, number: state.record.number + 1, ..state.record.clone() };
+            let asked = Instant::now();
+            // also where this fails, no number is used twice
+            state.record.number = new.number;
+            if let Some(version) =
+                self.objects.put_if(Path::new(OWNER), &new.bytes(), PutMode::Update(state.version.clone()))?
+            {
+                (state.record, state.version, state.seen) = (new, version, asked);
+                return Ok(());
+            }
+            // one of its own of which the reply was lost
+            match self.objects.get(Path::new(OWNER))? {
+                Some((bytes, version)) if is_own(state, &bytes)? => state.version = version,
+                found => return Err(lose(state, found.map(|(bytes, _)| bytes))),
+            }
+        }
+        Err(error(format!("{OWNER} changes again and again")))
+    }
+
+    /// Nothing of it is under way any more: whoever comes next need not wait.
+    pub(super) fn resign(&self) -> io::Result<()> {
+        let mut state = self.lock()?;
+        let new = Record { holder: None, number: state.record.number + 1, ..state.record.clone() };
+        let update = PutMode::Update(state.version.clone());
+        self.objects.put_if(Path::new(OWNER), &new.bytes(), update)?;
+        state.lost = Some("this repository has ended".into());
+        Ok(())
+    }
+}
+
+fn is_own(state: &State, bytes: &Bytes) -> io::Result<bool> {
+    let found = Record::read(bytes)?;
+    Ok((found.epoch, &found.holder) == (state.record.epoch, &state.record.holder))
+}
+
+fn lose(state: &mut State, found: Option<Bytes>) -> io::Error {
+    let why = match found {
+        None => format!("{OWNER} was removed from the bucket: start the repository again"),
+        Some(_) => "another repository has taken the bucket over: this one is out until it is started again".into(),
+    };
+    tracing::error!(why, "this repository is not the owner of its bucket any more");
+    state.lost = Some(why.clone());
+    error(why)
+}
+
+/// Makes certain that a request which may still be under way changes nothing any more in this place.
+fn settle(objects: &Objects, state: &mut State, below: &Path) -> io::Result<()> {
+    for _ in 0..TRIES {
+        state.record.number += 1;
+        let stamp = Stamp { epoch: state.record.epoch, number: state.record.number, void: false };
+        let (bytes, mode) = match objects.get(below)? {
+            None => (stamped(Stamp { void: true, ..stamp }, &[]), PutMode::Create),
+            Some((found, version)) => match note(&found) {
+                None => (stamped(Stamp { void: true, ..stamp }, &[]), PutMode::Update(version)),
+                Some(content) => (stamped(stamp, &content), PutMode::Update(version)),
+            },
+        };
+        if let Some(version) = objects.put_if(below, &bytes, mode)? {
+            state.versions.insert(below.to_owned(), version);
+            return Ok(());
+        }
+    }
+    Err(error(format!("{} changes again and again in the bucket", below.display())))
+}
+
+/// A store that does not look at conditions accepts what must be refused.
+fn check_conditions(objects: &Objects, own: &Record) -> io::Result<()> {
+    let another = UpdateVersion { e_tag: Some(format!("\"{}\"", "0".repeat(32))), version: None };
+    for (header, mode) in [("If-None-Match", PutMode::Create), ("If-Match", PutMode::Update(another))] {
+        if objects.try_put(Path::new(OWNER), &own.bytes(), mode)?.is_some() {
+            return Err(unconditional(&format!("it ignores {header}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "owner_tests.rs"]
+mod tests;

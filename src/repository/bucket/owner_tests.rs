@@ -1,0 +1,141 @@
+use std::collections::BTreeMap;
+
+use object_store::memory::InMemory;
+use proptest::prelude::*;
+
+use super::{
+    super::testing::{Mood, Moody, objects},
+    *,
+};
+
+const MANIFEST: &str = "jobs/a/generations/7/manifest.json";
+const RECORD: &str = "jobs/a/record.json";
+
+fn take(objects: &Arc<Objects>, volume: &str) -> Owner {
+    Owner::take(objects, volume, Duration::ZERO).unwrap()
+}
+
+fn read(objects: &Objects, below: &str) -> Option<String> {
+    let (found, _) = objects.get(Path::new(below)).unwrap()?;
+    note(&found).map(|content| String::from_utf8(content.to_vec()).unwrap())
+}
+
+#[test]
+fn b1_an_old_repository_commits_nothing_once_another_one_has_the_bucket() {
+    let objects = Arc::new(objects(Arc::<InMemory>::default()));
+    let old = take(&objects, "one");
+    old.commit(Path::new(RECORD), b"fence 1").unwrap();
+    let new = take(&objects, "another");
+    let refused = old.commit(Path::new(MANIFEST), b"late").unwrap_err();
+    assert!(refused.to_string().contains("another repository"), "{refused}");
+    // it does not try again, and removes nothing
+    assert!(old.confirm().is_err() && old.commit(Path::new(RECORD), b"fence 0").is_err());
+    assert_eq!((read(&objects, MANIFEST), read(&objects, RECORD)), (None, Some("fence 1".into())));
+    let found = objects.get(Path::new(RECORD)).unwrap().unwrap();
+    new.know(RECORD.into(), found.1);
+    new.commit(Path::new(RECORD), b"fence 2").unwrap();
+    new.commit(Path::new(MANIFEST), b"new").unwrap();
+    new.confirm().unwrap();
+    assert_eq!((read(&objects, MANIFEST), read(&objects, RECORD)), (Some("new".into()), Some("fence 2".into())));
+}
+
+#[test]
+fn b1_what_an_old_repository_has_announced_and_puts_late_is_refused() {
+    for (below, before) in [(MANIFEST, None), (RECORD, None), (RECORD, Some("fence 1"))] {
+        let objects = Arc::new(objects(Arc::<InMemory>::default()));
+        let old = take(&objects, "one");
+        if let Some(before) = before {
+            old.commit(Path::new(below), before.as_bytes()).unwrap();
+        }
+        let mut state = old.state.lock().unwrap();
+        old.announce(&mut state, Path::new(below)).unwrap();
+        let late = stamped(Stamp { epoch: 1, number: state.record.number, void: false }, b"late");
+        let mode = state.versions.get(Path::new(below)).cloned().map_or(PutMode::Create, PutMode::Update);
+        // it stands still here, and another one comes
+        let new = take(&objects, "another");
+        assert_eq!(objects.put_if(Path::new(below), &late, mode).unwrap(), None, "{below}");
+        assert_eq!(read(&objects, below).as_deref(), before);
+        new.commit(Path::new(below), b"new").unwrap();
+        assert_eq!(read(&objects, below).as_deref(), Some("new"));
+    }
+}
+
+#[test]
+fn b1_what_came_just_in_time_is_there_for_the_next_one() {
+    let objects = Arc::new(objects(Arc::<InMemory>::default()));
+    let old = take(&objects, "one");
+    old.commit(Path::new(MANIFEST), b"whole").unwrap();
+    let _new = take(&objects, "another");
+    assert_eq!(read(&objects, MANIFEST).as_deref(), Some("whole"));
+}
+
+#[test]
+fn who_has_resigned_is_not_waited_for_and_commits_nothing_more() {
+    let objects = Arc::new(objects(Arc::<InMemory>::default()));
+    let first = take(&objects, "one");
+    first.resign().unwrap();
+    assert!(first.confirm().is_err() && first.commit(Path::new(RECORD), b"late").is_err());
+    let begun = Instant::now();
+    Owner::take(&objects, "another", Duration::from_secs(3600)).unwrap();
+    // nor is the process before on the same volume, which cannot run any more
+    Owner::take(&objects, "another", Duration::from_secs(3600)).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn b1_a_store_that_looks_at_no_conditions_is_refused_in_clear_words() {
+    let moody = Moody::new(&Arc::default(), |_| Mood::Overlooks);
+    let refused = Owner::take(&Arc::new(objects(moody)), "one", Duration::ZERO).unwrap_err();
+    assert!(refused.to_string().contains("does not do conditional puts"), "{refused}");
+}
+
+#[test]
+fn what_is_not_a_repositorys_is_left_alone() {
+    let objects = Arc::new(objects(Arc::<InMemory>::default()));
+    objects.put(Path::new(OWNER), b"somebody's notes".to_vec()).unwrap();
+    let refused = Owner::take(&objects, "one", Duration::ZERO).unwrap_err();
+    assert!(refused.to_string().contains("another prefix"), "{refused}");
+    assert_eq!(objects.get(Path::new(OWNER)).unwrap().unwrap().0, "somebody's notes");
+}
+
+proptest! {
+    /// Requests fail before or after they are done, and processes end and others begin.
+    #[test]
+    fn b1_what_was_acknowledged_is_there_and_nothing_older_comes_back(
+        moods in prop::collection::vec(0u8..10, 1..60),
+        orders in prop::collection::vec((0usize..3, any::<bool>()), 1..25),
+    ) {
+        let memory = Arc::<InMemory>::default();
+        let calm = Arc::new(objects(memory.clone()));
+        let moody = Moody::new(&memory, move |n| match moods[n as usize % moods.len()] {
+            0 => Mood::Refuses,
+            1 => Mood::IsNotHeard,
+            _ => Mood::Does,
+        });
+        let moody = Arc::new(objects(moody));
+        let names = [RECORD, MANIFEST, "jobs/b/record.json"];
+        let mut acknowledged: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut owner = take(&calm, "0");
+        owner.objects = moody.clone();
+        for (number, (name, ends)) in orders.into_iter().enumerate() {
+            let number = number + 1;
+            if ends {
+                // the next one begins, in quiet times, with what the bucket has
+                owner = take(&calm, &number.to_string());
+                for name in names {
+                    if let Some((_, version)) = calm.get(Path::new(name)).unwrap() {
+                        owner.know(name.into(), version);
+                    }
+                }
+                owner.objects = moody.clone();
+            }
+            if owner.commit(Path::new(names[name]), number.to_string().as_bytes()).is_ok() {
+                acknowledged.insert(names[name], number);
+            }
+            for (name, last) in &acknowledged {
+                let there = read(&calm, name).and_then(|text| text.parse::<usize>().ok());
+                prop_assert!(there.is_some_and(|there| there >= *last), "{name}: {there:?} after {last}");
+            }
+        }
+    }
+}
