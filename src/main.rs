@@ -32,7 +32,7 @@ enum Command {
     /// Moves captured generations to the repository.
     Kget(transfer::Args),
     /// Keeps images and generations on a directory.
-    Repository(repository::Args),
+    Repository(Box<repository::Args>),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Importer(args) => shutdown::until_told(|stop| image::command::run(args, stop)),
         Command::Operator(args) => shutdown::until_told(|stop| operator::run(args, stop)),
         Command::Kget(args) => shutdown::until_told(|stop| transfer::run(args, stop)),
-        Command::Repository(args) => shutdown::until_told(|stop| repository::run(args, stop)),
+        Command::Repository(args) => shutdown::until_told(|stop| repository::run(*args, stop)),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -235,7 +235,7 @@ fn reconcile(index: &BlockIndex, there: &HashSet<PackName>, packs: &Path, root: 
         // a bucket answers many as soon as one
         let read: Vec<_> = std::thread::scope(|scope| {
             let reading: Vec<_> = some.iter().map(|name| scope.spawn(|| index_of(root, packs, *name))).collect();
-            reading.into_iter().map(|one| one.join()).collect()
+            reading.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
         });
         for (name, read) in some.iter().zip(read) {
             root.announce("note the blocks of a pack")?;
