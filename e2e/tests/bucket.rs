@@ -137,9 +137,9 @@ fn b1_of_two_repositories_the_older_one_publishes_nothing_more() -> Result<()> {
 }
 
 #[rstest]
-#[ignore = "needs versitygw: e2e/test --e2e"]
 #[case::credentials(Told { password: "wrong".into(), ..Told::default() }, "AWS_SECRET_ACCESS_KEY")]
 #[case::bucket(Told { bucket: "s3://another/folder".into(), ..Told::default() }, "no such bucket")]
+#[ignore = "needs versitygw: e2e/test --e2e"]
 fn what_is_wrong_with_a_bucket_is_said_to_whoever_asks(#[case] told: Told, #[case] text: &str) -> Result<()> {
     let store = Store::new()?;
     run(async {
