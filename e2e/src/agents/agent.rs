@@ -125,6 +125,21 @@ impl Agent {
         Self::counter(&state).context("nothing is counted")
     }
 
+    /// Bytes of its command's output that have reached the node.
+    pub fn printed(&self) -> u64 {
+        std::fs::metadata(self.vm.join("output")).map_or(0, |found| found.len())
+    }
+
+    /// Waits until there are more of them: what the agent says of them is seen with its next heartbeat only.
+    pub async fn prints(&self, before: u64, limit: Duration) -> Result<()> {
+        let printed = async {
+            while self.printed() <= before {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(limit, printed).await.context("nothing is printed")
+    }
+
     /// Lets its guest run, which was loaded.
     pub async fn go(&self) -> Result<()> {
         self.until("loading", |state| state.vm == VmState::Loaded).await?;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{io::AsyncReadExt as _, process::Command};
+use tokio::{io::AsyncReadExt as _, process::Command, sync::OnceCell};
 
 use super::{QemuError, process::PROGRAM};
 use crate::driver::agent::Accelerator;
@@ -29,10 +29,14 @@ pub struct Version {
     pub resumes_by_itself: bool,
 }
 
-/// Asks QEMU what it is.
+/// Asks QEMU what it is; an answer counts as long as this process runs.
 pub async fn version() -> Result<Version, QemuError> {
-    let text = output(&["--version"]).await?;
-    parse_version(&text).ok_or_else(|| unknown("version", &text))
+    static KNOWN: OnceCell<Version> = OnceCell::const_new();
+    let ask = async || {
+        let text = output(&["--version"]).await?;
+        parse_version(&text).ok_or_else(|| unknown("version", &text))
+    };
+    KNOWN.get_or_try_init(ask).await.cloned()
 }
 
 fn parse_version(text: &str) -> Option<Version> {
@@ -51,9 +55,11 @@ pub struct Machines {
     aliases: BTreeMap<String, String>,
 }
 
-/// Asks QEMU for its machines.
+/// Asks QEMU for its machines; an answer counts as long as this process runs.
 pub async fn machines() -> Result<Machines, QemuError> {
-    output(&["-machine", "help"]).await.map(|list| Machines::parse(&list))
+    static KNOWN: OnceCell<Machines> = OnceCell::const_new();
+    let ask = async || output(&["-machine", "help"]).await.map(|list| Machines::parse(&list));
+    KNOWN.get_or_try_init(ask).await.cloned()
 }
 
 impl Machines {

@@ -12,6 +12,7 @@ use e2e::{
     Nodes,
     agents::{LIMIT, World, capture},
 };
+use vmdeploy::driver::agent::VmState;
 
 use super::{pause::at_work, writers};
 use crate::report::{Figure, figure};
@@ -59,9 +60,13 @@ async fn kills(world: &World) -> Result<(f64, Vec<f64>)> {
         agent = agents.pop().context("no agent")?;
         let begun = Instant::now();
         agent.kill_qemu()?;
+        // what the node keeps of the captures is left to the next one
+        drop(agent);
         let next = world.agent(0, kill + 1, Some(1))?;
+        next.until("loading", |state| state.vm == VmState::Loaded).await?;
+        let before = next.printed();
         next.go().await?;
-        next.counts_to(1, LIMIT).await?;
+        next.prints(before, LIMIT).await?;
         warm.push(begun.elapsed().as_secs_f64());
         agents.push(next);
     }
