@@ -42,10 +42,10 @@ fn main() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Agent(args) => return commands::agent::run(&args),
         Command::ByHand(command) => return commands::run(command),
+        Command::Kget(args) => return transfer::start(args),
         Command::Crds(args) => commands::crds::run(&args),
         Command::Importer(args) => shutdown::until_told(|stop| image::command::run(args, stop)),
         Command::Operator(args) => shutdown::until_told(|stop| operator::run(args, stop)),
-        Command::Kget(args) => shutdown::until_told(|stop| transfer::run(args, stop)),
         Command::Repository(args) => shutdown::until_told(|stop| repository::run(*args, stop)),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -51,6 +51,11 @@ impl Nodes {
         Ipv4Addr::new(192, 0, 2, 254)
     }
 
+    /// The name of a node's namespace.
+    pub fn name(&self, node: usize) -> &str {
+        &self.names[node]
+    }
+
     /// A command on a node.
     pub fn command(&self, node: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");

@@ -1,12 +1,13 @@
 //! `vmdeploy kget`: the process that moves captured generations from the nodes to the repository.
 //!
 //! Only puts the parts together and runs them while this process leads; what is decided is in
-//! `controller::transfer`.
+//! `controller::transfer`. Without Kubernetes, [`run`] empties hosts into a directory.
 
 pub mod plan;
+pub mod run;
 mod watch;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use kube::Client;
@@ -27,13 +28,24 @@ use crate::{
     health::{self, Readiness},
     leadership::Candidate,
     metrics::Metrics,
+    shutdown,
     store::ticket::TicketKey,
     tls::{self, Credentials},
 };
 
 /// Moves captured generations to the repository.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    by_hand: Option<run::Command>,
+    #[command(flatten)]
+    controller: Option<Controller>,
+}
+
+/// How the controller runs.
+#[derive(clap::Args, Debug)]
+pub struct Controller {
     /// `host:port` of the repository.
     #[arg(long)]
     repository: String,
@@ -59,8 +71,19 @@ const LEASE: &str = "vmdeploy-kget";
 const LEADER: &str = "leader";
 const CACHES: &str = "caches";
 
+/// Runs what was asked for; the exit code of this program.
+pub fn start(args: Args) -> anyhow::Result<ExitCode> {
+    let Args { by_hand, controller } = args;
+    if let Some(command) = by_hand {
+        return shutdown::by_hand(run::run(command));
+    }
+    let controller = controller.context("--repository, --tls and --ticket-key, or a subcommand, have to be given")?;
+    shutdown::until_told(|stop| control(controller, stop))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs until `stop` is cancelled.
-pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+async fn control(args: Controller, stop: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let readiness = Readiness::expecting([served::CHECK, LEADER, CACHES]);
     // the page is there until the leadership has been given up
@@ -78,7 +101,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     }
 }
 
-async fn work(args: &Args, readiness: &Readiness, metrics: &Metrics, stop: CancellationToken) -> anyhow::Result<()> {
+async fn work(args: &Controller, readiness: &Readiness, metrics: &Metrics, stop: CancellationToken) -> anyhow::Result<()> {
     let credentials = Credentials::read(&args.tls)?;
     tokio::spawn(tls::stop_when_renewed(args.tls.clone(), credentials.clone(), stop.clone()));
     let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;

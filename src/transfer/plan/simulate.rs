@@ -36,6 +36,8 @@ pub struct Run {
     pub lost: u64,
     /// Moves that were started.
     pub moves: usize,
+    /// What they were, and when they were started, in seconds.
+    pub schedule: Vec<(f64, Move)>,
     /// When the last byte was in the repository, in seconds.
     pub end: f64,
 }
@@ -94,11 +96,11 @@ pub fn run(input: &Input, terms: &Terms, policy: Policy) -> Run {
     };
     let mut deaths = terms.deaths.clone();
     deaths.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let (mut now, mut idle, mut moves) = (0.0, 0.0, 0);
+    let (mut now, mut idle, mut schedule) = (0.0, 0.0, Vec::new());
     let mut planner = Planner::new(policy);
     loop {
         for going in world.start(terms, &mut planner, now) {
-            moves += 1;
+            schedule.push((now, going));
             world.active.push(Active { going, left: going.bytes as f64, rate: 0.0 });
         }
         let feeding = world.rates();
@@ -116,7 +118,7 @@ pub fn run(input: &Input, terms: &Terms, policy: Policy) -> Run {
         }
     }
     let World { free, stored, moved, lost, .. } = world;
-    Run { free, idle, stored, moved, lost, moves, end: now }
+    Run { free, idle, stored, moved, lost, moves: schedule.len(), schedule, end: now }
 }
 
 impl World<'_> {

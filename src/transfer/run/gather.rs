@@ -1,0 +1,528 @@
+//! The gather itself: hears what nodes report, asks the planner, orders moves.
+//!
+//! What it knows is in the [`Ledger`], by acknowledgements alone; here is what moves now, and how fast.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{
+    begin::Peer,
+    events::{Event, Kind, Log, REPOSITORY},
+    here::Here,
+    ledger::{End, Ledger},
+    meter::Meter,
+    rates::Rates,
+    view,
+    wire::{ItemId, Order, Piece, Report},
+};
+use crate::transfer::plan::{Move, Place, Planner, Policy, Repository, View, admission::Admission};
+
+/// A node is lost if it says nothing for so long.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Nodes hear from here as often, so that none waits for orders for ever.
+const BEAT: Duration = Duration::from_secs(20);
+/// For a node to end.
+const LEAVE: Duration = Duration::from_secs(3);
+/// A move is given up if nothing comes of it for so long.
+const STALLED: Duration = Duration::from_secs(20);
+/// A move says how fast its link is after so long, if it has not ended before.
+const EARLY: Duration = Duration::from_millis(500);
+/// The next sender to the repository is ordered so many seconds before the last one has ended: it has to connect.
+const AHEAD: f64 = 0.08;
+/// But within these bounds of bytes.
+const AHEAD_LEAST: f64 = 65536.0;
+const AHEAD_CHUNKS: u64 = 8;
+/// So many moves of a node may break, one after the other, before it is given up.
+const BREAKS: usize = 5;
+/// Plans are not made anew more often, in seconds.
+const REPLAN: f64 = 1.0;
+/// A number of senders that is only tried changes no plan: after so many seconds it is more.
+const TRIED: f64 = 1.5;
+/// Most that send to the repository at a time.
+const MOST: usize = 8;
+
+/// A host.
+pub(super) struct Host {
+    pub(super) name: String,
+    pub(super) peer: Option<Peer>,
+    pub(super) heard: Instant,
+    breaks: usize,
+}
+
+impl Host {
+    pub(super) fn new(name: String, peer: Option<Peer>) -> Self {
+        Self { name, peer, heard: Instant::now(), breaks: 0 }
+    }
+
+    /// Has it end, which it does with its input.
+    pub(super) async fn leave(&mut self) {
+        let Some(Peer { orders, mut child, .. }) = self.peer.take() else { return };
+        drop(orders);
+        if tokio::time::timeout(LEAVE, child.wait()).await.is_err() {
+            // it ends with its remote shell
+            let _ = child.start_kill();
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(peer) = &self.peer {
+            // one that is gone is heard of by its output
+            let _ = peer.orders.send(order);
+        }
+    }
+}
+
+/// A move, as it is seen from here.
+struct Trail {
+    from: usize,
+    to: Place,
+    bytes: u64,
+    first: Option<Instant>,
+    last: Instant,
+    judged: bool,
+}
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    pub(super) policy: Policy,
+    pub(super) chunk: u64,
+    pub(super) rate: Option<f64>,
+    pub(super) senders: Option<usize>,
+}
+
+/// What is under way.
+pub(super) struct Gather {
+    wish: Wish,
+    pub(super) hosts: Vec<Host>,
+    pub(super) names: HashMap<ItemId, String>,
+    pub(super) ledger: Ledger,
+    pub(super) log: Log,
+    pub(super) here: Arc<Here>,
+    /// When each host was free, in seconds.
+    pub(super) freed: Vec<Option<f64>>,
+    /// Bytes that were acknowledged here.
+    pub(super) stored: u64,
+    /// When the last of them were.
+    pub(super) last: f64,
+    rates: Rates,
+    planner: Planner,
+    admission: Admission,
+    meter: Meter,
+    trails: HashMap<u64, Trail>,
+    planned: Planned,
+    dirty: bool,
+    beat: Instant,
+    finished: UnboundedSender<(ItemId, Result<(), String>)>,
+}
+
+/// On what the plan was made.
+struct Planned {
+    at: f64,
+    senders: usize,
+    differing: Vec<i32>,
+    most: f64,
+    /// Since when another number of senders was admitted.
+    odd: Option<f64>,
+}
+
+impl Gather {
+    pub(super) fn new(
+        wish: Wish,
+        hosts: Vec<Host>,
+        ledger: Ledger,
+        names: HashMap<ItemId, String>,
+        here: Arc<Here>,
+        log: Log,
+        finished: UnboundedSender<(ItemId, Result<(), String>)>,
+    ) -> Self {
+        let rates = Rates::new(hosts.len(), wish.rate);
+        let planned = Planned { at: 0.0, senders: 1, differing: rates.differing(), most: rates.most(), odd: None };
+        Self {
+            planner: Planner::new(wish.policy),
+            admission: Admission::new(MOST.min(hosts.len())),
+            meter: Meter::default(),
+            trails: HashMap::new(),
+            freed: vec![None; hosts.len()],
+            stored: 0,
+            last: 0.0,
+            dirty: true,
+            beat: Instant::now(),
+            wish,
+            hosts,
+            names,
+            ledger,
+            log,
+            here,
+            rates,
+            planned,
+            finished,
+        }
+    }
+
+    /// Whether every file has come to its end.
+    pub(super) fn ended(&self) -> bool {
+        self.ledger.ended()
+    }
+
+    pub(super) fn senders(&self) -> usize {
+        self.wish.senders.unwrap_or_else(|| self.admission.senders())
+    }
+
+    fn place(&self, place: Place) -> &str {
+        match place {
+            Place::Repository => REPOSITORY,
+            Place::Node(node) => &self.hosts[node].name,
+        }
+    }
+
+    fn name(&self, item: ItemId) -> &str {
+        self.names.get(&item).map_or("", String::as_str)
+    }
+
+    fn of_move(&self, kind: Kind, id: u64) -> Option<Event> {
+        let trail = self.trails.get(&id)?;
+        Some(Event::new(kind).id(id).from(&self.hosts[trail.from].name).to(self.place(trail.to)))
+    }
+
+    /// A report from a node, or from what receives here.
+    pub(super) fn hear(&mut self, at: Place, report: Report) {
+        if let Place::Node(node) = at {
+            self.hosts[node].heard = Instant::now();
+        }
+        match report {
+            Report::Receives { id } => {
+                if let Some(trail) = self.trails.get_mut(&id) {
+                    trail.first = Some(Instant::now());
+                    trail.last = Instant::now();
+                    let bytes = trail.bytes;
+                    if let Some(event) = self.of_move(Kind::Start, id) {
+                        self.log.say(event.bytes(bytes));
+                    }
+                }
+            }
+            Report::Progress { id, bytes } => self.progress(id, bytes),
+            Report::Stored { id, pieces } => self.acknowledged(at, id, &pieces),
+            Report::Landed { id } => self.landed(id),
+            Report::Sent { id } => {
+                self.ledger.sent(id);
+                self.settle();
+            }
+            Report::Broken { id, reason } => self.broken(id, &reason),
+            Report::Full { id, reason } => {
+                if let Place::Node(node) = at {
+                    // what it has it keeps
+                    self.ledger.nodes[node].receives = false;
+                }
+                self.broken(id, &reason);
+            }
+            Report::Failed { item, reason } => self.failed(item, &reason, at == Place::Repository),
+            Report::Need
+            | Report::Miss
+            | Report::Unfit { .. }
+            | Report::Ready { .. }
+            | Report::Digest { .. }
+            | Report::Hello { .. }
+            | Report::Beat => {}
+        }
+    }
+
+    fn progress(&mut self, id: u64, bytes: u64) {
+        let ahead = self.ahead();
+        let Some(going) = self.ledger.moves.get(&id) else { return };
+        let (before, was, to) = (going.got, view::ended(going, ahead), going.to);
+        self.ledger.progress(id, bytes);
+        let Some(going) = self.ledger.moves.get(&id) else { return };
+        let came = going.got - before;
+        self.dirty |= !was && view::ended(going, ahead);
+        if came > 0 {
+            if to == Place::Repository {
+                self.meter.came(came);
+            }
+            if let Some(trail) = self.trails.get_mut(&id) {
+                trail.last = Instant::now();
+            }
+        }
+    }
+
+    fn landed(&mut self, id: u64) {
+        self.progress(id, u64::MAX);
+        let Some(event) = self.of_move(Kind::Done, id) else { return };
+        self.log.say(event);
+        self.judge(id);
+        self.ledger.landed(id);
+        self.dirty = true;
+        self.settle();
+    }
+
+    /// How fast it was says how fast its links are, if it was alone on them.
+    fn judge(&mut self, id: u64) {
+        let shared = self.senders() > 1;
+        let Some((trail, going)) = self.trails.get_mut(&id).zip(self.ledger.moves.get(&id)) else { return };
+        let Some(first) = trail.first else { return };
+        trail.judged = true;
+        let took = first.elapsed().as_secs_f64();
+        let to = match trail.to {
+            Place::Repository if shared => return,
+            Place::Repository => None,
+            Place::Node(node) => Some(node),
+        };
+        // shorter ones say nothing
+        if going.got >= 2 * self.wish.chunk && took > 0.0 {
+            self.rates.moved(trail.from, to, going.got as f64 / took);
+        }
+    }
+
+    fn acknowledged(&mut self, at: Place, id: u64, pieces: &[Piece]) {
+        let from = self.trails.get(&id).map(|trail| trail.from);
+        if let Some(from) = from {
+            self.hosts[from].breaks = 0;
+        }
+        let mut drops: HashMap<usize, Vec<Piece>> = HashMap::new();
+        for piece in pieces {
+            for (node, piece) in self.ledger.stored(id, at, *piece).drops {
+                drops.entry(node).or_default().push(piece);
+            }
+            let mut event = Event::new(Kind::Stored).id(id).to(self.place(at)).bytes(piece.bytes());
+            if let Some(from) = from {
+                event = event.from(&self.hosts[from].name);
+            }
+            self.log.say(event.item(self.name(piece.item)));
+            if at == Place::Repository {
+                self.stored += piece.bytes();
+                self.last = self.log.now();
+            }
+        }
+        for (node, pieces) in drops {
+            self.hosts[node].order(Order::Drop { pieces });
+        }
+        self.dirty |= at != Place::Repository;
+        self.settle();
+    }
+
+    fn broken(&mut self, id: u64, reason: &str) {
+        let Some(going) = self.ledger.broken(id) else { return };
+        tracing::debug!(id, reason, "a move has ended before its end");
+        self.stop(id, going.from, going.to, reason);
+        self.hosts[going.from].breaks += 1;
+        if self.hosts[going.from].breaks >= BREAKS {
+            self.lost(going.from, &format!("its moves do not end: {reason}"));
+        } else if let Place::Node(to) = going.to {
+            self.hosts[to].breaks += 1;
+            if self.hosts[to].breaks >= BREAKS {
+                self.ledger.nodes[to].receives = false;
+            }
+        }
+        self.dirty = true;
+        self.settle();
+    }
+
+    fn stop(&mut self, id: u64, from: usize, to: Place, reason: &str) {
+        self.hosts[from].order(Order::Stop { id });
+        let event = Event::new(Kind::Broken).id(id).from(&self.hosts[from].name).to(self.place(to));
+        self.log.say(event.reason(reason));
+    }
+
+    fn failed(&mut self, item: ItemId, reason: &str, here: bool) {
+        let ended = |end: &Option<End>| matches!(end, Some(End::Whole | End::Failed(_)));
+        if self.ledger.items.get(&item).is_none_or(|item| ended(&item.end)) {
+            return;
+        }
+        self.ledger.fail(item, reason);
+        self.say_failed(item, reason);
+        // what has changed is of no use, and where the disk is full others may have the room
+        if let Some(part) = self.here.take(item)
+            && (here || reason.contains("since the beginning"))
+        {
+            part.discard();
+        }
+        self.dirty = true;
+        self.settle();
+    }
+
+    fn say_failed(&mut self, item: ItemId, reason: &str) {
+        let event = Event::new(Kind::Failed).from(&self.hosts[item.node()].name).item(self.name(item));
+        self.log.say(event.reason(reason));
+    }
+
+    /// A node is gone.
+    pub(super) fn lost(&mut self, node: usize, reason: &str) {
+        let Some(mut peer) = self.hosts[node].peer.take() else { return };
+        // it may be gone already
+        let _ = peer.child.start_kill();
+        let failed = |ledger: &Ledger| -> Vec<ItemId> {
+            let is = |end: &Option<End>| matches!(end, Some(End::Failed(_)));
+            ledger.items.iter().filter(|(_, item)| is(&item.end)).map(|(id, _)| *id).collect()
+        };
+        let before = failed(&self.ledger);
+        let ended = self.ledger.lost(node, reason);
+        for (id, going) in ended {
+            self.stop(id, going.from, going.to, reason);
+        }
+        self.log.say(Event::new(Kind::Lost).from(&self.hosts[node].name).reason(reason));
+        for item in failed(&self.ledger).into_iter().filter(|item| !before.contains(item)) {
+            self.say_failed(item, reason);
+        }
+        self.replan("a node is lost");
+        self.settle();
+    }
+
+    /// What follows from what is acknowledged: nodes are free, files whole.
+    pub(super) fn settle(&mut self) {
+        for node in self.ledger.freed() {
+            let event = Event::new(Kind::Freed).from(&self.hosts[node].name);
+            self.freed[node] = Some(self.log.now());
+            self.log.say(event);
+        }
+        for item in self.ledger.whole() {
+            let (part, finished) = (self.here.take(item), self.finished.clone());
+            tokio::task::spawn_blocking(move || {
+                let result = part.map_or(Ok(()), |part| part.finish().map_err(|error| error.to_string()));
+                // nobody waits any more, if it fails
+                let _ = finished.send((item, result));
+            });
+        }
+    }
+
+    /// A file has got its name, or not.
+    pub(super) fn finish(&mut self, item: ItemId, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                self.ledger.end(item, End::Whole);
+                let event = Event::new(Kind::Whole).from(&self.hosts[item.node()].name).item(self.name(item));
+                self.log.say(event);
+            }
+            Err(reason) => {
+                let reason = format!("failed to finish it here: {reason}");
+                self.ledger.fail(item, &reason);
+                self.say_failed(item, &reason);
+            }
+        }
+    }
+
+    fn ahead(&self) -> u64 {
+        let most = (AHEAD_CHUNKS * self.wish.chunk) as f64;
+        (self.rates.repository() * AHEAD).clamp(AHEAD_LEAST, most.max(AHEAD_LEAST)) as u64
+    }
+
+    /// Orders what the planner wants, if anything has changed.
+    pub(super) fn plan(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        // one sender at a time is chosen for the repository
+        for _ in 0..=MOST {
+            let (nodes, moves) = view::view(&self.ledger, &self.rates, self.ahead());
+            let repository = Repository { rate: self.rates.repository(), senders: self.senders() };
+            let view = View { nodes: &nodes, repository, moves: &moves, chunk: self.wish.chunk };
+            let wanted = self.planner.next(&view, self.log.now());
+            let ordered = wanted.into_iter().filter(|wanted| self.order(*wanted)).count();
+            if ordered == 0 {
+                break;
+            }
+        }
+        self.fail_what_nobody_moves();
+    }
+
+    fn order(&mut self, wanted: Move) -> bool {
+        // what has come and is not acknowledged cannot go on yet: in a pair, all of it goes at once
+        if wanted.to != Place::Repository && self.ledger.held(wanted.from) < wanted.bytes {
+            return false;
+        }
+        let to = match wanted.to {
+            Place::Repository => self.hosts[wanted.from].peer.as_ref().map(|peer| peer.here),
+            Place::Node(node) => self.hosts[node].peer.as_ref().map(|peer| peer.address),
+        };
+        let Some(to) = to else { return false };
+        let Some((id, pieces)) = self.ledger.start(wanted) else { return false };
+        let bytes = pieces.iter().map(Piece::bytes).sum();
+        let now = Instant::now();
+        let trail = Trail { from: wanted.from, to: wanted.to, bytes, first: None, last: now, judged: false };
+        self.trails.insert(id, trail);
+        self.hosts[wanted.from].order(Order::Send { id, to, pieces });
+        true
+    }
+
+    /// With nothing under way and nothing wanted, what is left stays where it is.
+    fn fail_what_nobody_moves(&mut self) {
+        if self.ledger.moves.is_empty() {
+            let left: Vec<ItemId> =
+                self.ledger.items.iter().filter(|(_, item)| item.end.is_none()).map(|(id, _)| *id).collect();
+            left.into_iter().for_each(|item| self.failed(item, "it cannot be moved", false));
+        }
+    }
+
+    fn replan(&mut self, reason: &str) {
+        self.planner = Planner::new(self.wish.policy);
+        self.planned = Planned {
+            at: self.log.now(),
+            senders: self.senders(),
+            differing: self.rates.differing(),
+            most: self.rates.most(),
+            odd: None,
+        };
+        self.log.say(Event::new(Kind::Replan).reason(reason));
+        self.dirty = true;
+    }
+
+    /// What time changes: measures, and gives up what does not move.
+    pub(super) fn tick(&mut self) {
+        self.trails.retain(|id, _| self.ledger.moves.contains_key(id));
+        let early = |trail: &Trail| !trail.judged && trail.first.is_some_and(|first| first.elapsed() >= EARLY);
+        let early: Vec<u64> = self.trails.iter().filter(|(_, trail)| early(trail)).map(|(id, _)| *id).collect();
+        early.into_iter().for_each(|id| self.judge(id));
+        self.measure();
+        self.look_at_rates();
+        if self.beat.elapsed() >= BEAT {
+            self.beat = Instant::now();
+            self.hosts.iter().for_each(|host| host.order(Order::Beat));
+        }
+        let stalled = |id: &u64, trail: &Trail| {
+            trail.last.elapsed() >= STALLED && self.ledger.moves.get(id).is_some_and(|going| !going.landed)
+        };
+        let stalled: Vec<u64> =
+            self.trails.iter().filter(|(id, trail)| stalled(id, trail)).map(|(id, _)| *id).collect();
+        stalled.into_iter().for_each(|id| self.broken(id, "nothing comes of it"));
+        let silent = |host: &Host| host.peer.is_some() && host.heard.elapsed() >= SILENCE;
+        let silent: Vec<usize> = (0..self.hosts.len()).filter(|node| silent(&self.hosts[*node])).collect();
+        silent.into_iter().for_each(|node| self.lost(node, "it is silent"));
+    }
+
+    fn measure(&mut self) {
+        let feeding = |trail: &&Trail| trail.to == Place::Repository && trail.first.is_some();
+        let feeding = self.trails.values().filter(feeding).count();
+        let may = self.senders();
+        let Some(rate) = self.meter.rate(self.log.now(), feeding, may) else { return };
+        self.rates.took(rate);
+        self.admission.measured(rate, None);
+        self.dirty |= self.senders() != may;
+    }
+
+    fn look_at_rates(&mut self) {
+        if self.log.now() - self.planned.at < REPLAN {
+            return;
+        }
+        let differing = self.rates.differing();
+        let factor = self.rates.most() / self.planned.most;
+        let absolute = matches!(self.wish.policy, Policy::Deadline { .. }) && !(0.75..=1.33).contains(&factor);
+        if differing != self.planned.differing || absolute {
+            let event = Event::new(Kind::Rate).to(REPOSITORY).bytes(self.rates.repository() as u64);
+            self.log.say(event);
+            self.replan("links are faster or slower");
+        } else if self.senders() == self.planned.senders {
+            self.planned.odd = None;
+        } else if self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > TRIED {
+            self.replan("another number of senders fills the link");
+        }
+    }
+
+    /// How fast most links are.
+    pub(super) fn rate(&self) -> f64 {
+        self.rates.most()
+    }
+}

@@ -1,0 +1,62 @@
+//! What comes in at the repository while so many send as may. Pure.
+
+/// Seconds over which it is measured, and those before that are left out, in which a connection gains speed.
+const WINDOW: f64 = 0.5;
+const WARM: f64 = 0.3;
+
+/// Bytes of a span of time in which nothing changed.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    since: Option<f64>,
+    senders: usize,
+    bytes: u64,
+}
+
+impl Meter {
+    /// So many bytes have come.
+    pub(super) fn came(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
+    /// Bytes a second, if as many as may have been sending for long enough.
+    pub(super) fn rate(&mut self, now: f64, sending: usize, may: usize) -> Option<f64> {
+        let begun = self.since.filter(|_| sending >= may && self.senders == may);
+        let Some(since) = begun else {
+            self.since = (sending >= may).then_some(now + WARM);
+            self.senders = may;
+            self.bytes = 0;
+            return None;
+        };
+        if now < since {
+            self.bytes = 0;
+            return None;
+        }
+        if now - since < WINDOW {
+            return None;
+        }
+        let rate = self.bytes as f64 / (now - since);
+        (self.since, self.bytes) = (Some(now), 0);
+        Some(rate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_full_span_is_measured() {
+        let mut meter = Meter::default();
+        let mut found = Vec::new();
+        for step in 0..40 {
+            let now = f64::from(step) / 10.0;
+            meter.came(100);
+            // for a moment nobody sends
+            let sending = usize::from(step != 12);
+            found.extend(meter.rate(now, sending, 1).map(|rate| (step, rate.round() as i64)));
+        }
+        assert!(found.len() >= 4 && found.iter().all(|(_, rate)| (900..=1200).contains(rate)), "{found:?}");
+        assert!(found[0].0 >= 8 && !found.iter().any(|(step, _)| (12..21).contains(step)), "{found:?}");
+        assert_eq!(meter.rate(4.0, 1, 2), None, "another number may send");
+    }
+}

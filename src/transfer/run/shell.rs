@@ -1,0 +1,236 @@
+//! Starts the node's side through a remote shell, with nothing installed there beforehand.
+//!
+//! The binary at this one's path is used if it is the same; else one that an earlier run has left, by its digest; else
+//! the node gets it, from a node that has it already. Only the first is given it from here.
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use super::{
+    binary,
+    spread::{Source, Spread, Taken},
+    wire::{Binary, Order, Report, VERSION},
+};
+
+/// What the node's shell does: `p` is the path of a binary that may be the same, or nothing. What it says are reports.
+const SCRIPT: &str = r#"if [ -n "$p" ] && [ -x "$p" ]; then exec "$p" kget node; fi; \
+echo '"need"'; read -r d s || exit 1; \
+c="${XDG_CACHE_HOME:-${HOME:-/var/tmp}/.cache}/vmdeploy"; mkdir -p "$c" || exit 1; f="$c/$d"; t="$f.$$"; \
+right() { echo "$d  $1" | sha256sum -c >/dev/null 2>&1; }; \
+if [ -x "$f" ] && right "$f"; then exec "$f" kget node; fi; \
+echo '"miss"'; read -r w b k a || exit 1; \
+if [ "$w" = here ]; then head -c "$s" >"$t"; \
+else for x in $a; do bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "%s \"binary\"\n" "$3" >&3 && cat <&3' bash "$x" "$b" "$k" >"$t" && right "$t" && break; done; fi; \
+if right "$t"; then chmod 700 "$t" && mv "$t" "$f" && exec "$f" kget node; fi; \
+rm -f "$t"; echo '{"unfit":{"reason":"the binary did not come as it was sent"}}'; exit 1"#;
+/// For a host to answer, and for it to do what it was asked; a binary may take longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(600);
+
+/// How hosts are reached.
+#[derive(Clone, Debug)]
+pub(super) struct Shells {
+    /// A command to which the host and a shell command are appended.
+    pub(super) rsh: String,
+    pub(super) known: Option<Binary>,
+    /// Where this process may be reached, if the remote shell passes on nothing but lines.
+    pub(super) lines: Option<(Vec<SocketAddr>, Arc<str>)>,
+    pub(super) spread: Arc<Spread>,
+}
+
+/// A node's side that runs.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) input: ChildStdin,
+    pub(super) output: Lines<BufReader<ChildStdout>>,
+    pub(super) said: Said,
+    /// Who has given it the binary, until it can give it itself.
+    pub(super) given: Option<Taken>,
+}
+
+/// The last line that a remote shell said on its standard error: the reason, if it ends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said(Arc<Mutex<String>>);
+
+impl Said {
+    fn note(&self, line: &str) {
+        if !line.trim().is_empty() {
+            line.trim().clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    pub(super) fn last(&self) -> Option<String> {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (!said.is_empty()).then_some(said)
+    }
+}
+
+enum Ended {
+    /// The binary that was found there is another one, or does not run.
+    Other,
+    Failed(String),
+}
+
+impl Shells {
+    /// Starts it, or says why it cannot be.
+    pub(super) async fn start(&self, host: &str) -> Result<Started, String> {
+        let path = binary::path().ok().and_then(|path| path.into_os_string().into_string().ok());
+        if let Some(path) = path {
+            match self.attempt(host, &path).await {
+                Ok(started) => return Ok(started),
+                Err(Ended::Failed(reason)) => return Err(reason),
+                Err(Ended::Other) => {}
+            }
+        }
+        self.attempt(host, "").await.map_err(|ended| match ended {
+            Ended::Other => "the binary does not run there".to_owned(),
+            Ended::Failed(reason) => reason,
+        })
+    }
+
+    fn spawn(&self, host: &str, path: &str) -> std::io::Result<Started> {
+        let script = format!("exec sh -c {}", quoted(&format!("p={}; {}", quoted(path), SCRIPT.replace("\\\n", ""))));
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec {} \"$@\"", self.rsh), "sh", host, &script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn()?;
+        let missing = || std::io::Error::other("a pipe is missing");
+        let input = child.stdin.take().ok_or_else(missing)?;
+        let output = BufReader::new(child.stdout.take().ok_or_else(missing)?).lines();
+        let mut errors = BufReader::new(child.stderr.take().ok_or_else(missing)?).lines();
+        let said = Said::default();
+        let note = said.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = errors.next_line().await {
+                note.note(&line);
+            }
+        });
+        Ok(Started { child, input, output, said, given: None })
+    }
+
+    async fn attempt(&self, host: &str, path: &str) -> Result<Started, Ended> {
+        let failed = |error: std::io::Error| Ended::Failed(error.to_string());
+        let mut started = self.spawn(host, path).map_err(failed)?;
+        let (mut fetched, mut patience) = (false, PATIENCE);
+        loop {
+            let Ok(report) = timeout(patience, started.report()).await else {
+                return Err(Ended::Failed("it does not answer".into()));
+            };
+            let Some(report) = report else { return Err(started.why(path).await) };
+            match report {
+                Report::Need => {
+                    let digest = tokio::task::spawn_blocking(binary::digest).await;
+                    let (size, sha256) = digest.map_err(|error| failed(error.into()))?.map_err(failed)?;
+                    started.write(format!("{sha256} {size}\n").as_bytes()).await.map_err(failed)?;
+                    fetched = true;
+                }
+                Report::Miss => {
+                    patience = LONG;
+                    let taken = self.spread.take().await;
+                    match (&taken.source, &self.lines) {
+                        (Source::Here, Some((here, token))) => {
+                            let line = from(here, token);
+                            started.write(line.as_bytes()).await.map_err(failed)?;
+                        }
+                        (Source::Here, None) => {
+                            started.write(b"here\n").await.map_err(failed)?;
+                            binary::pass(&mut started.input).await.map_err(failed)?;
+                        }
+                        (Source::Node { address, token }, _) => {
+                            let line = from(std::slice::from_ref(address), token);
+                            started.write(line.as_bytes()).await.map_err(failed)?;
+                        }
+                    }
+                    started.given = Some(taken);
+                }
+                Report::Unfit { reason } => {
+                    let said = started.said.last().map(|said| format!(": {said}")).unwrap_or_default();
+                    return Err(Ended::Failed(format!("{reason}{said}")));
+                }
+                Report::Ready { version, binary } => {
+                    if fetched || (version == VERSION && binary.is_some() && binary == self.known) {
+                        return Ok(started);
+                    }
+                    started.order(&Order::Digest).await.map_err(failed)?;
+                }
+                Report::Digest { sha256 } => {
+                    let own = tokio::task::spawn_blocking(binary::digest).await;
+                    let (_, own) = own.map_err(|error| failed(error.into()))?.map_err(failed)?;
+                    return if own == sha256 { Ok(started) } else { Err(Ended::Other) };
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Started {
+    /// The next report; what a login says besides is nothing. None: it has ended.
+    pub(super) async fn report(&mut self) -> Option<Report> {
+        while let Ok(Some(line)) = self.output.next_line().await {
+            if let Ok(report) = serde_json::from_str(&line) {
+                return Some(report);
+            }
+        }
+        None
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.input.write_all(bytes).await?;
+        self.input.flush().await
+    }
+
+    pub(super) async fn order(&mut self, order: &Order) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        self.write(&line).await
+    }
+
+    async fn why(&mut self, path: &str) -> Ended {
+        let status = self.child.wait().await;
+        let code = status.as_ref().ok().and_then(std::process::ExitStatus::code);
+        // 255 is ssh's own
+        if !path.is_empty() && code != Some(255) && code != Some(0) {
+            return Ended::Other;
+        }
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        Ended::Failed(self.said.last().unwrap_or(status))
+    }
+}
+
+/// By which of these addresses, which have one port, the binary may be had.
+fn from(addresses: &[SocketAddr], token: &str) -> String {
+    let port = addresses.first().map_or(0, SocketAddr::port);
+    let hosts: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    format!("from {port} {token} {}\n", hosts.join(" "))
+}
+
+/// One word for a shell.
+pub(super) fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_stays_one_in_a_shell() {
+        for text in ["a b", "it's", "$HOME `x` \"y\" \\", ""] {
+            let script = format!("printf %s {}", quoted(text));
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+        }
+    }
+}
