@@ -39,6 +39,7 @@
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
 //! | `importer` | pod per `VmImage` | fetches and checks an image | nothing |
+//! | `kget gather`, `kget node` | by hand, and on each host through a remote shell | copy a file from each of many hosts into one directory, by a token of the run instead of certificates | what lies beside a final name, with its journal |
 //!
 //! # The layers
 //!
@@ -77,7 +78,7 @@
 //! | `stream` | a byte stream within a WebSocket: to a port of a guest |
 //! | `subresources` | `vmdeploy logs`, `get`, `connect`, `exec` and `console`, behind the cluster's API server |
 //! | `tls` | the authority, certificates, mutual TLS |
-//! | `transfer` | kget: who sends what to the repository |
+//! | `transfer` | kget: who sends what to the repository; `transfer::plan` decides the order in which nodes are emptied, `transfer::run` does it with files of many hosts, without Kubernetes |
 //!
 //! # The life of a job
 //!

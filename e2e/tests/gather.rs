@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -250,7 +250,7 @@ fn what_goes_wrong_with_one_file_is_said_and_the_others_are_gathered() -> Result
     let first = world.command("--room 0")?.spawn()?;
     let sends = |event: &Event| event.event == Kind::Start && event.from.as_deref() == Some(world.nodes.name(2));
     world.until(|events| events.iter().any(sends))?;
-    fs::write(world.source(2), bytes(99, SIZE))?;
+    fs::File::options().append(true).open(world.source(2))?.write_all(b"more")?;
     let output = first.wait_with_output()?;
     let outcome = outcome(&output)?;
     ensure!(output.status.code() == Some(1), "{output:?}");

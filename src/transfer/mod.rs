@@ -101,7 +101,12 @@ async fn control(args: Controller, stop: CancellationToken) -> anyhow::Result<()
     }
 }
 
-async fn work(args: &Controller, readiness: &Readiness, metrics: &Metrics, stop: CancellationToken) -> anyhow::Result<()> {
+async fn work(
+    args: &Controller,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let credentials = Credentials::read(&args.tls)?;
     tokio::spawn(tls::stop_when_renewed(args.tls.clone(), credentials.clone(), stop.clone()));
     let secret = std::fs::read(&args.ticket_key).with_context(|| format!("read {}", args.ticket_key.display()))?;

@@ -51,11 +51,7 @@ pub(super) struct Peer {
 pub(super) fn addresses(port: u16) -> Vec<SocketAddr> {
     let all: Vec<IpAddr> = getifaddrs().into_iter().flatten().filter_map(|link| ip(&link)).collect();
     let usable = |ip: &&IpAddr| !ip.is_loopback();
-    let some = if all.iter().any(|ip| !ip.is_loopback()) {
-        all.iter().filter(usable).copied().collect()
-    } else {
-        all
-    };
+    let some = if all.iter().any(|ip| !ip.is_loopback()) { all.iter().filter(usable).copied().collect() } else { all };
     some.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
 }
 
@@ -122,7 +118,9 @@ async fn one(shells: &Shells, host: String, begin: Begin, words: UnboundedSender
                 return;
             }
         }
-        let reason = said.last().map_or("its remote shell has ended".to_owned(), |said| format!("its remote shell has ended: {said}"));
+        let reason = said
+            .last()
+            .map_or("its remote shell has ended".to_owned(), |said| format!("its remote shell has ended: {said}"));
         let _ = words.send(Word::Gone(number, reason));
     });
     Ok(Peer { orders, address, here, room, files, child })

@@ -16,6 +16,8 @@ use super::wire::{ItemId, Piece};
 
 /// For a connection to be made, and for its first line.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A move of which nothing comes for so long ends.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Longest first line.
 const LINE: u64 = 1 << 10;
 /// Largest frame that anybody is given memory for.
@@ -111,12 +113,9 @@ pub(super) fn last() -> Vec<u8> {
 }
 
 /// The next frame, unless it was the last; `came` hears of every part of it.
-pub(super) async fn next(
-    reader: &mut BufReader<TcpStream>,
-    mut came: impl FnMut(usize),
-) -> io::Result<Option<Frame>> {
+pub(super) async fn next(reader: &mut BufReader<TcpStream>, mut came: impl FnMut(usize)) -> io::Result<Option<Frame>> {
     let mut known = [0; HEAD + 32];
-    reader.read_exact(&mut known).await?;
+    timeout(SILENCE, reader.read_exact(&mut known)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let (head, expected) = known.split_at(HEAD);
     let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
     let (item, start, length) = (number(&head[..8]), number(&head[8..16]), number(&head[16..]));
@@ -124,7 +123,8 @@ pub(super) async fn next(
     let mut bytes = vec![0; length as usize];
     let mut filled = 0;
     while filled < bytes.len() {
-        let count = reader.read(&mut bytes[filled..]).await?;
+        let read = timeout(SILENCE, reader.read(&mut bytes[filled..]));
+        let count = read.await.map_err(|_| io::ErrorKind::TimedOut)??;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -21,14 +21,16 @@ pub(super) fn schedule(hosts: &[String], input: &Input, policy: Policy, senders:
         let _ = writeln!(text, "{at:9.2}  {} sends {} bytes to {to}", hosts[going.from], going.bytes);
     }
     let mut free: Vec<(f64, &String)> =
-        run.free.iter().zip(hosts).filter_map(|(free, host)| Some((free.as_ref().copied()?, host))).collect();
+        run.free.iter().zip(hosts).filter_map(|(free, host)| Some(((*free)?, host))).collect();
     free.sort_by(|a, b| a.0.total_cmp(&b.0));
     text.push_str("   second  free\n");
     for (number, (at, host)) in free.iter().enumerate() {
-        let _ = writeln!(text, "{at:9.2}  {host} ({} of {}, bound {:.2})", number + 1, hosts.len(), input.free(number + 1));
+        let _ =
+            writeln!(text, "{at:9.2}  {host} ({} of {}, bound {:.2})", number + 1, hosts.len(), input.free(number + 1));
     }
     let _ = writeln!(text, "all bytes are here after {:.2} s, bound {:.2} s", run.end, input.all());
-    let _ = writeln!(text, "node-seconds {:.1}, bound with equal sizes {:.1}", run.node_seconds(), input.node_seconds());
+    let _ =
+        writeln!(text, "node-seconds {:.1}, bound with equal sizes {:.1}", run.node_seconds(), input.node_seconds());
     text
 }
 

@@ -31,7 +31,9 @@ const LEAVE: Duration = Duration::from_secs(3);
 /// A move is given up if nothing comes of it for so long.
 const STALLED: Duration = Duration::from_secs(20);
 /// A move says how fast its link is after so long, if it has not ended before.
-const EARLY: Duration = Duration::from_millis(500);
+const EARLY: Duration = Duration::from_millis(250);
+/// Shorter ones say nothing.
+const TELLING: u64 = 256 << 10;
 /// The next sender to the repository is ordered so many seconds before the last one has ended: it has to connect.
 const AHEAD: f64 = 0.08;
 /// But within these bounds of bytes.
@@ -41,7 +43,7 @@ const AHEAD_CHUNKS: u64 = 8;
 const BREAKS: usize = 5;
 /// Plans are not made anew more often, in seconds.
 const REPLAN: f64 = 1.0;
-/// A number of senders that is only tried changes no plan: after so many seconds it is more.
+/// What is only tried or noise changes no plan: after so many seconds it is more.
 const TRIED: f64 = 1.5;
 /// Most that send to the repository at a time.
 const MOST: usize = 8;
@@ -127,7 +129,7 @@ struct Planned {
     senders: usize,
     differing: Vec<i32>,
     most: f64,
-    /// Since when another number of senders was admitted.
+    /// Since when it is otherwise.
     odd: Option<f64>,
 }
 
@@ -272,8 +274,7 @@ impl Gather {
             Place::Repository => None,
             Place::Node(node) => Some(node),
         };
-        // shorter ones say nothing
-        if going.got >= 2 * self.wish.chunk && took > 0.0 {
+        if going.got >= TELLING && took > 0.0 {
             self.rates.moved(trail.from, to, going.got as f64 / took);
         }
     }
@@ -407,7 +408,7 @@ impl Gather {
 
     fn ahead(&self) -> u64 {
         let most = (AHEAD_CHUNKS * self.wish.chunk) as f64;
-        (self.rates.repository() * AHEAD).clamp(AHEAD_LEAST, most.max(AHEAD_LEAST)) as u64
+        (self.rates.next() * AHEAD).clamp(AHEAD_LEAST, most.max(AHEAD_LEAST)) as u64
     }
 
     /// Orders what the planner wants, if anything has changed.
@@ -473,7 +474,11 @@ impl Gather {
     /// What time changes: measures, and gives up what does not move.
     pub(super) fn tick(&mut self) {
         self.trails.retain(|id, _| self.ledger.moves.contains_key(id));
-        let early = |trail: &Trail| !trail.judged && trail.first.is_some_and(|first| first.elapsed() >= EARLY);
+        // at first, one that sends to the repository shares its link with the one before
+        let early = |trail: &Trail| {
+            let first = trail.first.filter(|_| !trail.judged && trail.to != Place::Repository);
+            first.is_some_and(|first| first.elapsed() >= EARLY)
+        };
         let early: Vec<u64> = self.trails.iter().filter(|(_, trail)| early(trail)).map(|(id, _)| *id).collect();
         early.into_iter().for_each(|id| self.judge(id));
         self.measure();
@@ -507,22 +512,15 @@ impl Gather {
         if self.log.now() - self.planned.at < REPLAN {
             return;
         }
-        let differing = self.rates.differing();
         let factor = self.rates.most() / self.planned.most;
         let absolute = matches!(self.wish.policy, Policy::Deadline { .. }) && !(0.75..=1.33).contains(&factor);
-        if differing != self.planned.differing || absolute {
+        let same = self.rates.differing() == self.planned.differing && self.senders() == self.planned.senders;
+        if !absolute && same {
+            self.planned.odd = None;
+        } else if absolute || self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > TRIED {
             let event = Event::new(Kind::Rate).to(REPOSITORY).bytes(self.rates.repository() as u64);
             self.log.say(event);
-            self.replan("links are faster or slower");
-        } else if self.senders() == self.planned.senders {
-            self.planned.odd = None;
-        } else if self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > TRIED {
-            self.replan("another number of senders fills the link");
+            self.replan("links are faster or slower, or another number of senders fills the repository's");
         }
-    }
-
-    /// How fast most links are.
-    pub(super) fn rate(&self) -> f64 {
-        self.rates.most()
     }
 }

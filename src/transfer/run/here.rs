@@ -58,7 +58,8 @@ pub(super) async fn serve(
                     let _ = reader.get_mut().write_all(line.as_bytes()).await;
                 }
                 Opening::Move { id, bytes } => {
-                    let sink = HereSink { here, unsynced: BTreeMap::new(), failed: HashSet::new(), say: reports.clone() };
+                    let sink =
+                        HereSink { here, unsynced: BTreeMap::new(), failed: HashSet::new(), say: reports.clone() };
                     receive(reader, id, bytes, sink, reports).await;
                 }
                 // for the first that has no other way; nodes get it from each other
@@ -103,11 +104,9 @@ impl Sink for HereSink {
             let Some(part) = self.here.part(item) else { continue };
             let ranges: Vec<_> = spans.iter().collect();
             match part.sync(&ranges) {
-                Ok(()) => pieces.extend(ranges.into_iter().map(|range| Piece {
-                    item,
-                    start: range.start,
-                    end: range.end,
-                })),
+                Ok(()) => {
+                    pieces.extend(ranges.into_iter().map(|range| Piece { item, start: range.start, end: range.end }))
+                }
                 Err(error) => self.fail(item, &error),
             }
         }

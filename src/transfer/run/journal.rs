@@ -102,7 +102,13 @@ mod tests {
         for cut in (1..=whole.len()).rev() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let (mut journal, spans) = Journal::open(&path, &subject(100)).unwrap();
-            let expected = if cut == whole.len() { 35 } else if cut as u64 >= first { 20 } else { spans.bytes() };
+            let expected = if cut == whole.len() {
+                35
+            } else if cut as u64 >= first {
+                20
+            } else {
+                spans.bytes()
+            };
             assert_eq!(spans.bytes(), expected, "cut at {cut}");
             assert!(spans.bytes() == 0 || spans.bytes() >= 10);
             // what is noted afterwards stands on lines of its own

@@ -284,8 +284,7 @@ impl Ledger {
 
     /// Files of which all is stored, and which are what they were: each once.
     pub(super) fn whole(&mut self) -> Vec<ItemId> {
-        let ready =
-            |item: &Item| item.end.is_none() && item.reads == 0 && item.stored.missing(item.size).is_empty();
+        let ready = |item: &Item| item.end.is_none() && item.reads == 0 && item.stored.missing(item.size).is_empty();
         let ready: Vec<ItemId> = self.items.iter().filter(|(_, item)| ready(item)).map(|(id, _)| *id).collect();
         for id in &ready {
             self.end(*id, End::Finishing);

@@ -38,7 +38,7 @@ const ALONE: Duration = Duration::from_secs(900);
 const WAY: Duration = Duration::from_secs(5);
 
 /// Runs until the input ends.
-pub async fn run() -> anyhow::Result<()> {
+pub(super) async fn run() -> anyhow::Result<()> {
     let (reports, mut waiting) = mpsc::unbounded_channel();
     let output = tokio::spawn(async move {
         let mut output = tokio::io::stdout();
@@ -67,15 +67,14 @@ pub async fn run() -> anyhow::Result<()> {
         };
         let Some(line) = line else { break };
         heard = Instant::now();
-        match (serde_json::from_str(&line).context("failed to read an order")?, &mut node) {
-            (Order::Digest, _) => {
+        match serde_json::from_str(&line).context("failed to read an order")? {
+            Order::Digest => {
                 let (_, sha256) = tokio::task::spawn_blocking(binary::digest).await??;
                 reports.send(Report::Digest { sha256 })?;
             }
-            (Order::Begin(begin), _) => node = Some(Node::begin(begin, reports.clone()).await?),
-            (Order::Beat, _) => {}
-            (order, Some(node)) => node.obey(order),
-            (_, None) => anyhow::bail!("an order came before the beginning"),
+            Order::Begin(begin) => node = Some(Node::begin(begin, reports.clone()).await?),
+            Order::Beat => {}
+            order => node.as_mut().context("an order came before the beginning")?.obey(order),
         }
     }
     // dropped before the process ends: its files go with it
@@ -155,6 +154,8 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.serving.abort();
         self.sending.values().for_each(JoinHandle::abort);
+        // the process may end before whatever still uses it
+        self.library.shelf.remove();
     }
 }
 

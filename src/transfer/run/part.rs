@@ -42,8 +42,7 @@ impl Part {
         let identity = subject.identity;
         let (directory, name) = whole.parent().zip(whole.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
         let name = name.to_string_lossy();
-        let (part, noted) =
-            (directory.join(format!(".{name}.part")), directory.join(format!(".{name}.part.journal")));
+        let (part, noted) = (directory.join(format!(".{name}.part")), directory.join(format!(".{name}.part.journal")));
         if fs::metadata(whole).is_ok_and(|known| known.is_file() && Identity::from(&known) == identity) {
             // of a run that ended between the two
             let _ = fs::remove_file(noted);

@@ -28,7 +28,9 @@ pub(super) fn files(path: &str) -> io::Result<Vec<PathBuf>> {
             let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
             let entries = match fs::read_dir(directory) {
                 Ok(entries) => entries,
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::NotFound) => continue,
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::NotFound) => {
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             for entry in entries {

@@ -78,7 +78,14 @@ impl Rates {
 
     /// What the repository takes in.
     pub(super) fn repository(&self) -> f64 {
-        self.like(self.repository)
+        // by itself it says nothing: plans are made by how links compare
+        let known = self.up.iter().any(|link| link.rate().is_some());
+        self.like(self.repository.filter(|_| known))
+    }
+
+    /// What the repository takes in from its next sender, in bytes a second.
+    pub(super) fn next(&self) -> f64 {
+        self.repository.unwrap_or(self.most)
     }
 
     fn like(&self, rate: Option<f64>) -> f64 {

@@ -95,7 +95,7 @@ fn keep(
     mut sink: impl Sink,
     reports: &mpsc::UnboundedSender<Report>,
 ) -> io::Result<()> {
-    let mut acknowledge = |sink: &mut dyn Sink, end| {
+    let acknowledge = |sink: &mut dyn Sink, end| {
         let pieces = sink.sync(end)?;
         if !pieces.is_empty() {
             let _ = reports.send(Report::Stored { id, pieces });

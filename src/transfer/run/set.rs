@@ -3,7 +3,7 @@
 /// No set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{set:?} is no set of hosts: {reason}")]
-pub struct SetError {
+pub(super) struct SetError {
     set: String,
     reason: &'static str,
 }
@@ -13,7 +13,7 @@ const MOST: usize = 100_000;
 
 /// The hosts of a set, each once, in the order in which they are named. What follows a `!` is left out of what comes
 /// before it.
-pub fn hosts(set: &str) -> Result<Vec<String>, SetError> {
+pub(super) fn hosts(set: &str) -> Result<Vec<String>, SetError> {
     let wrong = |reason| SetError { set: set.to_owned(), reason };
     let mut sides = split(set, '!').map_err(wrong)?.into_iter();
     let mut hosts = union(sides.next().unwrap_or_default()).map_err(wrong)?;
@@ -26,7 +26,7 @@ pub fn hosts(set: &str) -> Result<Vec<String>, SetError> {
 
 /// The hosts of a file: a set on each line, what follows a `#` being a remark. A host that is named for each of its
 /// processors, as in a scheduler's file, is one.
-pub fn listed(text: &str) -> Result<Vec<String>, SetError> {
+pub(super) fn listed(text: &str) -> Result<Vec<String>, SetError> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     let mut all = Vec::new();

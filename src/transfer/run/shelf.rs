@@ -76,6 +76,11 @@ impl Shelf {
         Ok(Self { directory, _lock: lock, room, kept: Mutex::default() })
     }
 
+    /// Removes all of it.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+
     pub(super) fn room(&self) -> u64 {
         self.room
     }
@@ -142,7 +147,7 @@ impl Shelf {
 
 impl Drop for Shelf {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
+        self.remove();
     }
 }
 

@@ -229,15 +229,15 @@ impl Found {
             progress.say(&promise(&input, within, wish.senders.unwrap_or(1), wish.chunk));
         }
         begun(&mut gather);
-        heard.follow(&mut gather, finishing, |gather| {
-            progress.show(gather.ledger.free(), gather.hosts.len(), earlier + gather.stored, bytes);
-        }).await;
+        heard
+            .follow(&mut gather, finishing, |gather| {
+                progress.show(gather.ledger.free(), gather.hosts.len(), earlier + gather.stored, bytes);
+            })
+            .await;
         drop(progress);
         let outcome = outcome(&gather, missing, bytes, earlier);
-        for host in &mut gather.hosts {
-            // its input ends, and so does it
-            host.leave().await;
-        }
+        // their inputs end, and so do they
+        futures::future::join_all(gather.hosts.iter_mut().map(Host::leave)).await;
         if args.json {
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?)?;
         } else {
@@ -251,18 +251,29 @@ impl Found {
 fn promise(input: &Input, within: f64, senders: usize, chunk: u64) -> String {
     let (planned, most) = forecast::within(input, within, senders, chunk);
     let (rate, hosts) = (input.node / 1e6, input.sizes.len());
-    format!("on links of {rate:.1} MB/s, {planned} of {hosts} hosts are free within {within} s; no plan frees more than {most}")
+    format!(
+        "on links of {rate:.1} MB/s, {planned} of {hosts} hosts are free within {within} s; no plan frees more than {most}"
+    )
 }
 
 fn begun(gather: &mut Gather) {
     gather.log.begin();
-    let items: Vec<Event> = gather.ledger.items.iter().map(|(id, item)| {
-        let missing = item.stored.missing(item.size).bytes();
-        Event::new(Kind::Item).from(&gather.hosts[id.node()].name).item(&gather.names[id]).bytes(missing)
-    }).collect();
-    let rooms: Vec<Event> = gather.hosts.iter().zip(&gather.ledger.nodes).filter(|(host, _)| host.peer.is_some()).map(|(host, held)| {
-        Event::new(Kind::Room).from(&host.name).bytes(held.limit)
-    }).collect();
+    let items: Vec<Event> = gather
+        .ledger
+        .items
+        .iter()
+        .map(|(id, item)| {
+            let missing = item.stored.missing(item.size).bytes();
+            Event::new(Kind::Item).from(&gather.hosts[id.node()].name).item(&gather.names[id]).bytes(missing)
+        })
+        .collect();
+    let rooms: Vec<Event> = gather
+        .hosts
+        .iter()
+        .zip(&gather.ledger.nodes)
+        .filter(|(host, _)| host.peer.is_some())
+        .map(|(host, held)| Event::new(Kind::Room).from(&host.name).bytes(held.limit))
+        .collect();
     items.into_iter().chain(rooms).for_each(|event| gather.log.say(event));
     // what was here before
     gather.settle();

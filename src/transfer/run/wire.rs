@@ -1,5 +1,5 @@
 //! What the gathering process and its nodes tell each other: a line of JSON each, on the standard input and output of
-//! the remote shell. Pure.
+//! the remote shell.
 
 use std::{net::SocketAddr, os::unix::fs::MetadataExt as _};
 
