@@ -2,6 +2,9 @@
 //!
 //! What it knows is in the [`Ledger`], by acknowledgements alone; here is what moves now, and how fast.
 
+mod measure;
+mod orders;
+
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -20,31 +23,12 @@ use super::{
     view,
     wire::{ItemId, Order, Piece, Report},
 };
-use crate::transfer::plan::{Move, Place, Planner, Policy, Repository, View, admission::Admission};
+use crate::transfer::plan::{Place, Planner, Policy, admission::Admission};
 
-/// A node is lost if it says nothing for so long.
-const SILENCE: Duration = Duration::from_secs(15);
-/// Nodes hear from here as often, so that none waits for orders for ever.
-const BEAT: Duration = Duration::from_secs(20);
 /// For a node to end.
 const LEAVE: Duration = Duration::from_secs(3);
-/// A move is given up if nothing comes of it for so long.
-const STALLED: Duration = Duration::from_secs(20);
-/// A move says how fast its link is after so long, if it has not ended before.
-const EARLY: Duration = Duration::from_millis(250);
-/// Shorter ones say nothing.
-const TELLING: u64 = 256 << 10;
-/// The next sender to the repository is ordered so many seconds before the last one has ended: it has to connect.
-const AHEAD: f64 = 0.08;
-/// But within these bounds of bytes.
-const AHEAD_LEAST: f64 = 65536.0;
-const AHEAD_CHUNKS: u64 = 8;
 /// So many moves of a node may break, one after the other, before it is given up.
 const BREAKS: usize = 5;
-/// Plans are not made anew more often, in seconds.
-const REPLAN: f64 = 1.0;
-/// What is only tried or noise changes no plan: after so many seconds it is more.
-const TRIED: f64 = 1.5;
 /// Most that send to the repository at a time.
 const MOST: usize = 8;
 
@@ -262,23 +246,6 @@ impl Gather {
         self.settle();
     }
 
-    /// How fast it was says how fast its links are, if it was alone on them.
-    fn judge(&mut self, id: u64) {
-        let shared = self.senders() > 1;
-        let Some((trail, going)) = self.trails.get_mut(&id).zip(self.ledger.moves.get(&id)) else { return };
-        let Some(first) = trail.first else { return };
-        trail.judged = true;
-        let took = first.elapsed().as_secs_f64();
-        let to = match trail.to {
-            Place::Repository if shared => return,
-            Place::Repository => None,
-            Place::Node(node) => Some(node),
-        };
-        if going.got >= TELLING && took > 0.0 {
-            self.rates.moved(trail.from, to, going.got as f64 / took);
-        }
-    }
-
     fn acknowledged(&mut self, at: Place, id: u64, pieces: &[Piece]) {
         let from = self.trails.get(&id).map(|trail| trail.from);
         if let Some(from) = from {
@@ -403,124 +370,6 @@ impl Gather {
                 self.ledger.fail(item, &reason);
                 self.say_failed(item, &reason);
             }
-        }
-    }
-
-    fn ahead(&self) -> u64 {
-        let most = (AHEAD_CHUNKS * self.wish.chunk) as f64;
-        (self.rates.next() * AHEAD).clamp(AHEAD_LEAST, most.max(AHEAD_LEAST)) as u64
-    }
-
-    /// Orders what the planner wants, if anything has changed.
-    pub(super) fn plan(&mut self) {
-        if !std::mem::take(&mut self.dirty) {
-            return;
-        }
-        // one sender at a time is chosen for the repository
-        for _ in 0..=MOST {
-            let (nodes, moves) = view::view(&self.ledger, &self.rates, self.ahead());
-            let repository = Repository { rate: self.rates.repository(), senders: self.senders() };
-            let view = View { nodes: &nodes, repository, moves: &moves, chunk: self.wish.chunk };
-            let wanted = self.planner.next(&view, self.log.now());
-            let ordered = wanted.into_iter().filter(|wanted| self.order(*wanted)).count();
-            if ordered == 0 {
-                break;
-            }
-        }
-        self.fail_what_nobody_moves();
-    }
-
-    fn order(&mut self, wanted: Move) -> bool {
-        // what has come and is not acknowledged cannot go on yet: in a pair, all of it goes at once
-        if wanted.to != Place::Repository && self.ledger.held(wanted.from) < wanted.bytes {
-            return false;
-        }
-        let to = match wanted.to {
-            Place::Repository => self.hosts[wanted.from].peer.as_ref().map(|peer| peer.here),
-            Place::Node(node) => self.hosts[node].peer.as_ref().map(|peer| peer.address),
-        };
-        let Some(to) = to else { return false };
-        let Some((id, pieces)) = self.ledger.start(wanted) else { return false };
-        let bytes = pieces.iter().map(Piece::bytes).sum();
-        let now = Instant::now();
-        let trail = Trail { from: wanted.from, to: wanted.to, bytes, first: None, last: now, judged: false };
-        self.trails.insert(id, trail);
-        self.hosts[wanted.from].order(Order::Send { id, to, pieces });
-        true
-    }
-
-    /// With nothing under way and nothing wanted, what is left stays where it is.
-    fn fail_what_nobody_moves(&mut self) {
-        if self.ledger.moves.is_empty() {
-            let left: Vec<ItemId> =
-                self.ledger.items.iter().filter(|(_, item)| item.end.is_none()).map(|(id, _)| *id).collect();
-            left.into_iter().for_each(|item| self.failed(item, "it cannot be moved", false));
-        }
-    }
-
-    fn replan(&mut self, reason: &str) {
-        self.planner = Planner::new(self.wish.policy);
-        self.planned = Planned {
-            at: self.log.now(),
-            senders: self.senders(),
-            differing: self.rates.differing(),
-            most: self.rates.most(),
-            odd: None,
-        };
-        self.log.say(Event::new(Kind::Replan).reason(reason));
-        self.dirty = true;
-    }
-
-    /// What time changes: measures, and gives up what does not move.
-    pub(super) fn tick(&mut self) {
-        self.trails.retain(|id, _| self.ledger.moves.contains_key(id));
-        // at first, one that sends to the repository shares its link with the one before
-        let early = |trail: &Trail| {
-            let first = trail.first.filter(|_| !trail.judged && trail.to != Place::Repository);
-            first.is_some_and(|first| first.elapsed() >= EARLY)
-        };
-        let early: Vec<u64> = self.trails.iter().filter(|(_, trail)| early(trail)).map(|(id, _)| *id).collect();
-        early.into_iter().for_each(|id| self.judge(id));
-        self.measure();
-        self.look_at_rates();
-        if self.beat.elapsed() >= BEAT {
-            self.beat = Instant::now();
-            self.hosts.iter().for_each(|host| host.order(Order::Beat));
-        }
-        let stalled = |id: &u64, trail: &Trail| {
-            trail.last.elapsed() >= STALLED && self.ledger.moves.get(id).is_some_and(|going| !going.landed)
-        };
-        let stalled: Vec<u64> =
-            self.trails.iter().filter(|(id, trail)| stalled(id, trail)).map(|(id, _)| *id).collect();
-        stalled.into_iter().for_each(|id| self.broken(id, "nothing comes of it"));
-        let silent = |host: &Host| host.peer.is_some() && host.heard.elapsed() >= SILENCE;
-        let silent: Vec<usize> = (0..self.hosts.len()).filter(|node| silent(&self.hosts[*node])).collect();
-        silent.into_iter().for_each(|node| self.lost(node, "it is silent"));
-    }
-
-    fn measure(&mut self) {
-        let feeding = |trail: &&Trail| trail.to == Place::Repository && trail.first.is_some();
-        let feeding = self.trails.values().filter(feeding).count();
-        let may = self.senders();
-        let Some(rate) = self.meter.rate(self.log.now(), feeding, may) else { return };
-        self.rates.took(rate);
-        self.admission.measured(rate, None);
-        self.dirty |= self.senders() != may;
-    }
-
-    fn look_at_rates(&mut self) {
-        if self.log.now() - self.planned.at < REPLAN {
-            return;
-        }
-        let factor = self.rates.most() / self.planned.most;
-        let absolute = matches!(self.wish.policy, Policy::Deadline { .. }) && !(0.75..=1.33).contains(&factor);
-        let same = self.rates.differing() == self.planned.differing && self.senders() == self.planned.senders;
-        if !absolute && same {
-            self.planned.odd = None;
-        } else if absolute || self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > TRIED {
-            let event = Event::new(Kind::Rate).to(REPOSITORY).bytes(self.rates.repository() as u64);
-            self.log.say(event);
-            self.replan("links are faster or slower, or another number of senders fills the repository's");
         }
     }
 }

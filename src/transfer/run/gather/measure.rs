@@ -1,0 +1,122 @@
+//! What time changes in a gather: links are measured, and what does not move is given up.
+
+use std::time::{Duration, Instant};
+
+use super::{Gather, Host, Planned, Trail};
+use crate::transfer::{
+    plan::{Place, Planner, Policy},
+    run::{
+        events::{Event, Kind, REPOSITORY},
+        wire::Order,
+    },
+};
+
+/// A node is lost if it says nothing for so long.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Nodes hear from here as often, so that none waits for orders for ever.
+const BEAT: Duration = Duration::from_secs(20);
+/// A move is given up if nothing comes of it for so long.
+const STALLED: Duration = Duration::from_secs(20);
+/// A move says how fast its link is after so long, if it has not ended before.
+const EARLY: Duration = Duration::from_millis(250);
+/// Shorter ones say nothing.
+const TELLING: u64 = 256 << 10;
+/// The next sender to the repository is ordered so many seconds before the last one has ended: it has to connect.
+const AHEAD: f64 = 0.08;
+/// But within these bounds of bytes.
+const AHEAD_LEAST: f64 = 65536.0;
+const AHEAD_CHUNKS: u64 = 8;
+/// What is only tried or noise changes no plan: after so many seconds it is more.
+const TRIED: f64 = 1.5;
+/// Plans are not made anew more often, in seconds.
+const REPLAN: f64 = 1.0;
+
+impl Gather {
+    /// What time changes: measures, and gives up what does not move.
+    pub(in crate::transfer::run) fn tick(&mut self) {
+        self.trails.retain(|id, _| self.ledger.moves.contains_key(id));
+        // at first, one that sends to the repository shares its link with the one before
+        let early = |trail: &Trail| {
+            let first = trail.first.filter(|_| !trail.judged && trail.to != Place::Repository);
+            first.is_some_and(|first| first.elapsed() >= EARLY)
+        };
+        let early: Vec<u64> = self.trails.iter().filter(|(_, trail)| early(trail)).map(|(id, _)| *id).collect();
+        early.into_iter().for_each(|id| self.judge(id));
+        self.measure();
+        self.look_at_rates();
+        if self.beat.elapsed() >= BEAT {
+            self.beat = Instant::now();
+            self.hosts.iter().for_each(|host| host.order(Order::Beat));
+        }
+        let stalled = |id: &u64, trail: &Trail| {
+            trail.last.elapsed() >= STALLED && self.ledger.moves.get(id).is_some_and(|going| !going.landed)
+        };
+        let stalled: Vec<u64> =
+            self.trails.iter().filter(|(id, trail)| stalled(id, trail)).map(|(id, _)| *id).collect();
+        stalled.into_iter().for_each(|id| self.broken(id, "nothing comes of it"));
+        let silent = |host: &Host| host.peer.is_some() && host.heard.elapsed() >= SILENCE;
+        let silent: Vec<usize> = (0..self.hosts.len()).filter(|node| silent(&self.hosts[*node])).collect();
+        silent.into_iter().for_each(|node| self.lost(node, "it is silent"));
+    }
+
+    fn measure(&mut self) {
+        let feeding = |trail: &&Trail| trail.to == Place::Repository && trail.first.is_some();
+        let feeding = self.trails.values().filter(feeding).count();
+        let may = self.senders();
+        let Some(rate) = self.meter.rate(self.log.now(), feeding, may) else { return };
+        self.rates.took(rate);
+        self.admission.measured(rate, None);
+        self.dirty |= self.senders() != may;
+    }
+
+    fn look_at_rates(&mut self) {
+        if self.log.now() - self.planned.at < REPLAN {
+            return;
+        }
+        let factor = self.rates.most() / self.planned.most;
+        let absolute = matches!(self.wish.policy, Policy::Deadline { .. }) && !(0.75..=1.33).contains(&factor);
+        let same = self.rates.differing() == self.planned.differing && self.senders() == self.planned.senders;
+        if !absolute && same {
+            self.planned.odd = None;
+        } else if absolute || self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > TRIED {
+            let event = Event::new(Kind::Rate).to(REPOSITORY).bytes(self.rates.repository() as u64);
+            self.log.say(event);
+            self.replan("links are faster or slower, or another number of senders fills the repository's");
+        }
+    }
+
+    pub(super) fn replan(&mut self, reason: &str) {
+        self.planner = Planner::new(self.wish.policy);
+        self.planned = Planned {
+            at: self.log.now(),
+            senders: self.senders(),
+            differing: self.rates.differing(),
+            most: self.rates.most(),
+            odd: None,
+        };
+        self.log.say(Event::new(Kind::Replan).reason(reason));
+        self.dirty = true;
+    }
+
+    /// How fast it was says how fast its links are, if it was alone on them.
+    pub(super) fn judge(&mut self, id: u64) {
+        let shared = self.senders() > 1;
+        let Some((trail, going)) = self.trails.get_mut(&id).zip(self.ledger.moves.get(&id)) else { return };
+        let Some(first) = trail.first else { return };
+        trail.judged = true;
+        let took = first.elapsed().as_secs_f64();
+        let to = match trail.to {
+            Place::Repository if shared => return,
+            Place::Repository => None,
+            Place::Node(node) => Some(node),
+        };
+        if going.got >= TELLING && took > 0.0 {
+            self.rates.moved(trail.from, to, going.got as f64 / took);
+        }
+    }
+
+    pub(super) fn ahead(&self) -> u64 {
+        let most = (AHEAD_CHUNKS * self.wish.chunk) as f64;
+        (self.rates.next() * AHEAD).clamp(AHEAD_LEAST, most.max(AHEAD_LEAST)) as u64
+    }
+}
