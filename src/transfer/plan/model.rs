@@ -124,8 +124,11 @@ impl View<'_> {
         self.repository.senders.max(1).saturating_sub(busy.feeding)
     }
 
-    /// Whole chunks: not less than one, and not more than there is.
+    /// Whole chunks: not less than one, and not more than there is. All there is stays all.
     pub(super) fn whole(&self, bytes: f64, most: u64) -> u64 {
+        if bytes + 0.5 >= most as f64 {
+            return most;
+        }
         let chunk = self.chunk.max(1);
         let chunks = (bytes / chunk as f64).round().max(1.0);
         // a count of chunks that `most` bounds

@@ -39,6 +39,14 @@ fn a_star_frees_the_wanted_share_at_the_bound_and_the_rest_soon() {
 }
 
 #[test]
+fn the_last_part_of_a_chunk_goes_with_the_others() {
+    let input = equal(32, 1.0);
+    let run = run(&input, &Terms { chunk: 70, ..terms(1) }, TARGET);
+    assert!(run.free(26).unwrap() <= 1.1 * input.free(26), "{:?} of {}", run.free(26), input.free(26));
+    assert!(run.end <= 1.001 * input.all());
+}
+
+#[test]
 fn pairs_hold_nodes_no_longer_than_the_bound() {
     for nodes in [16, 32, 64, 1000] {
         within(ratios(&equal(nodes, 1.0), Policy::NodeSeconds), [2.0, 1.001, 1.001]);
