@@ -18,7 +18,7 @@ use super::wire::{ItemId, Piece};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A move of which nothing comes for so long ends.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Longest first line.
+/// Longest line.
 const LINE: u64 = 1 << 10;
 /// Largest frame that anybody is given memory for.
 pub(super) const LARGEST: u64 = 16 << 20;
@@ -78,28 +78,42 @@ pub(super) async fn listen() -> io::Result<TcpListener> {
     }
 }
 
-/// A connection for this.
-pub(super) async fn connect(to: SocketAddr, token: &str, opening: Opening) -> io::Result<TcpStream> {
+/// A connection that has shown the token, and waits for what it is for.
+pub(super) async fn dial(to: SocketAddr, token: &str) -> io::Result<TcpStream> {
     let mut stream = timeout(PATIENCE, TcpStream::connect(to)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     stream.set_nodelay(true)?;
-    let line = format!("{token} {}\n", serde_json::to_string(&opening)?);
-    stream.write_all(line.as_bytes()).await?;
+    stream.write_all(format!("{token}\n").as_bytes()).await?;
     Ok(stream)
 }
 
-/// What a connection is for, if it has the token.
+/// A connection for this.
+pub(super) async fn connect(to: SocketAddr, token: &str, opening: Opening) -> io::Result<TcpStream> {
+    let mut stream = dial(to, token).await?;
+    open(&mut stream, opening).await?;
+    Ok(stream)
+}
+
+/// Says what a connection is for.
+pub(super) async fn open(stream: &mut TcpStream, opening: Opening) -> io::Result<()> {
+    stream.write_all(format!("{}\n", serde_json::to_string(&opening)?).as_bytes()).await
+}
+
+/// What a connection is for, if it has the token; it may take its time to say so.
 pub(super) async fn opened(stream: TcpStream, token: &str) -> io::Result<(Opening, BufReader<TcpStream>)> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    let mut first = (&mut reader).take(LINE);
-    timeout(PATIENCE, first.read_line(&mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let (shown, opening) = line.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
+    let shown = timeout(PATIENCE, line(&mut reader)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     // digests are compared in a time that says nothing
     if blake3::hash(shown.as_bytes()) != blake3::hash(token.as_bytes()) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    Ok((serde_json::from_str(opening)?, reader))
+    Ok((serde_json::from_str(&line(&mut reader).await?)?, reader))
+}
+
+async fn line(reader: &mut BufReader<TcpStream>) -> io::Result<String> {
+    let mut line = String::new();
+    reader.take(LINE).read_line(&mut line).await?;
+    Ok(line.trim_end().to_owned())
 }
 
 /// The head of a frame, and its digest.

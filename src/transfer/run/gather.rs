@@ -129,8 +129,13 @@ impl Gather {
     ) -> Self {
         let rates = Rates::new(hosts.len(), wish.rate);
         let planned = Planned { at: 0.0, senders: 1, differing: rates.differing(), most: rates.most(), odd: None };
+        // a deadline means something once links are known; until then most of the nodes are to be free soon
+        let at_first = match wish.policy {
+            Policy::Deadline { .. } if wish.rate.is_none() => Policy::Target { share: 0.8 },
+            policy => policy,
+        };
         Self {
-            planner: Planner::new(wish.policy),
+            planner: Planner::new(at_first),
             admission: Admission::new(MOST.min(hosts.len())),
             meter: Meter::default(),
             trails: HashMap::new(),
@@ -154,6 +159,11 @@ impl Gather {
     /// Whether every file has come to its end.
     pub(super) fn ended(&self) -> bool {
         self.ledger.ended()
+    }
+
+    /// Bytes a second of most links, once it is known.
+    pub(super) fn rate(&self) -> Option<f64> {
+        self.wish.rate.or_else(|| self.rates.known().then(|| self.rates.most()))
     }
 
     pub(super) fn senders(&self) -> usize {

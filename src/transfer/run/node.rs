@@ -15,8 +15,8 @@ use std::{
 use anyhow::Context as _;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpListener,
-    sync::mpsc,
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, mpsc},
     task::JoinHandle,
 };
 
@@ -87,6 +87,9 @@ struct Node {
     library: Arc<Library>,
     pace: Arc<Pace>,
     token: Arc<str>,
+    /// A connection to the gathering process that is there before it is needed: the link is full when it is.
+    spare: Arc<Mutex<Option<TcpStream>>>,
+    here: Option<SocketAddr>,
     reports: mpsc::UnboundedSender<Report>,
     sending: HashMap<u64, JoinHandle<()>>,
     serving: JoinHandle<()>,
@@ -117,7 +120,11 @@ impl Node {
         let serving = tokio::spawn(serve(listener, token.clone(), shelf.clone(), reports.clone()));
         let library = Arc::new(Library { node: begin.node, own, shelf, chunk: begin.chunk.clamp(1, data::LARGEST) });
         let pace = Arc::new(Pace::new(begin.rate));
-        Ok(Self { library, pace, token, reports, sending: HashMap::new(), serving })
+        let spare = Arc::new(Mutex::new(None));
+        if let Some(here) = here {
+            *spare.lock().await = data::dial(here, &token).await.ok();
+        }
+        Ok(Self { library, pace, token, spare, here, reports, sending: HashMap::new(), serving })
     }
 
     fn obey(&mut self, order: Order) {
@@ -126,8 +133,17 @@ impl Node {
                 self.sending.retain(|_, task| !task.is_finished());
                 let (library, pace, token) = (self.library.clone(), self.pace.clone(), self.token.clone());
                 let reports = self.reports.clone();
+                let (home, spare) = (self.here == Some(to), self.spare.clone());
+                let again = spare.clone();
                 let task = tokio::spawn(async move {
-                    let report = match send::send(library, &pace, &token, to, id, pieces).await {
+                    let connection = async {
+                        let ready = if home { spare.lock().await.take() } else { None };
+                        match ready {
+                            Some(ready) => Ok(ready),
+                            None => data::dial(to, &token).await,
+                        }
+                    };
+                    let report = match send::send(library, &pace, connection, id, pieces).await {
                         Ok(()) => Report::Sent { id },
                         Err(Unsent::Broken(error)) => Report::Broken { id, reason: format!("{to}: {error}") },
                         Err(Unsent::Item(item, reason)) => {
@@ -136,6 +152,13 @@ impl Node {
                         }
                     };
                     let _ = reports.send(report);
+                    if home {
+                        // for the next one
+                        let mut next = again.lock().await;
+                        if next.is_none() {
+                            *next = data::dial(to, &token).await.ok();
+                        }
+                    }
                 });
                 self.sending.insert(id, task);
             }

@@ -79,8 +79,12 @@ impl Rates {
     /// What the repository takes in.
     pub(super) fn repository(&self) -> f64 {
         // by itself it says nothing: plans are made by how links compare
-        let known = self.up.iter().any(|link| link.rate().is_some());
-        self.like(self.repository.filter(|_| known))
+        self.like(self.repository.filter(|_| self.known()))
+    }
+
+    /// Whether any link was measured.
+    pub(super) fn known(&self) -> bool {
+        self.up.iter().any(|link| link.rate().is_some())
     }
 
     /// What the repository takes in from its next sender, in bytes a second.

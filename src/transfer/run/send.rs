@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io,
-    net::SocketAddr,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,6 +11,7 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
     sync::{Mutex, mpsc},
     time::{Instant, sleep_until},
 };
@@ -81,19 +81,19 @@ impl Pace {
     }
 }
 
-/// Sends a move; when this is done, all of it has come.
+/// Sends a move on a connection; when this is done, all of it has come.
 pub(super) async fn send(
     library: Arc<Library>,
     pace: &Pace,
-    token: &str,
-    to: SocketAddr,
+    connection: impl Future<Output = io::Result<TcpStream>>,
     id: u64,
     pieces: Vec<Piece>,
 ) -> Result<(), Unsent> {
     let bytes = pieces.iter().map(Piece::bytes).sum();
     let (frames, mut waiting) = mpsc::channel(QUEUE);
     let reading = tokio::task::spawn_blocking(move || library.read(&pieces, &frames));
-    let mut stream = data::connect(to, token, Opening::Move { id, bytes }).await?;
+    let mut stream = connection.await?;
+    data::open(&mut stream, Opening::Move { id, bytes }).await?;
     while let Some(frame) = waiting.recv().await {
         let frame: Frame = frame;
         pace.send(&mut stream, &data::packed(&frame)).await?;

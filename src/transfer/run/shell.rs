@@ -30,7 +30,7 @@ right() { echo "$d  $1" | sha256sum -c >/dev/null 2>&1; }; \
 if [ -x "$f" ] && right "$f"; then exec "$f" kget node; fi; \
 echo '"miss"'; read -r w b k a || exit 1; \
 if [ "$w" = here ]; then head -c "$s" >"$t"; \
-else for x in $a; do bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "%s \"binary\"\n" "$3" >&3 && cat <&3' bash "$x" "$b" "$k" >"$t" && right "$t" && break; done; fi; \
+else for x in $a; do bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "%s\n\"binary\"\n" "$3" >&3 && cat <&3' bash "$x" "$b" "$k" >"$t" && right "$t" && break; done; fi; \
 if right "$t"; then chmod 700 "$t" && mv "$t" "$f" && exec "$f" kget node; fi; \
 rm -f "$t"; echo '{"unfit":{"reason":"the binary did not come as it was sent"}}'; exit 1"#;
 /// For a host to answer, and for it to do what it was asked; a binary may take longer.

@@ -220,17 +220,21 @@ impl Found {
         let log = Log::new(args.events.as_deref()).context("failed to write events")?;
         let rate = args.rate.as_ref().map(|rate| rate.0 as f64);
         let wish = Wish { policy: args.policy(), chunk: args.chunk.0, rate, senders: args.fixed() };
-        let promised = matches!(wish.policy, Policy::Deadline { .. }).then(|| self.input(rate.unwrap_or(ASSUMED)));
+        let mut promised = matches!(wish.policy, Policy::Deadline { .. }).then(|| self.input(ASSUMED));
         let Self { hosts, ledger, names, missing, bytes, earlier, .. } = self;
         let (finished, finishing) = mpsc::unbounded_channel();
         let mut gather = Gather::new(wish, hosts, ledger, names, here, log, finished);
         let mut progress = Progress::new(earlier, bytes);
-        if let (Some(input), Policy::Deadline { within }) = (promised, wish.policy) {
-            progress.say(&promise(&input, within, wish.senders.unwrap_or(1), wish.chunk));
-        }
         begun(&mut gather);
         heard
             .follow(&mut gather, finishing, |gather| {
+                // as soon as links are known
+                if let (Some(rate), Policy::Deadline { within }) = (gather.rate(), wish.policy)
+                    && let Some(input) = promised.take()
+                {
+                    let input = Input { node: rate, repository: rate, ..input };
+                    progress.say(&promise(&input, within, wish.senders.unwrap_or(1), wish.chunk));
+                }
                 progress.show(gather.ledger.free(), gather.hosts.len(), earlier + gather.stored, bytes);
             })
             .await;

@@ -7,6 +7,7 @@ use crate::transfer::{
     plan::{Place, Planner, Policy},
     run::{
         events::{Event, Kind, REPOSITORY},
+        rates::ASSUMED,
         wire::Order,
     },
 };
@@ -22,7 +23,7 @@ const EARLY: Duration = Duration::from_millis(250);
 /// Shorter ones say nothing.
 const TELLING: u64 = 256 << 10;
 /// The next sender to the repository is ordered so many seconds before the last one has ended: it has to connect.
-const AHEAD: f64 = 0.08;
+const AHEAD: f64 = 0.05;
 /// But within these bounds of bytes.
 const AHEAD_LEAST: f64 = 65536.0;
 const AHEAD_CHUNKS: u64 = 8;
@@ -70,7 +71,9 @@ impl Gather {
     }
 
     fn look_at_rates(&mut self) {
-        if self.log.now() - self.planned.at < REPLAN {
+        // the first plan for a deadline is made as soon as there can be one
+        let first = (self.planned.most - ASSUMED).abs() < 1.0 && self.rates.known();
+        if !first && self.log.now() - self.planned.at < REPLAN {
             return;
         }
         let factor = self.rates.most() / self.planned.most;
