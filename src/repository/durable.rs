@@ -224,7 +224,7 @@ impl Root {
                 self.copy(below, to)?;
             }
             self.steps.next("remove what was copied aside")?;
-            bucket.remove(vec![below.to_owned()])?;
+            bucket.remove(&[below.to_owned()])?;
         }
         self.steps.next("set aside")?;
         {
@@ -254,7 +254,7 @@ impl Root {
             return Ok(());
         }
         if let Some(bucket) = self.bucket_for(below, "remove from the bucket")? {
-            bucket.remove(vec![below.to_owned()])?;
+            bucket.remove(&[below.to_owned()])?;
         }
         self.take_away(below)
     }
@@ -265,11 +265,11 @@ impl Root {
         let Some(bucket) = self.bucket_for(below, "look what is to go")? else { return self.take_away(below) };
         let [first, then, last] = bucket.doomed(below)?;
         self.steps.next("remove manifests from the bucket")?;
-        bucket.remove(first)?;
+        bucket.remove(&first)?;
         self.take_away(below)?;
         for some in [then, last] {
             self.steps.next("remove the rest from the bucket")?;
-            bucket.remove(some)?;
+            bucket.remove(&some)?;
         }
         Ok(())
     }

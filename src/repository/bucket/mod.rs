@@ -31,6 +31,10 @@ use self::{cache::Cache, error::error, mirror::Mirror, owner::Owner};
 pub(super) use self::{cache::is_absent, error::is_of_bucket, objects::Objects, remote::Remote};
 use crate::store::layout::{BUCKET, IMAGES, JOBS, MANIFEST, RECORD, STAGING, decides};
 
+/// So many files are removed at a time: as many as a request to the store has.
+const REMOVED: usize = 1000;
+/// A file is fetched again so often when it goes from the disk before it is opened.
+const TRIES: u32 = 4;
 /// A file of more bytes is passed on as it comes, to whoever wants it.
 const PASSED_ON: u64 = 64 << 20;
 
@@ -203,16 +207,13 @@ impl Bucket {
         Ok(doomed)
     }
 
-    /// Removes files. Absence is no error.
-    pub(super) fn remove(&self, all: Vec<PathBuf>) -> io::Result<()> {
-        if all.is_empty() {
-            return Ok(());
-        }
-        let _begun = self.begin()?;
-        self.objects.delete(all.clone())?;
-        let owner = self.owner()?;
-        for below in &all {
-            owner.forget(below);
+    /// Removes files, for as long as the bucket is this process's. Absence is no error.
+    pub(super) fn remove(&self, all: &[PathBuf]) -> io::Result<()> {
+        for some in all.chunks(REMOVED) {
+            let _begun = self.begin()?;
+            self.objects.delete(some)?;
+            let owner = self.owner()?;
+            some.iter().for_each(|below| owner.forget(below));
         }
         Ok(())
     }
@@ -231,35 +232,43 @@ impl Bucket {
     /// making.
     pub(super) fn fetch(&self, root: &Path, below: &Path, scratch: impl Fn() -> PathBuf) -> io::Result<File> {
         let path = root.join(below);
-        loop {
+        for _ in 0..TRIES {
             let found = fs::metadata(&path)?;
-            if !is_absent(&found) {
-                match File::open(&path) {
-                    // it may have gone from the disk meanwhile
-                    Ok(file) if !is_absent(&file.metadata()?) => {
-                        self.cache.used(below, found.len());
-                        return Ok(file);
-                    }
-                    Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
-                    _ => continue,
-                }
+            if is_absent(&found) {
+                self.cache.once(below, || self.fetch_once(root, below, &scratch))?;
             }
-            self.cache.once(below, || {
-                if !is_absent(&fs::metadata(&path)?) {
-                    return Ok(());
+            match File::open(&path) {
+                // it may have gone from the disk meanwhile
+                Ok(file) if !is_absent(&file.metadata()?) => {
+                    self.cache.used(below, found.len());
+                    return Ok(file);
                 }
-                self.make_room(root, found.len(), &scratch)?;
-                let staged = scratch();
-                let fetched = File::create_new(&staged)
-                    .and_then(|mut file| self.objects.download(below, found.len(), &mut file))
-                    .and_then(|()| self.cache.fill(&path, &found, &staged));
-                if !matches!(fetched, Ok(true)) {
-                    // it is cleared at the next start, if not now
-                    let _ = fs::remove_file(&staged);
-                }
-                fetched.map(drop)
-            })?;
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                _ => {}
+            }
         }
+        Err(error(format!(
+            "{} cannot be opened: let the repository's user read it, and give it more --cache (repository.s3.cache)",
+            path.display()
+        )))
+    }
+
+    fn fetch_once(&self, root: &Path, below: &Path, scratch: impl Fn() -> PathBuf) -> io::Result<()> {
+        let path = root.join(below);
+        let found = fs::metadata(&path)?;
+        if !is_absent(&found) {
+            return Ok(());
+        }
+        self.make_room(root, found.len(), &scratch)?;
+        let staged = scratch();
+        let fetched = File::create_new(&staged)
+            .and_then(|mut file| self.objects.download(below, found.len(), &mut file))
+            .and_then(|()| self.cache.fill(&path, &found, &staged));
+        if !matches!(fetched, Ok(true)) {
+            // it is cleared at the next start, if not now
+            let _ = fs::remove_file(&staged);
+        }
+        fetched.map(drop)
     }
 
     /// Takes files from the disk until they are within the limit, with so many bytes to come.
@@ -281,4 +290,71 @@ fn has_data(root: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicU32, Ordering},
+        thread::sleep,
+    };
+
+    use object_store::memory::InMemory;
+
+    use super::{
+        testing::{LITTLE, Mood, Moody, objects},
+        *,
+    };
+
+    fn directory() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for folder in [STAGING, IMAGES, JOBS] {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn b1_a_long_removal_ends_soon_after_another_repository_has_the_bucket() {
+        let (memory, removals) = (Arc::<InMemory>::default(), Arc::<AtomicU32>::default());
+        let (others, seen) = (memory.clone(), removals.clone());
+        let moody = Moody::new(&memory, move |_| {
+            // 0 while nothing is removed yet
+            if seen.load(Ordering::SeqCst) > 0 && seen.fetch_add(1, Ordering::SeqCst) == 1 {
+                Owner::take(&Arc::new(objects(others.clone())), "another", Duration::ZERO).unwrap();
+                sleep(owner::SEEN);
+            }
+            Mood::Does
+        });
+        let root = directory();
+        let bucket = Bucket::take(objects(moody), root.path(), LITTLE).unwrap();
+        let all: Vec<PathBuf> = (0..3 * REMOVED).map(|n| Path::new("jobs/a").join(n.to_string())).collect();
+        let calm = objects(memory);
+        let last = all.last().unwrap();
+        calm.put(last, b"of the other one".to_vec()).unwrap();
+        removals.store(1, Ordering::SeqCst);
+        let refused = bucket.remove(&all).unwrap_err();
+        assert!(refused.to_string().contains("s3://test/a/folder") && refused.to_string().contains("prefix"), "{refused}");
+        assert!(calm.get(last).unwrap().is_some());
+        assert_eq!(removals.load(Ordering::SeqCst), 2, "one request");
+    }
+
+    #[test]
+    fn a_file_that_goes_again_and_again_is_not_fetched_for_ever() {
+        let (root, memory) = (directory(), Arc::<InMemory>::default());
+        let bucket = Bucket::take(objects(memory.clone()), root.path(), LITTLE).unwrap();
+        let below = Path::new("images/a");
+        objects(memory).put(below, vec![1; 10]).unwrap();
+        let absent = |at: &Path| cache::make_absent(at, 10, std::time::SystemTime::now()).unwrap();
+        absent(&root.path().join(below));
+        let scratch = || {
+            let another = root.path().join("another");
+            absent(&another);
+            fs::rename(&another, root.path().join(below)).unwrap();
+            root.path().join(STAGING).join("scratch")
+        };
+        let refused = bucket.fetch(root.path(), below, scratch).unwrap_err();
+        assert!(refused.to_string().contains("images/a cannot be opened: "), "{refused}");
+        bucket.fetch(root.path(), below, || root.path().join(STAGING).join("scratch")).unwrap();
+    }
 }

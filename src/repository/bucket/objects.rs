@@ -193,7 +193,7 @@ impl Objects {
     }
 
     /// Removes objects. Absence is no error.
-    pub(super) fn delete(&self, all: Vec<PathBuf>) -> io::Result<()> {
+    pub(super) fn delete(&self, all: &[PathBuf]) -> io::Result<()> {
         let keys: Vec<_> = all.iter().map(|below| Ok(self.key(below))).collect();
         let store = self.store.clone();
         self.ahead.wait(async move {

@@ -28,9 +28,16 @@ use super::{
 /// Its name.
 const OWNER: &str = "owner.json";
 /// Who was the owner so shortly ago may still remove something.
-const SEEN: Duration = Duration::from_secs(2);
+pub(super) const SEEN: Duration = Duration::from_secs(2);
 /// The object is written again so often when others write it at the same time.
 const TRIES: u32 = 4;
+/// What to do where a place is not this repository's alone.
+const ANOTHER_PREFIX: &str = "give this one another prefix (repository.s3.prefix)";
+
+/// Two want the same place.
+fn contended(objects: &Objects, what: &str) -> io::Error {
+    error(format!("{what} in {}: stop the other repository, or {ANOTHER_PREFIX}", objects.name()))
+}
 
 /// What is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +56,7 @@ struct Record {
 impl Record {
     fn read(bytes: &Bytes) -> io::Result<Self> {
         serde_json::from_slice(bytes)
-            .map_err(|e| error(format!("{OWNER} in the bucket is not a repository's ({e}): give it another prefix")))
+            .map_err(|e| error(format!("{OWNER} in the bucket is not a repository's ({e}): {ANOTHER_PREFIX}")))
     }
 
     fn bytes(&self) -> Bytes {
@@ -111,7 +118,7 @@ impl Owner {
             }
             return Ok(Self { objects: objects.clone(), state: Mutex::new(state) });
         }
-        Err(error("others take the bucket at the same time"))
+        Err(contended(objects, &format!("others write {OWNER} at the same time")))
     }
 
     fn lock(&self) -> io::Result<MutexGuard<'_, State>> {
@@ -135,7 +142,7 @@ impl Owner {
                 state.seen = asked;
                 Ok(())
             }
-            found => Err(lose(&mut state, found.map(|(bytes, _)| bytes))),
+            found => Err(lose(&self.objects, &mut state, found.is_some())),
         }
     }
 
@@ -179,7 +186,7 @@ impl Owner {
             }
         }
         state.outstanding = None;
-        Err(error(format!("{} was changed in the bucket by somebody else", below.display())))
+        Err(contended(&self.objects, &format!("{} was changed by somebody else", below.display())))
     }
 
     fn announce(&self, state: &mut State, below: &Path) -> io::Result<()> {
@@ -198,10 +205,10 @@ impl Owner {
             // one of its own of which the reply was lost
             match self.objects.get(Path::new(OWNER))? {
                 Some((bytes, version)) if is_own(state, &bytes)? => state.version = version,
-                found => return Err(lose(state, found.map(|(bytes, _)| bytes))),
+                found => return Err(lose(&self.objects, state, found.is_some())),
             }
         }
-        Err(error(format!("{OWNER} changes again and again")))
+        Err(contended(&self.objects, &format!("{OWNER} changes again and again")))
     }
 
     /// Nothing of it is under way any more: whoever comes next need not wait.
@@ -220,10 +227,14 @@ fn is_own(state: &State, bytes: &Bytes) -> io::Result<bool> {
     Ok((found.epoch, &found.holder) == (state.record.epoch, &state.record.holder))
 }
 
-fn lose(state: &mut State, found: Option<Bytes>) -> io::Error {
-    let why = match found {
-        None => format!("{OWNER} was removed from the bucket: start the repository again"),
-        Some(_) => "another repository has taken the bucket over: this one is out until it is started again".into(),
+fn lose(objects: &Objects, state: &mut State, is_taken: bool) -> io::Error {
+    let name = objects.name();
+    let why = if is_taken {
+        format!(
+            "another repository has taken {name} over: stop the other one and start this one again, or {ANOTHER_PREFIX}"
+        )
+    } else {
+        format!("{OWNER} was removed from {name}: start the repository again")
     };
     tracing::error!(why, "this repository is not the owner of its bucket any more");
     state.lost = Some(why.clone());
@@ -247,7 +258,7 @@ fn settle(objects: &Objects, state: &mut State, below: &Path) -> io::Result<()> 
             return Ok(());
         }
     }
-    Err(error(format!("{} changes again and again in the bucket", below.display())))
+    Err(contended(objects, &format!("{} changes again and again", below.display())))
 }
 
 /// A store that does not look at conditions accepts what must be refused.

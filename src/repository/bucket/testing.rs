@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path as Key,
@@ -172,7 +172,11 @@ impl ObjectStore for Moody {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Key>>) -> BoxStream<'static, Result<Key>> {
-        self.memory.delete_stream(locations)
+        let (memory, done) = (self.memory.clone(), self.done(async { Ok(()) }).now_or_never());
+        match done {
+            Some(Err(lost)) => futures::stream::once(async { Err(lost) }).boxed(),
+            _ => memory.delete_stream(locations),
+        }
     }
 
     fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -31,6 +31,12 @@ pub(super) fn generation(name: &str) -> Option<Generation> {
     name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
 }
 
+/// Bytes that the names of a file may take.
+pub(super) fn most_bytes(blocks: u64) -> u64 {
+    // a little for what is around the pieces
+    blocks.saturating_mul(NAME as u64 + 1).saturating_add(512)
+}
+
 /// Writes names, in order.
 pub(super) struct Names {
     writer: Writer,

@@ -4,6 +4,7 @@
 use std::{
     collections::HashSet,
     io,
+    path::PathBuf,
     sync::{Arc, PoisonError},
 };
 
@@ -56,6 +57,15 @@ impl Kept {
         }
         // it is in use: not among what nobody has used for long
         self.held.set_modified(std::time::SystemTime::now())?;
+        let is_first = !self.drop_older_names(generation)?;
+        let names = sent.files.iter().map(|(_, file)| names::most_bytes(file.blocks)).fold(0, u64::saturating_add);
+        let Some(left) = self.room().checked_sub(names) else {
+            // what is there is of no use much longer; its room is for the next one
+            self.clear();
+            return Ok(false);
+        };
+        // the next one's names come beside these
+        let mut room = left.saturating_sub(if is_first { names } else { 0 });
         let shelf = Shelf::read(&self.directory, &self.seal)?;
         let mut used = Used::none(&shelf);
         for (_, file) in &sent.files {
@@ -65,7 +75,6 @@ impl Kept {
             })?;
         }
         let anew = anew(&shelf, &used);
-        let mut room = self.room();
         let mut number = shelf.next();
         for (kind, file) in &sent.files {
             let mut missing =
@@ -102,24 +111,34 @@ impl Kept {
         names.finish()
     }
 
-    /// Removes names of all generations but this and the one before, and packs that neither needs.
-    fn prune(&self, generation: Generation, shelf: &Shelf, used: Used, anew: &[bool]) -> io::Result<()> {
+    /// Generations whose names are there, and where.
+    fn named(&self) -> io::Result<Vec<(Generation, PathBuf)>> {
         let mut named = Vec::new();
         for entry in std::fs::read_dir(&self.directory)?.flatten() {
             let of = entry.file_name().to_str().and_then(names::generation);
             named.extend(of.map(|of| (of, entry.path())));
         }
+        Ok(named)
+    }
+
+    /// Leaves names of none but the generation before this one, to whose names they give way. Whether there is one.
+    fn drop_older_names(&self, generation: Generation) -> io::Result<bool> {
+        let named = self.named()?;
         let before = named.iter().map(|(of, _)| *of).filter(|of| *of < generation).max();
+        for (_, path) in named.iter().filter(|(of, _)| Some(*of) != before) {
+            std::fs::remove_file(path)?;
+        }
+        Ok(before.is_some())
+    }
+
+    /// Removes names that cannot be read of the generation before, and packs that neither needs.
+    fn prune(&self, generation: Generation, shelf: &Shelf, used: Used, anew: &[bool]) -> io::Result<()> {
         let mut needed = Used::none(shelf);
-        for (of, path) in &named {
-            if Some(*of) == before {
-                let read = names::read(path, &self.seal, |name| {
-                    name.and_then(|name| shelf.find(&name)).into_iter().for_each(|place| needed.mark(place));
-                });
-                if read.is_err() {
-                    std::fs::remove_file(path)?;
-                }
-            } else if *of != generation {
+        for (_, path) in self.named()?.iter().filter(|(of, _)| *of != generation) {
+            let read = names::read(path, &self.seal, |name| {
+                name.and_then(|name| shelf.find(&name)).into_iter().for_each(|place| needed.mark(place));
+            });
+            if read.is_err() {
                 std::fs::remove_file(path)?;
             }
         }
@@ -165,7 +184,7 @@ struct Missing<'a> {
 }
 
 impl Missing<'_> {
-    /// Writes what is not there. Whether it came to the end.
+    /// Writes what is not there, for as long as there is room. Whether it came to the end.
     fn write(
         &mut self,
         file: &Arc<NamedFile>,
@@ -173,7 +192,8 @@ impl Missing<'_> {
         stop: &dyn Fn() -> bool,
     ) -> io::Result<bool> {
         let mut first = 0;
-        while first < file.blocks {
+        // what has no room is fetched
+        while first < file.blocks && self.room > 0 {
             if stop() {
                 return Ok(false);
             }
@@ -200,11 +220,12 @@ impl Missing<'_> {
         }
         let packed = self.builder.finish()?;
         let bytes = packed.bytes.len() as u64;
-        // what has no room is fetched
-        if let Some(left) = self.room.checked_sub(bytes) {
+        let left = self.room.checked_sub(bytes);
+        if left.is_some() {
             shelf::put(&self.kept.directory, &self.kept.seal, self.number, packed)?;
-            (self.number, self.room) = (self.number + 1, left);
+            self.number += 1;
         }
+        self.room = left.unwrap_or(0);
         Ok(())
     }
 }
