@@ -12,10 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use agent::{Agent, capture};
+pub use agent::{Agent, capture, kill, reached};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use vmdeploy::{
     api::{job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::{
@@ -34,6 +35,9 @@ use crate::nodes::Nodes;
 
 /// Uid of the job whose members they are.
 pub const JOB: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
+/// A script that counts: each line has a number and a nonce of the guest's memory.
+pub const COUNT: &str = "n=$(od -An -N8 -tx8 /dev/urandom | tr -d ' '); i=0; \
+    while [ $i -lt 1000000 ]; do i=$((i+1)); echo $i $n; sleep 0.05; done";
 /// Longest wait for anything.
 pub const LIMIT: Duration = Duration::from_secs(180);
 pub(crate) const SECRET: &[u8] = b"a secret of two parts";
@@ -49,10 +53,18 @@ const HOLDER: &str = "cd \"$1\"; until [ -e nonce ]; do sleep 0.05; done; set -C
 /// A process that ends when nobody needs it any more.
 pub struct Process(pub Child);
 
+impl Process {
+    /// Ends it at once, as `kill -9` does.
+    pub fn kill(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.kill();
     }
 }
 
@@ -86,9 +98,7 @@ impl World {
         let root = tempfile::Builder::new().prefix("vmdeploy-e2e-").tempdir_in("/var/tmp")?;
         passable(root.path())?;
         let certificates = Certificates::create(jiff::Timestamp::now())?;
-        let own = root.path().join("repository-tls");
-        write(&issue(&certificates, &Identity::Repository)?, &own)?;
-        std::fs::write(root.path().join("ticket"), SECRET)?;
+        give_repository(&certificates, root.path())?;
         let image = ResolvedImage {
             namespace: "default".into(),
             name: "light".into(),
@@ -110,10 +120,7 @@ impl World {
 
     /// Ends the repository at once, as `kill -9` does.
     pub fn kill_repository(&self) -> Result<()> {
-        let mut server = self.server().take().context("there is no repository")?;
-        server.0.kill()?;
-        server.0.wait()?;
-        Ok(())
+        self.server().take().context("there is no repository")?.kill()
     }
 
     /// Starts the repository, unless there is one.
@@ -122,9 +129,7 @@ impl World {
         if server.is_none() {
             let (root, members) = (self.root.path(), self.guests.members);
             let mut command = self.nodes.command(members as usize, program()?);
-            command.args(["repository", "--listen", &repository_address(members), "--root"]);
-            command.arg(root.join("repository")).arg("--tls").arg(root.join("repository-tls"));
-            let command = command.arg("--ticket-key").arg(root.join("ticket")).stdin(Stdio::null());
+            let command = serve(&mut command, root, &repository_address(members), &root.join("repository"));
             let log = File::options().append(true).create(true).open(root.join("repository.log"))?;
             *server = Some(Process(command.stdout(log).spawn()?));
         }
@@ -318,6 +323,33 @@ pub fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.ancestors().skip(1).take(2).map(|directory| directory.join("vmdeploy")).find(|path| path.is_file());
     found.with_context(|| format!("no vmdeploy near {}: cargo build", own.display()))
+}
+
+/// A program that the test bed's preparation has made.
+pub fn prepared(name: &str) -> Result<PathBuf> {
+    let cache = std::env::var_os("VMDEPLOY_CACHE").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vmdeploy"));
+    let program = cache.or_else(home).context("no HOME")?.join("bin").join(name);
+    ensure!(program.is_file(), "no {}: e2e/testbed/prepare", program.display());
+    Ok(program)
+}
+
+/// What the digest of a file's content is written as.
+pub fn digest(content: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(content))
+}
+
+/// Gives a repository, in a directory, who it is and the secret of tickets.
+pub(crate) fn give_repository(certificates: &Certificates, directory: &Path) -> Result<()> {
+    write(&issue(certificates, &Identity::Repository)?, &directory.join("repository-tls"))?;
+    Ok(std::fs::write(directory.join("ticket"), SECRET)?)
+}
+
+/// Has a repository serve a store with what it was given.
+pub(crate) fn serve<'a>(command: &'a mut Command, directory: &Path, listen: &str, store: &Path) -> &'a mut Command {
+    command.args(["repository", "--listen", listen, "--root"]).arg(store);
+    command.arg("--tls").arg(directory.join("repository-tls"));
+    command.arg("--ticket-key").arg(directory.join("ticket")).stdin(Stdio::null())
 }
 
 pub(crate) fn issue(certificates: &Certificates, who: &Identity) -> Result<Credentials> {

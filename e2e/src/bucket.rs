@@ -24,7 +24,7 @@ use vmdeploy::{
     tls::{self, Authority},
 };
 
-use crate::agents::{JOB, LIMIT, Process, SECRET, issue, log, program, write};
+use crate::agents::{JOB, LIMIT, Process, SECRET, give_repository, issue, log, prepared, program, serve};
 
 const BUCKET: &str = "jobs";
 const ACCESS: &str = "vmdeploy";
@@ -61,15 +61,6 @@ impl Default for Told {
     }
 }
 
-/// The program of the S3 store, as the test bed's preparation makes it.
-fn gateway() -> Result<PathBuf> {
-    let cache = std::env::var_os("VMDEPLOY_CACHE").map(PathBuf::from);
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vmdeploy"));
-    let program = cache.or_else(home).context("no HOME")?.join("bin/versitygw");
-    ensure!(program.is_file(), "no {}: e2e/testbed/prepare", program.display());
-    Ok(program)
-}
-
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
@@ -83,14 +74,13 @@ impl Store {
         let buckets = root.path().join("buckets");
         std::fs::create_dir_all(buckets.join(BUCKET))?;
         let address = free_address()?;
-        let mut command = Command::new(gateway()?);
+        let mut command = Command::new(prepared("versitygw")?);
         command.args(["--port", &address.to_string(), "--access", ACCESS, "--secret", PASSWORD, "--quiet", "posix"]);
         command.arg(buckets).stdin(Stdio::null());
         command.stdout(log(root.path(), "gateway")?).stderr(log(root.path(), "gateway-errors")?);
         let gateway = Process(command.spawn()?);
         let certificates = Authority::create(jiff::Timestamp::now())?;
-        write(&issue(&certificates, &Identity::Repository)?, &root.path().join("tls"))?;
-        std::fs::write(root.path().join("ticket"), SECRET)?;
+        give_repository(&certificates, root.path())?;
         let begun = Instant::now();
         while TcpStream::connect(address).is_err() {
             ensure!(begun.elapsed() < LIMIT, "the S3 store does not start");
@@ -113,9 +103,7 @@ impl Store {
     pub fn serve(&self, volume: &str, told: &Told) -> Result<Server> {
         let (address, root) = (free_address()?, self.root.path());
         let mut command = Command::new(program()?);
-        command.args(["repository", "--cache", "1Mi", "--listen", &address.to_string(), "--root"]);
-        command.arg(self.volume(volume)).arg("--tls").arg(root.join("tls"));
-        command.arg("--ticket-key").arg(root.join("ticket"));
+        serve(&mut command, root, &address.to_string(), &self.volume(volume)).args(["--cache", "1Mi"]);
         self.tell(&mut command, told);
         let name = format!("repository-{volume}");
         let process = Process(command.stdout(log(root, &name)?).stderr(log(root, &format!("{name}-errors"))?).spawn()?);

@@ -4,15 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::agents::{Agent, Guests, LIMIT, World, capture};
+use e2e::agents::{Agent, COUNT, Guests, LIMIT, World, capture};
 use futures::future::try_join_all;
 use vmdeploy::driver::{
     agent::{LeaveCode, NodeAgent as _, PartState},
     repository::Brought,
 };
-
-const COUNT: &str = "n=$(od -An -N8 -tx8 /dev/urandom | tr -d ' '); i=0; \
-    while [ $i -lt 100000 ]; do i=$((i+1)); echo $i $n; sleep 0.05; done";
 
 fn files(agent: &Agent) -> Result<usize> {
     Ok(std::fs::read_dir(&agent.vm)?.count())

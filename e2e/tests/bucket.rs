@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
-    agents::{JOB, LIMIT},
-    bucket::{KINDS, Server, Store, Told, content, noise},
+    agents::{JOB, LIMIT, digest},
+    bucket::{KINDS, Store, Told, content, noise},
 };
 use rstest::rstest;
 use vmdeploy::{
@@ -16,12 +16,6 @@ use vmdeploy::{
 
 fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Runtime::new()?.block_on(work)
-}
-
-fn kill(server: &mut Server) -> Result<()> {
-    server.process.0.kill()?;
-    server.process.0.wait()?;
-    Ok(())
 }
 
 #[ignore = "needs versitygw: e2e/test --e2e"]
@@ -37,9 +31,9 @@ fn b7_all_is_restored_when_the_volume_is_lost() -> Result<()> {
         // sent in parts, and too large for the cache
         let path = store.volume("image");
         let image = noise(&path, 40 << 20)?;
-        let digest = sha256(&path)?;
+        let digest = digest(&image);
         store.client(&server, &Identity::Importer)?.put_image(&digest, &path).await?;
-        kill(&mut server)?;
+        server.process.kill()?;
         std::fs::remove_dir_all(store.volume("volume"))?;
 
         let mut server = store.serve("volume", &Told::default())?;
@@ -62,12 +56,6 @@ fn b7_all_is_restored_when_the_volume_is_lost() -> Result<()> {
         ensure!(said.contains(JOB), "{said}");
         Ok(())
     })
-}
-
-fn sha256(path: &std::path::Path) -> Result<String> {
-    let output = std::process::Command::new("sha256sum").arg(path).output()?;
-    let text = String::from_utf8(output.stdout)?;
-    Ok(format!("sha256:{}", text.split(' ').next().context("no sum")?))
 }
 
 #[ignore = "needs versitygw: e2e/test --e2e"]
@@ -93,7 +81,7 @@ fn b7_whatever_was_complete_stays_so_when_the_repository_is_killed_at_any_moment
                 }
                 Err(error) => eprintln!("generation {round}: {error}"),
             }
-            kill(&mut server)?;
+            server.process.kill()?;
             server = store.serve("volume", &Told::default())?;
             let there = store.complete(&mut server).await?;
             ensure!(complete.iter().all(|one| there.contains(one)), "{there:?} after {complete:?} in round {round}");

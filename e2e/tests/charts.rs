@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::agents::prepared;
 use serde_json::Value;
 use vmdeploy::{
     config::{Config, SiteConfig},
@@ -105,6 +106,51 @@ fn dashboard_and_alerts_name_metrics_that_exist() -> Result<()> {
             ensure!(encoded.lines().any(sample), "{file}: no metric {name}");
         }
     }
+    Ok(())
+}
+
+/// The command line of the repository.
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: vmdeploy::repository::Args,
+}
+
+#[test]
+#[ignore = "needs the test bed's helm: e2e/test --e2e"]
+fn the_repository_is_told_of_its_bucket() -> Result<()> {
+    let values = [
+        ("bucket", "jobs"),
+        ("prefix", "team/production"),
+        ("endpoint", "https://s3.example.org:9000"),
+        ("region", "eu-west-1"),
+        ("secretName", "keys"),
+        ("cache", "7Gi"),
+    ];
+    let mut helm = Command::new(std::env::var_os("HELM").map_or_else(|| prepared("helm"), |helm| Ok(helm.into()))?);
+    helm.args(["template", "vmdeploy"]).arg(root().join("charts/vmdeploy")).args(["--kube-version", "1.33.0"]);
+    let settings = values.map(|(name, value)| format!("repository.s3.{name}={value}"));
+    helm.args(settings.iter().flat_map(|setting| ["--set", setting]));
+    let output = helm.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let all = yaml::read_all(&String::from_utf8(output.stdout)?)?;
+    let is_repository = |object: &&Value| object["metadata"]["name"] == "vmdeploy-repository";
+    let of_kind = |kind: &str| all.iter().filter(is_repository).find(|object| object["kind"] == kind);
+    let container = &of_kind("Deployment").context("no Deployment")?["spec"]["template"]["spec"]["containers"][0];
+    ensure!(container["envFrom"] == serde_json::json!([{"secretRef": {"name": "keys"}}]), "{container}");
+    let words = container["args"].as_array().context("no args")?.iter().filter_map(Value::as_str);
+    // the first word is the name of the command
+    let read = format!("{:?}", <Cli as clap::Parser>::try_parse_from(words)?.args);
+    for (text, what) in [
+        ("Some(\"s3://jobs/team/production\")", "bucket"),
+        ("Some(\"https://s3.example.org:9000\")", "endpoint"),
+        ("Some(\"eu-west-1\")", "region"),
+        (&format!("Bytes({})", 7_u64 << 30), "cache"),
+    ] {
+        ensure!(read.contains(&format!("{what}: {text}")), "no {what} {text} in {read}");
+    }
+    // who asks is told what is wrong with it
+    ensure!(of_kind("Service").context("no Service")?["spec"]["publishNotReadyAddresses"] == true);
     Ok(())
 }
 

@@ -4,20 +4,19 @@
 //! A seed is given again by `VMDEPLOY_SEED`.
 
 use std::{
+    cell::Cell,
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::agents::{Agent, Guests, JOB, LIMIT, World, capture, program};
+use e2e::agents::{Agent, COUNT, Guests, JOB, LIMIT, World, capture, kill, program, reached};
 use futures::future::try_join_all;
 use vmdeploy::{
     driver::repository::Repository as _,
     names::{Generation, Identity},
 };
 
-const COUNT: &str = "n=$(od -An -N8 -tx8 /dev/urandom | tr -d ' '); i=0; \
-    while [ $i -lt 1000000 ]; do i=$((i+1)); echo $i $n; sleep 0.05; done";
 const MEMBERS: u32 = 2;
 /// A repository is away for this long.
 const AWAY: Duration = Duration::from_millis(700);
@@ -61,11 +60,6 @@ impl Chance {
             _ => Victim::Qemu { member },
         }
     }
-}
-
-fn kill(pid: u32) -> Result<()> {
-    ensure!(Command::new("kill").args(["-KILL", &pid.to_string()]).status()?.success(), "{pid} was not killed");
-    Ok(())
 }
 
 /// Kills it. Whether a member is lost by that.
@@ -118,11 +112,6 @@ fn verified(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Counters and nonces of all, once each has counted so far.
-async fn reached(agents: &[Agent], number: u64) -> Result<Vec<(u64, String)>> {
-    try_join_all(agents.iter().map(|agent| agent.counts_to(number, LIMIT))).await
-}
-
 /// A job, over all its incarnations.
 struct Life<'a> {
     world: &'a World,
@@ -138,23 +127,25 @@ impl<'a> Life<'a> {
     async fn begin(world: &'a World) -> Result<Self> {
         let agents = world.loaded(1, None).await?;
         try_join_all(agents.iter().map(Agent::go)).await?;
-        let nonces = reached(&agents, 10).await?.into_iter().map(|(_, nonce)| nonce).collect();
+        let nonces = reached(&agents, 10, LIMIT).await?.into_iter().map(|(_, nonce)| nonce).collect();
         stored(world, &agents, 1).await?;
         let begun = Instant::now();
         stored(world, &agents, 2).await?;
         Ok(Self { world, agents, nonces, incarnation: 1, generation: 2, takes: begun.elapsed() })
     }
 
-    /// One death, and all that follows.
-    async fn round(&mut self, seed: u64) -> Result<()> {
+    /// One death, and all that follows. Whether it came before the end of what it was to disturb.
+    async fn round(&mut self, seed: u64) -> Result<bool> {
         let mut chance = Chance(seed.wrapping_mul(1000));
         let victim = chance.victim();
         let moment = self.takes.mul_f64(chance.next() * 1.2);
         eprintln!("seed {seed}: {victim:?} {} ms into generation {}", moment.as_millis(), self.generation + 1);
         let before = newest(self.world).await?;
         self.generation += 1;
+        let in_time = Cell::new(false);
         let death = async {
             tokio::time::sleep(moment).await;
+            in_time.set(true);
             if strike(self.world, &self.agents, victim)? {
                 tokio::time::sleep(IN_VAIN).await;
                 return anyhow::Ok(());
@@ -167,8 +158,11 @@ impl<'a> Life<'a> {
             done = stored(self.world, &self.agents, self.generation) => Some(done),
             died = death => { died?; None }
         };
+        if !in_time.get() {
+            eprintln!("seed {seed}: it was over before");
+            strike(self.world, &self.agents, victim)?;
+        }
         match (victim, done) {
-            // it may be over before the moment has come
             (Victim::Repository, done) => {
                 done.context("the repository was waited for in vain")??;
                 self.world.start_repository()?;
@@ -187,20 +181,24 @@ impl<'a> Life<'a> {
         self.incarnation += 1;
         self.agents = self.world.loaded(self.incarnation, Some(complete)).await?;
         try_join_all(self.agents.iter().map(Agent::go)).await?;
-        let now = reached(&self.agents, 1).await?;
+        let now = reached(&self.agents, 1, LIMIT).await?;
         ensure!(now.iter().map(|(_, nonce)| nonce).eq(&self.nonces), "{now:?}: the memory is another");
         let on = now.iter().map(|(at, _)| *at).max().unwrap_or_default() + 10;
-        reached(&self.agents, on).await?;
-        Ok(())
+        reached(&self.agents, on, LIMIT).await?;
+        Ok(in_time.get())
     }
 }
 
 async fn lives(world: &World, seeds: std::ops::Range<u64>) -> Result<()> {
     let given = std::env::var("VMDEPLOY_SEED").ok().map(|seed| seed.parse::<u64>()).transpose()?;
     let mut life = Life::begin(world).await?;
+    let (mut rounds, mut in_time) = (0, 0);
     for seed in given.map_or(seeds, |seed| seed..seed + 1) {
-        life.round(seed).await.with_context(|| format!("VMDEPLOY_SEED={seed}"))?;
+        rounds += 1;
+        in_time += u32::from(life.round(seed).await.with_context(|| format!("VMDEPLOY_SEED={seed}"))?);
     }
+    // a single one that was asked for may come late
+    ensure!(given.is_some() || 2 * in_time > rounds, "{in_time} deaths of {rounds} came in time");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::agents::{Agent, Guests, LIMIT, World, capture};
+use e2e::agents::{Agent, Guests, LIMIT, World, capture, reached};
 use futures::future::{join_all, try_join_all};
 use vmdeploy::driver::agent::AgentState;
 
@@ -44,11 +44,6 @@ static TURN: Mutex<()> = Mutex::new(());
 fn world() -> Result<(World, MutexGuard<'static, ()>)> {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     Ok((World::new(Guests { members: MEMBERS, memory: "192Mi", script: RING }, None)?, turn))
-}
-
-/// How far each has come, and the nonces of their memories.
-async fn reached(agents: &[Agent], number: u64, limit: Duration) -> Result<Vec<(u64, String)>> {
-    try_join_all(agents.iter().map(|agent| agent.counts_to(number, limit))).await
 }
 
 /// Boots, two at a time.

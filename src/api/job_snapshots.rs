@@ -37,13 +37,17 @@ pub struct SnapshotsStatus {
 }
 
 impl SnapshotsStatus {
-    /// What [`super::LAST_STORED`] says.
+    /// What [`super::LAST_STORED`] says, if nothing is damaged.
     pub fn shown(&self) -> Option<String> {
-        let (generation, at) = (self.last_stored?, self.last_stored_at.as_ref()?);
-        // to the second, as Kubernetes writes times
-        let at = at.0.strftime("%Y-%m-%dT%H:%M:%SZ");
-        Some(format!(r#"{{"generation":{generation},"capturedAt":"{at}"}}"#))
+        Some(shown(self.last_stored?, self.last_stored_at.as_ref()?.0))
     }
+}
+
+/// What [`super::LAST_STORED`] says of a generation.
+pub fn shown(generation: u32, captured_at: jiff::Timestamp) -> String {
+    // to the second, as Kubernetes writes times
+    let at = captured_at.strftime("%Y-%m-%dT%H:%M:%SZ");
+    format!(r#"{{"generation":{generation},"capturedAt":"{at}"}}"#)
 }
 
 /// A capture in progress or being stored.

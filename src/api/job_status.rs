@@ -457,6 +457,7 @@ pub struct UnfitNode {
 fn once() -> u32 {
     1
 }
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
 fn is_zero(number: &u32) -> bool {
     *number == 0

@@ -10,7 +10,7 @@ pub mod conditions;
 pub mod crds;
 pub mod image;
 pub mod job;
-mod job_snapshots;
+pub mod job_snapshots;
 pub mod job_status;
 pub mod period;
 mod policy;

@@ -56,7 +56,13 @@ impl Target {
             let within = self.root.clone().unwrap_or_else(std::env::temp_dir);
             // what a crash leaves there is cleared when the store is served next
             let staging = Some(within.join(STAGING)).filter(|staging| staging.is_dir());
-            let scratch = tempfile::tempdir_in(staging.unwrap_or(within)).context("make a directory for its names")?;
+            let within = staging.unwrap_or(within);
+            let scratch = tempfile::tempdir_in(&within).with_context(|| {
+                format!(
+                    "make a directory for its names in {}: say --root with one that can be written",
+                    within.display()
+                )
+            })?;
             return Ok((Files::of_bucket(objects, scratch.path())?, Some(scratch)));
         }
         let root = self.root.as_deref().context("say --root or --bucket")?;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     driver::repository::RepositoryError,
     names::JobUid,
-    store::quota::{Share, roughly},
+    store::quota::{REMEDY, Share, roughly},
 };
 
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Claims {
         if used.saturating_add(coming).saturating_add(share.bytes) > share.limit {
             return Err(RepositoryError::TooLarge(format!(
                 "namespace {} may keep {} in the repository and has {}, up to {} more is on its way, and this snapshot may \
-                 take {}",
+                 take {}: {REMEDY}",
                 share.namespace,
                 roughly(share.limit),
                 roughly(used),
@@ -107,7 +107,10 @@ mod tests {
         claim("a", 1, 600, 300).unwrap();
         claim("a", 1, 600, 900).unwrap();
         let refused = claim("b", 1, 200, 300).unwrap_err();
-        assert!(matches!(&refused, RepositoryError::TooLarge(why) if why.contains("namespace team")), "{refused}");
+        assert!(
+            matches!(&refused, RepositoryError::TooLarge(why) if why.contains("namespace team") && why.ends_with(REMEDY)),
+            "{refused}"
+        );
         let other = Share { namespace: "others".into(), ..share(1000) };
         uploads.claims.claim(&uploads, &JobUid("c".into()), ORIGIN, &other, |_| Ok(0)).unwrap();
         // what has arrived is not counted twice

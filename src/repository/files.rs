@@ -178,12 +178,12 @@ impl Files {
     }
 
     /// How many times as long what was read is trusted than on a disk: a store of objects reads its bytes itself.
-    pub(super) fn patience(&self) -> i32 {
+    pub(super) fn trusted_times(&self) -> i32 {
         if self.bucket.is_some() { 14 } else { 1 }
     }
 
     /// How many files are best read at the same time.
-    pub(super) fn at_once(&self) -> usize {
+    pub(super) fn parallel_reads(&self) -> usize {
         if self.bucket.is_some() { 4 } else { 1 }
     }
 
@@ -194,7 +194,7 @@ impl Files {
     }
 
     /// Whether what was read before it got its place was read back from where it is kept.
-    pub(super) fn is_read_back(&self) -> bool {
+    pub(super) fn arrival_proves_storage(&self) -> bool {
         self.bucket.is_none()
     }
 

@@ -244,7 +244,7 @@ impl Store {
         // nothing removes it from now on, also where it is there already
         self.uploads.promise(job, origin, [name]);
         self.root.send(&received.staged, &layout::pack(job, name)?).map_err(|e| disk_error(&e))?;
-        let read = self.root.is_read_back().then_some(now);
+        let read = self.root.arrival_proves_storage().then_some(now);
         let mut placed = false;
         self.with_index(job, |held| {
             if !placed {

@@ -95,7 +95,7 @@ impl Store {
     ) -> Outcome<usize> {
         let names: Vec<PackName> = packs.iter().map(|pack| pack.name).collect();
         let known = self.with_index(job, |held| held.ask(|index| index.entries(&names)))?;
-        let trusted = trusted * self.root.patience();
+        let trusted = trusted * self.root.trusted_times();
         // a time to come is no time it was read at: the clock was wrong
         let lately = now.as_second().saturating_sub(trusted.as_secs())..=now.as_second();
         let old: Vec<PackName> = names
@@ -137,7 +137,7 @@ impl Store {
             check_pack(self.root.original(&directory.join(name.to_string())).map(|(opened, _)| opened), name, false)
         };
         let mut checked = Vec::new();
-        for some in names.chunks(self.root.at_once()) {
+        for some in names.chunks(self.root.parallel_reads()) {
             if let [one] = some {
                 checked.push(check(*one));
                 continue;

@@ -10,12 +10,12 @@ use super::{
     uploads::Origin,
 };
 use crate::{
-    driver::repository::{JobUsage, RepositoryError},
+    driver::repository::RepositoryError,
     names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{
         layout::{self, PartName},
         manifest::FileKind,
-        quota::Share,
+        quota::{Share, of_namespace, sum},
     },
 };
 
@@ -144,11 +144,7 @@ impl Store {
     /// Claims a generation's share of what its namespace may have, before the first byte of it comes.
     pub(super) fn claim_share(&self, job: &JobUid, origin: Origin, share: &Share, now: Timestamp) -> Outcome<()> {
         self.uploads.claims.claim(&self.uploads, job, origin, share, |jobs| {
-            let ours = |of: &JobUsage| {
-                jobs.contains(&of.job) || of.owner.as_ref().is_some_and(|owner| owner.namespace == share.namespace)
-            };
-            let all = self.usage(now)?;
-            Ok(all.iter().filter(|of| ours(of)).fold(0, |sum: u64, of| sum.saturating_add(of.bytes)))
+            Ok(sum(of_namespace(&self.usage(now)?, &share.namespace, |job| jobs.contains(job))))
         })
     }
 

@@ -78,7 +78,7 @@ impl Store {
         if !self.has_packs(job)? {
             return Ok(Vec::new());
         }
-        let since = now.checked_sub(FRESH * self.root.patience()).unwrap_or(Timestamp::MIN);
+        let since = now.checked_sub(FRESH * self.root.trusted_times()).unwrap_or(Timestamp::MIN);
         let (all, mut old) = self.with_index(job, |held| held.ask(|index| index.unread_since(since)))?;
         old.truncate(all.div_ceil(TURNS as usize));
         Ok(old)

@@ -102,7 +102,9 @@ impl Server {
     async fn open(&self, args: &Serve) -> anyhow::Result<Option<Arc<Store>>> {
         loop {
             let (now, with_bucket, own) = (self.clock.now(), args.bucket.bucket.is_some(), args.clone());
-            match tokio::task::spawn_blocking(move || own.open(now)).await? {
+            let stop = self.stop.clone();
+            match tokio::task::spawn_blocking(move || own.open(now, stop)).await? {
+                // also where it is to stop by now: the bucket is given up as ever
                 Ok(store) => return Ok(Some(Arc::new(store))),
                 Err(error) if with_bucket => self.cannot_serve(error),
                 // of a directory there is nothing to wait for
@@ -126,10 +128,11 @@ impl Server {
 }
 
 impl Serve {
-    fn open(&self, now: jiff::Timestamp) -> Result<Store, RepositoryError> {
+    fn open(&self, now: jiff::Timestamp, stop: CancellationToken) -> Result<Store, RepositoryError> {
         let opened = match self.bucket.objects() {
             Ok(None) => Root::open(&self.root, Box::new(AllSteps)),
             Ok(Some(objects)) => {
+                let objects = objects.until(stop);
                 Root::in_front_of(objects, Use::with_cache(self.cache.0), &self.root, Box::new(AllSteps))
             }
             Err(error) => Err(error),

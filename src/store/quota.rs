@@ -4,7 +4,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::job::VmSpec;
+use crate::{
+    api::job::{BestEffortJobSpec, VmSpec},
+    driver::repository::JobUsage,
+    names::JobUid,
+};
+
+/// What makes room, for whoever is refused.
+pub const REMEDY: &str =
+    "delete Snapshots that are retained or that people took, or jobs that have ended, or have the quota raised";
 
 /// What the jobs of a namespace have in the repository, and what they may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -51,10 +59,41 @@ pub struct Share {
     pub bytes: u64,
 }
 
-/// So many generations a job needs room for before it is accepted: those that it keeps, the one that comes, and what
-/// it began with, which stays for its whole life.
-pub fn generations(keep: u32, begun_with_another: bool) -> u64 {
-    u64::from(keep.max(2)) + 1 + u64::from(begun_with_another)
+/// What a job needs room for before it is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Generations: those that it keeps, the one that comes, and what it began with, which stays for its whole life.
+    pub generations: u64,
+    /// Most bytes of each.
+    pub full: u64,
+}
+
+impl Wanted {
+    /// By a job whose image has so many bytes.
+    pub fn by(spec: &BestEffortJobSpec, image: u64) -> Self {
+        let generations = u64::from(spec.snapshots.keep.max(2)) + 1 + u64::from(spec.restore_from.is_some());
+        Self { generations, full: full_generation(&spec.vm, image, spec.members) }
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(self) -> u64 {
+        self.full.saturating_mul(self.generations)
+    }
+}
+
+/// What the jobs of a namespace have: those that are known to be its own, and those whose data says so. One that has
+/// no generation yet is not known to be of a namespace in the repository.
+pub fn of_namespace<'a>(
+    usage: &'a [JobUsage],
+    namespace: &str,
+    known: impl Fn(&JobUid) -> bool,
+) -> impl Iterator<Item = &'a JobUsage> {
+    usage.iter().filter(move |of| known(&of.job) || of.owner.as_ref().is_some_and(|owner| owner.namespace == namespace))
+}
+
+/// Bytes of all of them.
+pub fn sum<'a>(usage: impl Iterator<Item = &'a JobUsage>) -> u64 {
+    usage.fold(0, |sum, of| sum.saturating_add(of.bytes))
 }
 
 /// Most bytes of memory and disks of all members: a generation that shares nothing with any other.
@@ -80,7 +119,7 @@ pub fn roughly(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::quantity::Bytes;
+    use crate::{api::quantity::Bytes, driver::repository::JobOwner};
 
     #[test]
     fn c2_a_job_gets_what_others_leave() {
@@ -105,6 +144,18 @@ mod tests {
         let vm = VmSpec { memory: Bytes(1 << 30), disk: Some(Bytes(4 << 30)), ..VmSpec::default() };
         assert_eq!(full_generation(&vm, 2 << 30, 3), 15 << 30);
         assert_eq!(full_generation(&VmSpec { disk: None, ..vm }, 2 << 30, 1), 3 << 30);
+    }
+
+    #[test]
+    fn c2_all_that_is_known_to_be_of_a_namespace_counts() {
+        let of = |job: &str, namespace: Option<&str>, bytes| JobUsage {
+            job: job.into(),
+            owner: namespace.map(|namespace| JobOwner { namespace: namespace.into(), name: "a".into() }),
+            bytes,
+        };
+        let usage = [of("a", Some("team"), 1), of("b", None, 2), of("c", None, 4), of("d", Some("others"), 8)];
+        assert_eq!(sum(of_namespace(&usage, "team", |job| job.0 == "b")), 3);
+        assert_eq!(sum([of("a", None, u64::MAX), of("b", None, 1)].iter()), u64::MAX);
     }
 
     #[test]

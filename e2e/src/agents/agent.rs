@@ -50,6 +50,17 @@ pub async fn capture(agents: &[Agent], generation: Generation, barrier: bool) ->
     pauses.collect()
 }
 
+/// Counters and nonces of all, once each has counted so far.
+pub async fn reached(agents: &[Agent], number: u64, limit: Duration) -> Result<Vec<(u64, String)>> {
+    try_join_all(agents.iter().map(|agent| agent.counts_to(number, limit))).await
+}
+
+/// Ends a process at once.
+pub fn kill(pid: u32) -> Result<()> {
+    ensure!(Command::new("kill").args(["-KILL", &pid.to_string()]).status()?.success(), "{pid} was not killed");
+    Ok(())
+}
+
 /// A member's agent.
 pub struct Agent {
     /// As the operator speaks to it.
@@ -175,8 +186,7 @@ impl Agent {
     /// Ends its QEMU at once, as `kill -9` does.
     pub fn kill_qemu(&self) -> Result<()> {
         let pid = self.qemu()?.with_context(|| format!("member {} has no QEMU", self.member))?;
-        ensure!(Command::new("kill").args(["-KILL", &pid.to_string()]).status()?.success(), "QEMU was not killed");
-        Ok(())
+        kill(pid)
     }
 
     /// Waits until its QEMU is gone.

@@ -46,7 +46,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         (ConditionType::Stalled, wrong::stalled(status, job, seen)),
         (ConditionType::Evicting, wrong::evicting(status, seen)),
         (ConditionType::SchedulerUnavailable, wrong::unavailable(status, seen, now)),
-        (ConditionType::SnapshotDamaged, guests::damaged(status, job, seen)),
+        (ConditionType::SnapshotDamaged, wrong::damaged(status, job, seen)),
         (ConditionType::GuestDegraded, guests::degraded(status, job, seen)),
     ];
     for (kind, found) in abnormal {

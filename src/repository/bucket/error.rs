@@ -148,7 +148,10 @@ mod tests {
     #[case::no_bucket_and_a_long_key(not_found(&"k".repeat(300), "NoSuchBucket"), "correct its name")]
     #[case::credentials(Error::PermissionDenied { path: "a".into(), source: "InvalidAccessKeyId".into() }, "AWS_ACCESS_KEY_ID")]
     #[case::no_credentials(generic("PUT http://169.254.169.254/latest/api/token"), "AWS_SECRET_ACCESS_KEY")]
-    #[case::region(answered("status code: 400 Bad Request: <Code>AuthorizationHeaderMalformed</Code>"), "correct the region")]
+    #[case::region(
+        answered("status code: 400 Bad Request: <Code>AuthorizationHeaderMalformed</Code>"),
+        "correct the region"
+    )]
     #[case::redirect(answered("Received redirect without LOCATION"), "correct the region")]
     #[case::conditions(answered("status code: 501 Not Implemented: "), "conditional puts")]
     #[case::anything(generic("connection refused"), "connection refused")]

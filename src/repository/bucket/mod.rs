@@ -334,7 +334,10 @@ mod tests {
         calm.put(last, b"of the other one".to_vec()).unwrap();
         removals.store(1, Ordering::SeqCst);
         let refused = bucket.remove(&all).unwrap_err();
-        assert!(refused.to_string().contains("s3://test/a/folder") && refused.to_string().contains("prefix"), "{refused}");
+        assert!(
+            refused.to_string().contains("s3://test/a/folder") && refused.to_string().contains("prefix"),
+            "{refused}"
+        );
         assert!(calm.get(last).unwrap().is_some());
         assert_eq!(removals.load(Ordering::SeqCst), 2, "one request");
     }

@@ -7,12 +7,14 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion, path::Path as Key};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ahead::Ahead,
@@ -49,12 +51,27 @@ pub(in crate::repository) struct Objects {
     prefix: Key,
     name: String,
     ahead: Ahead,
+    stop: CancellationToken,
 }
 
 impl Objects {
     /// Those below a prefix of a store; `name` is what people call it.
     pub(in crate::repository) fn new(store: Arc<dyn ObjectStore>, prefix: Key, name: String) -> io::Result<Self> {
-        Ok(Self { store, prefix, name, ahead: Ahead::new()? })
+        Ok(Self { store, prefix, name, ahead: Ahead::new()?, stop: CancellationToken::new() })
+    }
+
+    /// The same, which pauses no longer than until it is told to stop.
+    pub(in crate::repository) fn until(self, stop: CancellationToken) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// Lets so much time pass; an error if it is told to stop before.
+    pub(super) fn pause(&self, time: Duration) -> io::Result<()> {
+        let stop = self.stop.clone();
+        self.ahead.wait(async move {
+            let passed = stop.run_until_cancelled(tokio::time::sleep(time)).await;
+            passed.ok_or_else(|| error("told to stop while another repository's last requests were waited for"))
+        })
     }
 
     /// What people call the place.

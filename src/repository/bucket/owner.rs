@@ -45,8 +45,12 @@ fn contended(objects: &Objects, what: &str) -> io::Error {
 struct Record {
     /// Raised by each repository that starts.
     epoch: u64,
-    /// The volume of the owner; none if it has ended and nothing of it is under way.
+    /// The volume of the owner; none if it has ended and nothing of it is under way. The one before stays here for as
+    /// long as its last requests may last: whoever comes then waits as well.
     holder: Option<String>,
+    /// The volume of the owner to be, while it waits for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    heir: Option<String>,
     /// What the owner is about to write.
     pending: Option<PathBuf>,
     /// Counts the owner's writings.
@@ -92,23 +96,27 @@ impl Owner {
         for _ in 0..TRIES {
             let found = objects.get(Path::new(OWNER))?;
             let old = found.as_ref().map(|(bytes, _)| Record::read(bytes)).transpose()?;
-            let new = Record {
+            let other = old.as_ref().and_then(|old| old.holder.clone()).filter(|holder| holder != volume);
+            let mut new = Record {
                 epoch: old.as_ref().map_or(1, |old| old.epoch + 1),
-                holder: Some(volume.to_owned()),
-                pending: old.as_ref().and_then(|old| old.pending.clone()),
+                holder: Some(other.clone().unwrap_or_else(|| volume.to_owned())),
+                heir: other.as_ref().map(|_| volume.to_owned()),
+                pending: old.and_then(|old| old.pending),
                 number: 0,
             };
             let mode = found.map_or(PutMode::Create, |(_, version)| PutMode::Update(version));
-            let seen = Instant::now();
-            let Some(version) = objects.put_if(Path::new(OWNER), &new.bytes(), mode)? else { continue };
+            let mut seen = Instant::now();
+            let Some(mut version) = objects.put_if(Path::new(OWNER), &new.bytes(), mode)? else { continue };
             check_conditions(objects, &new)?;
-            if let Some(other) = old.and_then(|old| old.holder).filter(|holder| holder != volume) {
-                tracing::info!(
-                    other,
-                    seconds = handover.as_secs(),
-                    "waiting for what another repository may have begun"
-                );
-                std::thread::sleep(handover);
+            if let Some(other) = other {
+                let seconds = handover.as_secs();
+                tracing::info!(other, seconds, "waiting for what another repository may have begun");
+                objects.pause(handover)?;
+                new = Record { holder: Some(volume.to_owned()), heir: None, number: 1, ..new };
+                seen = Instant::now();
+                let update = PutMode::Update(version);
+                let Some(ours) = objects.put_if(Path::new(OWNER), &new.bytes(), update)? else { continue };
+                version = ours;
             }
             let pending = new.pending.clone();
             let versions = HashMap::new();

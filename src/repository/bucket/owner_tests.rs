@@ -83,6 +83,25 @@ fn who_has_resigned_is_not_waited_for_and_commits_nothing_more() {
 }
 
 #[test]
+fn b1_who_stops_while_it_waits_for_another_ones_requests_leaves_the_whole_wait_to_the_next() {
+    let (memory, stop) = (Arc::<InMemory>::default(), tokio_util::sync::CancellationToken::new());
+    let calm = Arc::new(objects(memory.clone()));
+    let old = take(&calm, "one");
+    stop.cancel();
+    let begun = Instant::now();
+    let stopped = Owner::take(&Arc::new(objects(memory).until(stop)), "another", Duration::from_secs(3600));
+    assert!(stopped.unwrap_err().to_string().contains("told to stop") && begun.elapsed() < Duration::from_secs(60));
+    assert!(old.commit(Path::new(RECORD), b"late").is_err());
+    // also on the same volume
+    let (begun, handover) = (Instant::now(), Duration::from_millis(300));
+    let new = Owner::take(&calm, "another", handover).unwrap();
+    assert!(begun.elapsed() >= handover);
+    new.commit(Path::new(RECORD), b"new").unwrap();
+    // now nothing of the first one is under way any more
+    Owner::take(&calm, "another", Duration::from_secs(3600)).unwrap();
+}
+
+#[test]
 fn b1_a_store_that_looks_at_no_conditions_is_refused_in_clear_words() {
     let moody = Moody::new(&Arc::default(), |_| Mood::Overlooks);
     let refused = Owner::take(&Arc::new(objects(moody)), "one", Duration::ZERO).unwrap_err();

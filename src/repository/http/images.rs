@@ -105,7 +105,7 @@ fn put_aside(store: &Arc<Store>, digest: &str, read: Option<FileIdentity>) {
         let path = layout::image(digest)?;
         store.root.doubt(&path).map_err(|e| disk_error(&e))?;
         let (mut original, identity) = store.root.original(&path).map_err(|e| disk_error(&e))?;
-        if Some(identity) != read || (!store.root.is_read_back() && is_what_it_says(&mut original, digest)?) {
+        if Some(identity) != read || (!store.root.arrival_proves_storage() && is_what_it_says(&mut original, digest)?) {
             return Ok(false);
         }
         store.root.set_aside(&path, &layout::damaged_image(digest)?).map_err(|e| disk_error(&e))?;

@@ -7,7 +7,7 @@ mod report;
 mod snapshot;
 
 use anyhow::ensure;
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory as _, Parser, ValueEnum, error::ErrorKind};
 
 /// Measures one thing.
 #[derive(Parser)]
@@ -17,12 +17,12 @@ struct Arguments {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Only this part of it: pauses, restores, costs or stored, of the snapshots.
+    /// Only this part of what is measured of snapshots.
     #[arg(long)]
-    only: Option<String>,
+    only: Option<snapshot::Part>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// A kill, from its announcement to the next tick, and the fence.
     Kill,
@@ -38,10 +38,13 @@ enum Name {
 async fn main() -> anyhow::Result<()> {
     vmdeploy::tls::install_provider();
     let arguments = Arguments::parse();
+    if arguments.only.is_some() && arguments.name != Name::Snapshot {
+        Arguments::command().error(ErrorKind::ArgumentConflict, "--only is for parts of: snapshot").exit();
+    }
     let measured = match arguments.name {
         Name::Kill => kill::measure().await?,
         Name::Network => network::measure().await?,
-        Name::Snapshot => snapshot::measure(arguments.only.as_deref()).await?,
+        Name::Snapshot => snapshot::measure(arguments.only).await?,
         Name::Operator => report::Measured { figures: operator::measure().await?, failed: Vec::new() },
     };
     report::print(&measured.figures, arguments.json)?;

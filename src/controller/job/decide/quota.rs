@@ -6,14 +6,11 @@ use super::draft::Draft;
 use crate::{
     api::{Reason, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::Fact,
-    store::quota::{full_generation, generations, next_generation, roughly},
+    store::quota::{REMEDY, Wanted, full_generation, next_generation, roughly},
 };
 
 /// The newest snapshots whose sizes are looked at.
 const MEASURED: usize = 5;
-/// What makes room.
-const REMEDY: &str =
-    "delete Snapshots that are retained or that people took, or jobs that have ended, or have the quota raised";
 
 impl Draft<'_> {
     /// What a job would need that is accepted, if that is more than its namespace may have. Nothing is known: none.
@@ -23,10 +20,8 @@ impl Draft<'_> {
             Fact::Known(room) => room,
             Fact::Unknown { .. } => return Err(None),
         };
-        let spec = &self.job.spec;
-        let full = full_generation(&spec.vm, image.virtual_size, spec.members);
-        let generations = generations(spec.snapshots.keep, spec.restore_from.is_some());
-        let needed = full.saturating_mul(generations);
+        let wanted = Wanted::by(&self.job.spec, image.virtual_size);
+        let (generations, needed) = (wanted.generations, wanted.bytes());
         if room.holds(needed) {
             return Ok(());
         }
@@ -37,7 +32,7 @@ impl Draft<'_> {
         let message = format!(
             "this job needs room for {generations} generations of up to {}, which is {}, and its namespace may keep {} in \
              the repository, of which others have {}{accepted}: {REMEDY}, or lower vm.memory, vm.disk, members or snapshots.keep",
-            roughly(full),
+            roughly(wanted.full),
             roughly(needed),
             roughly(room.limit),
             roughly(room.others())

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use super::draft::Draft;
+use super::{draft::Draft, place::restorable};
 use crate::{
     api::{
         LAST_STORED, Reason,
-        conditions::{ConditionType, clear},
+        conditions::{ConditionType, clear, get},
+        job_snapshots::shown,
         job_status::CaptureStatus,
         snapshot::SnapshotPhase,
     },
@@ -82,10 +83,9 @@ impl Draft<'_> {
         if self.job.metadata.deletion_timestamp.is_some() {
             return;
         }
-        let value = self.status.snapshots.shown();
-        let annotations = self.job.metadata.annotations.as_ref();
+        let (value, before) = (self.shown(), self.shown_before());
         let mut behind = Vec::new();
-        if annotations.and_then(|all| all.get(LAST_STORED)) != value.as_ref() {
+        if before != value.as_ref() {
             behind.push(None);
         }
         let present =
@@ -95,6 +95,28 @@ impl Draft<'_> {
         for pod in behind {
             self.repeat(Effect::ShowStored { pod, value: value.clone() }, SHOWN_AGAIN);
         }
+    }
+
+    fn shown_before(&self) -> Option<&String> {
+        self.job.metadata.annotations.as_ref()?.get(LAST_STORED)
+    }
+
+    /// The newest generation that can be restored. What the repository has not been asked for again stays as it was
+    /// shown, once something was damaged there.
+    fn shown(&self) -> Option<String> {
+        let snapshots = &self.status.snapshots;
+        let last = snapshots.last_stored?;
+        let Some(content) = self.seen.content.known() else {
+            let damaged = get(&self.status.conditions, ConditionType::SnapshotDamaged).is_some();
+            return if damaged { self.shown_before().cloned() } else { snapshots.shown() };
+        };
+        // one that is complete since then is not in it yet
+        if content.highest < last || content.generations.iter().any(|summary| summary.generation == last) {
+            return snapshots.shown();
+        }
+        let origin = self.status.origin.clone().unwrap_or_default();
+        let whole = restorable(content, &origin, &origin.bad, self.job.spec.members)?;
+        Some(shown(whole.generation, whole.taken_at))
     }
 
     pub(super) fn drop_snapshot(&mut self, snapshot: &SnapshotSeen) {

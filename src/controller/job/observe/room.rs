@@ -10,7 +10,7 @@ use crate::{
     controller::job::{Context, plan},
     driver::Fact,
     names::JobUid,
-    store::quota::{Room, full_generation, generations},
+    store::quota::{Room, Wanted, of_namespace, sum},
 };
 
 /// Room for the job; absent: its namespace has no quota. Not known also where nobody needs to know.
@@ -31,13 +31,8 @@ pub(super) async fn observe(job: &BestEffortJob, status: &BestEffortJobStatus, c
     };
     let jobs: Vec<_> =
         ctx.view.jobs().into_iter().filter(|other| other.metadata.namespace.as_deref() == Some(namespace)).collect();
-    // one that has no generation yet is not known to be of a namespace there
     let here: BTreeSet<JobUid> = jobs.iter().map(|job| plan::uid(job)).collect();
-    let ours = || {
-        usage
-            .iter()
-            .filter(|of| here.contains(&of.job) || of.owner.as_ref().is_some_and(|owner| owner.namespace == namespace))
-    };
+    let ours = || of_namespace(&usage, namespace, |job| here.contains(job));
     let of_others = || jobs.iter().filter(|other| plan::uid(other) != uid);
     let over = |phase| matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
     let captures = of_others().filter_map(|other| {
@@ -46,9 +41,9 @@ pub(super) async fn observe(job: &BestEffortJob, status: &BestEffortJobStatus, c
     });
     Fact::Known(Room {
         limit,
-        used: ours().map(|of| of.bytes).sum(),
-        own: ours().filter(|of| of.job == uid).map(|of| of.bytes).sum(),
-        reserved: captures.sum(),
+        used: sum(ours()),
+        own: sum(ours().filter(|of| of.job == uid)),
+        reserved: captures.fold(0, u64::saturating_add),
         accepted: of_others().filter_map(|other| accepted_for(other)).fold(0, u64::saturating_add),
     })
 }
@@ -59,9 +54,7 @@ fn accepted_for(job: &BestEffortJob) -> Option<u64> {
     let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing);
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating);
     let image = status.image.as_ref().filter(|_| !before && !over)?;
-    let spec = &job.spec;
-    let full = full_generation(&spec.vm, image.virtual_size, spec.members);
-    Some(full.saturating_mul(generations(spec.snapshots.keep, spec.restore_from.is_some())))
+    Some(Wanted::by(&job.spec, image.virtual_size).bytes())
 }
 
 fn is_needed(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> bool {
@@ -179,7 +172,7 @@ mod tests {
             initrd: None,
             params: None,
         });
-        let full = full_generation(&other.spec.vm, 1 << 20, other.spec.members);
+        let full = crate::store::quota::full_generation(&other.spec.vm, 1 << 20, other.spec.members);
         let accepted = |status: &BestEffortJobStatus| {
             accepted_for(&BestEffortJob { status: Some(status.clone()), ..other.clone() })
         };

@@ -1,4 +1,4 @@
-//! What is wrong with the guests of a job, with the way in to them, and with what is kept of them.
+//! What is wrong with the guests of a job, and with the way in to them.
 
 use super::cause;
 use crate::{
@@ -8,38 +8,7 @@ use crate::{
         job_status::MemberPhase,
     },
     controller::job::{decide::called, plan::Seen},
-    driver::Fact,
 };
-
-/// Damage that a restore would meet: that of the newest generations, before the first that is whole. As long as the
-/// repository is not known, it is as it was.
-pub(super) fn damaged(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    let content = match &seen.content {
-        Fact::Known(content) => content,
-        Fact::Absent => return None,
-        Fact::Unknown { .. } => {
-            let before = conditions::get(&status.conditions, ConditionType::SnapshotDamaged)?;
-            return Some((Reason::SnapshotDamaged, before.message.clone()));
-        }
-    };
-    let whole = content.generations.iter().filter(|summary| summary.members == job.spec.members);
-    let whole = whole.map(|summary| summary.generation).max();
-    let mut hit = content.damaged.iter().filter(|damaged| Some(damaged.generation) > whole).collect::<Vec<_>>();
-    hit.sort_by_key(|damaged| damaged.generation);
-    let newest = hit.last()?;
-    let instead = match whole {
-        Some(generation) => format!("generation {generation} would be restored instead"),
-        None => "no other is complete".into(),
-    };
-    let all: Vec<String> = hit.iter().map(|damaged| damaged.generation.to_string()).collect();
-    let message = format!(
-        "of the generations in the repository {} cannot be restored ({}: {}); {instead}",
-        all.join(", "),
-        newest.generation,
-        newest.why
-    );
-    Some((Reason::SnapshotDamaged, message))
-}
 
 pub(super) fn degraded(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
     // what is wrong with what is kept of a guest is only known after its end

@@ -136,3 +136,33 @@ pub fn news(old: Option<&BestEffortJobStatus>, new: &BestEffortJobStatus) -> Vec
     ];
     kinds.into_iter().filter_map(told).collect()
 }
+
+/// Damage that a restore would meet: that of the newest generations, before the first that is whole. As long as the
+/// repository is not known, it is as it was.
+pub(super) fn damaged(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
+    let content = match &seen.content {
+        Fact::Known(content) => content,
+        Fact::Absent => return None,
+        Fact::Unknown { .. } => {
+            let before = conditions::get(&status.conditions, ConditionType::SnapshotDamaged)?;
+            return Some((Reason::SnapshotDamaged, before.message.clone()));
+        }
+    };
+    let whole = content.generations.iter().filter(|summary| summary.members == job.spec.members);
+    let whole = whole.map(|summary| summary.generation).max();
+    let mut hit = content.damaged.iter().filter(|damaged| Some(damaged.generation) > whole).collect::<Vec<_>>();
+    hit.sort_by_key(|damaged| damaged.generation);
+    let newest = hit.last()?;
+    let instead = match whole {
+        Some(generation) => format!("generation {generation} would be restored instead"),
+        None => "no other is complete".into(),
+    };
+    let all: Vec<String> = hit.iter().map(|damaged| damaged.generation.to_string()).collect();
+    let message = format!(
+        "of the generations in the repository {} cannot be restored ({}: {}); {instead}",
+        all.join(", "),
+        newest.generation,
+        newest.why
+    );
+    Some((Reason::SnapshotDamaged, message))
+}

@@ -8,7 +8,8 @@ mod restore;
 mod savevm;
 mod stored;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
+use clap::ValueEnum;
 use e2e::{TestBed, agents::Guests};
 
 use crate::report::{Figure, Measured};
@@ -33,24 +34,34 @@ fn writers(members: u32) -> Guests {
     Guests { members, memory: "256Mi", script: WRITER }
 }
 
-type Part = fn() -> Result<Vec<Figure>>;
+/// A part of what is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// How long a capture stops a guest.
+    Pauses,
+    /// How soon a guest is back.
+    Restores,
+    /// What captures cost a guest.
+    Costs,
+    /// What the second snapshot takes, on the test bed.
+    Stored,
+}
 
 /// Measures all, or only one part. The figures from the test bed are left out, and said to be, where none is in the
 /// environment.
-pub(crate) async fn measure(only: Option<&str>) -> Result<Measured> {
-    let parts: [(&str, Part); 3] =
-        [("pauses", pause::measure), ("restores", restore::measure), ("costs", cost::measure)];
-    let wanted = |name: &str| only.is_none_or(|only| only == name);
-    ensure!(parts.iter().map(|(name, _)| *name).chain(["stored"]).any(wanted), "no such part");
+pub(crate) async fn measure(only: Option<Part>) -> Result<Measured> {
+    let parts: [(Part, fn() -> Result<Vec<Figure>>); 3] =
+        [(Part::Pauses, pause::measure), (Part::Restores, restore::measure), (Part::Costs, cost::measure)];
+    let wanted = |part: Part| only.is_none_or(|only| only == part);
     let mut measured = Measured { figures: Vec::new(), failed: Vec::new() };
-    for (name, part) in parts.into_iter().filter(|(name, _)| wanted(name)) {
-        eprintln!("{name} ...");
-        match tokio::task::spawn_blocking(part).await? {
+    for (part, measure) in parts.into_iter().filter(|(part, _)| wanted(*part)) {
+        eprintln!("{part:?} ...");
+        match tokio::task::spawn_blocking(measure).await? {
             Ok(figures) => measured.figures.extend(figures),
-            Err(error) => measured.failed.push(format!("{name}: {error:#}")),
+            Err(error) => measured.failed.push(format!("{part:?}: {error:#}")),
         }
     }
-    if !wanted("stored") {
+    if !wanted(Part::Stored) {
         return Ok(measured);
     }
     let Some(bed) = TestBed::find().await? else {

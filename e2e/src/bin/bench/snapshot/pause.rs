@@ -28,7 +28,6 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     drop(world);
     let world = World::new(writers(4), None)?;
     let four = world.nodes.at_the_switch(async { captures(&at_work(&world).await?, COHERENT).await })?;
-    eprintln!("  one {one:?}\n  savevm {rival:?}\n  four {four:?}");
     let [ours, theirs, coherent] = [&one, &rival, &four].map(|all| median(all));
     let figures = [
         figure("pause_p95_ms", &one, 0.95, "ms", Some(25.0), None),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::life::*;
 use crate::{
-    api::{JobPhase, snapshot::SnapshotReason},
+    api::{JobPhase, LAST_STORED, job_snapshots::shown, snapshot::SnapshotReason},
     controller::job::plan::{BarrierState, Effect, Plan},
     driver::{
         Fact,
@@ -304,10 +304,16 @@ fn b7_a_damaged_generation_gives_way_to_the_one_before_and_the_condition_says_so
     life.run(5);
     let told = life.message("SnapshotDamaged");
     assert!(told.contains("2: pack ab is damaged") && told.contains("generation 1 would be restored"), "{told}");
+    // others are shown the same
+    let annotation = |life: &Life| life.job.metadata.annotations.clone().unwrap_or_default().remove(LAST_STORED);
+    let first = annotation(&life);
+    let taken_at = life.content().generations[0].taken_at;
+    assert_eq!(first, Some(shown(1, taken_at)));
+    assert!(life.seen.pods.values().all(|pod| pod.shows == first), "{:?}", life.seen.pods);
     // what is not known is as it was
     let content = std::mem::replace(&mut life.seen.content, Fact::Unknown { since: life.now });
     life.run(5);
-    assert_eq!(life.message("SnapshotDamaged"), told);
+    assert_eq!((life.message("SnapshotDamaged"), annotation(&life)), (told, first));
     life.seen.content = content;
     life.end_slot("101", End::Preempted);
     life.run(30);
@@ -315,6 +321,7 @@ fn b7_a_damaged_generation_gives_way_to_the_one_before_and_the_condition_says_so
     assert_eq!((status.phase, status.origin.unwrap().generation), (JobPhase::Running, Some(1)), "{:?}", life.whys);
     life.run(700);
     assert_eq!(life.message("SnapshotDamaged"), "", "a newer one is whole: {:?}", life.status().snapshots.last_stored);
+    assert_eq!(annotation(&life), life.status().snapshots.shown());
 }
 
 #[test]
