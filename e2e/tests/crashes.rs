@@ -4,8 +4,8 @@
 //! A seed is given again by `VMDEPLOY_SEED`.
 
 use std::{
-    cell::Cell,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -142,10 +142,10 @@ impl<'a> Life<'a> {
         eprintln!("seed {seed}: {victim:?} {} ms into generation {}", moment.as_millis(), self.generation + 1);
         let before = newest(self.world).await?;
         self.generation += 1;
-        let in_time = Cell::new(false);
+        let in_time = AtomicBool::new(false);
         let death = async {
             tokio::time::sleep(moment).await;
-            in_time.set(true);
+            in_time.store(true, Ordering::SeqCst);
             if strike(self.world, &self.agents, victim)? {
                 tokio::time::sleep(IN_VAIN).await;
                 return anyhow::Ok(());
@@ -158,7 +158,7 @@ impl<'a> Life<'a> {
             done = stored(self.world, &self.agents, self.generation) => Some(done),
             died = death => { died?; None }
         };
-        if !in_time.get() {
+        if !in_time.load(Ordering::SeqCst) {
             eprintln!("seed {seed}: it was over before");
             strike(self.world, &self.agents, victim)?;
         }
@@ -185,7 +185,7 @@ impl<'a> Life<'a> {
         ensure!(now.iter().map(|(_, nonce)| nonce).eq(&self.nonces), "{now:?}: the memory is another");
         let on = now.iter().map(|(at, _)| *at).max().unwrap_or_default() + 10;
         reached(&self.agents, on, LIMIT).await?;
-        Ok(in_time.get())
+        Ok(in_time.load(Ordering::SeqCst))
     }
 }
 
