@@ -145,7 +145,7 @@ fn the_repository_is_told_of_its_bucket() -> Result<()> {
         ("Some(\"s3://jobs/team/production\")", "bucket"),
         ("Some(\"https://s3.example.org:9000\")", "endpoint"),
         ("Some(\"eu-west-1\")", "region"),
-        (&format!("Bytes({})", 7_u64 << 30), "cache"),
+        ("Bytes(7516192768)", "cache"),
     ] {
         ensure!(read.contains(&format!("{what}: {text}")), "no {what} {text} in {read}");
     }
