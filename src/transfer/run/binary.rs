@@ -25,7 +25,7 @@ pub(super) fn digest() -> io::Result<(u64, String)> {
     let mut file = File::open(RUNNING)?;
     let mut hash = Sha256::new();
     let length = io::copy(&mut file, &mut hash)?;
-    Ok((length, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((length, format!("{:x}", hash.finalize())))
 }
 
 /// Sends it.

@@ -67,7 +67,7 @@ fn digest(head: &[u8], bytes: &[u8]) -> [u8; 32] {
 
 /// A token that nobody can guess.
 pub(super) fn token() -> String {
-    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
+    blake3::Hash::from_bytes(rand::random()).to_hex().to_string()
 }
 
 /// Listens on every address, by both protocols where there are both.

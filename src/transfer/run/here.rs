@@ -105,7 +105,7 @@ impl Sink for HereSink {
             let ranges: Vec<_> = spans.iter().collect();
             match part.sync(&ranges) {
                 Ok(()) => {
-                    pieces.extend(ranges.into_iter().map(|range| Piece { item, start: range.start, end: range.end }))
+                    pieces.extend(ranges.into_iter().map(|range| Piece { item, start: range.start, end: range.end }));
                 }
                 Err(error) => self.fail(item, &error),
             }

@@ -51,8 +51,12 @@ impl Journal {
 
     /// Notes ranges that are synced.
     pub(super) fn note(&mut self, ranges: &[Range<u64>]) -> io::Result<()> {
-        let lines: String = ranges.iter().map(|range| format!("{} {}\n", range.start, range.end)).collect();
-        self.0.write_all(lines.as_bytes())?;
+        let mut lines = Vec::new();
+        for range in ranges {
+            writeln!(lines, "{} {}", range.start, range.end)?;
+        }
+        // at once: a line that is torn is the last
+        self.0.write_all(&lines)?;
         self.0.sync_data()
     }
 }

@@ -260,7 +260,9 @@ impl Ledger {
         let own = |id: &u64| self.moves[id].unread.iter().copied().collect::<Vec<_>>();
         // what it has not confirmed is not known to be what it was
         let unsure: Vec<ItemId> = ids.iter().flat_map(own).filter(|item| item.node() == node).collect();
-        unsure.into_iter().for_each(|item| self.fail(item, reason));
+        for item in unsure {
+            self.fail(item, reason);
+        }
         ids.into_iter().filter_map(|id| Some((id, self.broken(id)?))).collect()
     }
 

@@ -1,8 +1,8 @@
 //! What comes in at the repository while so many send as may. Pure.
 
 /// Seconds over which it is measured, and those before that are left out, in which a connection gains speed.
-const WINDOW: f64 = 0.5;
-const WARM: f64 = 0.3;
+const WINDOW: f64 = 0.3;
+const WARM: f64 = 0.2;
 
 /// Bytes of a span of time in which nothing changed.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ mod tests {
             found.extend(meter.rate(now, sending, 1).map(|rate| (step, rate.round() as i64)));
         }
         assert!(found.len() >= 4 && found.iter().all(|(_, rate)| (900..=1200).contains(rate)), "{found:?}");
-        assert!(found[0].0 >= 8 && !found.iter().any(|(step, _)| (12..21).contains(step)), "{found:?}");
+        assert!(found[0].0 >= 5 && !found.iter().any(|(step, _)| (12..18).contains(step)), "{found:?}");
         assert_eq!(meter.rate(4.0, 1, 2), None, "another number may send");
     }
 }

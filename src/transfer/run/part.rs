@@ -22,7 +22,7 @@ pub(super) struct Part {
     file: File,
     journal: Mutex<Journal>,
     whole: PathBuf,
-    part: PathBuf,
+    unfinished: PathBuf,
     noted: PathBuf,
     identity: Identity,
 }
@@ -42,7 +42,8 @@ impl Part {
         let identity = subject.identity;
         let (directory, name) = whole.parent().zip(whole.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
         let name = name.to_string_lossy();
-        let (part, noted) = (directory.join(format!(".{name}.part")), directory.join(format!(".{name}.part.journal")));
+        let (unfinished, noted) =
+            (directory.join(format!(".{name}.part")), directory.join(format!(".{name}.part.journal")));
         if fs::metadata(whole).is_ok_and(|known| known.is_file() && Identity::from(&known) == identity) {
             // of a run that ended between the two
             let _ = fs::remove_file(noted);
@@ -50,7 +51,7 @@ impl Part {
         }
         fs::create_dir_all(directory)?;
         let (mut journal, mut stored) = Journal::open(&noted, subject)?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&unfinished)?;
         let end = stored.iter().last().map_or(0, |last| last.end);
         if file.metadata()?.len() < end {
             // somebody has cut it
@@ -62,7 +63,7 @@ impl Part {
             file.set_len(0)?;
         }
         let journal = Mutex::new(journal);
-        Ok(Begun::Part(Self { file, journal, whole: whole.to_owned(), part, noted, identity }, stored))
+        Ok(Begun::Part(Self { file, journal, whole: whole.to_owned(), unfinished, noted, identity }, stored))
     }
 
     /// Bytes that it takes when it is whole.
@@ -91,7 +92,7 @@ impl Part {
         self.file.set_len(self.identity.size)?;
         self.file.set_times(FileTimes::new().set_modified(modified))?;
         self.file.sync_all()?;
-        fs::rename(&self.part, &self.whole)?;
+        fs::rename(&self.unfinished, &self.whole)?;
         if let Some(directory) = self.whole.parent() {
             File::open(directory)?.sync_all()?;
         }
@@ -102,7 +103,7 @@ impl Part {
     pub(super) fn discard(&self) {
         // the journal first: without it the rest means nothing
         let _ = fs::remove_file(&self.noted);
-        let _ = fs::remove_file(&self.part);
+        let _ = fs::remove_file(&self.unfinished);
     }
 }
 

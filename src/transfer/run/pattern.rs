@@ -15,12 +15,16 @@ pub(super) fn files(path: &str) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![PathBuf::new()];
     for component in Path::new(path).components() {
         let Component::Normal(name) = component else {
-            found.iter_mut().for_each(|path| path.push(component));
+            for path in &mut found {
+                path.push(component);
+            }
             continue;
         };
         let pattern = name.to_string_lossy();
         if !several(&pattern) {
-            found.iter_mut().for_each(|path| path.push(name));
+            for path in &mut found {
+                path.push(name);
+            }
             continue;
         }
         let mut next = Vec::new();

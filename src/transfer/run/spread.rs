@@ -83,7 +83,7 @@ impl Drop for Taken {
         let mut idle = self.spread.idle();
         match self.source.clone() {
             Source::Here => idle.busy = false,
-            node => idle.nodes.push(node),
+            node @ Source::Node { .. } => idle.nodes.push(node),
         }
         drop(idle);
         self.spread.changed.notify_waiters();

@@ -42,7 +42,9 @@ impl Gather {
             first.is_some_and(|first| first.elapsed() >= EARLY)
         };
         let early: Vec<u64> = self.trails.iter().filter(|(_, trail)| early(trail)).map(|(id, _)| *id).collect();
-        early.into_iter().for_each(|id| self.judge(id));
+        for id in early {
+            self.judge(id);
+        }
         self.measure();
         self.look_at_rates();
         if self.beat.elapsed() >= BEAT {
@@ -54,10 +56,14 @@ impl Gather {
         };
         let stalled: Vec<u64> =
             self.trails.iter().filter(|(id, trail)| stalled(id, trail)).map(|(id, _)| *id).collect();
-        stalled.into_iter().for_each(|id| self.broken(id, "nothing comes of it"));
+        for id in stalled {
+            self.broken(id, "nothing comes of it");
+        }
         let silent = |host: &Host| host.peer.is_some() && host.heard.elapsed() >= SILENCE;
         let silent: Vec<usize> = (0..self.hosts.len()).filter(|node| silent(&self.hosts[*node])).collect();
-        silent.into_iter().for_each(|node| self.lost(node, "it is silent"));
+        for node in silent {
+            self.lost(node, "it is silent");
+        }
     }
 
     fn measure(&mut self) {
@@ -119,6 +125,10 @@ impl Gather {
     }
 
     pub(super) fn ahead(&self) -> u64 {
+        // while one more is only tried, nobody else begins
+        if self.senders() > self.planned.senders {
+            return 0;
+        }
         let most = (AHEAD_CHUNKS * self.wish.chunk) as f64;
         (self.rates.next() * AHEAD).clamp(AHEAD_LEAST, most.max(AHEAD_LEAST)) as u64
     }

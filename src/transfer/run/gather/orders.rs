@@ -55,7 +55,9 @@ impl Gather {
         if self.ledger.moves.is_empty() {
             let left: Vec<ItemId> =
                 self.ledger.items.iter().filter(|(_, item)| item.end.is_none()).map(|(id, _)| *id).collect();
-            left.into_iter().for_each(|item| self.failed(item, "it cannot be moved", false));
+            for item in left {
+                self.failed(item, "it cannot be moved", false);
+            }
         }
     }
 }
