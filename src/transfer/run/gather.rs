@@ -128,7 +128,13 @@ impl Gather {
         finished: UnboundedSender<(ItemId, Result<(), String>)>,
     ) -> Self {
         let rates = Rates::new(hosts.len(), wish.rate);
-        let planned = Planned { at: 0.0, senders: 1, differing: rates.differing(), most: rates.most(), odd: None };
+        let planned = Planned {
+            at: 0.0,
+            senders: wish.senders.unwrap_or(1),
+            differing: rates.differing(),
+            most: rates.most(),
+            odd: None,
+        };
         // a deadline means something once links are known; until then most of the nodes are to be free soon
         let at_first = match wish.policy {
             Policy::Deadline { .. } if wish.rate.is_none() => Policy::Target { share: 0.8 },
