@@ -27,7 +27,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::address::Address;
-use self::{cache::Cache, error::error, mirror::Mirror, owner::Owner};
+use self::{
+    cache::Cache,
+    error::error,
+    mirror::Mirror,
+    owner::{Holder, Owner},
+};
 pub(super) use self::{cache::is_absent, error::is_of_bucket, objects::Objects, remote::Remote};
 use crate::store::layout::{BUCKET, IMAGES, JOBS, MANIFEST, RECORD, STAGING, decides};
 
@@ -42,8 +47,6 @@ const PASSED_ON: u64 = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Marker {
     bucket: String,
-    /// Tells it from other directories: only one process has it.
-    volume: String,
 }
 
 impl Marker {
@@ -96,8 +99,8 @@ pub(super) struct Bucket {
 impl Bucket {
     /// Takes it over, and makes a directory show what is in it, which nobody else uses.
     pub(super) fn take(objects: Objects, root: &Path, how: Use) -> io::Result<Self> {
-        let marker = match Marker::read(root)? {
-            Some(marker) if marker.bucket == objects.name() => marker,
+        match Marker::read(root)? {
+            Some(marker) if marker.bucket == objects.name() => {}
             Some(marker) => {
                 let (is, wanted) = (marker.bucket, objects.name());
                 return Err(error(format!("{} is a cache of the bucket {is}, not of {wanted}", root.display())));
@@ -109,18 +112,16 @@ impl Bucket {
                 )));
             }
             None => {
-                let volume = format!("{:016x}", rand::random::<u64>());
-                let marker = Marker { bucket: objects.name().to_owned(), volume };
+                let marker = Marker { bucket: objects.name().to_owned() };
                 let staged = root.join(STAGING).join(BUCKET);
                 fs::write(&staged, serde_json::to_vec(&marker)?)?;
                 File::open(&staged)?.sync_all()?;
                 fs::rename(&staged, root.join(BUCKET))?;
                 File::open(root)?.sync_all()?;
-                marker
             }
-        };
+        }
         let objects = Arc::new(objects);
-        let owner = Owner::take(&objects, &marker.volume, how.handover)?;
+        let owner = Owner::take(&objects, Holder::this(), how.handover)?;
         let bucket = Self { objects, owner: Some(owner), under_way: RwLock::default(), cache: Cache::new(how.cache) };
         bucket.show_in(root)?;
         Ok(bucket)
@@ -321,7 +322,7 @@ mod tests {
         let moody = Moody::new(&memory, move |_| {
             // 0 while nothing is removed yet
             if seen.load(Ordering::SeqCst) > 0 && seen.fetch_add(1, Ordering::SeqCst) == 1 {
-                Owner::take(&Arc::new(objects(others.clone())), "another", Duration::ZERO).unwrap();
+                Owner::take(&Arc::new(objects(others.clone())), &Holder::new(), Duration::ZERO).unwrap();
                 sleep(owner::SEEN);
             }
             Mood::Does

@@ -27,13 +27,18 @@ pub(super) fn stamped(stamp: Stamp, note: &[u8]) -> Bytes {
     bytes.into()
 }
 
+/// By whom a note was written, if it has the line.
+pub(super) fn stamp_of(bytes: &Bytes) -> Option<Stamp> {
+    serde_json::from_slice(bytes.split(|byte| *byte == b'\n').next()?).ok()
+}
+
 /// The note that was written; nothing if there is none. One without the line was copied here by hand.
 pub(super) fn note(bytes: &Bytes) -> Option<Bytes> {
     let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
-    match serde_json::from_slice::<Stamp>(&bytes[..end]) {
-        Ok(Stamp { void: true, .. }) => None,
-        Ok(_) => Some(bytes.slice((end + 1).min(bytes.len())..)),
-        Err(_) => Some(bytes.clone()),
+    match stamp_of(bytes) {
+        Some(Stamp { void: true, .. }) => None,
+        Some(_) => Some(bytes.slice((end + 1).min(bytes.len())..)),
+        None => Some(bytes.clone()),
     }
 }
 

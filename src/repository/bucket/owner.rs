@@ -5,13 +5,14 @@
 //! So an old repository that is only cut off, or stands still for however long between any two of its requests, can
 //! publish nothing any more (safety A9, B1): either its announcement comes too late; or its successor finds the
 //! announcement, and writes in that one place, before it looks at anything else, so that the late request is refused.
-//! Removals are asked for only shortly after the object was seen; the successor waits for as long as they may last.
+//! Removals are asked for only shortly after the object was seen; the successor waits for as long as they may last, and
+//! whom it waits for stands in the object until that is over: whoever comes after a successor that has ended waits too.
 
 use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{error, unconditional},
-    note::{Stamp, note, stamped},
+    note::{Stamp, note, stamp_of, stamped},
     objects::Objects,
 };
 
@@ -45,12 +46,11 @@ fn contended(objects: &Objects, what: &str) -> io::Error {
 struct Record {
     /// Raised by each repository that starts.
     epoch: u64,
-    /// The volume of the owner; none if it has ended and nothing of it is under way. The one before stays here for as
-    /// long as its last requests may last: whoever comes then waits as well.
+    /// The process of the owner; none if it has ended and nothing of it is under way.
     holder: Option<String>,
-    /// The volume of the owner to be, while it waits for that.
+    /// Of whom something may still be under way: the owner waits for that before it does anything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    heir: Option<String>,
+    after: Option<String>,
     /// What the owner is about to write.
     pending: Option<PathBuf>,
     /// Counts the owner's writings.
@@ -66,6 +66,27 @@ impl Record {
     fn bytes(&self) -> Bytes {
         // a plain structure is always written
         serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+/// A process that takes buckets.
+#[derive(Debug)]
+pub(super) struct Holder {
+    id: String,
+    /// Another one came while it waited: it would be no use to take the bucket back and forth.
+    out: OnceLock<String>,
+}
+
+impl Holder {
+    /// One that there was never before.
+    pub(super) fn new() -> Self {
+        Self { id: format!("{:016x}", rand::random::<u64>()), out: OnceLock::new() }
+    }
+
+    /// This one.
+    pub(super) fn this() -> &'static Self {
+        static THIS: LazyLock<Holder> = LazyLock::new(Holder::new);
+        &THIS
     }
 }
 
@@ -91,37 +112,33 @@ struct State {
 }
 
 impl Owner {
-    /// Makes this volume's process the owner. `handover`: as long as requests of another one may last.
-    pub(super) fn take(objects: &Arc<Objects>, volume: &str, handover: Duration) -> io::Result<Self> {
+    /// Makes this process the owner. `handover`: as long as requests of another one may last.
+    pub(super) fn take(objects: &Arc<Objects>, holder: &Holder, handover: Duration) -> io::Result<Self> {
+        if let Some(why) = holder.out.get() {
+            return Err(error(why.clone()));
+        }
         for _ in 0..TRIES {
             let found = objects.get(Path::new(OWNER))?;
             let old = found.as_ref().map(|(bytes, _)| Record::read(bytes)).transpose()?;
-            let other = old.as_ref().and_then(|old| old.holder.clone()).filter(|holder| holder != volume);
-            let mut new = Record {
+            let before = old.as_ref().and_then(|old| {
+                let another = old.holder.as_ref().filter(|before| **before != holder.id);
+                another.or(old.after.as_ref()).cloned()
+            });
+            let record = Record {
                 epoch: old.as_ref().map_or(1, |old| old.epoch + 1),
-                holder: Some(other.clone().unwrap_or_else(|| volume.to_owned())),
-                heir: other.as_ref().map(|_| volume.to_owned()),
+                holder: Some(holder.id.clone()),
+                after: before,
                 pending: old.and_then(|old| old.pending),
                 number: 0,
             };
             let mode = found.map_or(PutMode::Create, |(_, version)| PutMode::Update(version));
-            let mut seen = Instant::now();
-            let Some(mut version) = objects.put_if(Path::new(OWNER), &new.bytes(), mode)? else { continue };
-            check_conditions(objects, &new)?;
-            if let Some(other) = other {
-                let seconds = handover.as_secs();
-                tracing::info!(other, seconds, "waiting for what another repository may have begun");
-                objects.pause(handover)?;
-                new = Record { holder: Some(volume.to_owned()), heir: None, number: 1, ..new };
-                seen = Instant::now();
-                let update = PutMode::Update(version);
-                let Some(ours) = objects.put_if(Path::new(OWNER), &new.bytes(), update)? else { continue };
-                version = ours;
-            }
-            let pending = new.pending.clone();
+            let seen = Instant::now();
+            let Some(version) = objects.put_if(Path::new(OWNER), &record.bytes(), mode)? else { continue };
+            check_conditions(objects, &record)?;
             let versions = HashMap::new();
-            let mut state = State { record: new, version, seen, lost: None, outstanding: None, versions };
-            if let Some(pending) = pending {
+            let mut state = State { record, version, seen, lost: None, outstanding: None, versions };
+            wait(objects, &mut state, holder, handover)?;
+            if let Some(pending) = state.record.pending.clone() {
                 settle(objects, &mut state, &pending)?;
             }
             return Ok(Self { objects: objects.clone(), state: Mutex::new(state) });
@@ -173,11 +190,12 @@ impl Owner {
             settle(&self.objects, &mut state, &before)?;
             state.outstanding = None;
         }
-        self.announce(&mut state, below)?;
-        let stamp = Stamp { epoch: state.record.epoch, number: state.record.number, void: false };
-        let bytes = stamped(stamp, content);
-        state.outstanding = Some(below.to_owned());
         for _ in 0..TRIES {
+            // also before another try: what is there may be another one's
+            self.announce(&mut state, below)?;
+            let stamp = Stamp { epoch: state.record.epoch, number: state.record.number, void: false };
+            let bytes = stamped(stamp, content);
+            state.outstanding = Some(below.to_owned());
             let known = state.versions.get(below).cloned();
             let mode = known.map_or(PutMode::Create, PutMode::Update);
             if let Some(version) = self.objects.put_if(below, &bytes, mode)? {
@@ -187,7 +205,8 @@ impl Owner {
             }
             match self.objects.get(below)? {
                 None => drop(state.versions.remove(below)),
-                Some((found, version)) if note(&found).is_none() => {
+                // one that this one has followed has written again what was there
+                Some((found, version)) if stamp_of(&found).is_some_and(|found| found.epoch <= stamp.epoch) => {
                     state.versions.insert(below.to_owned(), version);
                 }
                 Some(_) => break,
@@ -247,6 +266,26 @@ fn lose(objects: &Objects, state: &mut State, is_taken: bool) -> io::Error {
     tracing::error!(why, "this repository is not the owner of its bucket any more");
     state.lost = Some(why.clone());
     error(why)
+}
+
+/// Waits for what another one may have begun, if there is one.
+fn wait(objects: &Objects, state: &mut State, holder: &Holder, handover: Duration) -> io::Result<()> {
+    let Some(other) = &state.record.after else { return Ok(()) };
+    tracing::info!(other, seconds = handover.as_secs(), "waiting for what another repository may have begun");
+    objects.pause(handover)?;
+    let record = Record { after: None, number: state.record.number + 1, ..state.record.clone() };
+    let asked = Instant::now();
+    let Some(version) = objects.put_if(Path::new(OWNER), &record.bytes(), PutMode::Update(state.version.clone()))?
+    else {
+        let why = format!(
+            "another repository has taken {} over while this one waited: stop the other one and start this one again, or \
+             {ANOTHER_PREFIX}",
+            objects.name()
+        );
+        return Err(error(holder.out.get_or_init(|| why).clone()));
+    };
+    (state.record, state.version, state.seen) = (record, version, asked);
+    Ok(())
 }
 
 /// Makes certain that a request which may still be under way changes nothing any more in this place.
