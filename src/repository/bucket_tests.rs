@@ -8,6 +8,7 @@ use super::{
         testing::{Kind, LITTLE, TestStore, objects},
     },
     collect_tests::complete,
+    crash_tests,
     durable::{AllSteps, Root},
     files::{Files, Opened},
     packs_tests::*,
@@ -103,6 +104,73 @@ fn b7_what_rots_on_the_disk_is_fetched_again_and_what_rots_in_the_bucket_is_set_
     store_generation(&store, 2, &[1, 2], now());
     assert_eq!(complete(&store), [1, 2]);
     assert_eq!(place.verify().problems, [] as [String; 0]);
+}
+
+#[test]
+fn b7_a_pack_that_is_missed_in_the_bucket_is_offered_to_nobody_any_more() {
+    for cache in [LITTLE.cache, 1 << 30] {
+        let (place, elsewhere) = (in_bucket(), tempfile::tempdir().unwrap());
+        let store = another(&place, elsewhere.path(), Use { cache, ..LITTLE });
+        store_generation(&store, 1, &[1, 2], now());
+        store_generation(&store, 2, &[2, 3], now());
+        store.root.give_room(u64::MAX).unwrap();
+        let [gone, cut] = [1, 3].map(|n| packed(&[n]).pack.name);
+        place.remove(&layout::pack(&job(), gone).unwrap());
+        place.overwrite(&layout::pack(&job(), cut).unwrap(), packed(&[3]).bytes[..9].to_vec());
+        assert!(matches!(store.open_pack(&job(), gone), Err(RepositoryError::NotFound(_))));
+        assert!(store.open_pack(&job(), cut).is_err());
+        let content = store.content(&job()).unwrap();
+        assert!(content.damage(1).is_some() && content.damage(2).is_some(), "{content:?}");
+        // its blocks are sent again
+        store_generation(&store, 3, &[1, 2, 3], now());
+        assert_eq!(complete(&store), [1, 2, 3]);
+        assert_eq!(place.verify().problems, [] as [String; 0]);
+    }
+}
+
+#[test]
+fn b7_a_whole_file_that_the_bucket_lost_or_has_in_part_is_damage_and_not_waited_for() {
+    for cache in [0, 1 << 30] {
+        for is_gone in [true, false] {
+            let (place, elsewhere) = (in_bucket(), tempfile::tempdir().unwrap());
+            let store = another(&place, elsewhere.path(), Use { cache, ..LITTLE });
+            crash_tests::store(&store, 1, 1).unwrap();
+            store.root.give_room(u64::MAX).unwrap();
+            let (made, _) = crash_tests::full(1, 1);
+            let file = &made.members[1].files[0];
+            let path = Store::file_path(&job(), 1, 1, 1, file).unwrap();
+            if is_gone {
+                place.remove(&path);
+            } else {
+                place.overwrite(&path, b"1".to_vec());
+            }
+            assert!(store.content(&job()).unwrap().damage(1).is_none(), "nobody has looked yet");
+            let opened = store.open_file(&job(), 1, 1, file.kind, &file.digest);
+            assert!(matches!(&opened, Err(RepositoryError::Damaged(_))), "{opened:?}");
+            assert!(store.content(&job()).unwrap().damage(1).is_some());
+        }
+    }
+}
+
+#[test]
+fn b7_a_used_directory_shows_no_bucket_that_lacks_what_it_had() {
+    let mut place = in_bucket();
+    let made = store_generation(&place.open(AllSteps).unwrap(), 1, &[1, 2], now());
+    let older = Arc::new(place.memory.fork());
+    drop(place.open(AllSteps).unwrap());
+    let other = TestStore::new(Kind::BucketAlone);
+    for _ in 0..5 {
+        drop(other.open(AllSteps).unwrap());
+    }
+    let own = place.memory.clone();
+    for (wrong, why) in [(Arc::default(), "nothing"), (older, "older"), (other.memory, "another")] {
+        place.memory = wrong;
+        let refused = place.open(AllSteps).map(drop).unwrap_err().to_string();
+        assert!(refused.contains(why) && refused.contains("prefix") && refused.contains("empty"), "{refused}");
+        assert!(place.root().join(layout::generation(&job(), 1).unwrap()).join(MANIFEST).exists());
+    }
+    place.memory = own;
+    assert_eq!(restored(&place.open(AllSteps).unwrap(), &made, 0, FileKind::Disk), Ok(file_of(&[1, 2])));
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn staged(root: &Root, content: &[u8]) -> Staged {
     staged
 }
 
-fn full(generation: Generation, incarnation: Incarnation) -> (Manifest, Vec<Vec<u8>>) {
+pub(super) fn full(generation: Generation, incarnation: Incarnation) -> (Manifest, Vec<Vec<u8>>) {
     let mut made = Manifest { incarnation, ..manifest(generation) };
     let mut contents = Vec::new();
     for part in &mut made.members {
@@ -68,7 +68,7 @@ fn full(generation: Generation, incarnation: Incarnation) -> (Manifest, Vec<Vec<
 }
 
 /// Sends, notes and publishes a generation, as agents and kget do.
-fn store(store: &Store, generation: Generation, incarnation: Incarnation) -> Result<(), RepositoryError> {
+pub(super) fn store(store: &Store, generation: Generation, incarnation: Incarnation) -> Result<(), RepositoryError> {
     let (made, contents) = full(generation, incarnation);
     let mut contents = contents.iter();
     for part in &made.members {

@@ -165,7 +165,11 @@ impl Store {
     ) -> Outcome<()> {
         if file.form == FileForm::Whole {
             return match self.root.found(below).map_err(|e| disk_error(&e))? {
-                Some(found) if found.len() == file.stored => Ok(()),
+                Some(found) if found.len() == file.stored => {
+                    let has = self.root.has(below, file.stored).map_err(|e| disk_error(&e))?;
+                    let lost = || RepositoryError::Damaged("its file is missing or cut short in the bucket".into());
+                    has.then_some(()).ok_or_else(lost)
+                }
                 Some(_) => Err(RepositoryError::Damaged("its file is cut short".into())),
                 None => Err(RepositoryError::Damaged("its file is missing".into())),
             };

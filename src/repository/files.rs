@@ -66,6 +66,13 @@ pub(super) struct FileIdentity {
     changed: (i64, i64),
 }
 
+impl FileIdentity {
+    /// Its length.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+}
+
 impl Files {
     /// Those of a directory, served or not.
     pub fn directory(path: &Path) -> io::Result<Self> {
@@ -167,14 +174,32 @@ impl Files {
         Ok((Opened::Here(file), identity))
     }
 
-    /// Opens a file to be read as a whole, by others too. It is fetched, unless it is large.
+    /// Opens a file to be read as a whole, by others too. It is fetched, unless it is large. One that the bucket does
+    /// not have in this length is not there.
     pub(super) fn whole(&self, below: &Path) -> io::Result<Opened> {
         let Some(bucket) = &self.bucket else { return File::open(self.at(below)).map(Opened::Here) };
         let found = fs::metadata(self.at(below))?;
         if bucket::is_absent(&found) && bucket.passes_on(found.len()) {
-            return Ok(Opened::There(bucket.open(below, found.len())));
+            // whoever gets its bytes as they come would not know an end that comes too early from a broken connection
+            return match bucket.has(below, found.len())? {
+                true => Ok(Opened::There(bucket.open(below, found.len()))),
+                false => Err(io::ErrorKind::NotFound.into()),
+            };
         }
-        bucket.fetch(&self.path, below, || self.scratch()).map(Opened::Here)
+        match bucket.fetch(&self.path, below, || self.scratch()) {
+            Err(error) if bucket::is_of_bucket(&error) && !bucket.has(below, found.len())? => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            fetched => fetched.map(Opened::Here),
+        }
+    }
+
+    /// Whether a file of this length is where it counts: in the bucket, if there is one.
+    pub(super) fn has(&self, below: &Path, length: u64) -> io::Result<bool> {
+        match &self.bucket {
+            Some(bucket) => bucket.has(below, length),
+            None => Ok(self.found(below)?.is_some_and(|found| found.len() == length)),
+        }
     }
 
     /// How many times as long what was read is trusted than on a disk: a store of objects reads its bytes itself.

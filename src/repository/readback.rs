@@ -60,7 +60,10 @@ impl Store {
             let Some((pack, _)) = pack else { return Err(refused("a place is in no pack")) };
             let (_, index) = match self.index_of(job, pack.name) {
                 Ok(found) => found,
-                Err(trouble) if trouble.is_absence() => return Err(absent(pack.name)),
+                Err(trouble) if trouble.is_absence() => {
+                    self.doubt_pack(job, pack.name)?;
+                    return Err(absent(pack.name));
+                }
                 Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
                 Err(Trouble::Damaged(error)) => {
                     self.doubt_pack(job, pack.name)?;

@@ -31,7 +31,7 @@ use self::{
     cache::Cache,
     error::error,
     mirror::Mirror,
-    owner::{Holder, Owner},
+    owner::{Holder, Owner, Seen},
 };
 pub(super) use self::{cache::is_absent, error::is_of_bucket, objects::Objects, remote::Remote};
 use crate::store::layout::{BUCKET, IMAGES, JOBS, MANIFEST, RECORD, STAGING, decides};
@@ -47,6 +47,9 @@ const PASSED_ON: u64 = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Marker {
     bucket: String,
+    /// As it was when it was taken last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seen: Option<Seen>,
 }
 
 impl Marker {
@@ -56,6 +59,14 @@ impl Marker {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn write(&self, root: &Path) -> io::Result<()> {
+        let staged = root.join(STAGING).join(BUCKET);
+        fs::write(&staged, serde_json::to_vec(self)?)?;
+        File::open(&staged)?.sync_all()?;
+        fs::rename(&staged, root.join(BUCKET))?;
+        File::open(root)?.sync_all()
     }
 }
 
@@ -100,7 +111,9 @@ impl Bucket {
     /// Takes it over, and makes a directory show what is in it, which nobody else uses.
     pub(super) fn take(objects: Objects, root: &Path, how: Use) -> io::Result<Self> {
         match Marker::read(root)? {
-            Some(marker) if marker.bucket == objects.name() => {}
+            Some(marker) if marker.bucket == objects.name() => {
+                marker.seen.map_or(Ok(()), |seen| seen.check(&objects, root))?;
+            }
             Some(marker) => {
                 let (is, wanted) = (marker.bucket, objects.name());
                 return Err(error(format!("{} is a cache of the bucket {is}, not of {wanted}", root.display())));
@@ -112,16 +125,12 @@ impl Bucket {
                 )));
             }
             None => {
-                let marker = Marker { bucket: objects.name().to_owned() };
-                let staged = root.join(STAGING).join(BUCKET);
-                fs::write(&staged, serde_json::to_vec(&marker)?)?;
-                File::open(&staged)?.sync_all()?;
-                fs::rename(&staged, root.join(BUCKET))?;
-                File::open(root)?.sync_all()?;
+                Marker { bucket: objects.name().to_owned(), seen: None }.write(root)?;
             }
         }
         let objects = Arc::new(objects);
         let owner = Owner::take(&objects, Holder::this(), how.handover)?;
+        Marker { bucket: objects.name().to_owned(), seen: Some(owner.seen()) }.write(root)?;
         let bucket = Self { objects, owner: Some(owner), under_way: RwLock::default(), cache: Cache::new(how.cache) };
         bucket.show_in(root)?;
         Ok(bucket)

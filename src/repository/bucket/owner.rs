@@ -44,6 +44,9 @@ fn contended(objects: &Objects, what: &str) -> io::Error {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
+    /// Tells the bucket from others.
+    #[serde(default)]
+    id: String,
     /// Raised by each repository that starts.
     epoch: u64,
     /// The process of the owner; none if it has ended and nothing of it is under way.
@@ -69,6 +72,35 @@ impl Record {
     }
 }
 
+fn unique() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
+/// Which bucket it was, and how often it had been taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Seen {
+    id: String,
+    epoch: u64,
+}
+
+impl Seen {
+    /// An error unless what is in the bucket comes from what was there: all that is lost would count as removed.
+    pub(super) fn check(&self, objects: &Objects, cache: &Path) -> io::Result<()> {
+        let found = objects.get(Path::new(OWNER))?.map(|(bytes, _)| Record::read(&bytes)).transpose()?;
+        let why = match found {
+            None => "has nothing of it",
+            Some(found) if !found.id.is_empty() && found.id != self.id => "is another one",
+            Some(found) if found.epoch < self.epoch => "has an older state",
+            Some(_) => return Ok(()),
+        };
+        let (name, cache) = (objects.name(), cache.display());
+        Err(error(format!(
+            "{cache} is the cache of a bucket, and {name} {why}: correct the bucket, its prefix and its endpoint; only if \
+             what is there now is to be served, empty {cache}"
+        )))
+    }
+}
+
 /// A process that takes buckets.
 #[derive(Debug)]
 pub(super) struct Holder {
@@ -80,7 +112,7 @@ pub(super) struct Holder {
 impl Holder {
     /// One that there was never before.
     pub(super) fn new() -> Self {
-        Self { id: format!("{:016x}", rand::random::<u64>()), out: OnceLock::new() }
+        Self { id: unique(), out: OnceLock::new() }
     }
 
     /// This one.
@@ -124,7 +156,9 @@ impl Owner {
                 let another = old.holder.as_ref().filter(|before| **before != holder.id);
                 another.or(old.after.as_ref()).cloned()
             });
+            let known = old.as_ref().map(|old| old.id.clone()).filter(|id| !id.is_empty());
             let record = Record {
+                id: known.unwrap_or_else(unique),
                 epoch: old.as_ref().map_or(1, |old| old.epoch + 1),
                 holder: Some(holder.id.clone()),
                 after: before,
@@ -144,6 +178,12 @@ impl Owner {
             return Ok(Self { objects: objects.clone(), state: Mutex::new(state) });
         }
         Err(contended(objects, &format!("others write {OWNER} at the same time")))
+    }
+
+    /// What it has taken.
+    pub(super) fn seen(&self) -> Seen {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Seen { id: state.record.id.clone(), epoch: state.record.epoch }
     }
 
     fn lock(&self) -> io::Result<MutexGuard<'_, State>> {

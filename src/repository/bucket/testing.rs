@@ -95,6 +95,11 @@ impl TestStore {
         objects(self.memory.clone()).put(below, content).unwrap();
     }
 
+    /// Somebody removes something from the bucket.
+    pub(crate) fn remove(&self, below: &std::path::Path) {
+        objects(self.memory.clone()).delete(&[below.to_owned()]).unwrap();
+    }
+
     /// As a person verifies it.
     pub(crate) fn verify(&self) -> Report {
         self.files(|files| check::verify(files).unwrap())

@@ -156,7 +156,7 @@ impl HttpRepository {
         }
         .await;
         let checked = result.and_then(|pieces| check((number, pack), block_size, plan, pieces));
-        if matches!(checked, Err(RepositoryError::Damaged(_))) {
+        if matches!(checked, Err(RepositoryError::Damaged(_) | RepositoryError::NotFound(_))) {
             // read there again, so that later generations do not refer to it
             let _ = self.request(Method::POST, &path).send().await;
         }
