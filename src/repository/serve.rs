@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Serve,
     arrivals::Arrivals,
-    bucket::Use,
+    bucket::{Moment, Use},
     collect,
     durable::{AllSteps, Root, disk_error},
     http::{self, Gate, Service},
@@ -76,7 +76,8 @@ impl Server {
         let (shown, clock, metrics) = (store.clone(), self.clock.clone(), self.metrics.clone());
         tokio::spawn(usage::keep_showing(shown, clock, metrics, self.stop.clone()));
         let (limits, arrivals, clock) = (args.limits(), Arrivals::default(), self.clock.clone());
-        self.gate.serve(http::router(Service { store: store.clone(), key, limits, arrivals, clock }));
+        let router = http::router(Service { store: store.clone(), key, limits, arrivals, clock });
+        self.gate.serve(router, args.bucket.bucket.is_some().then(Moment::now));
         self.readiness.ready(STORE);
         if args.bucket.bucket.is_none() {
             self.stop.cancelled().await;
@@ -87,9 +88,10 @@ impl Server {
                 let resigned = blocking(&store, |store| store.root.resign()).await;
                 return resigned.context("give the bucket up");
             }
+            let asked = Moment::now();
             match blocking(&store, |store| store.root.confirm()).await {
                 Ok(()) => {
-                    self.gate.open();
+                    self.gate.open(asked);
                     self.readiness.ready(STORE);
                 }
                 // what others have done there meanwhile is not known

@@ -9,6 +9,7 @@ mod ahead;
 mod cache;
 mod error;
 mod mirror;
+mod moment;
 mod note;
 mod objects;
 mod owner;
@@ -33,7 +34,7 @@ use self::{
     mirror::Mirror,
     owner::{Holder, Owner, Seen},
 };
-pub(super) use self::{cache::is_absent, error::is_of_bucket, objects::Objects, remote::Remote};
+pub(super) use self::{cache::is_absent, error::is_of_bucket, moment::Moment, objects::Objects, remote::Remote};
 use crate::store::layout::{BUCKET, IMAGES, JOBS, MANIFEST, RECORD, STAGING, decides};
 
 /// So many files are removed at a time: as many as a request to the store has.

@@ -13,7 +13,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{error, unconditional},
+    moment::Moment,
     note::{Stamp, note, stamp_of, stamped},
     objects::Objects,
 };
@@ -134,7 +135,7 @@ struct State {
     record: Record,
     version: UpdateVersion,
     /// When it was certain last.
-    seen: Instant,
+    seen: Moment,
     /// Another one has taken its place.
     lost: Option<String>,
     /// Of this it is not known whether it was written.
@@ -166,7 +167,7 @@ impl Owner {
                 number: 0,
             };
             let mode = found.map_or(PutMode::Create, |(_, version)| PutMode::Update(version));
-            let seen = Instant::now();
+            let seen = Moment::now();
             let Some(version) = objects.put_if(Path::new(OWNER), &record.bytes(), mode)? else { continue };
             check_conditions(objects, &record)?;
             let versions = HashMap::new();
@@ -196,15 +197,17 @@ impl Owner {
 
     /// An error unless it still is the owner, as far as was certain a moment ago.
     pub(super) fn confirm(&self) -> io::Result<()> {
-        let mut state = self.lock()?;
-        if state.seen.elapsed() < SEEN {
+        if self.lock()?.seen.elapsed() < SEEN {
             return Ok(());
         }
-        let asked = Instant::now();
-        match self.objects.get(Path::new(OWNER))? {
-            Some((bytes, version)) if is_own(&state, &bytes)? => {
-                state.version = version;
-                state.seen = asked;
+        let asked = Moment::now();
+        // others need not wait for the reply
+        let found = self.objects.get(Path::new(OWNER))?;
+        let mut state = self.lock()?;
+        match found {
+            // the version may be an older one by now
+            Some((bytes, _)) if is_own(&state, &bytes)? => {
+                state.seen = state.seen.max(asked);
                 Ok(())
             }
             found => Err(lose(&self.objects, &mut state, found.is_some())),
@@ -260,7 +263,7 @@ impl Owner {
         for _ in 0..TRIES {
             let pending = Some(below.to_owned());
             let new = Record { pending, number: state.record.number + 1, ..state.record.clone() };
-            let asked = Instant::now();
+            let asked = Moment::now();
             // also where this fails, no number is used twice
             state.record.number = new.number;
             if let Some(version) =
@@ -314,7 +317,7 @@ fn wait(objects: &Objects, state: &mut State, holder: &Holder, handover: Duratio
     tracing::info!(other, seconds = handover.as_secs(), "waiting for what another repository may have begun");
     objects.pause(handover)?;
     let record = Record { after: None, number: state.record.number + 1, ..state.record.clone() };
-    let asked = Instant::now();
+    let asked = Moment::now();
     let Some(version) = objects.put_if(Path::new(OWNER), &record.bytes(), PutMode::Update(state.version.clone()))?
     else {
         let why = format!(

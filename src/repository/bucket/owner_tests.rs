@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use object_store::memory::InMemory;
 use proptest::prelude::*;

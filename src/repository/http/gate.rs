@@ -1,6 +1,9 @@
 //! The way in: open, or closed with what is wrong.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -11,15 +14,37 @@ use axum::{
 use tower_service::Service as _;
 
 use super::Failure;
-use crate::driver::repository::{
-    RepositoryError,
-    wire::{PROTOCOL, VERSION},
+use crate::{
+    driver::repository::{
+        RepositoryError,
+        wire::{PROTOCOL, VERSION},
+    },
+    repository::bucket::Moment,
 };
+
+/// So long it is certain that a bucket is this repository's: less than another one waits before it serves it.
+const CERTAIN: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct Behind {
     router: Option<Router>,
     closed: Option<RepositoryError>,
+    /// When it was certain last that all behind it still is this repository's, if that is to be asked.
+    confirmed: Option<Moment>,
+}
+
+impl Behind {
+    fn way(&self) -> Result<Router, RepositoryError> {
+        match (&self.closed, &self.router) {
+            // nobody may have run for long: this is no matter of who asks the bucket
+            (None, Some(_)) if self.confirmed.is_some_and(|at| at.elapsed() > CERTAIN) => {
+                Err(RepositoryError::Unreachable("it is not certain any more that its bucket still is its own".into()))
+            }
+            (None, Some(router)) => Ok(router.clone()),
+            (Some(why), _) => Err(why.clone()),
+            (None, None) => Err(RepositoryError::Unreachable("it is opening its store".into())),
+        }
+    }
 }
 
 /// The way in. Clones share it.
@@ -36,14 +61,14 @@ impl Gate {
         self.change(|behind| behind.closed = Some(why));
     }
 
-    /// Whoever comes is let in again.
-    pub(in crate::repository) fn open(&self) {
-        self.change(|behind| behind.closed = None);
+    /// Whoever comes is let in again, for as long as what was confirmed then is certain.
+    pub(in crate::repository) fn open(&self, confirmed: Moment) {
+        self.change(|behind| (behind.closed, behind.confirmed) = (None, Some(confirmed)));
     }
 
-    /// This is behind it from now on.
-    pub(in crate::repository) fn serve(&self, router: Router) {
-        self.change(|behind| *behind = Behind { router: Some(router), closed: None });
+    /// This is behind it from now on: for good, or if it is certain since then.
+    pub(in crate::repository) fn serve(&self, router: Router, confirmed: Option<Moment>) {
+        self.change(|behind| *behind = Behind { router: Some(router), closed: None, confirmed });
     }
 
     /// What serves it.
@@ -53,14 +78,7 @@ impl Gate {
 }
 
 async fn pass(State(Gate(behind)): State<Gate>, request: Request) -> Response {
-    let to = {
-        let behind = behind.read().unwrap_or_else(PoisonError::into_inner);
-        match (&behind.closed, &behind.router) {
-            (None, Some(router)) => Ok(router.clone()),
-            (Some(why), _) => Err(why.clone()),
-            (None, None) => Err(RepositoryError::Unreachable("it is opening its store".into())),
-        }
-    };
+    let to = behind.read().unwrap_or_else(PoisonError::into_inner).way();
     match to {
         Ok(mut router) => match router.as_service::<Body>().call(request).await {
             Ok(reply) => reply,
@@ -94,11 +112,17 @@ mod tests {
         gate.close(RepositoryError::Unreachable("its bucket: there is no such bucket".into()));
         let (status, text) = ask().await;
         assert!(status == 503 && text.contains("no such bucket"), "{text}");
-        gate.serve(Router::new().route("/a", get(|| async { "here" })));
+        gate.serve(Router::new().route("/a", get(|| async { "here" })), None);
         assert_eq!(ask().await, (200, "here".into()));
         gate.close(RepositoryError::Unreachable("away".into()));
         assert_eq!(ask().await.0, 503);
-        gate.open();
+        gate.open(Moment::now());
+        assert_eq!(ask().await.0, 200);
+        // whoever was to ask again has not run
+        gate.open(Moment::now().before(CERTAIN + Duration::from_secs(1)));
+        let (status, text) = ask().await;
+        assert!(status == 503 && text.contains("not certain any more"), "{text}");
+        gate.open(Moment::now().before(CERTAIN / 2));
         assert_eq!(ask().await.0, 200);
     }
 }
