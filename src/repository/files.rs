@@ -66,13 +66,6 @@ pub(super) struct FileIdentity {
     changed: (i64, i64),
 }
 
-impl FileIdentity {
-    /// Its length.
-    pub(super) fn length(&self) -> u64 {
-        self.length
-    }
-}
-
 impl Files {
     /// Those of a directory, served or not.
     pub fn directory(path: &Path) -> io::Result<Self> {

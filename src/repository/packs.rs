@@ -15,7 +15,6 @@ use rustix::io::Errno;
 
 use super::{
     blocks::Entry,
-    bucket::is_of_bucket,
     durable::disk_error,
     files::{FileIdentity, Opened},
     indices::Held,
@@ -377,22 +376,12 @@ impl Store {
         self.root.identity(below).map_err(|e| disk_error(&e))
     }
 
-    fn has(&self, below: &Path, length: u64) -> Outcome<bool> {
-        self.root.has(below, length).map_err(|e| disk_error(&e))
-    }
-
     fn look(&self, below: &Path, name: PackName) -> Outcome<Look> {
         let identity = self.identity(below)?;
         let found = match check_pack(self.root.original(below).map(|(opened, _)| opened), name, false) {
             Ok(found) => Some(Ok(found)),
             Err(trouble) if trouble.is_absence() => None,
-            // what cannot be read to its end may have been replaced in the bucket
-            Err(Trouble::Disk(error)) => match identity {
-                Some(known) if is_of_bucket(&error) && !self.has(below, known.length())? => {
-                    Some(Err(PackError::Format("it has another length in the bucket")))
-                }
-                _ => return Err(disk_error(&error)),
-            },
+            Err(Trouble::Disk(error)) => return Err(disk_error(&error)),
             Err(Trouble::Damaged(error)) => Some(Err(error)),
         };
         Ok(Look { identity, found })
