@@ -134,6 +134,7 @@ fn kill(child: &mut Child) -> Result<()> {
 #[test]
 fn every_policy_brings_every_byte() -> Result<()> {
     let world = World::new(HOSTS, Some("60mbit"))?;
+    let mut idle = Vec::new();
     for policy in ["", "--node-seconds", "--deadline 1s", "--paper", "--room 0 --senders 2"] {
         let output = world.command(policy)?.output()?;
         let outcome = outcome(&output)?;
@@ -143,8 +144,7 @@ fn every_policy_brings_every_byte() -> Result<()> {
         let verdict = trace::check(&events(&world.path("events"))?);
         eprintln!("{policy}: {:.2} s, idle {:.4}, free {:?}", outcome.seconds, verdict.idle_share(), outcome.freed);
         ensure!(verdict.wrongs.is_empty() && verdict.stored == outcome.stored, "{policy}: {verdict:?}");
-        // with the noise of a machine that does other things
-        ensure!(verdict.idle_share() < 0.05, "{policy}: {verdict:?}");
+        idle.push(verdict.idle_share());
         ensure!(fs::read_dir(world.path("dest"))?.count() == HOSTS, "{policy}: something is left");
         fs::remove_dir_all(world.path("dest"))?;
         for node in 0..HOSTS {
@@ -152,6 +152,9 @@ fn every_policy_brings_every_byte() -> Result<()> {
             ensure!(left == 1, "{policy}: something is left on a node");
         }
     }
+    // a packet that is lost where the machine does other things costs one of them a fifth of a second
+    idle.sort_by(f64::total_cmp);
+    ensure!(idle[idle.len() / 2] < 0.01, "the repository's link was idle: {idle:?}");
     Ok(())
 }
 
