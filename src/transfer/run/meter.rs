@@ -7,8 +7,9 @@ const WARM: f64 = 0.2;
 /// Bytes of a span of time in which nothing changed.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    since: Option<f64>,
-    senders: usize,
+    /// Since when so many have been sending, and since when their bytes are counted.
+    sending: Option<(usize, f64)>,
+    counted: Option<f64>,
     bytes: u64,
 }
 
@@ -20,22 +21,27 @@ impl Meter {
 
     /// Bytes a second, if as many as may have been sending for long enough.
     pub(super) fn rate(&mut self, now: f64, sending: usize, may: usize) -> Option<f64> {
-        let begun = self.since.filter(|_| sending >= may && self.senders == may);
-        let Some(since) = begun else {
-            self.since = (sending >= may).then_some(now + WARM);
-            self.senders = may;
-            self.bytes = 0;
+        if sending < may {
+            (self.sending, self.counted) = (None, None);
+            return None;
+        }
+        let (_, since) = *self.sending.get_or_insert((may, now));
+        if self.sending.is_some_and(|(before, _)| before != may) {
+            (self.sending, self.counted) = (Some((may, now)), None);
+            return None;
+        }
+        if now - since < WARM {
+            return None;
+        }
+        let Some(counted) = self.counted else {
+            (self.counted, self.bytes) = (Some(now), 0);
             return None;
         };
-        if now < since {
-            self.bytes = 0;
+        if now - counted < WINDOW {
             return None;
         }
-        if now - since < WINDOW {
-            return None;
-        }
-        let rate = self.bytes as f64 / (now - since);
-        (self.since, self.bytes) = (Some(now), 0);
+        let rate = self.bytes as f64 / (now - counted);
+        (self.counted, self.bytes) = (Some(now), 0);
         Some(rate)
     }
 }
@@ -55,8 +61,8 @@ mod tests {
             let sending = usize::from(step != 12);
             found.extend(meter.rate(now, sending, 1).map(|rate| (step, rate.round() as i64)));
         }
-        assert!(found.len() >= 4 && found.iter().all(|(_, rate)| (900..=1200).contains(rate)), "{found:?}");
-        assert!(found[0].0 >= 5 && !found.iter().any(|(step, _)| (12..18).contains(step)), "{found:?}");
+        assert!(found.len() >= 4 && found.iter().all(|(_, rate)| (990..=1010).contains(rate)), "{found:?}");
+        assert!(found[0].0 >= 5 && !found.iter().any(|(step, _)| (12..17).contains(step)), "{found:?}");
         assert_eq!(meter.rate(4.0, 1, 2), None, "another number may send");
     }
 }
