@@ -4,39 +4,35 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use super::{Supervisor, console::Console, images, output, output::Output, vm::Vm};
+use super::{Supervisor, console::Console, fetch::Fetched, output, output::Output, vm::Vm};
 use crate::{
     driver::{
         agent::{LeaseState, LoadFault, VmState, limits::PATIENCE},
         guest::{channel::Channel, seed::Seed},
         qemu::{
             QemuError,
-            cmdline::{Kernel, Layer, VmDefinition, sockets},
+            cmdline::{Layer, VmDefinition, sockets},
             img::{self, Chain},
+            priority::Threads,
             probe,
             process::{self, Qemu},
             qmp::{Qmp, QmpError},
             restore,
         },
-        repository::{Brought, RepositoryError},
+        repository::RepositoryError,
     },
     store::{
-        machine::{Lack, named},
-        manifest::{FileKind, MemberPart},
+        machine::{Lack, MachineRecord, named},
+        manifest::FileKind,
     },
 };
 
 /// Hardware address of every guest's first card: each is alone behind its own NAT.
 const FIRST_CARD: &str = "02:76:00:00:00:01";
-/// How long until the repository is asked again.
-const AGAIN: Duration = Duration::from_secs(2);
 /// QEMU gives up when it has read nothing of the memory for this long.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
@@ -73,7 +69,7 @@ impl LoadError {
     }
 
     /// What goes wrong with the generation itself, and not with an image that all its members share.
-    fn of_part(error: RepositoryError) -> Self {
+    pub(super) fn of_part(error: RepositoryError) -> Self {
         match error {
             RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => Self::Part(error.to_string()),
             other => other.into(),
@@ -127,128 +123,63 @@ fn node(what: &'static str) -> impl Fn(std::io::Error) -> LoadError {
     move |error| LoadError::Node(format!("failed to {what}: {error}"))
 }
 
-/// An image that the repository does not have, or has damaged, is imported again: it is waited for, as
-/// long as the operator waits for this agent. No generation is to blame.
-fn awaited(error: RepositoryError) -> RepositoryError {
-    match error {
-        RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => {
-            RepositoryError::Unreachable(format!("an image: {error}; waiting until it is imported again"))
-        }
-        other => other,
-    }
-}
-
-/// What was fetched.
-pub(super) struct Fetched {
-    disk: PathBuf,
-    pub(super) kernel: Option<Kernel>,
-    pub(super) part: Option<MemberPart>,
-    /// Keeps the node from removing these files.
-    held: Vec<images::Cached>,
+/// A QEMU whose guest has no memory yet.
+struct Started {
+    qmp: Arc<Qmp>,
+    threads: Option<Threads>,
+    machine: MachineRecord,
+    base_format: img::Format,
+    disk_size: u64,
+    chain: Chain,
 }
 
 impl Supervisor {
-    /// Fetches image and generation; waits for a repository that does not answer.
-    pub(super) async fn fetch(&self) -> Result<Fetched, LoadError> {
-        let part = self.patiently(|| self.find_part()).await.map_err(LoadError::of_part)?;
-        self.check_node(part.as_ref()).await?;
-        // before the part, since an image may have to be waited for
-        let (disk, kernel, held) = self.patiently(|| self.fetch_images()).await?;
-        if let Some(part) = &part {
-            self.patiently(|| self.fetch_part(part)).await.map_err(LoadError::of_part)?;
+    /// Makes the VM of what was fetched; its memory comes while QEMU starts.
+    pub(super) async fn load(self: &Arc<Self>, fetched: Fetched) -> Result<(), LoadError> {
+        let (started, ()) = tokio::try_join!(self.start(&fetched), self.fetch_memory(&fetched))?;
+        let Started { qmp, threads, machine, base_format, disk_size, chain } = started;
+        if let Some(part) = &fetched.part {
+            self.load_memory(&qmp).await?;
+            self.restored_ran.store(part.ran.to_bits(), Ordering::Relaxed);
+            self.view.change(|facts| facts.guest.started = part.started);
         }
-        Ok(Fetched { disk, kernel, part, held })
-    }
-
-    /// Until the repository answers, has what is wanted or refuses; no longer than the agent may start anything.
-    async fn patiently<T, F>(&self, mut fetch: impl FnMut() -> F) -> Result<T, RepositoryError>
-    where
-        F: Future<Output = Result<T, RepositoryError>>,
-    {
-        let mut cleared = false;
-        loop {
-            match fetch().await {
-                Err(RepositoryError::Local { why, full: true }) if !cleared => {
-                    tracing::warn!(why, "the disk of the node is full");
-                    self.make_room().await;
-                    cleared = true;
-                }
-                Err(RepositoryError::Unreachable(why)) if self.view.now() < self.config.not_after => {
-                    tracing::warn!(why, "the repository does not answer");
-                    let until = self.config.not_after.strftime("%Y-%m-%dT%H:%MZ");
-                    self.view.wait(Some(format!("the repository: {why}; tried again until {until}")));
-                    tokio::time::sleep(AGAIN).await;
-                }
-                other => {
-                    self.view.wait(None);
-                    return other;
-                }
-            }
-        }
-    }
-
-    /// This member's part of the generation to restore, if there is one.
-    async fn find_part(&self) -> Result<Option<MemberPart>, RepositoryError> {
-        let Some(generation) = self.config.restore else { return Ok(None) };
-        let manifest = self.store.get_manifest(&self.config.job, generation).await?;
-        let found = manifest.members.into_iter().find(|part| part.index == self.config.member);
-        found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}"))).map(Some)
-    }
-
-    /// The files of the part.
-    async fn fetch_part(&self, part: &MemberPart) -> Result<(), RepositoryError> {
-        let generation = self.config.restore.unwrap_or_default();
-        let total = part.files.iter().map(|file| file.size).sum();
-        let (before, mut restored) = (AtomicU64::new(0), Brought::default());
-        let progress = |done: u64| {
-            let done = before.load(Ordering::Relaxed) + done;
-            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total }));
-        };
-        for file in &part.files {
-            let to = self.paths.vm.join(format!("load-{}", file.kind));
-            let (job, member) = (&self.config.job, self.config.member);
-            restored += self.store.get_part(job, generation, member, file, &to, &progress).await?;
-            before.fetch_add(file.size, Ordering::Relaxed);
-        }
-        tracing::info!(generation, fetched = restored.fetched, local = restored.local, "the generation is here");
-        self.view.change(|facts| facts.restored = Some(restored));
+        let sockets = self.paths.sockets();
+        let output =
+            Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.clone(), output::PATIENCE).await;
+        let console = Console::follow(&sockets.join(sockets::CONSOLE)).await.map_err(node("follow the console"))?;
+        // there is one VM in an agent's life
+        let _ = self.console.set(console);
+        let channel = Channel::connect(&sockets.join(sockets::GUEST_AGENT)).await;
+        *self.guest.lock().await = Some(channel.map_err(|error| LoadError::Node(error.to_string()))?);
+        *self.vm.lock().await = Some(Vm {
+            qmp,
+            threads,
+            version: probe::version().await?,
+            base: fetched.disk,
+            _held: fetched.held,
+            base_format,
+            disk_size,
+            memory: machine.memory,
+            next: u32::try_from(chain.overlays.len()).unwrap_or(u32::MAX),
+            chain,
+            output: output.map_err(node("follow the output"))?,
+            prepared: None,
+            gate: None,
+            being_read: std::collections::BTreeSet::new(),
+            patience: PATIENCE,
+            captured: std::collections::BTreeMap::new(),
+        });
+        self.view.change(|facts| {
+            facts.machine = Some(machine);
+            facts.set_vm(VmState::Loaded);
+        });
         Ok(())
     }
 
-    /// The disk, the kernel if it is given, and what keeps the node from removing their files.
-    async fn fetch_images(&self) -> Result<(PathBuf, Option<Kernel>, Vec<images::Cached>), RepositoryError> {
-        let image = &self.config.image;
-        let progress = |done: u64| {
-            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: done }));
-        };
-        let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
-        let fetched =
-            async |digest: &str| images::image(self.store.as_ref(), cache, digest, &progress).await.map_err(awaited);
-        let mut held = Vec::new();
-        let mut place = |cached: images::Cached| {
-            let path = cached.path.clone();
-            held.push(cached);
-            path
-        };
-        let disk = place(fetched(&image.disk).await?);
-        let kernel = match &image.kernel {
-            None => None,
-            Some(kernel) => {
-                let kernel = place(fetched(kernel).await?);
-                let initrd = match &image.initrd {
-                    None => None,
-                    Some(initrd) => Some(place(fetched(initrd).await?)),
-                };
-                Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
-            }
-        };
-        Ok((disk, kernel, held))
-    }
-
-    /// Makes the VM of what was fetched, once the lease is held (safety A4).
-    pub(super) async fn load(self: &Arc<Self>, fetched: Fetched) -> Result<(), LoadError> {
+    /// Starts QEMU, once the lease is held (safety A4).
+    async fn start(self: &Arc<Self>, fetched: &Fetched) -> Result<Started, LoadError> {
         self.view.until(|facts| facts.lease == LeaseState::Held).await;
-        let (mut machine, offer) = self.machine(&fetched).await?;
+        let (mut machine, offer) = self.machine(fetched).await?;
         self.make_directories().await?;
         let (format, base_size) = img::inspect_base(&fetched.disk).await?;
         let disk_size = self.config.vm.disk.map_or(base_size, |size| size.0);
@@ -285,7 +216,7 @@ impl Supervisor {
             memory_mib: machine.memory >> 20,
             disk: std::iter::once(layer("base".into(), fetched.disk.clone(), format)).chain(overlays).collect(),
             seed: self.paths.seed(),
-            kernel: fetched.kernel,
+            kernel: fetched.kernel.clone(),
             network: self.config.guest_network,
             mac: FIRST_CARD.into(),
             job_card: self.job_card(),
@@ -299,45 +230,7 @@ impl Supervisor {
         tokio::spawn(self.clone().follow_disk(qmp.clone()));
         self.watch_over(qemu);
         self.compare_cpu(&qmp, &mut machine, offer, fetched.part.as_ref()).await?;
-
-        if fetched.part.is_some() {
-            self.load_memory(&qmp).await?;
-        }
-        if let Some(part) = &fetched.part {
-            self.restored_ran.store(part.ran.to_bits(), Ordering::Relaxed);
-            self.view.change(|facts| facts.guest.started = part.started);
-        }
-        let sockets = self.paths.sockets();
-        let output =
-            Output::follow(&sockets.join(sockets::OUTPUT), &self.paths.output(), self.clone(), output::PATIENCE).await;
-        let console = Console::follow(&sockets.join(sockets::CONSOLE)).await.map_err(node("follow the console"))?;
-        // there is one VM in an agent's life
-        let _ = self.console.set(console);
-        let channel = Channel::connect(&sockets.join(sockets::GUEST_AGENT)).await;
-        *self.guest.lock().await = Some(channel.map_err(|error| LoadError::Node(error.to_string()))?);
-        *self.vm.lock().await = Some(Vm {
-            qmp,
-            threads,
-            version: probe::version().await?,
-            base: fetched.disk,
-            _held: fetched.held,
-            base_format: format,
-            disk_size,
-            memory: machine.memory,
-            chain,
-            next: top + 1,
-            output: output.map_err(node("follow the output"))?,
-            prepared: None,
-            gate: None,
-            being_read: std::collections::BTreeSet::new(),
-            patience: PATIENCE,
-            captured: std::collections::BTreeMap::new(),
-        });
-        self.view.change(|facts| {
-            facts.machine = Some(machine);
-            facts.set_vm(VmState::Loaded);
-        });
-        Ok(())
+        Ok(Started { qmp, threads, machine, base_format: format, disk_size, chain })
     }
 
     async fn make_directories(&self) -> Result<(), LoadError> {

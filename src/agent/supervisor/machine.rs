@@ -1,10 +1,7 @@
 //! How the VM is made on this node, and whether the node offers what a generation needs: asked before its
 //! memory is loaded. A node that does not says nothing against the generation (safety C3).
 
-use super::{
-    Supervisor,
-    load::{Fetched, LoadError},
-};
+use super::{Supervisor, fetch::Fetched, load::LoadError};
 use crate::{
     driver::{
         agent::Accelerator,

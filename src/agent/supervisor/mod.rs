@@ -10,6 +10,7 @@ mod contact;
 mod disk;
 #[cfg(test)]
 mod double;
+mod fetch;
 mod guest;
 mod images;
 mod load;

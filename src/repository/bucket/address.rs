@@ -30,7 +30,7 @@ pub struct Address {
     /// Keeps everything in this bucket, for example s3://bucket/folder; the directory is a cache then.
     #[arg(long)]
     pub bucket: Option<String>,
-    /// Address of the store, for example https://s3.example.org; that of AWS in the region if absent.
+    /// Address of the store, for example `https://s3.example.org`; that of AWS in the region if absent.
     #[arg(long, requires = "bucket")]
     pub endpoint: Option<String>,
     /// Region of the bucket.

@@ -1,6 +1,10 @@
 //! Finds blocks of a file that is made again among what the node keeps. Blocking.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use super::{Kept, names, sealed::Seal, shelf, shelf::Shelf};
 use crate::{
@@ -41,16 +45,32 @@ impl Kept {
                 return Ok(());
             }
         };
-        for (number, pack) in shelf.packs.iter().enumerate().filter(|(number, _)| !plan.of_pack(*number).is_empty()) {
-            match read(&pack.path, &self.seal, number, &plan, &names) {
-                Ok(piece) => match target.take(&piece, &plan) {
+        let wanted = shelf.packs.iter().enumerate().filter(|(number, _)| !plan.of_pack(*number).is_empty());
+        // the next pack is opened while the blocks of this one are compared and written
+        let (opened, opening) = mpsc::sync_channel(1);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let opened = opened;
+                for (number, pack) in wanted {
+                    match read(&pack.path, &self.seal, number, &plan, &names) {
+                        // nobody wants more of them
+                        Ok(piece) => {
+                            if opened.send(piece).is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => tracing::warn!(%error, path = %pack.path.display(), "a kept pack is of no use"),
+                    }
+                }
+            });
+            for piece in opening {
+                match target.take(&piece, &plan) {
                     Err(RepositoryError::Damaged(why)) => tracing::warn!(why, "a kept pack is damaged"),
                     taken => taken?,
-                },
-                Err(error) => tracing::warn!(%error, path = %pack.path.display(), "a kept pack is of no use"),
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The names of all blocks of a file, if they are those that the recipe means.

@@ -1,0 +1,154 @@
+//! Fetches what a VM is made of: images, and this member's part of the generation to restore.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use super::{Supervisor, images, load::LoadError};
+use crate::{
+    driver::{
+        agent::VmState,
+        qemu::cmdline::Kernel,
+        repository::{Brought, RepositoryError},
+    },
+    store::manifest::{FileKind, MemberPart, PartFile},
+};
+
+/// How long until the repository is asked again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// An image that the repository does not have, or has damaged, is imported again: it is waited for, as
+/// long as the operator waits for this agent. No generation is to blame.
+fn awaited(error: RepositoryError) -> RepositoryError {
+    match error {
+        RepositoryError::NotFound(_) | RepositoryError::Damaged(_) => {
+            RepositoryError::Unreachable(format!("an image: {error}; waiting until it is imported again"))
+        }
+        other => other,
+    }
+}
+
+/// What was fetched.
+pub(super) struct Fetched {
+    pub(super) disk: PathBuf,
+    pub(super) kernel: Option<Kernel>,
+    pub(super) part: Option<MemberPart>,
+    /// Keeps the node from removing these files.
+    pub(super) held: Vec<images::Cached>,
+    /// Where the bytes of the part came from so far.
+    brought: Brought,
+}
+
+impl Supervisor {
+    /// Fetches all but the memory; waits for a repository that does not answer.
+    pub(super) async fn fetch(&self) -> Result<Fetched, LoadError> {
+        let part = self.patiently(|| self.find_part()).await.map_err(LoadError::of_part)?;
+        self.check_node(part.as_ref()).await?;
+        // before the part, since an image may have to be waited for
+        let (disk, kernel, held) = self.patiently(|| self.fetch_images()).await?;
+        let mut fetched = Fetched { disk, kernel, part, held, brought: Brought::default() };
+        if let Some(part) = &fetched.part {
+            let brought = self.patiently(|| self.fetch_files(part, false)).await;
+            fetched.brought = brought.map_err(LoadError::of_part)?;
+        }
+        Ok(fetched)
+    }
+
+    /// Fetches the memory, if there is a generation to restore.
+    pub(super) async fn fetch_memory(&self, fetched: &Fetched) -> Result<(), LoadError> {
+        let Some(part) = &fetched.part else { return Ok(()) };
+        let mut brought = self.patiently(|| self.fetch_files(part, true)).await.map_err(LoadError::of_part)?;
+        brought += fetched.brought;
+        tracing::info!(fetched = brought.fetched, local = brought.local, "the generation is here");
+        self.view.change(|facts| facts.restored = Some(brought));
+        Ok(())
+    }
+
+    /// Until the repository answers, has what is wanted or refuses; no longer than the agent may start anything.
+    async fn patiently<T, F>(&self, mut fetch: impl FnMut() -> F) -> Result<T, RepositoryError>
+    where
+        F: Future<Output = Result<T, RepositoryError>>,
+    {
+        let mut cleared = false;
+        loop {
+            match fetch().await {
+                Err(RepositoryError::Local { why, full: true }) if !cleared => {
+                    tracing::warn!(why, "the disk of the node is full");
+                    self.make_room().await;
+                    cleared = true;
+                }
+                Err(RepositoryError::Unreachable(why)) if self.view.now() < self.config.not_after => {
+                    tracing::warn!(why, "the repository does not answer");
+                    let until = self.config.not_after.strftime("%Y-%m-%dT%H:%MZ");
+                    self.view.wait(Some(format!("the repository: {why}; tried again until {until}")));
+                    tokio::time::sleep(AGAIN).await;
+                }
+                other => {
+                    self.view.wait(None);
+                    return other;
+                }
+            }
+        }
+    }
+
+    /// This member's part of the generation to restore, if there is one.
+    async fn find_part(&self) -> Result<Option<MemberPart>, RepositoryError> {
+        let Some(generation) = self.config.restore else { return Ok(None) };
+        let manifest = self.store.get_manifest(&self.config.job, generation).await?;
+        let found = manifest.members.into_iter().find(|part| part.index == self.config.member);
+        found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}"))).map(Some)
+    }
+
+    /// The memory of the part, or its other files, which come before it.
+    async fn fetch_files(&self, part: &MemberPart, memory: bool) -> Result<Brought, RepositoryError> {
+        let generation = self.config.restore.unwrap_or_default();
+        let total = part.files.iter().map(|file| file.size).sum();
+        let (wanted, others): (Vec<&PartFile>, Vec<&PartFile>) =
+            part.files.iter().partition(|file| (file.kind == FileKind::Memory) == memory);
+        let earlier = if memory { others.iter().map(|file| file.size).sum() } else { 0 };
+        let (before, mut brought) = (AtomicU64::new(earlier), Brought::default());
+        let progress = |done: u64| {
+            let done = before.load(Ordering::Relaxed) + done;
+            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total }));
+        };
+        for file in wanted {
+            let to = self.paths.vm.join(format!("load-{}", file.kind));
+            let (job, member) = (&self.config.job, self.config.member);
+            brought += self.store.get_part(job, generation, member, file, &to, &progress).await?;
+            before.fetch_add(file.size, Ordering::Relaxed);
+        }
+        Ok(brought)
+    }
+
+    /// The disk, the kernel if it is given, and what keeps the node from removing their files.
+    async fn fetch_images(&self) -> Result<(PathBuf, Option<Kernel>, Vec<images::Cached>), RepositoryError> {
+        let image = &self.config.image;
+        let progress = |done: u64| {
+            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: done }));
+        };
+        let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
+        let fetched =
+            async |digest: &str| images::image(self.store.as_ref(), cache, digest, &progress).await.map_err(awaited);
+        let mut held = Vec::new();
+        let mut place = |cached: images::Cached| {
+            let path = cached.path.clone();
+            held.push(cached);
+            path
+        };
+        let disk = place(fetched(&image.disk).await?);
+        let kernel = match &image.kernel {
+            None => None,
+            Some(kernel) => {
+                let kernel = place(fetched(kernel).await?);
+                let initrd = match &image.initrd {
+                    None => None,
+                    Some(initrd) => Some(place(fetched(initrd).await?)),
+                };
+                Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
+            }
+        };
+        Ok((disk, kernel, held))
+    }
+}
