@@ -81,6 +81,8 @@ pub struct Guests {
 
 /// The nodes, the repository with an image, and who may speak to whom.
 pub struct World {
+    /// The program that starts each agent from now on, with other parts of the system than this machine has.
+    pub through: Option<PathBuf>,
     /// A node for each member; the repository's is the last.
     pub nodes: Nodes,
     root: tempfile::TempDir,
@@ -108,7 +110,7 @@ impl World {
             initrd: None,
             params: Some("root=/dev/vda console=ttyS0 quiet".into()),
         };
-        let mut world = Self { nodes, root, guests, certificates, image, server: Mutex::default() };
+        let mut world = Self { through: None, nodes, root, guests, certificates, image, server: Mutex::default() };
         world.start_repository()?;
         world.image = world.nodes.at_the_switch(world.import())?;
         Ok(world)
@@ -195,7 +197,11 @@ impl World {
         std::fs::write(directory.join("config.json"), config.to_string())?;
         std::fs::create_dir_all(root.join("leases"))?;
         let vm = root.join(format!("vm-{slot}"));
-        let mut fence = self.nodes.command(node, "unshare");
+        let mut fence = match &self.through {
+            Some(program) => self.nodes.command(node, program),
+            None => self.nodes.command(node, "env"),
+        };
+        fence.arg("unshare");
         fence.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", "--"]).arg(program()?);
         fence.args(["agent", "--config"]).arg(&directory).arg("--node-dir").arg(root.join("node"));
         let fence = fence.arg("--vm-dir").arg(&vm).stdin(Stdio::null()).stdout(log(root, &slot)?).spawn()?;
