@@ -108,6 +108,10 @@ impl Supervisor {
                 Ok(file) => files.push(file),
                 Err(error) => {
                     tracing::warn!(%error, generation = order.generation, "a generation cannot be sent");
+                    // its room is wanted
+                    if let Some(kept) = &self.kept {
+                        kept.let_go();
+                    }
                     return self.note(order.generation, |upload| {
                         upload.waiting = None;
                         upload.error = Some(error.to_string());

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        LAST_STORED, job::RunMembers, job_status::NetworkStatus,
+        job::RunMembers, job_status::NetworkStatus,
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
@@ -239,12 +239,9 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
         ]),
         ..Container::default()
     };
-    let shown = job.status.as_ref().and_then(|status| status.snapshots.shown());
     Pod {
-        metadata: ObjectMeta {
-            annotations: shown.map(|shown| BTreeMap::from([(LAST_STORED.into(), shown)])),
-            ..metadata(job, placement, config)
-        },
+        // what is stored is written to it afterwards, by whom it belongs to
+        metadata: metadata(job, placement, config),
         spec: Some(PodSpec {
             node_name: Some(placement.node.0.clone()),
             host_network: Some(true),

@@ -238,7 +238,8 @@ where
         "kind": K::kind(&()),
         "metadata": {"name": object.name, "uid": object.uid, "annotations": annotations},
     });
-    let parameters = PatchParams::apply(FIELD_MANAGER);
+    // nobody else has anything to say in it, whoever copied it there
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(name_of(object)?, &parameters, &Patch::Apply(&body)).await.map(drop).map_err(|e| refused(&e))
 }
 

@@ -37,7 +37,7 @@ const MOST_UNFIT: usize = 64;
 const NAMED: usize = 12;
 /// A request that waits is not sent anew before this time, whatever is learnt of nodes: each loses its place in the
 /// queue.
-const RENEW: Duration = Duration::from_secs(10 * 60);
+const RENEW: Duration = Duration::from_secs(60 * 60);
 /// How often what other jobs have learnt is looked at by one whose request waits.
 const LOOK: Duration = Duration::from_secs(5 * 60);
 

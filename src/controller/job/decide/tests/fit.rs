@@ -233,7 +233,7 @@ fn a_request_that_waits_is_renewed_for_what_is_learnt_meanwhile_but_not_at_once(
     life.run(300);
     assert_eq!(requests(&life).len(), sent);
     life.seen.content = known;
-    life.run(900);
+    life.run(3900);
     let avoided: Vec<String> = requests(&life).last().unwrap().avoid.iter().map(ToString::to_string).collect();
     assert_eq!((requests(&life).len(), avoided), (sent + 1, vec!["node-7".to_owned()]), "renewed once");
     // the first one is given back before the second is sent, and is used no more
@@ -260,7 +260,7 @@ fn c3_kvm_that_was_missing_once_is_taken_for_a_passing_fault() {
     );
     life.run(1500);
     assert_eq!((requests(&life).len(), life.writes), (sent, writes), "a storm");
-    life.run(400);
+    life.run(2200);
     assert_eq!((requests(&life).len(), avoided(&life)), (sent + 1, 0), "the node is asked for again");
     // missing there again, it is missing
     let slot = life.status().slots.last().unwrap().id.clone();

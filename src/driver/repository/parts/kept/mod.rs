@@ -19,7 +19,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use rustix::{
@@ -51,6 +54,8 @@ pub struct Kept {
     sent: Mutex<Sent>,
     /// One at a time changes the directory; none any more once it is over.
     work: Mutex<Work>,
+    /// So many want its room back at once: nothing is written meanwhile.
+    wanted: AtomicUsize,
     held: File,
 }
 
@@ -93,6 +98,7 @@ impl Kept {
             limit: config.limit,
             sent: Mutex::default(),
             work: Mutex::new(Work::Goes),
+            wanted: AtomicUsize::new(0),
             held: lock,
         }))
     }
@@ -116,12 +122,26 @@ impl Kept {
         }
     }
 
-    /// Gives all room back, if nothing is being written: that stops by itself when the disk is full.
+    /// Gives all room back; what is being written ends soon.
     pub fn give_way(&self) {
-        if let Ok(_work) = self.work.try_lock() {
+        self.wanted.fetch_add(1, Ordering::AcqRel);
+        {
+            let _work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
             self.clear();
+            // an open file of a capture takes its room, whether it has a name or not
+            self.let_go();
         }
+        self.wanted.fetch_sub(1, Ordering::AcqRel);
         sweep::sweep(&self.root, 0);
+    }
+
+    /// Nothing of what was sent will be kept.
+    pub fn let_go(&self) {
+        *self.sent.lock().unwrap_or_else(PoisonError::into_inner) = Sent::default();
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) > 0
     }
 
     fn clear(&self) {

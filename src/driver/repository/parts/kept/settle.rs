@@ -14,7 +14,7 @@ use crate::{
     names::Generation,
     store::{
         manifest::FileKind,
-        pack::{BlockName, Builder, PACK},
+        pack::{BlockName, Builder, FULL},
     },
 };
 
@@ -74,6 +74,7 @@ impl Kept {
                 Ok(())
             })?;
         }
+        let stop = &|| stop() || self.is_wanted();
         let anew = anew(&shelf, &used);
         let mut number = shelf.next();
         for (kind, file) in &sent.files {
@@ -84,6 +85,9 @@ impl Kept {
                 return Ok(false);
             }
             (number, room) = (missing.number, missing.room);
+            if stop() {
+                return Ok(false);
+            }
             self.name(generation, *kind, file)?;
         }
         self.prune(generation, &shelf, used, &anew)?;
@@ -155,7 +159,7 @@ impl Kept {
 /// The packs whose blocks are written anew: little of them is needed, or too many are small.
 fn anew(shelf: &Shelf, used: &Used) -> Vec<bool> {
     // by the smallest blocks: a small pack of large ones is written again, which costs as little
-    let small = |slots: usize| slots < PACK / crate::store::pack::PAGE / SPARSE;
+    let small = |slots: usize| slots < FULL / crate::store::pack::PAGE / SPARSE;
     let too_many = shelf.packs.iter().filter(|pack| small(pack.slots)).count() > SMALL;
     let packs = shelf.packs.iter().enumerate();
     packs.map(|(number, pack)| used.of(number) * SPARSE < pack.slots || (too_many && small(pack.slots))).collect()
