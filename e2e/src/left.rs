@@ -28,11 +28,13 @@ pub async fn left(bed: &TestBed, job: &Job) -> Result<Vec<String>> {
     let secrets: Api<Secret> = Api::namespaced(bed.client.clone(), SYSTEM);
     left.extend(secrets.list(&ours).await?.iter().map(|secret| format!("Secret {}", secret.name_any())));
     let short = JobUid(uid.into()).short();
+    // what a node keeps of captures is sealed, and stays where a job was before for a day
     // the brackets keep the shell that looks from finding itself
     let (first, rest) = short.split_at_checked(1).context("an empty uid")?;
     let look = format!(
         "for f in $(grep -ls '[{first}]{rest}' /proc/[0-9]*/cmdline); do echo process $(tr '\\0' ' ' < $f); done; \
-         find /var/lib/vmdeploy /run /dev/shm -xdev -name '*[{first}]{rest}*' ! -path '*/repository/jobs/*' 2> /dev/null; \
+         find /var/lib/vmdeploy /run /dev/shm -xdev -name '*[{first}]{rest}*' ! -path '*/repository/jobs/*' \
+              ! -path '/var/lib/vmdeploy/captures/*' 2> /dev/null; \
          find /var/lib/vmdeploy/repository -path '*[{first}]{rest}*' -type f ! -name record.json 2> /dev/null; \
          {} true",
         job.vnis().into_iter().map(segment).collect::<String>()

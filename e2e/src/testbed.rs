@@ -91,13 +91,18 @@ impl TestBed {
 
     /// Has so many operators run; returns when they do, or others have ended.
     pub fn operators(&self, replicas: u32) -> Result<()> {
-        let operators = "app.kubernetes.io/component=operator";
-        let (deployment, replicas) = ("deployment/vmdeploy-operator", format!("--replicas={replicas}"));
-        self.run(&["kubectl", "-n", SYSTEM, "scale", deployment, &replicas])?;
-        if replicas.ends_with("=0") {
-            self.run(&["kubectl", "-n", SYSTEM, "wait", "--for=delete", "pod", "-l", operators, "--timeout=60s"])?;
+        self.scale("operator", replicas)
+    }
+
+    /// The same of any of our processes that is a Deployment, by the component's name.
+    pub fn scale(&self, component: &str, replicas: u32) -> Result<()> {
+        let pods = format!("app.kubernetes.io/component={component}");
+        let (deployment, count) = (format!("deployment/vmdeploy-{component}"), format!("--replicas={replicas}"));
+        self.run(&["kubectl", "-n", SYSTEM, "scale", &deployment, &count])?;
+        if replicas == 0 {
+            self.run(&["kubectl", "-n", SYSTEM, "wait", "--for=delete", "pod", "-l", &pods, "--timeout=60s"])?;
         } else {
-            self.run(&["kubectl", "-n", SYSTEM, "rollout", "status", deployment, "--timeout=120s"])?;
+            self.run(&["kubectl", "-n", SYSTEM, "rollout", "status", &deployment, "--timeout=120s"])?;
         }
         Ok(())
     }

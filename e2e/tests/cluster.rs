@@ -198,13 +198,14 @@ async fn b14_each_owns_its_part_of_a_snapshot() -> Result<()> {
     without_operator(&bed, share(place)).await
 }
 
-/// Does this while no operator of the test bed writes to the same objects.
+/// Does this while neither operator nor kget of the test bed writes to the same objects.
 async fn without_operator(bed: &TestBed, work: impl Future<Output = Result<()>>) -> Result<()> {
     static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _alone = ALONE.lock().await;
-    bed.operators(0)?;
+    let all = |replicas| ["operator", "kget"].into_iter().try_for_each(|component| bed.scale(component, replicas));
+    all(0)?;
     let done = work.await;
-    bed.operators(1)?;
+    all(1)?;
     done
 }
 

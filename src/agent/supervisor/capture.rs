@@ -415,9 +415,9 @@ async fn make_ready(vm: &mut Vm, paths: &Paths, order: &CaptureOrder) -> Result<
 /// Takes all output that QEMU still has; the guest stands still.
 async fn drained(vm: &Vm) -> Result<(), QemuError> {
     // one that the disk does not take in time is in nobody's file, and QEMU has sent it
-    let drain = async || match vm.output.drain(DRAIN_LIMIT).await {
-        true => Ok(()),
-        false => Err(QemuError::Late("keeping the command's output")),
+    let drain = async || {
+        let drained = vm.output.drain(DRAIN_LIMIT).await;
+        drained.then_some(()).ok_or(QemuError::Late("keeping the command's output"))
     };
     loop {
         let before = vm.output.length();

@@ -224,7 +224,9 @@ impl Bucket {
             let _begun = self.begin()?;
             self.objects.delete(some)?;
             let owner = self.owner()?;
-            some.iter().for_each(|below| owner.forget(below));
+            for below in some {
+                owner.forget(below);
+            }
         }
         Ok(())
     }
