@@ -174,9 +174,10 @@ impl Files {
         let found = fs::metadata(self.at(below))?;
         if bucket::is_absent(&found) && bucket.passes_on(found.len()) {
             // whoever gets its bytes as they come would not know an end that comes too early from a broken connection
-            return match bucket.has(below, found.len())? {
-                true => Ok(Opened::There(bucket.open(below, found.len()))),
-                false => Err(io::ErrorKind::NotFound.into()),
+            return if bucket.has(below, found.len())? {
+                Ok(Opened::There(bucket.open(below, found.len())))
+            } else {
+                Err(io::ErrorKind::NotFound.into())
             };
         }
         match bucket.fetch(&self.path, below, || self.scratch()) {

@@ -47,10 +47,12 @@ pub(crate) enum Part {
     Stored,
 }
 
+type Measure = fn() -> Result<Vec<Figure>>;
+
 /// Measures all, or only one part. The figures from the test bed are left out, and said to be, where none is in the
 /// environment.
 pub(crate) async fn measure(only: Option<Part>) -> Result<Measured> {
-    let parts: [(Part, fn() -> Result<Vec<Figure>>); 3] =
+    let parts: [(Part, Measure); 3] =
         [(Part::Pauses, pause::measure), (Part::Restores, restore::measure), (Part::Costs, cost::measure)];
     let wanted = |part: Part| only.is_none_or(|only| only == part);
     let mut measured = Measured { figures: Vec::new(), failed: Vec::new() };
