@@ -49,7 +49,7 @@ pub struct Args {
     pub(super) plan: bool,
     /// The file on each host, in which {host} stands for its name; or several by a pattern with * and ?.
     pub(super) source: String,
-    /// A directory here: it gets DEST/<host>, or DEST/<host>/<file> with a pattern.
+    /// A directory here: it gets `DEST/HOST`, or `DEST/HOST/FILE` with a pattern.
     pub(super) dest: PathBuf,
 }
 
