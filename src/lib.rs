@@ -148,7 +148,7 @@
 //! - **What is in a bucket**: the bucket. The volume in front of it is a cache of what it has, and shows all its names; what only
 //!   the volume has was never acknowledged. Whose the bucket is says an object in it: each repository that starts raises
 //!   its epoch, and records and manifests are announced in it before they are put, on the condition that nothing has
-//!   changed. So one that is only cut off publishes nothing more, at whatever moment it goes on.
+//!   changed. So one that is only cut off publishes nothing more, at whatever moment it goes on, but for the cases below.
 //! - **What is in the packs**: the packs themselves, named by their index. Where a block is found again is noted
 //!   in a database that is made anew from them when it is lost.
 //! - **Slots**: the site. Its answers are facts with an age; no answer is `Unknown`, and neither destroys
@@ -192,6 +192,10 @@
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
 //! - **One reservation for all members.** `Gang` works; `PerMember` is refused, and `acquireTimeout` with it.
+//! - **What a bucket does not hold yet.** Removals are not announced: a repository that stands still for longer than the
+//!   handover between its look at the owner and its request can still remove what its successor relies on, and can
+//!   make a note anew in a place whose successor's note was removed meanwhile. A job's results go there under the
+//!   job's lock, so that a fence may wait for a large one.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new

@@ -25,7 +25,7 @@ use vmdeploy::{
     },
     names::{Generation, Identity, Incarnation},
     store::{
-        manifest::{Manifest, VERSION},
+        manifest::{Manifest, MemberPart, VERSION},
         ticket::{Ticket, TicketKey},
     },
     tls::{self, Authority as Certificates, Credentials},
@@ -240,27 +240,12 @@ impl World {
     pub async fn store(&self, agents: &[Agent], generation: Generation) -> Result<Manifest> {
         let members = try_join_all(agents.iter().map(|agent| self.send(agent, generation))).await?;
         let incarnation = agents.first().context("no members")?.authority.incarnation;
-        let manifest = Manifest {
-            version: VERSION,
-            job: JOB.into(),
-            job_name: "job".into(),
-            namespace: "default".into(),
-            generation,
-            incarnation,
-            parent: None,
-            reason: SnapshotReason::Periodic,
-            taken_at: jiff::Timestamp::now(),
-            nonce: nonce(generation),
-            image: self.image.clone(),
-            members,
-            guests: None,
-            ancestor: None,
-        };
+        let manifest = manifest(generation, incarnation, self.image.clone(), members);
         self.repository(&Identity::Kget)?.publish(&manifest).await?;
         Ok(manifest)
     }
 
-    async fn send(&self, agent: &Agent, generation: Generation) -> Result<vmdeploy::store::manifest::MemberPart> {
+    async fn send(&self, agent: &Agent, generation: Generation) -> Result<MemberPart> {
         let Authority { incarnation, .. } = agent.authority;
         let expires = jiff::Timestamp::now() + LIMIT;
         let ticket =
@@ -279,6 +264,31 @@ impl World {
         let mut record = part.and_then(|part| part.record).context("captured without a record")?;
         record.files = upload.files;
         Ok(record)
+    }
+}
+
+/// A generation of the job, by its members' parts.
+pub(crate) fn manifest(
+    generation: Generation,
+    incarnation: Incarnation,
+    image: ResolvedImage,
+    members: Vec<MemberPart>,
+) -> Manifest {
+    Manifest {
+        version: VERSION,
+        job: JOB.into(),
+        job_name: "job".into(),
+        namespace: "default".into(),
+        generation,
+        incarnation,
+        parent: None,
+        reason: SnapshotReason::Periodic,
+        taken_at: jiff::Timestamp::now(),
+        nonce: nonce(generation),
+        image,
+        members,
+        guests: None,
+        ancestor: None,
     }
 }
 

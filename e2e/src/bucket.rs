@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use vmdeploy::{
-    api::{job_status::ResolvedImage, snapshot::SnapshotReason},
+    api::job_status::ResolvedImage,
     driver::{
         agent::Accelerator,
         repository::{ByteStore as _, Repository as _, http::HttpRepository},
@@ -18,13 +18,13 @@ use vmdeploy::{
     names::{Generation, Identity, Incarnation},
     store::{
         machine::MachineRecord,
-        manifest::{FileKind, Manifest, MemberPart, VERSION},
+        manifest::{FileKind, Manifest, MemberPart},
         ticket::{Ticket, TicketKey},
     },
     tls::{self, Authority},
 };
 
-use crate::agents::{JOB, LIMIT, Process, SECRET, give_repository, issue, log, prepared, program, serve};
+use crate::agents::{self, JOB, LIMIT, Process, SECRET, give_repository, issue, log, prepared, program, serve};
 
 const BUCKET: &str = "jobs";
 const ACCESS: &str = "vmdeploy";
@@ -208,30 +208,17 @@ fn manifest(
         flags: vec![],
         withheld: vec![],
     };
-    Manifest {
-        version: VERSION,
-        job: JOB.into(),
-        job_name: "job".into(),
+    let image = ResolvedImage {
         namespace: "default".into(),
-        generation,
-        incarnation,
-        parent: None,
-        reason: SnapshotReason::Periodic,
-        taken_at: jiff::Timestamp::now(),
-        nonce: format!("cut-{generation}"),
-        image: ResolvedImage {
-            namespace: "default".into(),
-            name: "light".into(),
-            disk: format!("sha256:{}", "0".repeat(64)),
-            virtual_size: 1 << 30,
-            kernel: None,
-            initrd: None,
-            params: None,
-        },
-        members: vec![MemberPart { index: 0, files, machine, output_bytes: 0, started: true, ran: 1.0 }],
-        guests: None,
-        ancestor: None,
-    }
+        name: "light".into(),
+        disk: format!("sha256:{}", "0".repeat(64)),
+        virtual_size: 1 << 30,
+        kernel: None,
+        initrd: None,
+        params: None,
+    };
+    let part = MemberPart { index: 0, files, machine, output_bytes: 0, started: true, ran: 1.0 };
+    agents::manifest(generation, incarnation, image, vec![part])
 }
 
 /// A file of so many bytes that do not compress.

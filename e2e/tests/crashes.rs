@@ -119,7 +119,7 @@ struct Life<'a> {
     nonces: Vec<String>,
     incarnation: u32,
     generation: Generation,
-    /// What a capture, its transfer and its publication take.
+    /// What a capture, its transfer and its publication take: less, the more of it the repository has.
     takes: Duration,
 }
 
@@ -138,11 +138,11 @@ impl<'a> Life<'a> {
     async fn round(&mut self, seed: u64) -> Result<bool> {
         let mut chance = Chance(seed.wrapping_mul(1000));
         let victim = chance.victim();
-        let moment = self.takes.mul_f64(chance.next() * 1.2);
+        let moment = self.takes.mul_f64(chance.next());
         eprintln!("seed {seed}: {victim:?} {} ms into generation {}", moment.as_millis(), self.generation + 1);
         let before = newest(self.world).await?;
         self.generation += 1;
-        let in_time = AtomicBool::new(false);
+        let (in_time, begun) = (AtomicBool::new(false), Instant::now());
         let death = async {
             tokio::time::sleep(moment).await;
             in_time.store(true, Ordering::SeqCst);
@@ -159,7 +159,8 @@ impl<'a> Life<'a> {
             died = death => { died?; None }
         };
         if !in_time.load(Ordering::SeqCst) {
-            eprintln!("seed {seed}: it was over before");
+            self.takes = begun.elapsed();
+            eprintln!("seed {seed}: it was over before, after {} ms", self.takes.as_millis());
             strike(self.world, &self.agents, victim)?;
         }
         match (victim, done) {

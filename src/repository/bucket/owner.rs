@@ -3,7 +3,7 @@
 //! then put only if what is there is what was there before.
 //!
 //! So an old repository that is only cut off, or stands still for however long between any two of its requests, can
-//! publish nothing any more (safety A9, B1): either its announcement comes too late; or its successor finds the
+//! publish nothing any more (safety A9, B1), as long as what its successor wrote there stays: either its announcement comes too late; or its successor finds the
 //! announcement, and writes in that one place, before it looks at anything else, so that the late request is refused.
 //! Removals are asked for only shortly after the object was seen; the successor waits for as long as they may last, and
 //! whom it waits for stands in the object until that is over: whoever comes after a successor that has ended waits too.
@@ -304,7 +304,10 @@ fn lose(objects: &Objects, state: &mut State, is_taken: bool) -> io::Error {
             "another repository has taken {name} over: stop the other one and start this one again, or {ANOTHER_PREFIX}"
         )
     } else {
-        format!("{OWNER} was removed from {name}: start the repository again")
+        format!(
+            "{OWNER} was removed from {name}: nothing is written any more; if the rest of it is whole, empty the volume and \
+             start the repository again"
+        )
     };
     tracing::error!(why, "this repository is not the owner of its bucket any more");
     state.lost = Some(why.clone());
