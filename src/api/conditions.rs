@@ -107,6 +107,8 @@ pub enum Reason {
     SlotsRequested,
     /// The slots run.
     SlotsRunning,
+    /// Some slots ran and the others did not come in time: all are given back and asked for again later.
+    SlotsIncomplete,
     /// The agents are being placed.
     AgentsStarting,
     /// The agents hold their leases.

@@ -65,8 +65,7 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
 #[x_kube(
     validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
     validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
-    validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime"),
-    validation = ("self.slots.allocation != 'PerMember'", "slots.allocation PerMember is not available in this version: use Gang")
+    validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BestEffortJobSpec {
@@ -288,7 +287,7 @@ pub struct KeyReference {
 /// Where and how nodes are asked for.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.acquireTimeout)", "acquireTimeout is for PerMember, which is not available in this version: leave it out"))]
+#[x_kube(validation = ("!has(self.acquireTimeout) || self.allocation == 'PerMember'", "acquireTimeout is for slots.allocation PerMember: leave it out, or ask for that"))]
 pub struct SlotSpec {
     /// A site of the operator's configuration.
     #[x_kube(validation = ("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')", "site must be the name of a site of the operator's configuration: lower-case letters, digits, dot and hyphen"))]
@@ -307,7 +306,9 @@ pub struct SlotSpec {
     /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
-    /// With PerMember, if not all slots run within this time, all are given back and asked for again later. Not available in this version.
+    /// With PerMember: if not all slots run within this time since the first does, all are given back and asked for
+    /// again later; 10m unless set. So long, too, the others wait for replacements of slots that were taken.
+    #[x_kube(validation = ("duration(self) >= duration('30s') && duration(self) <= duration('24h')", "acquireTimeout must lie between 30s and 24h, for example 10m"))]
     #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acquire_timeout: Option<Duration>,
@@ -319,7 +320,8 @@ pub enum Allocation {
     /// One reservation of n nodes: kept or lost as a whole.
     #[default]
     Gang,
-    /// n reservations of one node: they can be given back one by one. Not available in this version.
+    /// n reservations of one node: they can be given back one by one, and when some are wanted back only those are
+    /// left. The others stand by until there are as many new ones.
     PerMember,
 }
 

@@ -72,6 +72,9 @@ pub struct BestEffortJobStatus {
     /// Slots held or being given back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slots: Vec<SlotStatus>,
+    /// Since when some slots run and wait for others, with slots.allocation PerMember.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incomplete_since: Option<Time>,
     /// The members of the job; index, address and MAC never change.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
@@ -145,9 +148,16 @@ pub struct PendingSubmission {
     /// Digest of what was asked for, to see whether the spec asks for something else by now.
     #[serde(default)]
     pub request: String,
+    /// So many slots were asked for.
+    #[serde(default = "one")]
+    pub reservations: u32,
     /// Nodes that the request leaves out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A request to the scheduler, besides what its digest says.
@@ -195,6 +205,13 @@ pub struct SlotStatus {
     /// Why the operator gives it back; set before it does, so that its own deletion never looks like a person's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseIntent>,
+}
+
+impl SlotStatus {
+    /// Whether it is in use or waited for: neither over nor being given back.
+    pub fn is_in_use(&self) -> bool {
+        self.release.is_none() && self.state != SlotState::Ended
+    }
 }
 
 /// The state of a slot.

@@ -230,7 +230,7 @@ impl Site for Fused<dyn Site> {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn submit(&self, request: &SlotRequest) -> Result<SlotId, SiteError> {
+    async fn submit(&self, request: &SlotRequest) -> Result<Vec<SlotId>, SiteError> {
         self.fuse.write("submit", self.inner.submit(request)).await
     }
     async fn look_up(&self, prefix: &str, since: Option<Timestamp>) -> Result<BTreeMap<SlotId, Glance>, SiteError> {

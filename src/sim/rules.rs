@@ -7,7 +7,8 @@ use std::{
 
 use super::World;
 use crate::{
-    api::{BestEffortJobStatus, JobPhase},
+    api::{BestEffortJobStatus, JobPhase, job::Allocation},
+    controller::job::decide::nodes,
     driver::cluster::ClusterView as _,
     names::{Generation, Incarnation, JobUid, SlotId},
 };
@@ -19,8 +20,8 @@ const LONGEST_STOP: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(super) struct Rules {
     before: Option<BestEffortJobStatus>,
-    /// The slot that was used for each submission: one, ever.
-    used: BTreeMap<(JobUid, u32), SlotId>,
+    /// The slots that were used for each submission: as many as it asked for, ever.
+    used: BTreeMap<(JobUid, u32), BTreeSet<SlotId>>,
     /// The nonce and the incarnation of each generation's cut.
     cuts: BTreeMap<(JobUid, Generation), (String, Incarnation)>,
     /// Jobs of which a complete generation exists.
@@ -48,13 +49,13 @@ impl Rules {
             .or_else(|| nobody_stands_still(world))
     }
 
-    /// Never two OAR jobs used for one attempt.
+    /// Never more OAR jobs used for one attempt than the job needs: one, or one for each node.
     fn one_slot_for_a_submission(&mut self, world: &World) -> Option<String> {
         let mut running: BTreeMap<&JobUid, BTreeSet<&SlotId>> = BTreeMap::new();
         for body in world.bodies.iter().filter(|body| body.runs()) {
             running.entry(&body.config.job).or_default().insert(&body.config.slot);
         }
-        let twice = running.iter().find(|(_, slots)| slots.len() > 1);
+        let twice = running.iter().find(|(job, slots)| slots.len() > needed(world, job));
         if let Some((job, slots)) = twice {
             return Some(format!("a10: {job} computes on {slots:?} at the same time"));
         }
@@ -64,9 +65,10 @@ impl Rules {
             let Some(submission) = names.get(slot).and_then(|name| crate::names::submission_of(job, name)) else {
                 return Some(format!("an agent on slot {slot}, which is not of its job"));
             };
-            let first = self.used.entry((job.clone(), submission)).or_insert_with(|| slot.clone());
-            if first != slot {
-                return Some(format!("a10: submission {submission} used slot {first}, and then {slot}"));
+            let used = self.used.entry((job.clone(), submission)).or_default();
+            used.insert(slot.clone());
+            if used.len() > needed(world, job) {
+                return Some(format!("a10: submission {submission} used slots {used:?}"));
             }
         }
         None
@@ -126,6 +128,15 @@ impl Rules {
         }
         None
     }
+}
+
+/// How many slots a job needs, as long as it is there.
+fn needed(world: &World, job: &JobUid) -> usize {
+    let found = world.cluster.jobs().into_iter().find(|found| found.metadata.uid.as_ref() == Some(&job.0));
+    found.map_or(usize::MAX, |job| match job.spec.slots.allocation {
+        Allocation::Gang => 1,
+        Allocation::PerMember => nodes(&job.spec) as usize,
+    })
 }
 
 /// Never two copies of a member that could run at the same time (A1).

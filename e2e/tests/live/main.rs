@@ -15,6 +15,7 @@ mod master;
 mod mistakes;
 mod operator;
 mod parallel;
+mod per_member;
 mod suspend;
 mod testbed;
 mod world;

@@ -17,6 +17,8 @@ fn submit_one() -> Effect {
     let request = SlotRequest {
         name: "vmdeploy-x-1".into(),
         nodes: 1,
+        reservations: 1,
+        acquire: Duration::ZERO,
         walltime: Duration::from_secs(60),
         grace: Duration::ZERO,
         lease_prefix: "x-".into(),
@@ -99,6 +101,7 @@ async fn c4_slots_are_given_back_with_the_account_they_were_asked_for_with() {
     stage.ctx.memory.update(&stage.uid, |memory| memory.account = Some(account));
     let status = job.status.get_or_insert_default();
     status.pending_submission = Some(crate::api::job_status::PendingSubmission {
+        reservations: 1,
         number: 1,
         since: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(old),
         doubtful: true,

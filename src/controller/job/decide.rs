@@ -13,6 +13,7 @@ mod draft;
 mod evacuate;
 mod finish;
 mod fit;
+mod give_back;
 mod lose;
 mod master;
 mod members;
@@ -23,6 +24,7 @@ mod place;
 mod queue;
 mod quota;
 mod run;
+mod seats;
 mod start;
 mod store;
 #[cfg(test)]
@@ -36,7 +38,7 @@ pub(crate) use self::{
     admit::fits,
     draft::sent_key,
     fit::incompatible,
-    master::{called, wanted},
+    master::{called, nodes, wanted},
     unfit::left_out_of,
 };
 use super::plan::{Effect, Plan, Seen};

@@ -2,6 +2,7 @@
 //! brings: a pass with nothing to do asks nobody anything.
 
 mod cluster;
+mod partly;
 mod repository;
 mod room;
 
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, Reason, VmImage, conditions,
-        job::Master,
+        job::{Allocation, Master},
         job_status::{ResolvedImage, SlotState, SlotStatus},
     },
     driver::{
@@ -95,6 +96,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         unread_snapshots: !ctx.view.has_all_snapshots(namespace(job)),
         room,
         unfit,
+        partly_started: partly::started(job, &status, ctx),
         others: ctx.history.others(job),
         sent: remembered.sent,
     })
@@ -285,7 +287,7 @@ fn waiting(status: &BestEffortJobStatus) -> Option<&SlotStatus> {
     status.slots.iter().find(waits).filter(|_| status.phase == JobPhase::Queued)
 }
 
-/// Whether slots may be asked for: none are used or waited for.
+/// Whether slots may be asked for: not all are used or waited for.
 fn may_ask(job: &BestEffortJob, status: &BestEffortJobStatus, slots: &Fact<Vec<SlotFacts>>) -> bool {
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Terminating)
         || (status.phase == JobPhase::Suspended && job.spec.suspend);
@@ -293,6 +295,10 @@ fn may_ask(job: &BestEffortJob, status: &BestEffortJobStatus, slots: &Fact<Vec<S
         let facts = slots.known().into_iter().flatten().find(|facts| facts.id.0 == id);
         facts.is_some_and(|facts| matches!(facts.phase, SlotPhase::Ended(_)))
     };
-    let used = |slot: &SlotStatus| slot.release.is_none() && slot.state != SlotState::Ended;
-    !over && !status.slots.iter().any(|slot| used(slot) && !ended(&slot.id))
+    let used = status.slots.iter().filter(|slot| slot.is_in_use() && !ended(&slot.id)).count();
+    let reservations = match job.spec.slots.allocation {
+        Allocation::Gang => 1,
+        Allocation::PerMember => decide::nodes(&job.spec) as usize,
+    };
+    !over && used < reservations
 }

@@ -10,13 +10,14 @@ pub use self::wrong::news;
 use jiff::Timestamp;
 
 use super::{
-    decide::{incompatible, left_out_of},
+    decide::{incompatible, left_out_of, nodes},
     plan::{ImageSeen, Seen},
 };
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         conditions::{self, ConditionType, Truth, clear},
+        job::Allocation,
         job_status::{Adopted, MemberPhase, SlotState, SlotStatus},
         snapshot::SnapshotPhase,
     },
@@ -32,7 +33,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     };
     say(ConditionType::Ready, ready(status, job, seen));
     say(ConditionType::ImageReady, image(status, job, seen));
-    say(ConditionType::Admitted, admitted(status, seen, now));
+    say(ConditionType::Admitted, admitted(status, job, seen, now));
     say(ConditionType::Provisioned, provisioned(status, seen));
     say(ConditionType::Running, running(status));
     say(ConditionType::Snapshotted, snapshotted(status));
@@ -63,8 +64,8 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     status.conditions = list;
 }
 
-fn in_use(status: &BestEffortJobStatus) -> Option<&SlotStatus> {
-    status.slots.iter().find(|slot| slot.release.is_none() && slot.state != SlotState::Ended)
+fn has_slots(status: &BestEffortJobStatus) -> bool {
+    status.slots.iter().any(SlotStatus::is_in_use)
 }
 
 fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Truth, Reason, String) {
@@ -169,7 +170,7 @@ fn image(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Tru
 
 /// What to do about the image of a job that has started, if the repository no longer has it.
 fn lost_image(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    let image = status.image.as_ref().filter(|_| in_use(status).is_none())?;
+    let image = status.image.as_ref().filter(|_| !has_slots(status))?;
     let said = conditions::get(&status.conditions, ConditionType::ImageReady)?;
     let message = match &seen.missing_image {
         Fact::Known(digest) => format!(
@@ -187,7 +188,7 @@ fn lost_image(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, Stri
 
 /// Why no slots are asked for a job that would be restored.
 fn unrestorable(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> Option<(Reason, String)> {
-    if status.phase != JobPhase::Queued || in_use(status).is_some() {
+    if status.phase != JobPhase::Queued || has_slots(status) {
         return None;
     }
     if seen.content.known().is_some() {
@@ -199,23 +200,37 @@ fn unrestorable(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) 
     matches!(reason, Reason::Incompatible | Reason::MemoryTooLarge).then(|| (reason, said.message.clone()))
 }
 
-fn admitted(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> (Truth, Reason, String) {
+fn admitted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now: Timestamp) -> (Truth, Reason, String) {
     let with_left_out = |said: String, nodes: &[String]| match left_out_of(nodes, status, seen, now) {
         Some(left_out) => format!("{said}; {left_out}"),
         None => said,
     };
-    match in_use(status) {
-        Some(slot) if slot.state == SlotState::Waiting => {
-            let said = format!("slot {} waits in the scheduler's queue", slot.id);
-            let left_out = slot.asked.as_ref().map(|asked| asked.left_out.as_slice()).unwrap_or_default();
-            (Truth::False, Reason::SlotsRequested, with_left_out(said, left_out))
-        }
-        Some(slot) => (Truth::True, Reason::SlotsRunning, format!("slot {} on {}", slot.id, slot.nodes.join(", "))),
-        None => {
-            let left_out = status.pending_submission.as_ref().map(|pending| pending.left_out.as_slice());
-            (Truth::False, Reason::NotYet, with_left_out("no slot is held".into(), left_out.unwrap_or_default()))
-        }
+    let slots: Vec<&SlotStatus> = status.slots.iter().filter(|slot| slot.is_in_use()).collect();
+    let ids = |slots: &[&SlotStatus]| {
+        let ids: Vec<&str> = slots.iter().map(|slot| slot.id.as_str()).collect();
+        format!("{} {}", if ids.len() == 1 { "slot" } else { "slots" }, ids.join(", "))
+    };
+    let (waiting, held): (Vec<&SlotStatus>, Vec<&SlotStatus>) =
+        slots.iter().partition(|slot| slot.state == SlotState::Waiting);
+    if let Some(first) = waiting.first() {
+        let verb = if waiting.len() == 1 { "waits" } else { "wait" };
+        let rest = if held.is_empty() { String::new() } else { format!("; {} run and are kept for them", held.len()) };
+        let said = format!("{} {verb} in the scheduler's queue{rest}", ids(&waiting));
+        let left_out = first.asked.as_ref().map(|asked| asked.left_out.as_slice()).unwrap_or_default();
+        return (Truth::False, Reason::SlotsRequested, with_left_out(said, left_out));
     }
+    let wanted = nodes(&job.spec) as usize;
+    if !held.is_empty() && (job.spec.slots.allocation == Allocation::Gang || held.len() >= wanted) {
+        let nodes: Vec<&str> = held.iter().flat_map(|slot| slot.nodes.iter().map(String::as_str)).collect();
+        return (Truth::True, Reason::SlotsRunning, format!("{} on {}", ids(&held), nodes.join(", ")));
+    }
+    let said = match (&seen.partly_started, held.len()) {
+        (Some(other), 0) => format!("no slot is held; job {other} has some of its slots and waits for the rest first"),
+        (_, 0) => "no slot is held".into(),
+        (_, held) => format!("{held} of {wanted} slots are held, and others are asked for"),
+    };
+    let left_out = status.pending_submission.as_ref().map(|pending| pending.left_out.as_slice());
+    (Truth::False, Reason::NotYet, with_left_out(said, left_out.unwrap_or_default()))
 }
 
 fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
@@ -225,9 +240,9 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
     };
     match status.phase {
         // that leases are held is told with what comes of it
-        JobPhase::Starting | JobPhase::Restoring if in_use(status).is_some() => starting(),
+        JobPhase::Starting | JobPhase::Restoring if has_slots(status) => starting(),
         JobPhase::Running | JobPhase::Snapshotting | JobPhase::Evacuating | JobPhase::Completing
-            if in_use(status).is_some() =>
+            if has_slots(status) =>
         {
             (Truth::True, Reason::LeasesHeld, format!("incarnation {}", status.incarnation))
         }

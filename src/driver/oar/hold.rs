@@ -72,6 +72,8 @@ pub struct HoldScript<'a> {
     pub beat: Duration,
     /// How long the agents may take to appear.
     pub agent_wait: Duration,
+    /// So many jobs run this one file.
+    pub holds: u32,
 }
 
 /// A value that may not stand in the script.
@@ -113,6 +115,7 @@ impl HoldScript<'_> {
             ("@SAVED@", SAVED.to_string()),
             ("@NO_AGENT@", NO_AGENT.to_string()),
             ("@LOST_HOLDER@", LOST_HOLDER.to_string()),
+            ("@HOLDS@", self.holds.to_string()),
             ("@FAILED@", FAILED.to_string()),
         ];
         Ok(values.iter().fold(include_str!("hold.sh").to_owned(), |text, (mark, value)| text.replace(mark, value)))

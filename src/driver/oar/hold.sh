@@ -8,7 +8,12 @@ set -u
 umask 077
 job=$OAR_JOB_ID
 lease=@LEASE@$job
-case $0 in */oarapi.subscript.*) rm -f "$0" ;; esac
+# The API's file is removed by the last of the jobs that run it: those of an array share one.
+case $0 in */oarapi.subscript.*)
+  touch "$0.$job"
+  set -- "$0".*
+  if test $# -ge @HOLDS@; then rm -f "$0" "$0".*; fi ;;
+esac
 
 # On each node. One line for TakTuk, run by the node's sh; no comment and no bracket may stand in it.
 # Each line read is a beat or the word "notice"; end of file or silence means that the hold is gone.

@@ -40,6 +40,7 @@ fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Opt
         connector: command.to_str().unwrap(),
         beat: Duration::from_secs(1),
         agent_wait: Duration::from_secs(agent_wait),
+        holds: 1,
     };
     // all nodes share this machine's disk: their leases are told apart by the node's name
     let here = format!("d={}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB};", root.display());

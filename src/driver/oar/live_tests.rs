@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     config::SiteConfig,
     driver::site::{
-        Credentials, End, NoticeKind, Site, SiteError, SlotFacts, SlotPhase,
+        Credentials, End, NoticeKind, Site, SiteError, SlotFacts, SlotPhase, SlotRequest,
         contract::{self, World, request},
     },
     names::SlotId,
@@ -116,7 +116,7 @@ fn within(seconds: u64, mut condition: impl FnMut() -> bool) -> bool {
 
 /// A slot whose leases are held on all its nodes.
 async fn leased(world: &Live, job: &str, nodes: u32, grace: u64) -> SlotFacts {
-    let id = world.site.submit(&request(job, nodes, grace)).await.unwrap();
+    let id = world.site.submit(&request(job, nodes, grace)).await.unwrap().remove(0);
     let facts = contract::until(world, &id, |p| *p == SlotPhase::Running).await;
     for node in 0..nodes as usize {
         agent_comes(&facts, node);
@@ -139,6 +139,26 @@ async fn end(world: &Live, id: &SlotId) -> End {
 async fn the_client_keeps_the_contract() {
     let Some(world) = live("alice", 2).await else { return };
     contract::holds(&world, &tag()).await;
+}
+
+/// The jobs of an array run one file, which the API leaves in the user's home.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_job_of_an_array_removes_its_file() {
+    let Some(world) = live("alice", 3).await else { return };
+    let files = || oarbox(&["exec", "sh", "-c", "ls /home/alice | grep -c oarapi.subscript || true"]);
+    let before = files();
+    let request = SlotRequest { reservations: 3, ..request(&format!("f{}", tag()), 1, 30) };
+    let ids = world.site.submit(&request).await.unwrap();
+    for (started, id) in ids.iter().enumerate() {
+        let facts = contract::until(&world, id, |phase| *phase == SlotPhase::Running).await;
+        agent_comes(&facts, 0);
+        assert!(within(20, || held(&facts, 0)), "job {started} of the array, {id}, holds no lease");
+    }
+    assert!(within(10, || files() == before), "{} files instead of {before}", files());
+    for id in &ids {
+        world.site.release(id).await.unwrap();
+        end(&world, id).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +269,7 @@ async fn a_database_that_is_down_is_an_outage() {
 #[tokio::test(flavor = "multi_thread")]
 async fn c4_a_slot_to_which_no_agent_comes_ends() {
     let Some(world) = live("alice", 1).await else { return };
-    let id = world.site.submit(&request(&format!("1{}", tag()), 1, 0)).await.unwrap();
+    let id = world.site.submit(&request(&format!("1{}", tag()), 1, 0)).await.unwrap().remove(0);
     contract::until(&world, &id, |p| *p == SlotPhase::Running).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(end(&world, &id).await, End::HoldFailed(Some(super::hold::NO_AGENT)));

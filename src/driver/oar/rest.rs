@@ -166,6 +166,19 @@ impl OarRest {
         Ok(nodes)
     }
 
+    /// The ids of an array: the reply to its submission has only the first.
+    async fn array(&self, first: &SlotId, request: &SlotRequest) -> Result<Vec<SlotId>, SiteError> {
+        let doubt = |text: String| SiteError::Unreachable(format!("accepted as array {first}, then: {text}"));
+        let items = self.page_through(&format!("array={first}")).await.map_err(|error| doubt(error.to_string()))?;
+        let named = items.into_iter().filter(|item| item.name == request.name);
+        let mut ids: Vec<i64> = named.filter_map(|item| item.id).collect();
+        ids.sort_unstable();
+        if ids.len() != request.reservations as usize {
+            return Err(doubt(format!("it has {} jobs instead of {}", ids.len(), request.reservations)));
+        }
+        Ok(ids.into_iter().map(|id| SlotId(id.to_string())).collect())
+    }
+
     /// Learns how far the clocks are apart. A change within the grain is ignored, so that the same
     /// time of the server is always the same time of ours.
     fn set_clock(&self, server: Option<i64>) {
@@ -202,12 +215,15 @@ impl Site for OarRest {
         Capabilities { notice: true, per_member: true }
     }
 
-    async fn submit(&self, request: &SlotRequest) -> Result<SlotId, SiteError> {
+    async fn submit(&self, request: &SlotRequest) -> Result<Vec<SlotId>, SiteError> {
         let body = submit::submission(request, &self.settings).map_err(|e| SiteError::Refused(e.to_string()))?;
         self.user().await?;
         let reply: Submitted = self.http.post("/jobs.json", &body).await?;
         let id = reply.id.filter(|id| *id > 0).map(|id| SlotId(id.to_string()));
         let id = id.ok_or_else(|| SiteError::Unreachable("the site accepted the request without an id".into()))?;
+        if request.reservations > 1 {
+            return self.array(&id, request).await;
+        }
         // the API has been seen to say yes too easily
         match self.http.get::<Job>(&format!("/jobs/{id}.json")).await {
             Err(SiteError::NotFound(text)) => Err(SiteError::Unreachable(format!("accepted as {id}, then: {text}"))),
@@ -215,7 +231,7 @@ impl Site for OarRest {
                 Err(SiteError::Unreachable(format!("accepted as {id}, which is the job {:?}", job.name)))
             }
             // the id is known, whatever is wrong with reading now
-            Ok(_) | Err(_) => Ok(id),
+            Ok(_) | Err(_) => Ok(vec![id]),
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Submission {
     stdout: &'static str,
     stderr: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    array: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     project: Option<String>,
@@ -78,7 +80,8 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         lease_prefix: &request.lease_prefix,
         connector: &settings.connector,
         beat: BEAT,
-        agent_wait: settings.agent_wait,
+        agent_wait: settings.agent_wait + request.acquire,
+        holds: request.reservations,
     };
     let grace = whole_seconds(request.grace);
     Ok(Submission {
@@ -89,6 +92,8 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         signal: SIGNAL,
         stdout: "/dev/null",
         stderr: "/dev/null",
+        // a count as text
+        array: (request.reservations > 1).then(|| request.reservations.to_string()),
         checkpoint: (grace > 0).then_some(grace),
         project: checked("project", &request.project, "._-")?,
         queue: checked("queue", &request.queue, "._-")?,
@@ -134,6 +139,8 @@ mod tests {
         SlotRequest {
             name: "vmdeploy-3f2b8a10-1".into(),
             nodes: 4,
+            reservations: 1,
+            acquire: Duration::ZERO,
             walltime: Duration::from_secs(2 * 3600 + 61),
             grace: Duration::from_secs(60),
             lease_prefix: "3f2b8a10-".into(),
@@ -227,6 +234,16 @@ mod tests {
                 assert!(spoken.into_iter().all(|(_, value)| !value.to_string().contains("-t ")), "{text:?}: {body}");
             }
         }
+    }
+
+    #[test]
+    fn reservations_of_their_own_are_an_array() {
+        let request = SlotRequest { nodes: 1, reservations: 3, acquire: Duration::from_secs(600), ..request() };
+        let body = serde_json::to_value(submission(&request, &settings()).unwrap()).unwrap();
+        assert_eq!((&body["array"], &body["resource"]), (&"3".into(), &"/nodes=1,walltime=2:01:01".into()));
+        // the first of them waits for the last
+        let script = body["script"].as_str().unwrap();
+        assert!(script.contains("test $waited -gt 450") && script.contains("-ge 3"), "{script}");
     }
 
     #[test]

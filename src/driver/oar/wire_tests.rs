@@ -98,7 +98,7 @@ async fn a_submission_is_sent_once_with_the_identity_and_read_again() {
     })
     .await;
     let id = server.alice().submit(&contract::request("a", 1, 30)).await;
-    assert_eq!(id, Ok("1".into()));
+    assert_eq!(id, Ok(vec!["1".into()]));
     let posts = server.seen("POST");
     let [(_, _, headers, body)] = posts.as_slice() else { panic!("{} requests", posts.len()) };
     assert_eq!(
@@ -125,7 +125,7 @@ async fn a_yes_without_a_job_is_no_yes() {
         assert!(matches!(refused, Err(SiteError::Unreachable(_))), "{refused:?}");
     }
     // here only the check itself fails: the id is known
-    assert_eq!(missing.alice().submit(&contract::request("a", 1, 0)).await, Ok("1".into()));
+    assert_eq!(missing.alice().submit(&contract::request("a", 1, 0)).await, Ok(vec!["1".into()]));
 }
 
 #[tokio::test]

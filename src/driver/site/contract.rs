@@ -30,6 +30,8 @@ pub(crate) fn request(job: &str, nodes: u32, grace: u64) -> SlotRequest {
     SlotRequest {
         name: slot_name(&job, 1),
         nodes,
+        reservations: 1,
+        acquire: Duration::ZERO,
         walltime: Duration::from_secs(600),
         grace: Duration::from_secs(grace),
         lease_prefix: format!("{}-", job.short()),
@@ -68,13 +70,14 @@ async fn look_up(world: &dyn World, request: &SlotRequest, since: Option<Timesta
 pub(crate) async fn holds(world: &dyn World, tag: &str) {
     a_slot_lives_and_is_given_back(world, &format!("a{tag}")).await;
     slots_are_found_by_name(world, &format!("b{tag}")).await;
+    reservations_of_one_request_go_one_by_one(world, &format!("d{tag}")).await;
     unknown_ids_are_missing_not_errors(world).await;
     too_many_nodes_are_refused(world, &format!("c{tag}")).await;
 }
 
 async fn a_slot_lives_and_is_given_back(world: &dyn World, job: &str) {
     let request = request(job, 2, 30);
-    let id = world.site().submit(&request).await.unwrap();
+    let id = world.site().submit(&request).await.unwrap().remove(0);
     let facts = until(world, &id, |p| *p == SlotPhase::Running).await;
     assert_eq!((facts.name.as_str(), facts.nodes.len(), facts.notice), (request.name.as_str(), 2, None));
     assert_ne!(facts.nodes[0], facts.nodes[1]);
@@ -98,8 +101,8 @@ async fn slots_are_found_by_name(world: &dyn World, job: &str) {
     let before = world.now();
     let request = request(job, 1, 0);
     assert!(look_up(world, &request, None).await.is_empty());
-    let first = world.site().submit(&request).await.unwrap();
-    let second = world.site().submit(&request).await.unwrap();
+    let first = world.site().submit(&request).await.unwrap().remove(0);
+    let second = world.site().submit(&request).await.unwrap().remove(0);
     assert_ne!(first, second);
     let found = look_up(world, &request, None).await;
     // names are in no order: 10 comes before 9
@@ -112,6 +115,25 @@ async fn slots_are_found_by_name(world: &dyn World, job: &str) {
     assert!(look_up(world, &request, None).await.is_empty());
     // finished ones count after a doubt
     assert_eq!(look_up(world, &request, Some(before)).await.len(), 2);
+}
+
+async fn reservations_of_one_request_go_one_by_one(world: &dyn World, job: &str) {
+    let request = SlotRequest { reservations: 2, ..request(job, 1, 30) };
+    let ids = world.site().submit(&request).await.unwrap();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 2, "{ids:?}");
+    let found = look_up(world, &request, None).await;
+    assert!(found.keys().eq(ids.iter().collect::<BTreeSet<_>>()), "{found:?}");
+    assert!(found.values().all(|glance| glance.name == request.name), "{found:?}");
+    let mut nodes = BTreeSet::new();
+    for id in &ids {
+        nodes.extend(until(world, id, |phase| *phase == SlotPhase::Running).await.nodes);
+    }
+    assert_eq!(nodes.len(), 2);
+    world.site().release(&ids[0]).await.unwrap();
+    until(world, &ids[0], |phase| matches!(phase, SlotPhase::Ended(_))).await;
+    assert_eq!(one(world, &ids[1]).await.unwrap().phase, SlotPhase::Running);
+    world.site().release(&ids[1]).await.unwrap();
+    until(world, &ids[1], |phase| matches!(phase, SlotPhase::Ended(_))).await;
 }
 
 async fn unknown_ids_are_missing_not_errors(world: &dyn World) {

@@ -141,7 +141,7 @@ impl Site for Unusable {
     fn capabilities(&self) -> Capabilities {
         Capabilities { notice: false, per_member: false }
     }
-    async fn submit(&self, _: &SlotRequest) -> Result<SlotId, SiteError> {
+    async fn submit(&self, _: &SlotRequest) -> Result<Vec<SlotId>, SiteError> {
         Err(self.0.clone())
     }
     async fn look_up(&self, _: &str, _: Option<Timestamp>) -> Result<BTreeMap<SlotId, Glance>, SiteError> {

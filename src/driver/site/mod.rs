@@ -33,8 +33,14 @@ pub struct Capabilities {
 pub struct SlotRequest {
     /// Deterministic name, see `names::slot_name`.
     pub name: String,
-    /// Nodes wanted in this one reservation.
+    /// Nodes wanted in each reservation.
     pub nodes: u32,
+    /// So many reservations alike, which start, are taken and are given back one by one.
+    #[serde(skip_serializing_if = "is_one")]
+    pub reservations: u32,
+    /// How long the first of several may have to wait for the last; zero for one.
+    #[serde(skip_serializing_if = "Duration::is_zero")]
+    pub acquire: Duration,
     /// Length of the slot.
     pub walltime: Duration,
     /// Seconds of notice wanted; zero for none.
@@ -54,6 +60,11 @@ pub struct SlotRequest {
     /// Nodes that are of no use.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<NodeName>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_one(count: &u32) -> bool {
+    *count == 1
 }
 
 /// How a slot that is over came to its end.
@@ -204,8 +215,9 @@ pub trait Site: Send + Sync {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Asks for slots. The outcome of an error other than a refusal is not known.
-    async fn submit(&self, request: &SlotRequest) -> Result<SlotId, SiteError>;
+    /// Asks for slots: as many as there are to be reservations, all of the request's name. The outcome of an error
+    /// other than a refusal is not known.
+    async fn submit(&self, request: &SlotRequest) -> Result<Vec<SlotId>, SiteError>;
 
     /// All unfinished slots of this account whose names begin with `prefix`, all pages of them; with
     /// `since`, also those that ended after that time.

@@ -7,6 +7,7 @@ mod leave;
 mod life;
 mod master;
 mod matrix;
+mod one_by_one;
 mod outages;
 mod period;
 mod random;

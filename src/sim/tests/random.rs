@@ -9,7 +9,7 @@ use super::super::{Health, World, job};
 use crate::{
     api::{
         JobPhase,
-        job::{Master, NetworkSpec},
+        job::{Allocation, Master, NetworkSpec},
         period::Period,
     },
     driver::{
@@ -77,11 +77,12 @@ fn mend(world: &mut World) {
     world.kget.stopped = false;
 }
 
-async fn run(seed: u64, master: Master) {
+async fn run(seed: u64, master: Master, allocation: Allocation) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = World::new(4);
     world.pace.work = Duration::from_secs(200);
     let mut job = job(rng.random_range(1..=2));
+    job.spec.slots.allocation = allocation;
     if rng.random_bool(0.3) {
         job.spec.snapshots.grace = Duration::ZERO.into();
     }
@@ -110,15 +111,20 @@ async fn run(seed: u64, master: Master) {
         }
         world.step(Duration::from_secs(1)).await;
     }
-    panic!("seed {seed}, master {master:?}: not at its end {REST} s after the last fault\n{}", world.story());
+    panic!(
+        "seed {seed}, master {master:?}, {allocation:?}: not at its end {REST} s after the last fault\n{}",
+        world.story()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn when_faults_stop_the_job_comes_to_its_end() {
     let only = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in only.map_or(0..SEEDS, |seed: u64| seed..seed + 1) {
-        for master in [Master::None, Master::Dedicated] {
-            run(seed, master).await;
+        for allocation in [Allocation::Gang, Allocation::PerMember] {
+            for master in [Master::None, Master::Dedicated] {
+                run(seed, master, allocation).await;
+            }
         }
     }
 }

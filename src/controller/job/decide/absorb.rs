@@ -5,7 +5,7 @@
 //! under a name of ours and is not in the status is adopted if it is the one that was asked for, and
 //! given back otherwise (safety A10).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -40,7 +40,7 @@ impl Draft<'_> {
         self.answered();
         let over = self.slot_states();
         self.adopt();
-        self.only_one();
+        self.only_enough();
         over
     }
 
@@ -51,10 +51,12 @@ impl Draft<'_> {
             return;
         }
         match &reply.outcome {
-            Ok(id) => {
-                let slot = waiting(id.0.clone(), pending.number, Some(pending));
-                self.note(Reason::SlotsRequested, format!("slot {id} was asked for"));
-                self.status.slots.push(slot);
+            Ok(ids) => {
+                let slots: Vec<SlotStatus> =
+                    ids.iter().map(|id| waiting(id.0.clone(), pending.number, Some(pending))).collect();
+                let called = Self::called_slots(slots.iter(), ["was", "were"]);
+                self.note(Reason::SlotsRequested, format!("{called} asked for"));
+                self.status.slots.extend(slots);
                 self.status.pending_submission = None;
                 self.status.retry = None;
             }
@@ -131,10 +133,11 @@ impl Draft<'_> {
         for (number, facts) in found {
             let ended = matches!(facts.phase, SlotPhase::Ended(_));
             let pending = self.status.pending_submission.as_ref().filter(|pending| pending.number == number);
-            let asked_for = pending.is_some();
+            let asked_for = pending.is_some() && self.missing() > 0;
             // a status restored from a backup may have counted backwards
-            let ahead = number > self.status.submission && self.slot().is_none() && wanted;
-            if asked_for || (ahead && !ended) {
+            let ahead = number > self.status.submission && !self.has_slots() && wanted;
+            let late = self.one_by_one() && number == self.status.submission && self.missing() > 0 && wanted;
+            if asked_for || ((ahead || late) && !ended) {
                 let mut slot = waiting(facts.id.0.clone(), number, pending);
                 slot.nodes = facts.nodes.iter().map(ToString::to_string).collect();
                 slot.since = facts.since.map(Time);
@@ -145,9 +148,7 @@ impl Draft<'_> {
                 self.note(Reason::SlotsRequested, format!("slot {} was found by its name", facts.id));
                 self.status.slots.push(slot);
                 self.status.submission = self.status.submission.max(number);
-                if asked_for {
-                    self.status.pending_submission = None;
-                }
+                self.all_found(number);
             } else if !ended {
                 self.warn(Reason::SlotsRequested, format!("slot {} is a second copy and is given back", facts.id));
                 let mut slot = waiting(facts.id.0.clone(), number, None);
@@ -158,24 +159,39 @@ impl Draft<'_> {
         }
     }
 
-    /// Never two slots in use: all but the first are given back.
-    fn only_one(&mut self) {
-        let Some(first) = self.slot().map(|slot| slot.id.clone()) else { return };
-        let intent = ReleaseIntent { reason: ReleaseReason::Duplicate, since: self.time() };
-        for slot in &mut self.status.slots {
-            if slot.id != first && slot.release.is_none() && slot.state != SlotState::Ended {
-                slot.release = Some(intent.clone());
-            }
+    /// A request whose answer was lost is answered by as many slots as it asked for: the site may show them one by one.
+    fn all_found(&mut self, number: u32) {
+        let found = self.status.slots.iter().filter(|slot| slot.submission == number).count();
+        let pending = self.status.pending_submission.as_ref().filter(|pending| pending.number == number);
+        if pending.is_some_and(|pending| found >= pending.reservations as usize) {
+            self.status.pending_submission = None;
         }
     }
 
-    /// Decides to give slots back: the intent comes first (safety B4).
-    pub(super) fn intend(&mut self, reason: ReleaseReason) {
-        let intent = ReleaseIntent { reason, since: self.time() };
-        for slot in &mut self.status.slots {
-            if slot.release.is_none() && slot.state != SlotState::Ended {
-                slot.release = Some(intent.clone());
+    /// Never more slots in use than the job needs: all but the first are given back.
+    fn only_enough(&mut self) {
+        let (needed, each) = (self.nodes() as usize, self.nodes_each() as usize);
+        let mut nodes = 0;
+        let mut enough = BTreeSet::new();
+        for slot in self.in_use() {
+            if nodes < needed {
+                enough.insert(slot.id.clone());
             }
+            nodes += slot.nodes.len().max(each);
+        }
+        self.intend_some(|slot| !enough.contains(&slot.id), ReleaseReason::Duplicate);
+    }
+
+    /// Decides to give all slots back: the intent comes first (safety B4).
+    pub(super) fn intend(&mut self, reason: ReleaseReason) {
+        self.intend_some(|_| true, reason);
+    }
+
+    /// The same of some.
+    pub(super) fn intend_some(&mut self, those: impl Fn(&SlotStatus) -> bool, reason: ReleaseReason) {
+        let intent = ReleaseIntent { reason, since: self.time() };
+        for slot in self.status.slots.iter_mut().filter(|slot| slot.is_in_use() && those(slot)) {
+            slot.release = Some(intent.clone());
         }
     }
 

@@ -165,6 +165,13 @@ impl<'a> Draft<'a> {
             }
             Fact::Unknown { .. } => return self.not_known(),
         }
+        if spec.slots.allocation == Allocation::PerMember && !site.capabilities.per_member {
+            let message = format!(
+                "site {} cannot give back one slot of several: slots.allocation must be Gang there",
+                spec.slots.site
+            );
+            return wrong(Reason::NotSupported, message);
+        }
         match &self.seen.missing_inputs {
             Fact::Absent => {}
             Fact::Known(missing) if missing.is_empty() => {}
@@ -223,9 +230,6 @@ pub(crate) fn fits(network: &NetworkStatus, members: u32) -> bool {
 
 /// What this version does not have, and what to write instead.
 fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
-    if spec.slots.allocation == Allocation::PerMember {
-        return Some("slots.allocation PerMember is not available in this version: use Gang".into());
-    }
     let network = spec.network.clone().unwrap_or_default();
     if network.kind != NetworkKind::Overlay {
         return Some(format!("network.kind {:?} is not available in this version: use Overlay", network.kind));

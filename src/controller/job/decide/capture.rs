@@ -48,6 +48,8 @@ impl Draft<'_> {
     /// same decision makes the same order.
     fn order(&self, capture: &CaptureStatus, agents: Vec<AgentRef>) -> CaptureJob {
         let left = self.leaving_deadline().map_or(Duration::from_secs(600), |end| since(self.now, end));
+        // those that are not wanted stand still until all is stored
+        let left = left.max(self.acquire_timeout());
         CaptureJob {
             generation: capture.generation,
             incarnation: capture.incarnation,

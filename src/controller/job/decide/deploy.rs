@@ -3,7 +3,7 @@
 //! All old members must be confirmed dead before any new one is made (safety A1); all new ones must
 //! have loaded before any of them runs (B7).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -12,7 +12,7 @@ use super::{master::called, members};
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotState},
+        job_status::{MemberPhase, MemberStatus, ReleaseReason},
     },
     backoff::Backoff,
     driver::agent::{LeaseState, LeaveCode, LoadFault, VmState},
@@ -28,22 +28,23 @@ const OTHER_AGENTS: &str =
 impl Draft<'_> {
     /// Brings the members to life on the slot.
     pub(super) fn deploy(&mut self) {
-        let Some(slot) = self.slot().cloned() else {
+        if !self.has_slots() {
             self.phase(JobPhase::Queued);
             self.queued();
             return;
-        };
-        if slot.state != SlotState::Running || slot.nodes.is_empty() {
-            self.phase(JobPhase::Queued);
-            self.because("slots are waited for");
+        }
+        let wanted: BTreeSet<String> =
+            self.in_use().filter(|slot| slot.notice.is_some()).map(|slot| slot.id.clone()).collect();
+        if !wanted.is_empty() {
+            self.note(Reason::Preempted, "the slots are wanted back before the guests run");
+            self.ends_before_running();
+            self.give_up(&wanted, ReleaseReason::Evacuated);
+            self.because("left before running");
             return;
         }
-        if slot.notice.is_some() {
-            let message = "the slots are wanted back before the guests run";
-            self.note(Reason::Preempted, message);
-            self.ends_before_running();
-            self.give_up_slot(ReleaseReason::Evacuated);
-            self.because("left before running");
+        if !self.all_run() {
+            self.phase(JobPhase::Queued);
+            self.because("slots are waited for");
             return;
         }
         // the deaths of an incarnation that is over already are no failure of a new one
@@ -58,12 +59,13 @@ impl Draft<'_> {
         }
         let living = self.living().len();
         let here = self.status.everyone().all(|member| {
-            member.agent.as_ref().is_some_and(|a| a.slot == slot.id && a.incarnation == self.status.incarnation)
+            let present = member.agent.as_ref().is_some_and(|a| a.incarnation == self.status.incarnation);
+            present && self.slot_of(member).is_some()
         });
         if living == 0 {
-            self.place(&slot);
+            self.place();
         } else if living == self.status.everyone().count() && here {
-            self.start(&slot);
+            self.start();
         } else {
             self.because("old members are not confirmed dead");
             self.phase(JobPhase::Deploying);
@@ -130,7 +132,8 @@ impl Draft<'_> {
         }
         if silent || node {
             self.status.kills.node += 1;
-            self.give_up_slot(ReleaseReason::BadNode);
+            let bad = self.slots_where(|member| member.phase == MemberPhase::Dead);
+            self.give_up(&bad, ReleaseReason::BadNode);
             self.because(if silent { "a node is lost" } else { "a node could not load its guest" });
             return;
         }
@@ -154,18 +157,8 @@ impl Draft<'_> {
         self.wake(wait);
     }
 
-    /// Gives the slot back and asks for another.
-    pub(super) fn give_up_slot(&mut self, reason: ReleaseReason) {
-        self.intend(reason);
-        self.leave(LeaveCode::Saved);
-        self.release(Duration::from_secs(15));
-        self.status.attempt += 1;
-        self.phase(JobPhase::Queued);
-        self.wake(Duration::from_secs(1));
-    }
-
-    /// Whether a member's agent has not seen its lease held for longer than the hold waits.
-    pub(super) fn unarmed(&self, limit: Duration) -> Option<String> {
+    /// A member whose agent has not seen its lease held for longer than the hold waits: its slot, and what to say.
+    pub(super) fn unarmed(&self, limit: Duration) -> Option<(Option<String>, String)> {
         let placed = self.status.origin.as_ref()?.since.as_ref()?.0;
         if since(placed, self.now) < limit {
             return None;
@@ -180,10 +173,12 @@ impl Draft<'_> {
                 return None;
             }
             let node = member.node.clone().unwrap_or_default();
-            Some(match state {
+            let slot = self.slot_of(member).map(|slot| slot.id.clone());
+            let what = match state {
                 Some(_) => format!("the hold took no lease on node {node} within {} s", limit.as_secs()),
                 None => format!("no agent answered on node {node} within {} s", limit.as_secs()),
-            })
+            };
+            Some((slot, what))
         })
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
-        job_status::{MemberPhase, Retry, SlotState, SlotStatus},
+        job_status::{MemberPhase, Retry, SlotState},
     },
     controller::job::plan::{Effect, Note, Plan, Seen},
     driver::site::SlotFacts,
@@ -117,11 +117,6 @@ impl<'a> Draft<'a> {
     /// What the site says of a slot.
     pub(super) fn facts(&self, id: &str) -> Option<&'a SlotFacts> {
         self.seen.slots.known()?.iter().find(|facts| facts.id.0 == id)
-    }
-
-    /// The slot that is in use or waited for.
-    pub(super) fn slot(&self) -> Option<&SlotStatus> {
-        self.status.slots.iter().find(|slot| slot.release.is_none() && slot.state != SlotState::Ended)
     }
 
     /// Notes a failure and waits longer with each in a row.

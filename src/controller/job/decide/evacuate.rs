@@ -1,18 +1,24 @@
-//! Evacuating: one last capture that does not resume, then away, before the slot is taken.
+//! Evacuating: one last capture that does not resume, then away, before the slots are taken.
 //!
 //! The grace counts from the first notice for good (safety B5). If the time is too short, the job
-//! leaves with the last complete generation and says so.
+//! leaves with the last complete generation and says so. Where each member has a slot of its own, one is given
+//! back as soon as the repository lists its member's bytes, and those that nobody wants are kept: their members
+//! stand still until all is stored, and make room then for the next incarnation.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::draft::{Draft, after, before, since};
+use super::{
+    draft::{Draft, after, before, since},
+    members::state,
+};
 use crate::{
     api::{
         JobPhase, Reason,
         job::OnNotice,
-        job_status::{ReleaseReason, SlotState, SlotStatus, Suspended},
+        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotState, SlotStatus, Suspended},
         snapshot::SnapshotReason,
     },
     controller::job::plan::BarrierState,
@@ -29,16 +35,24 @@ const WORTH_A_CAPTURE: Duration = Duration::from_secs(5);
 /// Least time between the beginnings of two captures, if the first has failed.
 const BETWEEN_CAPTURES: Duration = Duration::from_secs(1);
 
+/// Least time kept for leaving before the end of the walltime.
+const WALLTIME_LEAD: Duration = Duration::from_secs(20);
+
 impl Draft<'_> {
     /// Begins to leave.
-    pub(super) fn enter_evacuation(&mut self, slot: &SlotStatus, suspend: bool) {
+    pub(super) fn enter_evacuation(&mut self, suspend: bool) {
         self.phase(JobPhase::Evacuating);
+        let left = self.leaving_deadline().map_or(0, |end| since(self.now, end).as_secs());
+        let leaving = self.leaving();
+        let slots = |verbs| Self::called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), verbs);
+        let rest = self.in_use().count() - leaving.len();
+        let rest = if rest > 0 && !suspend { format!("; {rest} others are kept") } else { String::new() };
         let (reason, message) = match self.leaving_reason() {
-            SnapshotReason::Notice => {
-                let left = self.leaving_deadline().map_or(0, |end| since(self.now, end).as_secs());
-                (Reason::Preempted, format!("slot {} is wanted by somebody else: {left} s to leave", slot.id))
-            }
-            SnapshotReason::Walltime => (Reason::WalltimeOver, format!("the time of slot {} is nearly over", slot.id)),
+            SnapshotReason::Notice => (
+                Reason::Preempted,
+                format!("{} wanted by somebody else: {left} s to leave{rest}", slots(["is", "are"])),
+            ),
+            SnapshotReason::Walltime => (Reason::WalltimeOver, format!("{} nearly over{rest}", slots(["is", "are"]))),
             SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic => {
                 (Reason::Suspended, "the job is to be suspended".to_owned())
             }
@@ -47,43 +61,88 @@ impl Draft<'_> {
         self.evacuate(suspend);
     }
 
-    /// Why the slot is being left.
-    pub(super) fn leaving_reason(&self) -> SnapshotReason {
-        let Some(slot) = self.slot() else { return SnapshotReason::Suspend };
-        let announced = self.facts(&slot.id).and_then(|facts| facts.notice).map(|notice| notice.kind);
-        let near = slot.until.as_ref().is_some_and(|until| since(self.now, until.0) <= Duration::from_secs(60));
-        if slot.notice.is_some() {
-            return match announced {
-                Some(NoticeKind::Walltime) => SnapshotReason::Walltime,
-                Some(NoticeKind::Preemption | NoticeKind::Person) | None => SnapshotReason::Notice,
-            };
+    /// The slots in use that will be taken away soon. A gang's is all there is.
+    pub(super) fn leaving(&mut self) -> BTreeSet<String> {
+        let slots: Vec<SlotStatus> = self.in_use().cloned().collect();
+        slots.iter().filter(|slot| slot.notice.is_some() || self.walltime_near(slot)).map(|s| s.id.clone()).collect()
+    }
+
+    /// Whether the slot's time is nearly over by our own calculation (safety B16).
+    fn walltime_near(&mut self, slot: &SlotStatus) -> bool {
+        let Some(until) = slot.until.as_ref().map(|until| until.0) else { return false };
+        let grace = Duration::from(self.job.spec.snapshots.grace);
+        let third = Duration::from(self.job.spec.slots.walltime) / 3;
+        let start = before(until, grace.max(WALLTIME_LEAD).min(third));
+        if self.now >= start {
+            return true;
         }
+        self.wake_at(start);
+        false
+    }
+
+    /// Takes note of slots that the hold told an agent are wanted back. A person's request for a checkpoint, which
+    /// looks the same to the hold, is nothing to leave for.
+    pub(super) fn heed_agents_notice(&mut self) {
+        let told: Vec<(String, Timestamp)> = self
+            .in_use()
+            .filter(|slot| slot.notice.is_none())
+            .filter_map(|slot| {
+                let announced = self.facts(&slot.id).and_then(|facts| facts.notice);
+                if announced.is_some_and(|notice| notice.kind == NoticeKind::Person) {
+                    return None;
+                }
+                let on_it = |member: &&MemberStatus| self.slot_of(member).is_some_and(|its| its.id == slot.id);
+                let agents = self.status.everyone().filter(on_it);
+                let ago = agents.filter_map(|member| state(self.seen, member)?.notice).max()?;
+                Some((slot.id.clone(), before(self.now, ago)))
+            })
+            .collect();
+        for (id, at) in told {
+            if let Some(slot) = self.status.slots.iter_mut().find(|slot| slot.id == id) {
+                slot.notice = Some(Time(at));
+            }
+        }
+    }
+
+    /// Why slots are being left.
+    pub(super) fn leaving_reason(&self) -> SnapshotReason {
+        if !self.has_slots() {
+            return SnapshotReason::Suspend;
+        }
+        let announced = |slot: &SlotStatus| self.facts(&slot.id).and_then(|facts| facts.notice).map(|n| n.kind);
+        let mut noticed = self.in_use().filter(|slot| slot.notice.is_some()).peekable();
+        if noticed.peek().is_some() {
+            let walltime = noticed.all(|slot| announced(slot) == Some(NoticeKind::Walltime));
+            return if walltime { SnapshotReason::Walltime } else { SnapshotReason::Notice };
+        }
+        let soon = |until: Timestamp| since(self.now, until) <= Duration::from_secs(60);
+        let near = self.in_use().any(|slot| slot.until.as_ref().is_some_and(|until| soon(until.0)));
         if self.job.spec.suspend && !near { SnapshotReason::Suspend } else { SnapshotReason::Walltime }
     }
 
-    /// When the slot will be taken; none if nobody takes it.
+    /// When the first slot will be taken; none if nobody takes any.
     pub(super) fn leaving_deadline(&self) -> Option<Timestamp> {
-        let slot = self.slot()?;
         let grace = Duration::from(self.job.spec.snapshots.grace);
-        let walltime =
-            self.facts(&slot.id).and_then(|facts| facts.notice).is_some_and(|n| n.kind == NoticeKind::Walltime);
-        let until = slot.until.as_ref().map(|until| until.0);
-        let notice = slot.notice.as_ref().filter(|_| !walltime).map(|notice| after(notice.0, grace));
-        match (notice, until) {
-            (Some(notice), Some(until)) => Some(notice.min(until)),
-            (one, other) => one.or(other),
-        }
+        let taken = |slot: &SlotStatus| {
+            let announced = self.facts(&slot.id).and_then(|facts| facts.notice);
+            let walltime = announced.is_some_and(|notice| notice.kind == NoticeKind::Walltime);
+            let notice = slot.notice.as_ref().filter(|_| !walltime).map(|notice| after(notice.0, grace));
+            notice.into_iter().chain(slot.until.as_ref().map(|until| until.0)).min()
+        };
+        self.in_use().filter_map(taken).min()
     }
 
     /// One look at a job that is leaving.
     pub(super) fn evacuate(&mut self, suspend: bool) {
         self.wake(Duration::from_secs(1));
-        let Some(slot) = self.slot().cloned() else {
+        // its work is booked with the decision to leave
+        let decided = self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
+        if !self.has_slots() || (decided && self.one_by_one()) {
             self.gone_with(suspend);
             return;
-        };
-        if slot.state != SlotState::Running {
-            self.because("the slot is being taken");
+        }
+        if self.in_use().any(|slot| slot.state != SlotState::Running) {
+            self.because("a slot is being taken");
             return;
         }
         if matches!(self.outcome(), super::run::Outcome::Done) && self.outputs_kept() {
@@ -96,6 +155,12 @@ impl Draft<'_> {
             self.warn(Reason::NodeLost, ill.join("; "));
             self.bury();
         }
+        self.heed_agents_notice();
+        self.give_back_safe(suspend);
+        if !self.has_slots() {
+            self.gone_with(suspend);
+            return;
+        }
         let all_alive = self.living_members().len() == self.status.members.len();
         let end = self.leaving_deadline();
         let left = end.map_or(Duration::MAX, |end| since(self.now, before(end, RESERVE)));
@@ -103,7 +168,7 @@ impl Draft<'_> {
             self.wake_at(before(end, RESERVE));
         }
         if left.is_zero() {
-            self.leave_slot(suspend, "the time is too short to store more");
+            self.leave_slots(suspend, "the time is too short to store more");
             return;
         }
         match self.status.snapshots.capture.clone() {
@@ -114,13 +179,13 @@ impl Draft<'_> {
                 }
             }
             Some(_) => self.because("waiting for a generation to be stored"),
-            None if self.final_stored() => self.leave_slot(suspend, ""),
-            None if !all_alive => self.leave_slot(suspend, "a member is lost"),
+            None if self.final_stored() => self.leave_slots(suspend, ""),
+            None if !all_alive => self.leave_slots(suspend, "a member is lost"),
             None if !suspend && self.job.spec.snapshots.on_notice == OnNotice::Leave => {
-                self.leave_slot(suspend, "snapshots.onNotice is Leave");
+                self.leave_slots(suspend, "snapshots.onNotice is Leave");
             }
-            None if !suspend && self.nothing_to_save() => self.leave_slot(suspend, "nothing has been computed yet"),
-            None if left < WORTH_A_CAPTURE => self.leave_slot(suspend, "the time is too short for a capture"),
+            None if !suspend && self.nothing_to_save() => self.leave_slots(suspend, "nothing has been computed yet"),
+            None if left < WORTH_A_CAPTURE => self.leave_slots(suspend, "the time is too short for a capture"),
             None if self.has_just_failed() => {
                 self.because("a capture has just failed");
                 self.wake(BETWEEN_CAPTURES);
@@ -165,8 +230,27 @@ impl Draft<'_> {
         self.ran() == 0
     }
 
-    /// Gives the slot back, with everything stored or with what there is.
-    fn leave_slot(&mut self, suspend: bool, short: &str) {
+    /// Gives the slots back that are wanted, with everything stored or with what there is.
+    fn leave_slots(&mut self, suspend: bool, short: &str) {
+        self.book_leaving(short);
+        if suspend {
+            self.intend(ReleaseReason::Suspended);
+        } else if self.one_by_one() {
+            let leaving = self.leaving();
+            if !leaving.is_empty() {
+                self.book_eviction();
+            }
+            self.intend_some(|slot| leaving.contains(&slot.id), ReleaseReason::Evacuated);
+        } else {
+            self.intend(ReleaseReason::Evacuated);
+        }
+        self.leave_by_slot(LeaveCode::Saved);
+        self.release(Duration::from_secs(10));
+        self.because("the slots are left");
+    }
+
+    /// Books what is kept and what is lost, and tells of it.
+    fn book_leaving(&mut self, short: &str) {
         let (lost, kept) = self.account_work();
         self.forgive_try(true);
         let generation = self.status.snapshots.last_stored;
@@ -180,20 +264,26 @@ impl Draft<'_> {
             let message = format!("leaving: {short}; {state}; member-seconds lost: {lost}, kept: {kept}");
             self.warn(Reason::Preempted, message);
         }
-        self.intend(if suspend { ReleaseReason::Suspended } else { ReleaseReason::Evacuated });
-        self.leave(LeaveCode::Saved);
-        self.release(Duration::from_secs(10));
-        self.because("the slot is left");
     }
 
     /// Nothing is in use any more: waits until nothing is held.
     fn gone_with(&mut self, suspend: bool) {
-        self.leave(LeaveCode::Saved);
+        self.leave_by_slot(LeaveCode::Saved);
         self.bury();
         let clear = self.clear_pods();
         self.release(Duration::from_secs(10));
         self.because("slots are being given back");
+        let decided = self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
+        if self.one_by_one() && !decided {
+            // all bytes are safe; the generation counts once it is complete
+            if self.status.snapshots.capture.as_ref().is_some_and(is_last) {
+                self.because("waiting for a generation to be complete");
+                return;
+            }
+            self.book_leaving("");
+        }
         if suspend {
+            self.intend(ReleaseReason::Suspended);
             if self.status.slots.is_empty() && clear && self.resolve_doubt() {
                 let since = self.time();
                 self.status.suspended.get_or_insert(Suspended { since, by_site: false });
@@ -202,10 +292,16 @@ impl Draft<'_> {
             }
             return;
         }
-        if self.status.slots.iter().all(|slot| slot.state == SlotState::Ended) {
+        // others are asked for while single ones are on their way out
+        if self.one_by_one() || self.status.slots.iter().all(|slot| slot.state == SlotState::Ended) {
             self.status.attempt += 1;
             self.phase(JobPhase::Queued);
             self.queued();
         }
     }
+}
+
+/// Whether nothing runs on after it.
+pub(super) fn is_last(capture: &CaptureStatus) -> bool {
+    capture.captured && !capture.resume
 }

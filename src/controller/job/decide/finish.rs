@@ -54,7 +54,7 @@ impl Draft<'_> {
             self.because("outputs are being kept");
             return;
         }
-        if !intended && self.slot().is_some() {
+        if !intended && self.has_slots() {
             self.account_result();
         }
         let nothing = self.wind_down(ReleaseReason::Finished, LeaveCode::Done);

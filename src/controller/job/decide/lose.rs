@@ -57,6 +57,8 @@ impl Draft<'_> {
     pub(super) fn slots_over(&mut self, over: Vec<Over>) {
         for over in over {
             match over.slot.release.as_ref().map(|intent| intent.reason) {
+                // those that are given back one by one count with the first
+                Some(ReleaseReason::Evacuated) if self.one_by_one() => {}
                 Some(ReleaseReason::Evacuated) => self.count_evacuation(&over),
                 Some(
                     ReleaseReason::Finished
@@ -108,6 +110,9 @@ impl Draft<'_> {
         }
         let cause = cause(over);
         let id = over.slot.id.clone();
+        if self.lost_while_waiting(&id, &cause) {
+            return;
+        }
         let ran = matches!(
             self.status.phase,
             JobPhase::Running | JobPhase::Snapshotting | JobPhase::Evacuating | JobPhase::Completing
@@ -128,6 +133,14 @@ impl Draft<'_> {
         }
         self.leave(LeaveCode::KeepSlot);
         self.bury();
+        if let Cause::Rejected(_) | Cause::Cancelled(_) = &cause {
+            // what is true of one is true of all that were asked for with it
+            self.intend(if matches!(cause, Cause::Rejected(_)) {
+                ReleaseReason::Incomplete
+            } else {
+                ReleaseReason::Suspended
+            });
+        }
         if let Cause::Cancelled(user) = &cause {
             self.warn(Reason::CancelledExternally, format!("slot {id} was deleted by {user}: the job is suspended"));
             self.status.suspended = Some(Suspended { since: self.time(), by_site: true });
@@ -136,6 +149,24 @@ impl Draft<'_> {
         }
         self.status.attempt += 1;
         self.phase(JobPhase::Queued);
+    }
+
+    /// Takes note of one of several slots that is lost while others are waited for: no attempt ends with it. Whether
+    /// that is so.
+    fn lost_while_waiting(&mut self, id: &str, cause: &Cause) -> bool {
+        let waits = self.one_by_one()
+            && matches!(self.status.phase, JobPhase::Queued | JobPhase::Deploying)
+            && self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
+        let what = match cause {
+            Cause::Preempted => "was taken for somebody else",
+            Cause::Walltime => "is over: its time has ended",
+            Cause::Node(why) => why,
+            Cause::Cancelled(_) | Cause::Rejected(_) => return false,
+        };
+        if waits {
+            self.warn(Reason::Preempted, format!("slot {id} {what} while others were waited for"));
+        }
+        waits
     }
 
     /// The incarnation ends by what says nothing against the generation it began from (safety C3): its

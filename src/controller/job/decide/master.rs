@@ -38,10 +38,15 @@ pub(crate) fn called(member: &MemberStatus, job: &BestEffortJob) -> String {
     if member.index < job.spec.members { format!("member {}", member.index) } else { "the master".into() }
 }
 
+/// Nodes that a job needs: one for each member, and one for a master that has its own.
+pub(crate) fn nodes(spec: &BestEffortJobSpec) -> u32 {
+    spec.members + u32::from(wanted(spec) == Master::Dedicated)
+}
+
 impl Draft<'_> {
-    /// Nodes that are asked for: one for each member, and one for a master that has its own.
+    /// Nodes that the job needs.
     pub(super) fn nodes(&self) -> u32 {
-        self.job.spec.members + u32::from(wanted(&self.job.spec) == Master::Dedicated)
+        nodes(&self.job.spec)
     }
 
     /// Makes room in the status for a master on a node of its own, or gives it up. Nobody of the last

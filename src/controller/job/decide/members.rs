@@ -15,7 +15,7 @@ use crate::{
     },
     controller::job::plan::{AgentRef, AgentSeen, Effect, PodSeen, Seen},
     driver::{
-        agent::{AgentState, LeaseState, LeaveCode, VmState},
+        agent::{AgentState, LeaseState, VmState},
         repository::ANSWER_WITHIN,
     },
 };
@@ -30,7 +30,7 @@ const FRESH: Duration = Duration::from_secs(5);
 /// An agent that is leaving and speaks no more for this long has nothing left to do.
 const FAREWELL: Duration = Duration::from_secs(10);
 /// Between two orders of the same kind.
-const AGAIN: Duration = Duration::from_secs(3);
+pub(super) const AGAIN: Duration = Duration::from_secs(3);
 
 /// The agent of a member as it can be reached.
 pub(super) fn agent_ref(member: &MemberStatus) -> Option<AgentRef> {
@@ -144,18 +144,9 @@ impl Draft<'_> {
         self.status.members.iter().filter(|member| !self.dead(member)).collect()
     }
 
-    /// Tells every agent that still speaks to end, also one whose VM is gone.
-    pub(super) fn leave(&mut self, code: LeaveCode) {
-        let agents: Vec<AgentRef> = self
-            .status
-            .everyone()
-            .filter(|member| state(self.seen, member).is_some_and(|state| state.leaving.is_none()))
-            .filter(|member| pod_ended(self.seen, member).is_none() && self.silence(member) < FAREWELL)
-            .filter_map(agent_ref)
-            .collect();
-        if !agents.is_empty() {
-            self.repeat(Effect::Leave { agents, code }, AGAIN);
-        }
+    /// Whether it was heard of late, as one that is leaving is until it has nothing left to do.
+    pub(super) fn speaks(&self, member: &MemberStatus) -> bool {
+        self.silence(member) < FAREWELL
     }
 
     /// Removes the pods that no living member has. An agent that still speaks is on its way out and

@@ -1,17 +1,19 @@
 //! A new incarnation: where each member goes and what it starts from.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
     draft::{Draft, after, since},
     master::{beside, serves_way_in},
+    seats::Seat,
 };
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{AgentStatus, MemberPhase, MemberStatus, Origin, ReleaseReason, SlotStatus},
+        job_status::{AgentStatus, MemberPhase, MemberStatus, Origin, ReleaseReason},
     },
     controller::job::plan::{AgentPlacement, Effect},
     driver::{
@@ -29,11 +31,11 @@ const NODE_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Draft<'_> {
     /// Decides the next incarnation; it is in the status before anything of it is made.
-    pub(super) fn place(&mut self, slot: &SlotStatus) {
+    pub(super) fn place(&mut self) {
         self.phase(JobPhase::Deploying);
         self.wake(Duration::from_secs(2));
         if self.must_adopt() {
-            self.give_up_slot(ReleaseReason::Incomplete);
+            self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);
             self.because("it is to start from a snapshot, which it has not yet");
             return;
         }
@@ -43,8 +45,9 @@ impl Draft<'_> {
             self.because("agents of an incarnation that the status does not know are being removed");
             return;
         }
-        let node_of = |pod: &crate::controller::job::plan::PodSeen| slot.nodes.contains(&pod.node);
-        if self.seen.pods.values().any(|pod| node_of(pod) && pod.ended.is_none()) {
+        let seats = self.seats();
+        let taken = |node: &String| seats.iter().any(|seat| seat.node == *node);
+        if self.seen.pods.values().any(|pod| taken(&pod.node) && pod.ended.is_none()) {
             // what they still do there, they do to files and locks that the next ones will use
             self.leave(LeaveCode::KeepSlot);
             self.because("old agents are still on the nodes");
@@ -52,7 +55,7 @@ impl Draft<'_> {
         }
         if !self.may_retry() {
             if self.status.retry.as_ref().is_some_and(|retry| retry.stalled) {
-                self.give_up_slot(ReleaseReason::Incomplete);
+                self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);
                 self.because("stalled until the spec is changed");
             }
             return;
@@ -62,21 +65,22 @@ impl Draft<'_> {
             return;
         };
         if self.incompatible().is_some() {
-            self.give_up_slot(ReleaseReason::Incomplete);
+            self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);
             self.because("no node can restore the newest generation");
             return;
         }
         let wanted = usize::try_from(self.nodes()).unwrap_or(usize::MAX);
-        if slot.nodes.len() < wanted {
-            let message = format!("slot {} has {} nodes, and the job needs {wanted}", slot.id, slot.nodes.len());
+        if seats.len() < wanted {
+            let slots = Self::called_slots(self.in_use(), ["has", "have"]);
+            let message = format!("{slots} {} nodes, and the job needs {wanted}", seats.len());
             self.back_off(Reason::NotEnoughNodes, message);
-            self.give_up_slot(ReleaseReason::Incomplete);
+            self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);
             self.because("too few nodes");
             return;
         }
-        let Some(addresses) = self.addresses(slot) else { return };
+        let Some(addresses) = self.addresses(&seats) else { return };
         let Some(origin) = self.origin(content) else {
-            self.give_up_slot(ReleaseReason::Incomplete);
+            self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);
             self.because("no generation restores");
             return;
         };
@@ -84,27 +88,22 @@ impl Draft<'_> {
             self.because("the network of the next incarnation has no number yet");
             return;
         }
-        self.begin(slot, &addresses, origin, content);
+        self.begin(&seats, &addresses, origin, content);
     }
 
-    /// Addresses of the slot's nodes, in the order of the members; a master's own comes last.
-    fn addresses(&mut self, slot: &SlotStatus) -> Option<Vec<std::net::IpAddr>> {
-        let nodes = slot.nodes.iter().take(self.nodes() as usize);
-        let found: Result<Vec<_>, &String> =
-            nodes.map(|node| self.seen.nodes.get(&NodeName(node.clone())).copied().ok_or(node)).collect();
-        match found {
-            Ok(found) => Some(found),
-            Err(node) => {
-                self.because("a node is not in Kubernetes");
-                let waited = slot.since.as_ref().map_or(Duration::ZERO, |at| since(at.0, self.now));
-                if waited >= NODE_PATIENCE {
-                    let message = format!("node {node} of slot {} is not a node of this cluster", slot.id);
-                    self.back_off(Reason::NodeLost, message);
-                    self.give_up_slot(ReleaseReason::BadNode);
-                }
-                None
-            }
+    /// Addresses of the seats' nodes.
+    fn addresses(&mut self, seats: &[Seat]) -> Option<Vec<std::net::IpAddr>> {
+        let address = |seat: &Seat| self.seen.nodes.get(&NodeName(seat.node.clone())).copied();
+        let Some(Seat { slot, node, since: begun, .. }) = seats.iter().find(|seat| address(seat).is_none()) else {
+            return Some(seats.iter().filter_map(address).collect());
+        };
+        self.because("a node is not in Kubernetes");
+        if begun.map_or(Duration::ZERO, |begun| since(begun, self.now)) >= NODE_PATIENCE {
+            let message = format!("node {node} of slot {slot} is not a node of this cluster");
+            self.back_off(Reason::NodeLost, message);
+            self.give_up(&BTreeSet::from([slot.clone()]), ReleaseReason::BadNode);
         }
+        None
     }
 
     /// What the next incarnation starts from: the newest complete generation that may be restored. One
@@ -197,7 +196,7 @@ impl Draft<'_> {
         }
     }
 
-    fn begin(&mut self, slot: &SlotStatus, addresses: &[std::net::IpAddr], mut origin: Origin, content: &JobContent) {
+    fn begin(&mut self, seats: &[Seat], addresses: &[std::net::IpAddr], mut origin: Origin, content: &JobContent) {
         let incarnation = self.status.incarnation.max(content.fence) + 1;
         origin.incarnation = incarnation;
         (origin.silent, origin.fenced) = self.inherited_silence();
@@ -226,19 +225,17 @@ impl Draft<'_> {
         let now = self.time();
         self.status.started.get_or_insert(now);
         self.status.origin = Some(origin);
-        let wait = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
-        let not_after = after(self.now, wait);
-        let not_after = slot.until.as_ref().map_or(not_after, |until| until.0.min(not_after));
         self.effect(Effect::FenceRepository { incarnation });
         let port = self.port(incarnation);
         self.seat_master();
         let ports = self.seen.setup.port_count;
+        let latest = self.agents_until(self.now);
         let mut placements = Vec::new();
-        for ((member, node), address) in self.status.everyone_mut().zip(&slot.nodes).zip(addresses) {
+        for ((member, seat), address) in self.status.everyone_mut().zip(seats).zip(addresses) {
             let pod = agent_pod_name(&self.uid, member.index, incarnation);
             let endpoint = SocketAddr::new(*address, port);
             let way_in = serves_way_in(self.job, member.index).then(|| beside(endpoint, ports)).flatten();
-            member.node = Some(node.clone());
+            member.node = Some(seat.node.clone());
             member.phase = MemberPhase::Placing;
             member.exit_code = None;
             member.restored = None;
@@ -246,20 +243,20 @@ impl Draft<'_> {
                 pod: pod.clone(),
                 endpoint: endpoint.to_string(),
                 incarnation,
-                slot: slot.id.clone(),
+                slot: seat.slot.clone(),
                 way_in: way_in.map(|at| at.to_string()),
                 unproven: false,
             });
             placements.push(AgentPlacement {
                 member: member.index,
                 incarnation,
-                slot: slot.id.clone().into(),
-                node: NodeName(node.clone()),
+                slot: seat.slot.clone().into(),
+                node: NodeName(seat.node.clone()),
                 pod,
                 endpoint,
                 way_in,
                 restore,
-                not_after,
+                not_after: seat.until.map_or(latest, |until| until.min(latest)),
             });
         }
         for placement in placements {
@@ -279,6 +276,11 @@ impl Draft<'_> {
         old.filter(|origin| origin.silent).map_or((false, None), |origin| (true, origin.fenced.clone()))
     }
 
+    /// When agents that were placed then must be there.
+    fn agents_until(&self, placed: Timestamp) -> Timestamp {
+        after(placed, self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait))
+    }
+
     /// The port of an incarnation's agents: another one for each, so that a port that is taken, or
     /// still held by the agent before, does not fail twice.
     fn port(&self, incarnation: u32) -> u16 {
@@ -291,17 +293,16 @@ impl Draft<'_> {
 
     /// Makes again what the pass that decided the incarnation may not have made: a pod, or its Secret, without
     /// which it does not start and says nothing.
-    pub(super) fn make_agents_again(&mut self, slot: &SlotStatus) {
+    pub(super) fn make_agents_again(&mut self) {
         let Some(origin) = self.status.origin.clone() else { return };
         let placed = origin.since.as_ref().map_or(self.now, |at| at.0);
-        let wait = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
-        let not_after = slot.until.as_ref().map_or(after(placed, wait), |until| until.0.min(after(placed, wait)));
+        let latest = self.agents_until(placed);
         let missing: Vec<AgentPlacement> = self
             .status
             .everyone()
             .filter(|member| super::members::state(self.seen, member).is_none())
             .filter_map(|member| {
-                let agent = member.agent.as_ref()?;
+                let (agent, slot) = (member.agent.as_ref()?, self.slot_of(member)?);
                 let pod = self.seen.pods.get(&agent.pod);
                 if pod.is_some_and(|pod| pod.ended.is_some() || pod.deleting) {
                     return None;
@@ -315,7 +316,7 @@ impl Draft<'_> {
                     endpoint: agent.endpoint.parse().ok()?,
                     way_in: self.way_in_of(member.index, agent),
                     restore: origin.generation,
-                    not_after,
+                    not_after: slot.until.as_ref().map_or(latest, |until| until.0.min(latest)),
                 })
             })
             .collect();

@@ -10,7 +10,7 @@ use super::draft::{Draft, since};
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{self, PendingSubmission, ReleaseReason, SlotState},
+        job_status::{self, PendingSubmission, ReleaseReason, SlotState, SlotStatus},
     },
     controller::job::plan::Effect,
     driver::{DriverError, Fact, Retry, site::SlotRequest},
@@ -23,6 +23,8 @@ const FIRST_SEARCH: Duration = Duration::from_secs(3);
 const SURE_AFTER: Duration = Duration::from_secs(10);
 /// How often an image that is gone is looked for.
 const IMAGE_AGAIN: Duration = Duration::from_secs(15);
+/// How often a job is looked at that has some of its slots and goes first.
+const PARTLY_STARTED: Duration = Duration::from_secs(3);
 
 impl Draft<'_> {
     /// Asks for slots, or waits for them.
@@ -35,34 +37,14 @@ impl Draft<'_> {
             self.doubt();
             return;
         }
-        if self.must_adopt() && self.slot().is_some() {
+        if self.must_adopt() && self.has_slots() {
             self.because("it is to start from a snapshot, which it has not yet");
             self.intend(ReleaseReason::Incomplete);
             self.release(Duration::from_secs(20));
             return;
         }
-        if let Some(slot) = self.slot().cloned() {
-            let asked = self.request(0);
-            if slot.state == SlotState::Waiting && !slot.request.is_empty() && slot.request != digest(&asked) {
-                self.because("another request is wanted");
-                self.intend(ReleaseReason::Incomplete);
-                self.release(Duration::ZERO);
-                return;
-            }
-            if self.is_outdated(&slot) {
-                self.because("other nodes are left out by now");
-                self.intend(ReleaseReason::Incomplete);
-                self.release(Duration::ZERO);
-                return;
-            }
-            match slot.state {
-                SlotState::Running if !slot.nodes.is_empty() => {
-                    self.phase(JobPhase::Deploying);
-                    self.deploy();
-                }
-                SlotState::Waiting | SlotState::Running | SlotState::Ending => self.because("slots are waited for"),
-                SlotState::Ended => self.because("the slot is over"),
-            }
+        self.heed_acquire_timeout();
+        if self.renew() || self.waits_for_slots() {
             return;
         }
         if !self.may_retry() {
@@ -102,6 +84,39 @@ impl Draft<'_> {
             }
         }
         self.submit();
+    }
+
+    /// Gives requests back that wait and ask for something else than is wanted by now. Whether it did.
+    fn renew(&mut self) -> bool {
+        let digest = digest(&self.request(0));
+        let waiting: Vec<SlotStatus> = self.in_use().filter(|s| s.state == SlotState::Waiting).cloned().collect();
+        let another = waiting.iter().any(|slot| !slot.request.is_empty() && slot.request != digest);
+        // slots that run already wait for these
+        let alone = waiting.len() == self.in_use().count();
+        if another {
+            self.because("another request is wanted");
+        } else if alone && waiting.iter().any(|slot| self.is_outdated(slot)) {
+            self.because("other nodes are left out by now");
+        } else {
+            return false;
+        }
+        self.intend(ReleaseReason::Incomplete);
+        self.release(Duration::ZERO);
+        true
+    }
+
+    /// Whether all that is to be asked for is; goes on once all of it runs.
+    fn waits_for_slots(&mut self) -> bool {
+        if self.all_run() {
+            self.phase(JobPhase::Deploying);
+            self.deploy();
+            return true;
+        }
+        if !self.has_slots() || self.missing() > 0 {
+            return false;
+        }
+        self.because("slots are waited for");
+        true
     }
 
     /// What no node could restore is tried anew with other agents, and not with those that another leader makes as
@@ -149,6 +164,11 @@ impl Draft<'_> {
             }
             Fact::Absent | Fact::Unknown { .. } => {}
         }
+        if self.seen.partly_started.is_some() && !self.has_slots() {
+            self.because("another job waits for the rest of its slots");
+            self.wake(PARTLY_STARTED);
+            return;
+        }
         let restores = self.status.started.is_some() || self.status.adopted.is_some();
         if restores && self.seen.content.known().is_none() {
             self.because("what would be restored is not known");
@@ -168,6 +188,7 @@ impl Draft<'_> {
             since: self.time(),
             doubtful: false,
             request: digest(&request),
+            reservations: request.reservations,
             left_out: request.avoid.iter().map(ToString::to_string).collect(),
         });
         self.effect(Effect::SubmitSlots { submission: number, request });
@@ -210,7 +231,9 @@ impl Draft<'_> {
         let notice = self.seen.site.as_ref().is_some_and(|site| site.capabilities.notice);
         SlotRequest {
             name: slot_name(&self.uid, submission),
-            nodes: self.nodes(),
+            nodes: self.nodes_each(),
+            reservations: self.missing(),
+            acquire: self.acquire_timeout(),
             walltime: spec.slots.walltime.into(),
             grace: if notice { spec.snapshots.grace.into() } else { Duration::ZERO },
             lease_prefix: format!("{}-", self.uid.short()),
@@ -226,7 +249,13 @@ impl Draft<'_> {
 /// A digest of what the job asks for: neither the number nor what follows from others counts.
 pub(super) fn digest(request: &SlotRequest) -> String {
     // what was learnt of nodes meanwhile is compared apart, and not so soon
-    let same = SlotRequest { name: String::new(), narrowed: Vec::new(), avoid: Vec::new(), ..request.clone() };
+    let same = SlotRequest {
+        name: String::new(),
+        reservations: 1,
+        narrowed: Vec::new(),
+        avoid: Vec::new(),
+        ..request.clone()
+    };
     let text = serde_json::to_vec(&same).unwrap_or_default();
     blake3::hash(&text).to_hex().chars().take(16).collect()
 }

@@ -2,19 +2,16 @@
 
 use std::time::Duration;
 
-use super::draft::{Draft, before, since};
+use super::draft::{Draft, since};
 use super::members::{self, state};
 use crate::{
     api::{
         JobPhase,
         job::RunMembers,
-        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotState, SlotStatus},
+        job_status::{MemberPhase, MemberStatus, ReleaseReason, SlotState},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
-    driver::{
-        agent::{LeaveCode, VmState},
-        site::NoticeKind,
-    },
+    driver::agent::{LeaveCode, VmState},
     names::snapshot_name,
 };
 
@@ -23,9 +20,6 @@ use crate::{
 const SITE_LAG: Duration = Duration::from_secs(15);
 /// The same where the site is ending the slot: it ends what it can reach first.
 const ENDING_LAG: Duration = Duration::from_secs(60);
-/// Least time kept for leaving before the end of the walltime.
-const WALLTIME_LEAD: Duration = Duration::from_secs(20);
-
 /// How the command has ended.
 pub(super) enum Outcome {
     /// It has not, or not everywhere.
@@ -55,63 +49,26 @@ impl Draft<'_> {
             Outcome::Open => {}
         }
         // whoever has died: a slot that is wanted back is left
-        let wanted = |slot: &&SlotStatus| slot.state == SlotState::Running && slot.notice.is_some();
-        if let Some(slot) = self.slot().filter(wanted).cloned() {
-            self.enter_evacuation(&slot, suspend);
+        if self.in_use().any(|slot| slot.state == SlotState::Running && slot.notice.is_some()) {
+            self.enter_evacuation(suspend);
             return;
         }
         if self.lost_member() {
             return;
         }
         self.lose_master();
-        let Some(slot) = self.slot().cloned() else {
+        if !self.has_slots() {
             // its end is handled where it is seen; here it is being given back already
             self.phase(JobPhase::Evacuating);
             self.evacuate(suspend);
             return;
-        };
-        if self.must_leave(&slot) || suspend {
-            self.enter_evacuation(&slot, suspend);
+        }
+        self.heed_agents_notice();
+        if suspend || !self.leaving().is_empty() {
+            self.enter_evacuation(suspend);
             return;
         }
         self.snapshots();
-    }
-
-    /// Whether the slot will be taken away soon.
-    pub(super) fn must_leave(&mut self, slot: &SlotStatus) -> bool {
-        if slot.notice.is_none()
-            && let Some(at) = self.noticed_by_agents(slot)
-            && let Some(slot) = self.status.slots.iter_mut().find(|s| s.id == slot.id)
-        {
-            slot.notice = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
-        }
-        let noticed = self.status.slots.iter().any(|s| s.id == slot.id && s.notice.is_some());
-        noticed || self.walltime_near(slot)
-    }
-
-    /// Whether the slot's time is nearly over by our own calculation (safety B16).
-    pub(super) fn walltime_near(&mut self, slot: &SlotStatus) -> bool {
-        let Some(until) = slot.until.as_ref().map(|until| until.0) else { return false };
-        let grace = Duration::from(self.job.spec.snapshots.grace);
-        let third = Duration::from(self.job.spec.slots.walltime) / 3;
-        let start = before(until, grace.max(WALLTIME_LEAD).min(third));
-        if self.now >= start {
-            return true;
-        }
-        self.wake_at(start);
-        false
-    }
-
-    /// When the hold told an agent that the slot is wanted back. A person's request for a checkpoint,
-    /// which looks the same to the hold, is nothing to leave for.
-    fn noticed_by_agents(&self, slot: &SlotStatus) -> Option<jiff::Timestamp> {
-        let person =
-            self.facts(&slot.id).and_then(|facts| facts.notice).is_some_and(|notice| notice.kind == NoticeKind::Person);
-        if person {
-            return None;
-        }
-        let ago = self.status.everyone().filter_map(|m| state(self.seen, m)?.notice).max()?;
-        Some(before(self.now, ago))
     }
 
     pub(super) fn commanded(&self) -> impl Iterator<Item = &MemberStatus> {
@@ -147,7 +104,7 @@ impl Draft<'_> {
         if ill.is_empty() && !known {
             return false;
         }
-        let ending = self.slot().is_some_and(|slot| slot.state == SlotState::Ending);
+        let ending = self.in_use().any(|slot| slot.state == SlotState::Ending);
         if !members().filter(|member| self.dead(member)).all(|member| self.is_its_own(member, ending)) {
             // the site may be about to say that it took the slot
             self.because("a member is dead, the slot may be");
@@ -165,7 +122,8 @@ impl Draft<'_> {
         self.account_loss(super::lose::Cause::Node(why));
         self.bury();
         if bad || ending {
-            self.give_up_slot(ReleaseReason::BadNode);
+            let bad = self.slots_where(|member| member.phase == MemberPhase::Dead);
+            self.give_up(&bad, ReleaseReason::BadNode);
             self.because("a node is lost");
         } else {
             self.status.attempt += 1;

@@ -9,10 +9,7 @@ use super::master::called;
 use super::members::{agent_ref, heard, state};
 use super::place::restorable;
 use crate::{
-    api::{
-        JobPhase, Reason,
-        job_status::{ReleaseReason, SlotStatus},
-    },
+    api::{JobPhase, Reason, job_status::ReleaseReason},
     controller::job::plan::{AgentRef, Effect},
     driver::agent::{LeaveCode, VmState},
 };
@@ -26,16 +23,16 @@ const GO_LIMIT: Duration = Duration::from_secs(120);
 
 impl Draft<'_> {
     /// Waits until all have loaded, then lets all run.
-    pub(super) fn start(&mut self, slot: &SlotStatus) {
+    pub(super) fn start(&mut self) {
         self.wake(Duration::from_secs(2));
-        self.make_agents_again(slot);
+        self.make_agents_again();
         self.note_fence();
         let limit = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
-        if let Some(message) = self.unarmed(limit) {
+        if let Some((slot, message)) = self.unarmed(limit) {
             self.back_off(Reason::AgentFailed, message);
             self.status.kills.node += 1;
             self.ends_before_running();
-            self.give_up_slot(ReleaseReason::BadNode);
+            self.give_up(&slot.into_iter().collect(), ReleaseReason::BadNode);
             self.because("the lease was not taken");
             return;
         }
@@ -55,7 +52,7 @@ impl Draft<'_> {
         }
         if !vms.iter().all(|vm| matches!(vm, VmState::Loaded | VmState::Running | VmState::Stopped)) {
             self.because("guests are being loaded");
-            if let (Some(member), Some(limit)) = (self.slowest(), self.over(slot, None)) {
+            if let (Some(member), Some(limit)) = (self.slowest(), self.over(None)) {
                 self.gave_up_start(&format!("{member}, and did not get on for {} s", limit.as_secs()));
             }
             return;
@@ -63,7 +60,7 @@ impl Draft<'_> {
         if !self.still_newest() || !self.silence_is_over() {
             return;
         }
-        if let Some(limit) = self.over(slot, self.silent_until()) {
+        if let Some(limit) = self.over(self.silent_until()) {
             self.gave_up_start(&format!("guests that have loaded did not run within {} s", limit.as_secs()));
             return;
         }
@@ -153,7 +150,7 @@ impl Draft<'_> {
     /// the slot's. It begins anew with all that is heard to get on, with a new leader, and when the
     /// repository answers again: nobody is to blame for a time in which nobody could act. Guests that had to
     /// wait for the time of a silent member have some more.
-    fn over(&mut self, slot: &SlotStatus, waited: Option<Timestamp>) -> Option<Duration> {
+    fn over(&mut self, waited: Option<Timestamp>) -> Option<Duration> {
         let placed = self.by_our_clock(self.status.origin.as_ref()?.since.as_ref()?.0);
         let moved = self.status.everyone().filter_map(|member| heard(self.seen, member)?.moved).max();
         let begun = [moved, self.seen.repository_silent].into_iter().flatten().fold(placed, Timestamp::max);
@@ -162,7 +159,8 @@ impl Draft<'_> {
         let disk = vm.disk_over(image);
         let bytes = disk.saturating_add(if restoring { vm.memory.0 } else { 0 });
         let fetching = Duration::from_secs(bytes.saturating_mul(u64::from(self.job.spec.members)) / LEAST_RATE);
-        let slot_time = slot.since.as_ref().zip(slot.until.as_ref()).map(|(from, to)| since(from.0, to.0));
+        let lengths = self.in_use().filter_map(|slot| Some(since(slot.since.as_ref()?.0, slot.until.as_ref()?.0)));
+        let slot_time = lengths.min();
         let most = slot_time.map_or(Duration::MAX, |time| time / 2).max(LOAD_LIMIT);
         let limit = LOAD_LIMIT.saturating_add(fetching).min(most);
         let mut end = after(begun, limit);
@@ -184,7 +182,8 @@ impl Draft<'_> {
         }
         self.account_work();
         self.status.kills.node += 1;
-        self.give_up_slot(ReleaseReason::BadNode);
+        let slow = self.slots_where(|member| state(self.seen, member).is_some_and(|state| waits(&state.vm)));
+        self.give_up(&slow, ReleaseReason::BadNode);
         self.because("the start took too long");
     }
 

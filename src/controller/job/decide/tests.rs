@@ -12,6 +12,7 @@ mod fit;
 mod life;
 mod main_path;
 mod master;
+mod one_by_one;
 mod period;
 mod properties;
 mod quota;

@@ -83,6 +83,9 @@ pub struct Seen {
     pub room: Fact<Room>,
     /// Nodes of which other jobs found out that they lack something; asked for only where slots may be asked for.
     pub unfit: Vec<UnfitNode>,
+    /// Another job of the same account that has some of its slots and waits for the rest (safety C1); looked for only
+    /// before the first slot is asked for.
+    pub partly_started: Option<String>,
     /// How often other jobs were killed where this one runs.
     pub others: Tally,
     /// When this process last did what is repeated until it works, by [`super::Effect`] and object.
@@ -198,12 +201,12 @@ pub struct Reply {
     pub submission: u32,
     /// The answer.
     #[serde(serialize_with = "reply")]
-    pub outcome: Result<SlotId, SiteError>,
+    pub outcome: Result<Vec<SlotId>, SiteError>,
 }
 
-fn reply<S: serde::Serializer>(outcome: &Result<SlotId, SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
+fn reply<S: serde::Serializer>(outcome: &Result<Vec<SlotId>, SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
     match outcome {
-        Ok(id) => serializer.collect_str(id),
+        Ok(ids) => ids.serialize(serializer),
         Err(error) => serializer.collect_str(error),
     }
 }

@@ -92,13 +92,16 @@ fn needs_a_person(reason: Reason) -> bool {
 }
 
 pub(super) fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    let slot = status.slots.iter().find(|slot| slot.state != SlotState::Ended && slot.notice.is_some())?;
+    let noticed: Vec<_> =
+        status.slots.iter().filter(|slot| slot.state != SlotState::Ended && slot.notice.is_some()).collect();
+    let slot = noticed.first()?;
     let announced = seen.slots.known()?.iter().find(|facts| facts.id.0 == slot.id)?.notice.map(|notice| notice.kind);
     let (reason, why) = match announced {
         Some(NoticeKind::Walltime) => (Reason::WalltimeOver, "its time is nearly over"),
         Some(NoticeKind::Preemption | NoticeKind::Person) | None => (Reason::Preempted, "somebody else wants it"),
     };
-    Some((reason, format!("slot {}: {why}", slot.id)))
+    let ids: Vec<&str> = noticed.iter().map(|slot| slot.id.as_str()).collect();
+    Some((reason, format!("{} {}: {why}", if ids.len() == 1 { "slot" } else { "slots" }, ids.join(", "))))
 }
 
 pub(super) fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {

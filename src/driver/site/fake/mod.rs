@@ -176,7 +176,7 @@ impl Site for FakeSite {
         Capabilities { notice: true, per_member: true }
     }
 
-    async fn submit(&self, request: &SlotRequest) -> Result<SlotId, SiteError> {
+    async fn submit(&self, request: &SlotRequest) -> Result<Vec<SlotId>, SiteError> {
         let now = self.clock.now();
         let mut state = self.state();
         state.calls.submit += 1;
@@ -186,11 +186,11 @@ impl Site for FakeSite {
         if let Some(refusal) = &state.refusal {
             return Err(refusal.clone());
         }
-        if request.nodes as usize > state.queue.size(request) {
+        if (request.nodes * request.reservations) as usize > state.queue.size(request) {
             return Err(SiteError::NotEnoughNodes("There are not enough resources for your request".into()));
         }
-        let id = state.queue.submit(request, now);
-        if state.outage == Outage::RepliesLost { Err(no_answer()) } else { Ok(id) }
+        let ids = (0..request.reservations).map(|_| state.queue.submit(request, now)).collect();
+        if state.outage == Outage::RepliesLost { Err(no_answer()) } else { Ok(ids) }
     }
 
     async fn look_up(&self, prefix: &str, since: Option<Timestamp>) -> Result<BTreeMap<SlotId, Glance>, SiteError> {

@@ -7,6 +7,8 @@ fn request(nodes: u32, grace: u64) -> SlotRequest {
     SlotRequest {
         name: "vmdeploy-3f2b8a10-1".into(),
         nodes,
+        reservations: 1,
+        acquire: Duration::ZERO,
         walltime: Duration::from_secs(3600),
         grace: Duration::from_secs(grace),
         lease_prefix: "3f2b8a10-".into(),
@@ -35,7 +37,7 @@ fn slot(site: &FakeSite, id: &SlotId) -> SlotFacts {
 #[tokio::test]
 async fn a_rival_takes_the_nodes_after_the_grace() {
     let (clock, site) = site();
-    let id = site.submit(&request(4, 30)).await.unwrap();
+    let id = site.submit(&request(4, 30)).await.unwrap().remove(0);
     pass(&clock, 1);
     assert_eq!(slot(&site, &id).nodes.len(), 4);
     site.rival(4, Duration::from_secs(100));
@@ -44,7 +46,7 @@ async fn a_rival_takes_the_nodes_after_the_grace() {
     assert!(site.holds_lease(&id));
     pass(&clock, 1);
     assert_eq!(slot(&site, &id).phase, SlotPhase::Ended(End::Preempted));
-    let next = site.submit(&request(4, 30)).await.unwrap();
+    let next = site.submit(&request(4, 30)).await.unwrap().remove(0);
     pass(&clock, 50);
     assert!(matches!(slot(&site, &next).phase, SlotPhase::Waiting { .. }));
     pass(&clock, 50);
@@ -54,7 +56,7 @@ async fn a_rival_takes_the_nodes_after_the_grace() {
 #[tokio::test]
 async fn without_grace_the_kill_comes_at_once() {
     let (clock, site) = site();
-    let id = site.submit(&request(2, 0)).await.unwrap();
+    let id = site.submit(&request(2, 0)).await.unwrap().remove(0);
     pass(&clock, 1);
     site.preempt(&id);
     assert_eq!((slot(&site, &id).phase, slot(&site, &id).notice), (SlotPhase::Ending, None));
@@ -65,7 +67,7 @@ async fn without_grace_the_kill_comes_at_once() {
 #[tokio::test]
 async fn the_hold_ends_when_all_agents_have_left() {
     let (clock, site) = site();
-    let id = site.submit(&request(2, 30)).await.unwrap();
+    let id = site.submit(&request(2, 30)).await.unwrap().remove(0);
     pass(&clock, 1);
     let nodes = slot(&site, &id).nodes;
     site.preempt(&id);
@@ -79,7 +81,7 @@ async fn the_hold_ends_when_all_agents_have_left() {
 #[tokio::test]
 async fn b5_a_second_preemption_has_no_notice_left() {
     let (clock, site) = site();
-    let id = site.submit(&request(1, 30)).await.unwrap();
+    let id = site.submit(&request(1, 30)).await.unwrap().remove(0);
     pass(&clock, 1);
     site.preempt(&id);
     let first = slot(&site, &id).notice;
@@ -93,7 +95,7 @@ async fn b5_a_second_preemption_has_no_notice_left() {
 #[tokio::test]
 async fn the_end_of_the_walltime_is_announced() {
     let (clock, site) = site();
-    let id = site.submit(&request(1, 60)).await.unwrap();
+    let id = site.submit(&request(1, 60)).await.unwrap().remove(0);
     pass(&clock, 1);
     assert_eq!(slot(&site, &id).phase, SlotPhase::Running);
     pass(&clock, 3541);

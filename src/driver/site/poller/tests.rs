@@ -23,6 +23,8 @@ fn request(job: &JobUid, submission: u32) -> SlotRequest {
     SlotRequest {
         name: slot_name(job, submission),
         nodes: 1,
+        reservations: 1,
+        acquire: Duration::ZERO,
         walltime: Duration::from_secs(3600),
         grace: Duration::from_secs(30),
         lease_prefix: format!("{}-", job.short()),
@@ -43,7 +45,7 @@ impl World {
     }
 
     async fn submit(&self, job: &JobUid) -> SlotId {
-        self.site.submit(&request(job, 1)).await.unwrap()
+        self.site.submit(&request(job, 1)).await.unwrap().remove(0)
     }
 
     async fn pass(&self, seconds: i64) {

@@ -23,7 +23,14 @@ type Change = fn(&mut Life);
 #[case::bad_secret(|l: &mut Life| l.seen.account = Fact::Known(Err("Secret x lacks y".into())), "CredentialsMissing", "lacks y")]
 #[case::no_input(|l: &mut Life| l.seen.missing_inputs = Fact::Known(vec!["key a of ConfigMap b".into()]), "InputMissing", "key a")]
 #[case::too_large(|l: &mut Life| l.job.spec.vm.memory = Bytes(1 << 40), "MemoryTooLarge", "4Gi")]
-#[case::per_member(|l: &mut Life| l.job.spec.slots.allocation = Allocation::PerMember, "NotSupported", "use Gang")]
+#[case::per_member(
+    |l: &mut Life| {
+        l.job.spec.slots.allocation = Allocation::PerMember;
+        l.seen.site.as_mut().unwrap().capabilities.per_member = false;
+    },
+    "NotSupported",
+    "must be Gang"
+)]
 #[case::no_subnet(|l: &mut Life| l.seen.network.subnet = None, "NoSubnet", "jobNetwork.pool")]
 #[case::overlap(|l: &mut Life| l.seen.network.overlap = Some("node-1".into()), "PoolOverlaps", "node-1")]
 #[case::kavlan(|l: &mut Life| l.job.spec.network = Some(NetworkSpec { kind: NetworkKind::Kavlan, ..NetworkSpec::default() }), "NotSupported", "use Overlay")]

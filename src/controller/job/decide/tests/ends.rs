@@ -294,7 +294,7 @@ fn leave_leaves_at_once_with_what_there_is() {
     life.job.spec.snapshots.on_notice = OnNotice::Leave;
     life.notice("101", NoticeKind::Preemption);
     let plan = life.pass();
-    assert_eq!(plan.why, "the slot is left");
+    assert_eq!(plan.why, "the slots are left");
     let text = &plan.notes.last().unwrap().message;
     assert!(text.contains("generation 1 is complete") && text.contains("lost"), "{text}");
     life.run(10);

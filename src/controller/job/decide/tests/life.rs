@@ -8,13 +8,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::{
     api::{
         BestEffortJob, FINALIZER, JobPhase, LAST_STORED, SnapshotStatus,
-        job::Master,
+        job::Allocation,
         job_status::{BestEffortJobStatus, ResolvedImage},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     config::NodeProperties,
     controller::job::{
-        decide::{decide, sent_key, wanted},
+        decide::{decide, nodes, sent_key},
         plan::{
             AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan,
             PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
@@ -97,7 +97,7 @@ pub(super) fn life(members: u32) -> Life {
             offer: offer(),
         },
         site: Some(SiteSeen {
-            capabilities: Capabilities { notice: true, per_member: false },
+            capabilities: Capabilities { notice: true, per_member: true },
             isolation: Duration::from_secs(120),
             agent_wait: Duration::from_secs(300),
             max_memory: Some(4 << 30),
@@ -133,6 +133,7 @@ pub(super) fn life(members: u32) -> Life {
         unread_snapshots: false,
         room: Fact::Absent,
         unfit: Vec::new(),
+        partly_started: None,
         others: Tally::default(),
         sent: BTreeMap::new(),
     };
@@ -285,11 +286,18 @@ impl Life {
     }
 
     pub(super) fn start_slot(&mut self, id: &str) {
-        let members = self.job.spec.members + u32::from(wanted(&self.job.spec) == Master::Dedicated);
+        let each = match self.job.spec.slots.allocation {
+            Allocation::Gang => nodes(&self.job.spec) as usize,
+            Allocation::PerMember => 1,
+        };
+        let runs = |slot: &&SlotFacts| slot.phase == SlotPhase::Running;
+        let taken: Vec<NodeName> = self.slots().iter().filter(runs).flat_map(|slot| slot.nodes.clone()).collect();
+        let all = (1..=16).map(|n| NodeName(format!("node-{n}")));
+        let free: Vec<NodeName> = all.filter(|node| each > 1 || !taken.contains(node)).take(each).collect();
         let now = self.now;
         let slot = self.slot(id);
         slot.phase = SlotPhase::Running;
-        slot.nodes = (1..=members).map(|n| NodeName(format!("node-{n}"))).collect();
+        slot.nodes = free;
         slot.since = Some(now);
         slot.until = Some(now + SignedDuration::from_hours(2));
     }
@@ -380,11 +388,12 @@ impl Life {
         match effect {
             Effect::AddFinalizer => self.job.metadata.finalizers = Some(vec![FINALIZER.into()]),
             Effect::RemoveFinalizer | Effect::DeleteJob => self.gone = true,
-            Effect::SubmitSlots { submission, .. } => {
-                let id = self.add_slot(*submission);
-                self.seen.reply = Some(Reply { submission: *submission, outcome: Ok(id.clone().into()) });
+            Effect::SubmitSlots { submission, request } => {
+                let ids: Vec<String> = (0..request.reservations).map(|_| self.add_slot(*submission)).collect();
+                let outcome = Ok(ids.iter().map(|id| id.clone().into()).collect());
+                self.seen.reply = Some(Reply { submission: *submission, outcome });
                 if self.prompt {
-                    self.start_slot(&id);
+                    ids.iter().for_each(|id| self.start_slot(id));
                 }
             }
             Effect::ReleaseSlot { id } => {
@@ -471,8 +480,13 @@ impl Life {
                     LeaveCode::Saved => End::SavedAtPreemption,
                     LeaveCode::KeepSlot => return,
                 };
-                let all_left = self.seen.pods.values().all(|pod| pod.ended.is_some());
-                for id in slots.into_iter().filter(|_| all_left) {
+                let ended = |pod: &String| self.seen.pods.get(pod).is_none_or(|pod| pod.ended.is_some());
+                let on_it = |id: &String| -> Vec<String> {
+                    let agents = self.status().members.into_iter().filter_map(|member| member.agent);
+                    agents.filter(|agent| agent.slot == *id).map(|agent| agent.pod).collect()
+                };
+                let left: Vec<String> = slots.into_iter().filter(|id| on_it(id).iter().all(ended)).collect();
+                for id in left {
                     if self.slot(&id).phase == SlotPhase::Running {
                         self.slot(&id).phase = SlotPhase::Ended(end.clone());
                     }

@@ -1,0 +1,58 @@
+//! Slots that are given back one by one while a job leaves.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{draft::Draft, evacuate::is_last};
+use crate::{
+    api::{
+        Reason,
+        job_status::{MemberStatus, ReleaseReason, SlotStatus},
+        snapshot::SnapshotReason,
+    },
+    driver::agent::LeaveCode,
+};
+
+impl Draft<'_> {
+    /// Gives back each slot that is wanted and whose member's bytes the repository lists (safety B15): the others'
+    /// need not have come.
+    pub(super) fn give_back_safe(&mut self, suspend: bool) {
+        let Some(capture) =
+            self.status.snapshots.capture.clone().filter(|capture| self.one_by_one() && is_last(capture))
+        else {
+            return;
+        };
+        let transfer = self.seen.snapshots.iter().find(|snapshot| {
+            snapshot.name == capture.snapshot && snapshot.status.generation == Some(capture.generation)
+        });
+        let safe: Vec<u32> = transfer.and_then(|s| s.status.transfer.as_ref()).map_or(Vec::new(), |t| t.safe.clone());
+        let leaving = if suspend { self.in_use().map(|slot| slot.id.clone()).collect() } else { self.leaving() };
+        let is_safe = |member: &MemberStatus| safe.contains(&member.index) || member.index >= self.job.spec.members;
+        let unsafe_slots = self.slots_where(|member| !is_safe(member));
+        let given: BTreeSet<String> = leaving.difference(&unsafe_slots).cloned().collect();
+        if given.is_empty() {
+            return;
+        }
+        let leaving = self.in_use().filter(|slot| given.contains(&slot.id));
+        let slots = Self::called_slots(leaving, ["is given back", "are given back"]);
+        let message = format!("{slots}: the bytes of generation {} from there are safe", capture.generation);
+        self.note(Reason::SnapshotStored, message);
+        self.book_eviction();
+        let reason = if suspend { ReleaseReason::Suspended } else { ReleaseReason::Evacuated };
+        self.intend_some(|slot| given.contains(&slot.id), reason);
+        self.leave_given_back(LeaveCode::Saved);
+        self.release(Duration::from_secs(10));
+    }
+
+    /// Counts the cause of an evacuation in which slots are given back one by one: once, with the first.
+    pub(super) fn book_eviction(&mut self) {
+        let evacuated = |slot: &SlotStatus| slot.release.as_ref().map(|r| r.reason) == Some(ReleaseReason::Evacuated);
+        if self.status.slots.iter().any(evacuated) {
+            return;
+        }
+        match self.leaving_reason() {
+            SnapshotReason::Notice => self.status.kills.preempted += 1,
+            SnapshotReason::Walltime => self.status.kills.walltime += 1,
+            SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic => {}
+        }
+    }
+}
