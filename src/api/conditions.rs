@@ -179,6 +179,10 @@ pub enum Reason {
     NotYet,
     /// The transfer is under way.
     Transferring,
+    /// All bytes of a member's part are in the repository.
+    MemberSafe,
+    /// All bytes of a snapshot have come to the repository; the message says how long that took.
+    Transferred,
     /// The transfer failed.
     TransferFailed,
     /// The snapshot's job does not exist.

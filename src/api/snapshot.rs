@@ -25,6 +25,11 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Pause-ms","type":"integer","jsonPath":".status.pauseMs"}"#,
+    printcolumn = r#"{"name":"Safe","type":"string","jsonPath":".status.transfer.safe","description":"Members whose bytes are in the repository."}"#,
+    printcolumn = r#"{"name":"Sent","type":"integer","jsonPath":".status.transfer.sent","description":"Bytes that have left the nodes."}"#,
+    printcolumn = r#"{"name":"Total","type":"integer","jsonPath":".status.transfer.total","description":"Bytes to send.","priority":1}"#,
+    printcolumn = r#"{"name":"Rate","type":"integer","jsonPath":".status.transfer.rate","description":"Bytes a second.","priority":1}"#,
+    printcolumn = r#"{"name":"ETA","type":"string","jsonPath":".status.transfer.eta","description":"When all bytes will have left the nodes."}"#,
     printcolumn = r#"{"name":"Stored","type":"integer","jsonPath":".status.bytes.stored"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -122,6 +127,10 @@ pub struct SnapshotStatus {
     /// The members' parts, once captured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<SnapshotMember>,
+    /// Members whose slots are wanted, where not all are: their bytes are sent first, and those of the members that
+    /// stay after everything else. Empty: all leave, if the members leave at all after a snapshot of this reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<u32>,
     /// Sizes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<SnapshotBytes>,
@@ -163,16 +172,36 @@ pub struct SnapshotBytes {
 pub struct Transfer {
     /// Where the transfer has got to.
     pub state: TransferState,
-    /// Bytes that have left the nodes.
+    /// Bytes that have left the nodes; those that the repository has already count as soon as it has said so.
     pub sent: u64,
     /// Bytes to send.
     pub total: u64,
+    /// Bytes a second by which `sent` grows, measured over some seconds; absent while it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// When all bytes will have left the nodes at this rate; absent while that cannot be said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta: Option<Time>,
     /// Members whose bytes are safe in the repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub safe: Vec<u32>,
+    /// Since when the bytes of each of them are: from then on the snapshot needs its node no longer. In the order in
+    /// which it came about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub freed: Vec<FreedMember>,
     /// What went wrong, if anything did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// A member whose bytes are safe.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FreedMember {
+    /// The member.
+    pub member: u32,
+    /// Since when.
+    pub at: Time,
 }
 
 /// Where a transfer has got to.

@@ -125,7 +125,7 @@ async fn work(
         let (changed, tasks) = (Arc::new(Notify::new()), TaskTracker::new());
         let snapshots = watch::store(&client, changed.clone(), &tasks, &stop);
         let jobs = watch::store(&client, changed.clone(), &tasks, &stop);
-        let board = KubeBoard { client: client.clone(), snapshots, jobs };
+        let board = KubeBoard::new(client.clone(), snapshots, jobs);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = watch::filled(&board) => readiness.ready(CACHES),

@@ -3,15 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use kube::Resource as _;
+
 use super::{
     Context,
-    decide::{Case, Effect, Ordered, Plan},
+    decide::{Case, Effect, Ordered, Plan, Report, Said},
     status,
 };
 use crate::{
     api::Snapshot,
     driver::{
         agent::{AgentAddress, AgentError, UploadOrder},
+        cluster::{ClusterError, EventRecord},
         repository::{KeptPart, RepositoryError},
     },
     names::{Generation, JobUid},
@@ -24,6 +27,8 @@ const TICKET: jiff::SignedDuration = jiff::SignedDuration::from_hours(12);
 const PUBLISH_AGAIN: Duration = Duration::from_secs(2);
 /// Longest time to wait for an agent to accept an order.
 const ORDER: Duration = Duration::from_secs(3);
+/// Longest time to wait for the API server to take a report.
+const REPORT: Duration = Duration::from_secs(20);
 
 /// Carries a plan out.
 pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Context>) {
@@ -37,21 +42,46 @@ pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Con
             Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
         }
     }
-    for (uid, transfer) in &plan.reports {
-        let Some((snapshot, case)) = cases.iter().find(|(_, case)| case.uid == *uid) else { continue };
-        if context.memory().superseded.contains(&case.job) {
-            // another's to report
-            continue;
-        }
-        let now = context.clock.now();
-        let Some(stored) = status::stored(snapshot, transfer, now) else { continue };
-        match context.board.report(&snapshot.metadata, transfer, &stored).await {
-            Ok(()) => {
-                context.memory().written.insert(uid.clone(), (now, transfer.clone()));
-            }
-            Err(error) => tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to report a transfer"),
+    for said in &plan.reports {
+        let Some((snapshot, case)) = cases.iter().find(|(_, case)| case.uid == said.snapshot) else { continue };
+        // another's to report
+        if !context.memory().superseded.contains(&case.job) {
+            report(context, snapshot, said);
         }
     }
+}
+
+/// An API server that does not answer holds up no pass (safety B17): reports are written beside them, one at a time of
+/// each snapshot. The next pass says what has changed meanwhile.
+fn report(context: &Arc<Context>, snapshot: &Arc<Snapshot>, said: &Report) {
+    let now = context.clock.now();
+    let Some(stored) = status::stored(snapshot, &said.transfer, now) else { return };
+    if !context.memory().reporting.insert(said.snapshot.clone()) {
+        return;
+    }
+    let (context, snapshot, said) = (context.clone(), snapshot.clone(), said.clone());
+    tokio::spawn(async move {
+        let written = context.board.report(&snapshot.metadata, &said.transfer, &stored);
+        let written = tokio::time::timeout(REPORT, written).await;
+        let written = written.unwrap_or_else(|_| Err(ClusterError::Unreachable("no answer in time".into())));
+        {
+            let mut memory = context.memory();
+            memory.reporting.remove(&said.snapshot);
+            if written.is_ok() {
+                memory.written.insert(said.snapshot.clone(), (now, said.transfer.clone()));
+            }
+        }
+        if let Err(error) = written {
+            tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to report a transfer");
+            return;
+        }
+        for Said { action, reason, message } in said.events {
+            let event = EventRecord { about: snapshot.object_ref(&()), warning: false, reason, action, message };
+            if let Err(error) = context.board.announce(&event).await {
+                tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to record an event");
+            }
+        }
+    });
 }
 
 async fn upload(context: &Context, address: &AgentAddress, generation: Generation, case: Option<&Case>) {

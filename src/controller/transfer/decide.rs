@@ -5,6 +5,9 @@
 //! that is about to complete its generation. What is safe is what the repository lists (safety B15), never what an
 //! agent says.
 
+mod stage;
+mod story;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +16,16 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::stage::{Sent, Stage, last_parts, size, stages};
 use crate::{
     api::{
+        Reason,
         job_status::ResolvedImage,
         snapshot::{SnapshotReason, Transfer, TransferState},
     },
     driver::{
         Fact,
-        agent::{AgentAddress, AgentState, LeaseState, PartState, UploadState},
+        agent::{AgentAddress, AgentState},
         repository::KeptPart,
     },
     names::{Generation, Incarnation, JobUid, MemberIndex},
@@ -31,17 +36,10 @@ use crate::{
     },
 };
 
-/// An agent that did not answer this long, and this often, has taken its bytes with it.
-const LOST_AFTER: SignedDuration = SignedDuration::from_secs(15);
-const LOST_POLLS: u32 = 5;
 /// An upload is ordered this often before it is given up.
 const ORDERS: u32 = 4;
 /// Time before an upload that failed is ordered again.
 const ORDER_AGAIN: SignedDuration = SignedDuration::from_secs(1);
-/// Progress is reported this often; all else at once.
-const PROGRESS: SignedDuration = SignedDuration::from_secs(1);
-/// How long the report that was just written counts as what everybody sees.
-const ECHO: SignedDuration = SignedDuration::from_secs(3);
 /// The next look while bytes move.
 const MOVING: Duration = Duration::from_millis(200);
 /// The next look while something is waited for.
@@ -72,6 +70,8 @@ pub struct Case {
     pub shown: Transfer,
     /// What was last written to it, and when.
     pub written: Option<(Timestamp, Transfer)>,
+    /// Since when parts are known to be in the repository.
+    pub safe_since: BTreeMap<MemberIndex, Timestamp>,
     /// The image of the job; absent if the job is gone.
     pub image: Fact<ResolvedImage>,
     /// What its guests know of themselves, as far as the image is known.
@@ -125,10 +125,32 @@ pub struct Ordered {
 pub struct Plan {
     /// Effects, in order.
     pub effects: Vec<Effect>,
-    /// Transfers to report, by the uid of the snapshot.
-    pub reports: Vec<(String, Transfer)>,
+    /// What is to be reported.
+    pub reports: Vec<Report>,
     /// When to look again without a reason to; never if nothing is under way.
     pub wake: Option<Duration>,
+}
+
+/// What is to be said of a snapshot's transfer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Uid of the snapshot.
+    pub snapshot: String,
+    /// How far it is.
+    pub transfer: Transfer,
+    /// Events that go with it, once it is written.
+    pub events: Vec<Said>,
+}
+
+/// An event for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// What was done.
+    pub action: String,
+    /// Why.
+    pub reason: Reason,
+    /// What happened, in a sentence.
+    pub message: String,
 }
 
 /// An effect. All may be repeated.
@@ -161,16 +183,6 @@ pub enum Effect {
     },
 }
 
-/// Where a member is.
-enum Stage {
-    Safe { size: u64 },
-    Arrived { part: KeptPart },
-    Sending { sent: u64, total: u64, stands: Option<String>, reading_back: Option<usize> },
-    Ready { bytes: u64 },
-    Waiting { why: String },
-    Lost { why: String },
-}
-
 /// Decides.
 pub fn decide(cases: &[Case], now: Timestamp) -> Plan {
     let mut order: Vec<&Case> = cases.iter().collect();
@@ -187,8 +199,11 @@ pub fn decide(cases: &[Case], now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     for (case, stages) in &staged {
         let transfer = one(case, stages, &mut link, &mut plan.effects);
-        if is_news(case, &transfer, now) {
-            plan.reports.push((case.uid.clone(), transfer));
+        let whole = !stages.iter().any(|stage| matches!(stage, Stage::Waiting { bytes: None, .. }));
+        let transfer = story::told(case, transfer, whole, now);
+        if story::is_news(case, &transfer, now) {
+            let events = story::events(case, &transfer, now);
+            plan.reports.push(Report { snapshot: case.uid.clone(), transfer, events });
         }
     }
     let moving = link.evacuating || link.sending || !plan.effects.is_empty();
@@ -225,139 +240,9 @@ impl Link {
     }
 }
 
-/// A part that is being sent.
-type Sent<'a> = (&'a JobUid, Incarnation, Generation, MemberIndex);
-
-/// The part that completes its generation, if it is more than half there: with it there is something newer to go back
-/// to, whatever becomes of the next. Where the repository has not said what it has, any may be the one.
-fn last_parts(case: &Case) -> impl Iterator<Item = Sent<'_>> {
-    let is_kept = |kept: &[KeptPart], member| {
-        kept.iter().any(|kept| kept.incarnation == case.incarnation && kept.part.index == member)
-    };
-    let others_kept = move |member| {
-        case.kept
-            .known()
-            .is_none_or(|kept| case.agents.iter().all(|other| other.member == member || is_kept(kept, other.member)))
-    };
-    let half_sent = |agent: &&AgentSeen| {
-        let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
-        upload.is_some_and(|u| u.generation == case.generation && is_moving(u) && u.sent > u.total / 2)
-    };
-    let parts =
-        case.agents.iter().filter(half_sent).map(|agent| agent.member).filter(move |member| others_kept(*member));
-    parts.map(|member| (&case.job, case.incarnation, case.generation, member))
-}
-
-fn stages(case: &Case, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> Vec<Stage> {
-    let kept = case.kept.known().map(Vec::as_slice).unwrap_or_default();
-    let kept: BTreeMap<MemberIndex, &KeptPart> =
-        kept.iter().filter(|k| k.incarnation == case.incarnation).map(|k| (k.part.index, k)).collect();
-    let known = case.kept.known().is_some();
-    case.agents
-        .iter()
-        .map(|agent| match kept.get(&agent.member) {
-            Some(kept) => Stage::Safe { size: size(&kept.part) },
-            None if known => agent_stage(case, agent, last, now),
-            // it may have the part already: nothing is lost, nor tried in vain, before it has said so
-            None => match agent_stage(case, agent, last, now) {
-                Stage::Ready { .. } if agent.ordered.is_some() => silent_repository(agent.member),
-                Stage::Lost { .. } | Stage::Arrived { .. } => silent_repository(agent.member),
-                stage => stage,
-            },
-        })
-        .collect()
-}
-
-fn silent_repository(member: MemberIndex) -> Stage {
-    Stage::Waiting { why: format!("member {member}: the repository does not answer") }
-}
-
-fn size(part: &MemberPart) -> u64 {
-    part.files.iter().fold(0, |sum, file| sum.saturating_add(file.size))
-}
-
-fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> Stage {
-    let member = agent.member;
-    let lost = |why: String| Stage::Lost { why: format!("member {member}: {why}") };
-    let waiting = |why: String| Stage::Waiting { why: format!("member {member}: {why}") };
-    if agent.address.is_none() {
-        return lost("the snapshot does not say where its agent is".into());
-    }
-    let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
-    let own = upload.filter(|u| u.generation == case.generation);
-    if let (Some(upload), Some((nonce, record))) = (own.filter(|u| u.done), &agent.record) {
-        // whatever became of the agent since: whether all is there is for the repository to say
-        let part = MemberPart { files: upload.files.clone(), ran: milliseconds(record.ran), ..record.clone() };
-        return Stage::Arrived { part: KeptPart { incarnation: case.incarnation, nonce: nonce.clone(), part } };
-    }
-    if let Some((since, polls)) = agent.silent
-        && now.duration_since(since) >= LOST_AFTER
-        && polls >= LOST_POLLS
-    {
-        return lost("its agent does not answer any more".into());
-    }
-    let Some(state) = &agent.state else { return waiting("its agent has not answered yet".into()) };
-    if state.lease == LeaseState::Lost {
-        return lost("its slot was taken before its bytes were safe".into());
-    }
-    if state.leaving.is_some() {
-        return lost("its agent left before its bytes were safe".into());
-    }
-    let of_this = state.capture.as_ref().filter(|part| part.generation == case.generation);
-    match of_this.map(|part| &part.state) {
-        Some(PartState::Abandoned { reason }) => return lost(format!("its capture was given up: {reason}")),
-        Some(PartState::Prepared | PartState::Stopped | PartState::Writing) => {
-            return waiting("its capture is being written".into());
-        }
-        Some(PartState::Captured) | None => {}
-    }
-    if agent.record.is_none() {
-        return lost(format!("its agent no longer has generation {}", case.generation));
-    }
-    // one that stands still gives way to a later one, and any to the one after which the members leave
-    let gives_way = |u: &UploadState| {
-        let evacuating = is_evacuation(case.reason);
-        let is_last = || last.contains(&(&case.job, case.incarnation, u.generation, member));
-        u.generation < case.generation && (u.waiting.is_some() || (evacuating && !is_last()))
-    };
-    let holds = |u: &&UploadState| is_moving(u) && !gives_way(u);
-    if let Some(other) = upload.filter(|u| u.generation != case.generation && holds(u)) {
-        return waiting(format!("its agent still sends generation {}", other.generation));
-    }
-    if let Some(upload) = own.filter(|u| is_moving(u)) {
-        let stands = upload.waiting.as_ref().map(|why| format!("member {member}: tried again: {why}"));
-        let reading_back = upload.reading_back;
-        return Stage::Sending { sent: upload.sent, total: upload.total, stands, reading_back };
-    }
-    let failure = own.and_then(|u| u.error.clone());
-    let bytes = of_this.map_or(0, |part| part.bytes);
-    match &agent.ordered {
-        None => Stage::Ready { bytes },
-        Some(ordered) => {
-            let why = ordered.refused.clone().or(failure);
-            if ordered.times >= ORDERS {
-                lost(why.unwrap_or_else(|| "its agent does not send".into()))
-            } else if now.duration_since(ordered.last) < ORDER_AGAIN {
-                waiting(why.unwrap_or_else(|| "told to send".into()))
-            } else {
-                Stage::Ready { bytes }
-            }
-        }
-    }
-}
-
-fn is_moving(upload: &UploadState) -> bool {
-    !upload.done && upload.error.is_none()
-}
-
-/// Rounded, so that the number is the same after each writing and reading, and a manifest with it.
-fn milliseconds(seconds: f64) -> f64 {
-    (seconds * 1000.0).round() / 1000.0
-}
-
 /// One snapshot: its effects, and what is to be said of it.
 fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>) -> Transfer {
-    let mut transfer = Transfer { message: None, safe: Vec::new(), sent: 0, total: 0, state: TransferState::Pending };
+    let mut transfer = Transfer::default();
     let mut waiting = None;
     let mut lost = None;
     for (agent, stage) in case.agents.iter().zip(stages) {
@@ -383,7 +268,10 @@ fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>
                 waiting = waiting.or_else(|| stands.clone()).or(reads);
             }
             Stage::Ready { bytes } => transfer.total += bytes,
-            Stage::Waiting { why } => waiting = waiting.or_else(|| Some(why.clone())),
+            Stage::Waiting { why, bytes } => {
+                transfer.total += bytes.unwrap_or_default();
+                waiting = waiting.or_else(|| Some(why.clone()));
+            }
             Stage::Lost { why } => lost = lost.or_else(|| Some(why.clone())),
         }
     }
@@ -472,17 +360,6 @@ fn manifest(case: &Case) -> Result<Option<Manifest>, String> {
     };
     manifest.check().map_err(|e| e.to_string())?;
     Ok(Some(manifest))
-}
-
-fn is_news(case: &Case, transfer: &Transfer, now: Timestamp) -> bool {
-    let fresh = case.written.as_ref().filter(|(at, _)| now.duration_since(*at) < ECHO);
-    let seen = fresh.map_or(&case.shown, |(_, written)| written);
-    if seen == transfer {
-        return false;
-    }
-    let only_progress = Transfer { sent: seen.sent, total: seen.total, ..transfer.clone() } == *seen;
-    let lately = case.written.as_ref().is_some_and(|(at, _)| now.duration_since(*at) < PROGRESS);
-    !(only_progress && lately)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use rstest::rstest;
 use super::*;
 use crate::{
     driver::agent::fake::member_part,
-    driver::agent::{CapturePart, GuestState, PROTOCOL, VmState},
+    driver::agent::{CapturePart, GuestState, LeaseState, PROTOCOL, PartState, UploadState, VmState},
     store::manifest::tests::{manifest, part as stored_part},
 };
 
@@ -78,6 +78,7 @@ fn case() -> Case {
         taken_at: before(10),
         shown: Transfer::default(),
         written: None,
+        safe_since: BTreeMap::new(),
         image: Fact::Known(manifest(7).image),
         guests: manifest(7).guests,
         most: None,
@@ -116,7 +117,7 @@ fn uploads(plan: &Plan) -> Vec<(String, MemberIndex)> {
 }
 
 fn report(plan: &Plan) -> Transfer {
-    plan.reports[0].1.clone()
+    plan.reports[0].transfer.clone()
 }
 
 #[test]
@@ -404,4 +405,67 @@ fn progress_is_reported_once_a_second_and_news_at_once() {
     case.written = None;
     case.shown = shown;
     assert_eq!(decide(&[case], now()).reports, [], "what is shown already is not written again");
+}
+
+/// What is said after another two seconds, in which member 1 has sent so many bytes more.
+fn later(case: &mut Case, said: &Transfer, at: Timestamp, sent: u64) -> (Timestamp, Plan) {
+    case.written = Some((at, said.clone()));
+    case.shown = said.clone();
+    set(&mut case.agents[1], UploadState { sent, total: 1_000_000, ..sending(7) });
+    let next = at + SignedDuration::from_secs(2);
+    (next, decide(std::slice::from_ref(case), next))
+}
+
+#[test]
+fn the_rate_is_smoothed_and_the_end_follows_from_it() {
+    let mut case = case();
+    set(&mut case.agents[1], UploadState { sent: 0, total: 1_000_000, ..sending(7) });
+    let mut said = report(&decide(std::slice::from_ref(&case), now()));
+    assert_eq!((said.rate, &said.eta), (None, &None), "nothing was measured yet");
+    let (mut at, mut sent) = (now(), 0);
+    for step in [20_000, 20_000, 60_000, 20_000, 20_000] {
+        sent += step;
+        let (next, plan) = later(&mut case, &said, at, sent);
+        (at, said) = (next, report(&plan));
+        let rate = said.rate.unwrap();
+        assert!((10_000..16_000).contains(&rate), "{rate}");
+        let left = said.eta.as_ref().unwrap().0.duration_since(at).as_secs_f64();
+        let expected = (said.total - said.sent) as f64 / rate as f64;
+        assert!((left - expected).abs() <= 1.0, "{left} {expected}");
+    }
+    assert_ne!(said.rate, Some(10_000), "a faster moment counts for a while");
+    // while a part of unknown size is being captured nobody knows the end
+    let capture = case.agents[0].state.as_mut().unwrap().capture.as_mut().unwrap();
+    capture.state = PartState::Writing;
+    let (next, plan) = later(&mut case, &said, at, sent + 20_000);
+    (at, said) = (next, report(&plan));
+    assert!(said.rate.is_some() && said.eta.is_none(), "{said:?}");
+    // what stands still is not written again and again, and has no rate after a while
+    let (_, plan) = later(&mut case, &said, at, sent + 20_000);
+    assert_eq!(plan.reports, []);
+    let plan = decide(std::slice::from_ref(&case), at + SignedDuration::from_secs(6));
+    assert_eq!(report(&plan).rate, None);
+    case.written = Some((at + SignedDuration::from_secs(6), report(&plan)));
+    assert_eq!(decide(&[case], at + SignedDuration::from_secs(8)).reports, []);
+}
+
+#[test]
+fn freed_members_are_told_once_with_their_time() {
+    let mut case = Case { kept: Fact::Known(vec![kept(1), kept(0)]), published: Fact::Known(()), ..case() };
+    case.safe_since = [(1, before(5)), (0, before(2))].into();
+    let plan = decide(std::slice::from_ref(&case), now());
+    let said = &plan.reports[0];
+    let freed: Vec<_> = said.transfer.freed.iter().map(|freed| (freed.member, freed.at.0)).collect();
+    assert_eq!(freed, [(1, before(5)), (0, before(2))], "in the order in which it came about");
+    let reasons: Vec<_> = said.events.iter().map(|event| (event.action.as_str(), event.reason)).collect();
+    let safe = Reason::MemberSafe;
+    assert_eq!(reasons, [("StoreMember0", safe), ("StoreMember1", safe), ("Store", Reason::Transferred)]);
+    assert!(said.events[2].message.contains("10 s after the capture"), "{said:?}");
+    // after a restart the object says what was told
+    case.shown = Transfer { safe: vec![1], freed: said.transfer.freed[..1].to_vec(), ..Transfer::default() };
+    let events = &decide(std::slice::from_ref(&case), now()).reports[0].events;
+    assert_eq!(events.iter().map(|event| event.action.as_str()).collect::<Vec<_>>(), ["StoreMember0", "Store"]);
+    // and what this process has written counts although the watch is late
+    case.written = Some((before(9), said.transfer.clone()));
+    assert_eq!(decide(&[case], now()).reports[0].events, []);
 }

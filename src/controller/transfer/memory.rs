@@ -2,7 +2,7 @@
 //! All of it can be lost: the repository's listing and the agents tell a new process the rest.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -15,7 +15,7 @@ use crate::{
         agent::{AgentAddress, AgentState, NodeAgent},
         repository::KeptPart,
     },
-    names::{Generation, JobUid},
+    names::{Generation, JobUid, MemberIndex},
     store::manifest::MemberPart,
 };
 
@@ -39,6 +39,10 @@ pub struct Memory {
     pub superseded: HashSet<JobUid>,
     /// What was reported, by snapshot.
     pub written: HashMap<String, (Timestamp, Transfer)>,
+    /// Reports under way, by snapshot.
+    pub reporting: HashSet<String>,
+    /// Since when the repository has listed parts, by snapshot.
+    pub safe: HashMap<String, BTreeMap<MemberIndex, Timestamp>>,
 }
 
 /// An agent that was asked.
@@ -64,5 +68,7 @@ impl Memory {
         self.publishing.retain(|uid| snapshots.contains(uid));
         self.refused.retain(|uid, _| snapshots.contains(uid));
         self.written.retain(|uid, _| snapshots.contains(uid));
+        self.reporting.retain(|uid| snapshots.contains(uid));
+        self.safe.retain(|uid, _| snapshots.contains(uid));
     }
 }

@@ -1,7 +1,11 @@
 //! Reads what a decision needs: the board, the agents, the repository. Writes nothing but what this
 //! process remembers of the answers.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -13,14 +17,14 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, Snapshot,
-        snapshot::{SnapshotPhase, SnapshotStatus, TransferState},
+        snapshot::{SnapshotPhase, SnapshotStatus, Transfer, TransferState},
     },
     driver::{
         Fact,
         agent::{AgentAddress, NodeAgent, PartState},
-        repository::RepositoryError,
+        repository::{KeptPart, RepositoryError},
     },
-    names::{Generation, JobUid},
+    names::{Generation, Incarnation, JobUid, MemberIndex},
     store::{adoption::GuestRecord, manifest::most_of_part, quota::Share},
 };
 
@@ -124,6 +128,8 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
     let job = JobUid(status.job_uid.clone());
     let namespace = snapshot.metadata.namespace.clone().unwrap_or_default();
     let kept = kept(context, &uid, &job, generation).await;
+    let shown = status.transfer.clone().unwrap_or_default();
+    let safe_since = safe_since(context, &uid, &shown, &kept, status.incarnation);
     let complete = kept.known().is_some_and(|kept| !kept.is_empty() && kept.len() >= status.members.len());
     let publishing = context.memory().publishing.contains(&uid);
     let published = if complete && !publishing {
@@ -183,8 +189,9 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         parent: status.parent,
         reason: snapshot.reason(),
         taken_at,
-        shown: status.transfer.clone().unwrap_or_default(),
+        shown,
         written: memory.written.get(&uid).cloned(),
+        safe_since,
         image,
         guests,
         most,
@@ -204,12 +211,7 @@ fn share(job: &BestEffortJob, generation: Generation, namespace: &str) -> Option
     Some(Share { namespace: namespace.to_owned(), limit: capture.quota?, bytes: capture.reserved })
 }
 
-async fn kept(
-    context: &Context,
-    uid: &str,
-    job: &JobUid,
-    generation: Generation,
-) -> Fact<Vec<crate::driver::repository::KeptPart>> {
+async fn kept(context: &Context, uid: &str, job: &JobUid, generation: Generation) -> Fact<Vec<KeptPart>> {
     if let Some(kept) = context.memory().kept.get(uid) {
         return Fact::Known(kept.clone());
     }
@@ -223,6 +225,24 @@ async fn kept(
             Fact::Unknown { since: context.clock.now() }
         }
     }
+}
+
+/// Since when each part is safe: as was said before, or since it was listed first.
+fn safe_since(
+    context: &Context,
+    uid: &str,
+    shown: &Transfer,
+    kept: &Fact<Vec<KeptPart>>,
+    incarnation: Incarnation,
+) -> BTreeMap<MemberIndex, Timestamp> {
+    let now = context.clock.now();
+    let mut memory = context.memory();
+    let known = memory.safe.entry(uid.into()).or_default();
+    known.extend(shown.freed.iter().map(|freed| (freed.member, freed.at.0)));
+    for kept in kept.known().into_iter().flatten().filter(|kept| kept.incarnation == incarnation) {
+        known.entry(kept.part.index).or_insert(now);
+    }
+    known.clone()
 }
 
 fn unknown<T>(context: &Context, snapshot: &Snapshot, error: &RepositoryError) -> Fact<T> {

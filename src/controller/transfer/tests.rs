@@ -8,7 +8,7 @@ use kube::core::ObjectMeta;
 use super::*;
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotSpec, SnapshotStatus,
+        BestEffortJob, BestEffortJobStatus, Reason, Snapshot, SnapshotSpec, SnapshotStatus,
         snapshot::{SnapshotMember, SnapshotPhase, SnapshotReason, Transfer, TransferState},
     },
     driver::{
@@ -161,6 +161,11 @@ async fn a_captured_generation_is_published() {
     let transfer = world.transfer(1);
     assert_eq!((transfer.state, &transfer.safe), (TransferState::Published, &vec![0, 1]), "{transfer:?}");
     assert_eq!(world.repository.complete(&world.job), [1].into());
+    let times: Vec<Timestamp> = transfer.freed.iter().map(|freed| freed.at.0).collect();
+    assert!(times.len() == 2 && times[0] < times[1] && times[1] < world.clock.now(), "{transfer:?}");
+    let events: Vec<_> = world.cluster.events().into_iter().map(|event| (event.reason, event.action)).collect();
+    let safe = |member| (Reason::MemberSafe, format!("StoreMember{member}"));
+    assert_eq!(events, [safe(0), safe(1), (Reason::Transferred, "Store".into())]);
     let writes = world.cluster.writes();
     assert_eq!(pass(&world.context).await, None, "nothing is left to look at");
     assert_eq!(world.cluster.writes(), writes);
@@ -270,6 +275,18 @@ async fn b17_an_evacuation_does_not_wait_for_the_api_server() {
     world.cluster.set_down(true);
     world.passes(8, true).await;
     assert_eq!(world.repository.complete(&world.job), [1].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn b17_nor_for_one_that_takes_a_report_and_never_answers() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Notice).await;
+    world.cluster.set_hung(true);
+    world.passes(8, true).await;
+    assert_eq!(world.repository.complete(&world.job), [1].into());
+    world.cluster.set_hung(false);
+    world.passes(8, true).await;
+    assert_eq!(world.transfer(1).state, TransferState::Published);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,8 @@
 //! (versions, preconditions, finalizers). It models no admission, defaulting or garbage collection:
 //! those are tested on a real API server.
 
+mod board;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,19 +13,18 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::{
     api::core::v1::{Node, Pod, Secret},
-    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
 use super::{
     Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
     kube::{owned_part, same_job},
-    transfers::TransferBoard,
     view::is_of,
 };
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_MEMBER, LAST_STORED, Snapshot, SnapshotStatus, VmImage,
-        VmImageStatus, snapshot::Transfer,
+        VmImageStatus,
     },
     clock::Clock,
     names::{JobUid, NodeName},
@@ -46,6 +47,8 @@ struct Objects {
     writes: BTreeMap<&'static str, u64>,
     conflicts: u32,
     down: bool,
+    /// Reports of transfers wait.
+    hung: bool,
     /// Jobs and snapshots that cannot be read.
     unread: BTreeSet<(Kind, Key)>,
 }
@@ -220,15 +223,6 @@ impl FakeCluster {
         let mut objects = self.lock();
         if let Some(snapshot) = objects.snapshots.get_mut(&(namespace.into(), name.into())) {
             snapshot.spec.retain = retain;
-        }
-        objects.version += 1;
-    }
-
-    /// Writes what kget owns of a snapshot's status.
-    pub fn set_transfer(&self, namespace: &str, name: &str, transfer: Transfer) {
-        let mut objects = self.lock();
-        if let Some(snapshot) = objects.snapshots.get_mut(&(namespace.into(), name.into())) {
-            snapshot.status.get_or_insert_default().transfer = Some(transfer);
         }
         objects.version += 1;
     }
@@ -530,28 +524,6 @@ impl ClusterView for FakeCluster {
 
     async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
         Ok(self.lock().config.get(&(namespace.into(), name.into(), key.into())).cloned())
-    }
-}
-
-#[async_trait]
-impl TransferBoard for FakeCluster {
-    fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        self.all_snapshots().into_iter().map(Arc::new).collect()
-    }
-
-    fn job_of(&self, namespace: &str, name: &str) -> Option<Arc<BestEffortJob>> {
-        ClusterView::job(self, namespace, name)
-    }
-
-    async fn job_is_gone(&self, namespace: &str, name: &str, uid: &JobUid) -> Result<bool, ClusterError> {
-        ClusterView::job_is_gone(self, namespace, name, Some(uid)).await
-    }
-
-    async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, _: &Condition) -> Result<(), ClusterError> {
-        drop(self.write("report")?);
-        let (namespace, name) = (snapshot.namespace.as_deref(), snapshot.name.as_deref());
-        self.set_transfer(namespace.unwrap_or_default(), name.unwrap_or_default(), transfer.clone());
-        Ok(())
     }
 }
 

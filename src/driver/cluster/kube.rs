@@ -181,16 +181,21 @@ impl Cluster for KubeCluster {
     }
 
     async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {
-        let type_ = if event.warning { EventType::Warning } else { EventType::Normal };
-        let record = Event {
-            type_,
-            reason: event.reason.name(),
-            note: Some(event.message.clone()),
-            action: event.action.clone(),
-            secondary: None,
-        };
-        self.recorder.publish(&record, &event.about).await.map_err(|e| refused(&e))
+        publish(&self.recorder, event).await
     }
+}
+
+/// Records an event; a repetition of one is counted.
+pub(super) async fn publish(recorder: &Recorder, event: &EventRecord) -> Result<(), ClusterError> {
+    let type_ = if event.warning { EventType::Warning } else { EventType::Normal };
+    let record = Event {
+        type_,
+        reason: event.reason.name(),
+        note: Some(event.message.clone()),
+        action: event.action.clone(),
+        secondary: None,
+    };
+    recorder.publish(&record, &event.about).await.map_err(|e| refused(&e))
 }
 
 /// Whether an object that is there already is of the same job, and not of an earlier one of its name.

@@ -7,13 +7,20 @@ use std::sync::Arc;
 use ::kube::{
     Api, Client,
     api::{Patch, PatchParams},
-    runtime::reflector::{ObjectRef, Store},
+    runtime::{
+        events::{Recorder, Reporter},
+        reflector::{ObjectRef, Store},
+    },
 };
 use async_trait::async_trait;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde_json::json;
 
-use super::{ClusterError, kube::refused, view};
+use super::{
+    ClusterError, EventRecord,
+    kube::{publish, refused},
+    view,
+};
 use crate::{
     api::{BestEffortJob, GROUP, Snapshot, VERSION, snapshot::Transfer},
     names::JobUid,
@@ -36,6 +43,9 @@ pub trait TransferBoard: Send + Sync {
 
     /// Writes `status.transfer` and the condition `Stored` of a snapshot, and nothing else.
     async fn report(&self, snapshot: &ObjectMeta, transfer: &Transfer, stored: &Condition) -> Result<(), ClusterError>;
+
+    /// Records an event.
+    async fn announce(&self, event: &EventRecord) -> Result<(), ClusterError>;
 }
 
 /// The board on a real cluster.
@@ -47,6 +57,16 @@ pub struct KubeBoard {
     pub snapshots: Store<Snapshot>,
     /// All jobs.
     pub jobs: Store<BestEffortJob>,
+    /// For events.
+    pub recorder: Recorder,
+}
+
+impl KubeBoard {
+    /// Writes through `client`.
+    pub fn new(client: Client, snapshots: Store<Snapshot>, jobs: Store<BestEffortJob>) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: None };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, snapshots, jobs }
+    }
 }
 
 #[async_trait]
@@ -76,5 +96,9 @@ impl TransferBoard for KubeBoard {
         let api: Api<Snapshot> = Api::namespaced(self.client.clone(), namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER);
         api.patch_status(name, &parameters, &Patch::Apply(&body)).await.map(drop).map_err(|e| refused(&e))
+    }
+
+    async fn announce(&self, event: &EventRecord) -> Result<(), ClusterError> {
+        publish(&self.recorder, event).await
     }
 }

@@ -232,6 +232,7 @@ impl Draft<'_> {
             skew_ms: skew.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
             work: capture.work,
             members: self.status.members.iter().filter_map(snapshot_member).collect(),
+            leaving: seen.status.leaving.clone(),
             bytes: Some(crate::api::snapshot::SnapshotBytes { logical, stored: 0 }),
             transfer: None,
             conditions: seen.status.conditions.clone(),
