@@ -6,12 +6,16 @@
 
 pub mod agents;
 pub mod bucket;
+pub mod chance;
+pub mod goodput;
+pub mod hosts;
 pub mod job;
 pub mod left;
 pub mod nodes;
 pub mod output;
 pub mod rival;
 pub mod site;
+pub mod ssh;
 pub mod talk;
 pub mod testbed;
 pub mod ticks;

@@ -20,6 +20,8 @@ impl Nodes {
         let name = |what: &str| format!("vmdeploy-{}-{number}-{what}", std::process::id());
         let nodes = Self { hub: name("hub"), names: (0..count).map(|node| name(&node.to_string())).collect() };
         let hub = &nodes.hub;
+        let shape = rate.map(|rate| Ok::<_, anyhow::Error>(format!("rate {rate} burst {} latency 20ms", burst(rate)?)));
+        let shape = shape.transpose()?;
         ip(&format!("netns add {hub}"))?;
         ip(&format!("-n {hub} link add switch type bridge"))?;
         ip(&format!("-n {hub} addr add {}/24 dev switch", Self::hub_address()))?;
@@ -31,9 +33,8 @@ impl Nodes {
             ip(&format!("-n {node} addr add {}/24 dev e0", Self::address(port)))?;
             for (place, link) in [(node, "lo".to_owned()), (node, "e0".to_owned()), (hub, format!("p{port}"))] {
                 ip(&format!("-n {place} link set {link} up"))?;
-                if let Some(rate) = rate.filter(|_| link != "lo") {
-                    let shape = format!("tc qdisc add dev {link} root tbf rate {rate} burst 256k latency 20ms");
-                    ip(&format!("netns exec {place} {shape}"))?;
+                if let Some(shape) = shape.as_ref().filter(|_| link != "lo") {
+                    ip(&format!("netns exec {place} tc qdisc add dev {link} root tbf {shape}"))?;
                 }
             }
             ip(&format!("-n {hub} link set p{port} master switch"))?;
@@ -82,6 +83,15 @@ impl Drop for Nodes {
             let _ = ip(&format!("netns del {name}"));
         }
     }
+}
+
+/// Bytes that an idle link takes at once: those of a hundredth of a second, within what the kernel needs for its clock
+/// and what a fast link is used to.
+fn burst(rate: &str) -> Result<u64> {
+    let units = [("gbit", 1_000_000_000), ("mbit", 1_000_000)];
+    let found = units.iter().find_map(|(unit, bits)| Some((rate.strip_suffix(unit)?.parse::<u64>().ok()?, bits)));
+    let (count, bits) = found.with_context(|| format!("{rate} is not a count of mbit or gbit"))?;
+    Ok((count * bits / 8 / 100).clamp(32 << 10, 256 << 10))
 }
 
 fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {

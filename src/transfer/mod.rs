@@ -4,6 +4,7 @@
 //! `controller::transfer`. Without Kubernetes, [`run`] empties hosts into a directory.
 
 pub mod plan;
+pub mod plot;
 pub mod run;
 mod watch;
 

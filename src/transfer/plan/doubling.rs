@@ -1,10 +1,12 @@
 //! Holders merge in pairs, so that each step frees half of them; the repository is fed meanwhile. Pure.
 
-use super::model::{Busy, Move, Place, View};
+use super::model::{Busy, Move, Node, Place, View};
 
 /// So many holders for each sender that the repository takes are enough to feed it to the end: with fewer, the last
 /// bytes would come at the rate of one link.
 const KEPT: usize = 2;
+/// Times that differ by less are the same.
+const NEARLY: f64 = 1.001;
 
 /// What starts now.
 /// With rounds, no pair begins before all that began with it have ended.
@@ -36,15 +38,10 @@ fn pair(view: &View<'_>, busy: &Busy, sending: &mut [bool], moves: &mut Vec<Move
     let (senders, larger) = idle.split_at(idle.len() / 2);
     let mut receivers: Vec<usize> = larger.iter().copied().filter(|node| view.nodes[*node].receives).collect();
     let all: u64 = view.nodes.iter().map(|node| node.load).sum();
-    // what one node would take longer to send than the repository to take in everything is left on two
-    let most = all as f64 / view.repository.rate;
     for from in senders {
         // the largest stays where it is, and takes the smallest
         let load = view.nodes[*from].load;
-        let fits = |to: &usize| {
-            let to = view.nodes[*to];
-            to.room >= load && (load + to.load) as f64 / to.up <= most
-        };
+        let fits = |to: &usize| view.nodes[*to].room >= load && ends_in_time(view, all, load, view.nodes[*to]);
         let Some(at) = receivers.iter().rposition(fits) else { continue };
         let to = receivers.remove(at);
         sending[*from] = true;
@@ -52,22 +49,36 @@ fn pair(view: &View<'_>, busy: &Busy, sending: &mut [bool], moves: &mut Vec<Move
     }
 }
 
+/// Whether a node that is given this can send it, and all it holds, before the repository has taken everything: while
+/// it receives it sends as far as the others leave the repository's link to it.
+fn ends_in_time(view: &View<'_>, all: u64, given: u64, to: Node) -> bool {
+    let both = given + to.load;
+    let (left, receiving) = (all as f64 / view.repository.rate, given as f64 / to.down);
+    let others = (all - both) as f64;
+    let meanwhile = ((view.repository.rate * receiving - others) / to.up).clamp(0.0, receiving);
+    both as f64 / to.up <= (left - receiving + meanwhile) * NEARLY
+}
+
 /// The repository's places for senders, to the smallest holder whose link is idle first. One that receives meanwhile
-/// feeds it until it has received: then it may be wanted in a pair.
+/// feeds it until it has received: then it may be wanted in a pair. Several feed it no longer than that either: who is
+/// to feed it to the end is dealt out when the last pair has ended.
 fn feed(view: &View<'_>, busy: &Busy, sending: &[bool], moves: &mut Vec<Move>) {
     let mut idle: Vec<usize> = (0..view.nodes.len()).collect();
     idle.retain(|node| !sending[*node] && view.nodes[*node].load > 0 && view.nodes[*node].answers);
     idle.sort_by_key(|node| view.nodes[*node].load);
+    let share = view.repository.rate / view.repository.senders.max(1) as f64;
+    let several = view.repository.senders > 1;
+    let merging = view.moves.iter().chain(moves.iter()).filter_map(|going| match going.to {
+        Place::Node(to) if several => Some(going.bytes as f64 / view.nodes[to].down),
+        _ => None,
+    });
+    let merging = merging.fold(0.0, f64::max);
     for from in idle.into_iter().take(view.open(busy)) {
         let node = view.nodes[from];
         let started = moves.iter().find(|going| going.to == Place::Node(from)).map_or(0, |going| going.bytes);
-        let into = started.max(busy.into[from]);
-        let bytes = if into > 0 {
-            let rate = node.up.min(view.repository.rate / view.repository.senders.max(1) as f64);
-            view.whole(into as f64 / node.down * rate, node.load)
-        } else {
-            node.load
-        };
+        let receiving = started.max(busy.into[from]) as f64 / node.down;
+        let until = receiving.max(merging);
+        let bytes = if until > 0.0 { view.whole(until * node.up.min(share), node.load) } else { node.load };
         moves.push(Move { from, to: Place::Repository, bytes });
     }
 }

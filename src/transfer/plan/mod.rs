@@ -32,27 +32,36 @@ use star::Star;
 pub struct Planner {
     policy: Policy,
     star: Option<Star>,
+    /// The last holders, on a repository that takes more than one of them.
+    last: Option<Star>,
 }
 
 impl Planner {
     /// Decides by this policy.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, star: None }
+        Self { policy, star: None, last: None }
     }
 
     /// What starts now, besides the moves that are under way, `now` seconds after the beginning.
     pub fn next(&mut self, view: &View<'_>, now: f64) -> Vec<Move> {
         match self.policy {
-            Policy::NodeSeconds => doubling::next(view, false),
+            Policy::NodeSeconds => self.double(view),
             Policy::Rounds => doubling::next(view, true),
             Policy::Target { share } => {
                 let wanted = model::share_of(view.nodes.len(), share);
                 if view.free() >= wanted {
-                    return doubling::next(view, false);
+                    return self.double(view);
                 }
                 self.follow(view, |view| Some(view.nodes.len() - wanted))
             }
             Policy::Deadline { within } => self.follow(view, |view| star::receivers_for(view, within - now)),
+        }
+    }
+
+    /// So much of what was to start has not been started.
+    pub fn again(&mut self, wanted: Move) {
+        if let Some(star) = self.last.as_mut().or(self.star.as_mut()) {
+            star.again(wanted);
         }
     }
 
@@ -66,8 +75,23 @@ impl Planner {
         // a schedule that has run dry, for lack of room, must not be the end of it
         if moves.is_empty() && (self.star.is_none() || view.moves.is_empty()) {
             self.star = None;
-            return doubling::next(view, false);
+            return self.double(view);
         }
         moves
+    }
+
+    /// Holders merge while they can. The last of them share the repository's places so that all end at once.
+    fn double(&mut self, view: &View<'_>) -> Vec<Move> {
+        if self.last.as_ref().is_some_and(|last| !last.holds(view)) {
+            self.last = None;
+        }
+        if self.last.is_none() {
+            let moves = doubling::next(view, false);
+            let merging = view.moves.iter().chain(&moves).any(|going| going.to != Place::Repository);
+            if merging || view.repository.senders <= 1 {
+                return moves;
+            }
+        }
+        self.last.get_or_insert_with(|| Star::new(view, 0)).next(view)
     }
 }

@@ -124,14 +124,13 @@ impl View<'_> {
         self.repository.senders.max(1).saturating_sub(busy.feeding)
     }
 
-    /// Whole chunks: not less than one, and not more than there is. All there is stays all.
+    /// Whole chunks, at least one, or all there is: what is nearest.
     pub(super) fn whole(&self, bytes: f64, most: u64) -> u64 {
-        if bytes + 0.5 >= most as f64 {
-            return most;
-        }
         let chunk = self.chunk.max(1);
         let chunks = (bytes / chunk as f64).round().max(1.0);
         // a count of chunks that `most` bounds
-        (chunks as u64).saturating_mul(chunk).min(most)
+        let rounded = (chunks as u64).saturating_mul(chunk);
+        let nearer = (most as f64 - bytes).abs() <= (rounded as f64 - bytes).abs() + 0.5;
+        if nearer { most } else { rounded.min(most) }
     }
 }

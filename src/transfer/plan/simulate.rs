@@ -126,8 +126,12 @@ impl World<'_> {
         let going: Vec<Move> =
             self.active.iter().map(|active| Move { bytes: active.left as u64, ..active.going }).collect();
         let repository = Repository { rate: self.input.repository, senders: terms.senders };
+        // what has come of a move is not its sender's any more, and its receiver's when all has
+        let came = |active: &Active| active.going.bytes - (active.left as u64).min(active.going.bytes);
+        self.active.iter().for_each(|active| self.nodes[active.going.from].load -= came(active));
         let view = View { nodes: &self.nodes, repository, moves: &going, chunk: terms.chunk };
         let started = planner.next(&view, now);
+        self.active.iter().for_each(|active| self.nodes[active.going.from].load += came(active));
         for going in &started {
             if let Place::Node(to) = going.to {
                 self.nodes[to].room -= going.bytes;

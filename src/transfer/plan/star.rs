@@ -4,6 +4,9 @@
 //! time left; what fits nowhere whole is split over the ends that are left. Of a split sender the first part comes at
 //! the end of one receiver's time and the second at the beginning of the next one's, so that its link never has to
 //! send both at once (McNaughton's rule for preemptive schedules).
+//!
+//! Of those that wait for the same receiver, some take the bytes of others meanwhile and send them in their turn: the
+//! receiver ends when it would have, and these others are free at once.
 
 use std::collections::VecDeque;
 
@@ -11,11 +14,15 @@ use super::model::{Busy, Move, Place, View};
 
 /// Steps by which the end is found: finer than any clock.
 const STEPS: u32 = 60;
+/// What a sender is given has come before its turn, even if it takes so much longer.
+const LATE: f64 = 1.25;
 
 /// Who takes bytes in.
 #[derive(Clone, Debug)]
 struct Sink {
     to: Place,
+    /// Who has it, if it is a place at the repository.
+    sends: Option<usize>,
     rate: f64,
     /// Seconds until it is idle.
     busy: f64,
@@ -53,10 +60,20 @@ struct Sender {
     up: f64,
 }
 
+/// Those that wait for a receiver, or for one of the repository's places for senders.
+#[derive(Clone, Debug)]
+struct Queue {
+    to: Place,
+    /// Who has the place.
+    sends: Option<usize>,
+    /// Node and bytes; a node more than once if it has bytes of others.
+    waiting: VecDeque<(usize, f64)>,
+}
+
 /// Who sends to whom until most nodes are free.
 #[derive(Clone, Debug)]
 pub(super) struct Star {
-    sinks: Vec<(Place, VecDeque<(usize, f64)>)>,
+    queues: Vec<Queue>,
     /// Which nodes answered when it was made.
     answered: Vec<bool>,
 }
@@ -67,13 +84,13 @@ impl Star {
         let (senders, mut sinks) = sides(view, &view.busy(), receivers);
         let end = end(&senders, &sinks);
         deal(&senders, &mut sinks, end);
-        let sinks = sinks.into_iter().map(|sink| (sink.to, sink.queue().collect())).collect();
-        Self { sinks, answered: answers(view) }
+        let queue = |sink: Sink| Queue { to: sink.to, sends: sink.sends, waiting: sink.queue().collect() };
+        Self { queues: sinks.into_iter().map(queue).collect(), answered: answers(view) }
     }
 
     /// Whether it still fits what is there, and has more to start.
     pub(super) fn holds(&self, view: &View<'_>) -> bool {
-        let more = self.sinks.iter().flat_map(|(_, queue)| queue).any(|(from, _)| view.nodes[*from].load > 0);
+        let more = self.queues.iter().flat_map(|queue| &queue.waiting).any(|(from, _)| view.nodes[*from].load > 0);
         (more || !view.moves.is_empty()) && self.answered == answers(view)
     }
 
@@ -82,48 +99,130 @@ impl Star {
         let mut busy = view.busy();
         let mut open = view.open(&busy);
         let mut moves = Vec::new();
-        for at in 0..self.sinks.len() {
-            let to = self.sinks[at].0;
+        let feeding = feeding(view);
+        for at in 0..self.queues.len() {
+            let Queue { to, sends, .. } = self.queues[at];
             let idle = match to {
-                Place::Repository => open > 0,
+                Place::Repository => open > 0 && sends.is_none_or(|from| !feeding.contains(&from)),
                 Place::Node(node) => busy.into[node] == 0,
             };
             if !idle {
                 continue;
             }
-            let Some((from, bytes)) = self.take(at, view, &busy) else { continue };
+            let Some((from, wanted)) = self.take(at, view, &busy) else { continue };
             let left = view.nodes[from].load.saturating_sub(busy.out[from]);
             let room = match to {
                 Place::Repository => u64::MAX,
                 Place::Node(node) => view.nodes[node].room,
             };
-            let bytes = view.whole(bytes, left).min(room);
+            let bytes = view.whole(wanted, left).min(room);
             if bytes > 0 {
                 busy.out[from] += bytes;
+                let queue = &mut self.queues[at];
                 if to == Place::Repository {
                     open -= 1;
+                    queue.sends = Some(from);
+                }
+                let rest = wanted - bytes as f64;
+                if let Some((_, more)) = queue.waiting.iter_mut().find(|(of, _)| *of == from) {
+                    *more += rest;
+                } else if busy.into[from] > 0 && rest > 0.0 {
+                    // it has not come to it yet
+                    queue.waiting.push_front((from, rest));
                 }
                 moves.push(Move { from, to, bytes });
             }
         }
+        self.merge(view, &busy, &mut moves);
         moves
+    }
+
+    /// So much of what was wanted has not begun.
+    pub(super) fn again(&mut self, wanted: Move) {
+        if let Some(queue) = self.queues.iter_mut().find(|queue| queue.to == wanted.to) {
+            queue.waiting.push_front((wanted.from, wanted.bytes as f64));
+            return;
+        }
+        // it was to be given to one that sends after it
+        let mut waiting = self.queues.iter_mut().flat_map(|queue| &mut queue.waiting);
+        if let Some((from, _)) = waiting.find(|(from, _)| Place::Node(*from) == wanted.to) {
+            *from = wanted.from;
+        }
     }
 
     /// The next of a sink whose link is idle; of another's if it has none left.
     fn take(&mut self, at: usize, view: &View<'_>, busy: &Busy) -> Option<(usize, f64)> {
         let ready = |(from, _): &(usize, f64)| busy.out[*from] == 0 && view.nodes[*from].load > 0;
-        let own = &mut self.sinks[at].1;
-        own.retain(|(from, _)| view.nodes[*from].load > 0);
+        let own = &mut self.queues[at].waiting;
+        own.retain(|(from, _)| view.nodes[*from].load > 0 || busy.into[*from] > 0);
         if let Some(next) = own.iter().position(ready) {
             return own.remove(next);
         }
         if !own.is_empty() {
             return None;
         }
-        let longest = self.sinks.iter_mut().map(|(_, queue)| queue).max_by_key(|queue| queue.len())?;
+        let longest = self.queues.iter_mut().map(|queue| &mut queue.waiting).max_by_key(|waiting| waiting.len())?;
         let next = longest.iter().rposition(ready).filter(|next| *next > 0)?;
         longest.remove(next)
     }
+
+    /// Of those that wait for one receiver only, and are idle, every other one is given the bytes of the one before
+    /// it; the first waits, if their number is odd.
+    fn merge(&mut self, view: &View<'_>, busy: &Busy, moves: &mut Vec<Move>) {
+        let mut queued: Vec<Option<usize>> = vec![None; view.nodes.len()];
+        let mut idle: Vec<bool> = view.nodes.iter().map(|node| node.load > 0 && node.answers).collect();
+        for (at, queue) in self.queues.iter().enumerate() {
+            for (from, _) in &queue.waiting {
+                let elsewhere = queued[*from].replace(at).is_some_and(|before| before != at);
+                idle[*from] &= !elsewhere && busy.out[*from] == 0 && busy.into[*from] == 0;
+            }
+        }
+        let mut coming = busy.into.clone();
+        for started in moves.iter() {
+            if let Place::Node(to) = started.to {
+                coming[to] += started.bytes;
+            }
+        }
+        for queue in &mut self.queues {
+            let rate = queue.rate(view);
+            let going = match queue.to {
+                Place::Repository => queue.sends.map_or(0, |from| busy.out[from]),
+                Place::Node(node) => coming[node],
+            };
+            let mut turn = going as f64 / rate;
+            let mut waiting: Vec<(usize, f64)> = Vec::new();
+            for (from, bytes) in &queue.waiting {
+                if std::mem::take(&mut idle[*from]) {
+                    waiting.push((*from, turn));
+                }
+                turn += bytes / rate;
+            }
+            for pair in waiting.rchunks_exact(2) {
+                let ((from, turn), (to, _)) = (pair[0], pair[1]);
+                let (bytes, node) = (view.nodes[from].load, view.nodes[to]);
+                let in_time = bytes as f64 / node.down * LATE <= turn + node.load as f64 / rate;
+                if node.receives && node.room >= bytes && in_time {
+                    moves.push(Move { from, to: Place::Node(to), bytes });
+                    queue.waiting.iter_mut().filter(|(of, _)| *of == from).for_each(|(of, _)| *of = to);
+                }
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// Bytes a second that its place takes.
+    fn rate(&self, view: &View<'_>) -> f64 {
+        match self.to {
+            Place::Repository => view.repository.rate / view.repository.senders.max(1) as f64,
+            Place::Node(node) => view.nodes[node].down,
+        }
+    }
+}
+
+/// Who sends to the repository.
+fn feeding(view: &View<'_>) -> Vec<usize> {
+    view.moves.iter().filter(|going| going.to == Place::Repository).map(|going| going.from).collect()
 }
 
 fn answers(view: &View<'_>) -> Vec<bool> {
@@ -173,6 +272,7 @@ fn sides(view: &View<'_>, busy: &Busy, receivers: usize) -> (Vec<Sender>, Vec<Si
     senders.sort_by(|a, b| a.bytes.total_cmp(&b.bytes));
     let sink = |to, rate: f64, busy: f64, room: f64| Sink {
         to,
+        sends: None,
         rate,
         busy,
         room,
@@ -184,8 +284,12 @@ fn sides(view: &View<'_>, busy: &Busy, receivers: usize) -> (Vec<Sender>, Vec<Si
     let slots = view.repository.senders.max(1);
     let share = view.repository.rate / slots as f64;
     let feeding = view.moves.iter().filter(|going| going.to == Place::Repository);
-    let mut sinks: Vec<Sink> =
-        feeding.map(|going| sink(Place::Repository, share, going.bytes.max(1) as f64 / share, f64::INFINITY)).collect();
+    let mut sinks: Vec<Sink> = feeding
+        .map(|going| Sink {
+            sends: Some(going.from),
+            ..sink(Place::Repository, share, going.bytes.max(1) as f64 / share, f64::INFINITY)
+        })
+        .collect();
     let open = (sinks.len()..slots).map(|_| sink(Place::Repository, share, 0.0, f64::INFINITY));
     sinks.extend(open.collect::<Vec<_>>());
     sinks.extend(able.into_iter().map(|number| {

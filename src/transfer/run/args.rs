@@ -44,6 +44,9 @@ pub struct Args {
     /// Reports as JSON on standard output.
     #[arg(long)]
     pub(super) json: bool,
+    /// Draws the hosts that are free over time, with what no plan can beat, as an SVG; with --plan those of the plan.
+    #[arg(long, value_name = "FILE")]
+    pub(super) plot: Option<PathBuf>,
     /// Says what would be done, and what no plan can beat; moves nothing.
     #[arg(long)]
     pub(super) plan: bool,

@@ -5,13 +5,16 @@ use std::fmt::Write as _;
 use crate::transfer::plan::{
     Place, Policy,
     bounds::Input,
-    simulate::{Terms, run},
+    simulate::{Run, Terms, run},
 };
 
+/// What would be done with these nodes.
+pub(super) fn plan(input: &Input, policy: Policy, senders: usize, chunk: u64) -> Run {
+    run(input, &Terms { senders, chunk, deaths: Vec::new() }, policy)
+}
+
 /// The schedule and the bounds of these nodes.
-pub(super) fn schedule(hosts: &[String], input: &Input, policy: Policy, senders: usize, chunk: u64) -> String {
-    let terms = Terms { senders, chunk, deaths: Vec::new() };
-    let run = run(input, &terms, policy);
+pub(super) fn schedule(hosts: &[String], input: &Input, run: &Run) -> String {
     let mut text = String::from("   second  what\n");
     for (at, going) in &run.schedule {
         let to = match going.to {
@@ -36,8 +39,7 @@ pub(super) fn schedule(hosts: &[String], input: &Input, policy: Policy, senders:
 
 /// How many nodes a plan has free within a time, and how many any plan could.
 pub(super) fn within(input: &Input, seconds: f64, senders: usize, chunk: u64) -> (usize, usize) {
-    let terms = Terms { senders, chunk, deaths: Vec::new() };
-    let run = run(input, &terms, Policy::Deadline { within: seconds });
+    let run = plan(input, Policy::Deadline { within: seconds }, senders, chunk);
     let planned = run.free.iter().flatten().filter(|free| **free <= seconds * 1.001).count();
     let most = (0..=input.sizes.len()).rev().find(|count| input.free(*count) <= seconds);
     (planned, most.unwrap_or_default().max(planned))
@@ -51,7 +53,7 @@ mod tests {
     fn the_plan_is_told_with_its_bounds() {
         let hosts: Vec<String> = (0..16).map(|node| format!("n{node}")).collect();
         let input = Input { sizes: vec![1000; 16], node: 1000.0, repository: 1000.0, room: u64::MAX / 2 };
-        let text = schedule(&hosts, &input, Policy::Target { share: 0.8 }, 1, 1);
+        let text = schedule(&hosts, &input, &plan(&input, Policy::Target { share: 0.8 }, 1, 1));
         assert!(text.contains("sends 1000 bytes to here") && text.contains("(13 of 16, bound 3.25)"), "{text}");
         assert!(text.contains("all bytes are here after 16.00 s, bound 16.00 s"), "{text}");
         let (planned, most) = within(&input, 4.0, 1, 1);

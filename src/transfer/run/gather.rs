@@ -172,6 +172,11 @@ impl Gather {
         self.wish.rate.or_else(|| self.rates.known().then(|| self.rates.most()))
     }
 
+    /// Bytes a second of most links, and of the one to here.
+    pub(super) fn measured(&self) -> (f64, f64) {
+        (self.rates.most(), self.rates.repository())
+    }
+
     pub(super) fn senders(&self) -> usize {
         self.wish.senders.unwrap_or_else(|| self.admission.senders())
     }

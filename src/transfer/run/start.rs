@@ -33,7 +33,10 @@ use super::{
     taktuk,
     wire::{Begin, Identity, ItemId, Report},
 };
-use crate::transfer::plan::{Place, Policy, bounds::Input};
+use crate::transfer::{
+    plan::{Place, Policy, bounds::Input},
+    plot::{self, Curve},
+};
 
 /// How often is looked at what does not move.
 const TICK: Duration = Duration::from_millis(50);
@@ -73,6 +76,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     found.open(args, &here)?;
     if args.plan {
         return found.tell(args, &hosts);
+    }
+    // what could not be drawn is said before anything moves
+    if let Some(path) = &args.plot {
+        draw(path, String::new())?;
     }
     let code = found.gather(args, here, Heard { words: heard, reports }).await;
     serving.abort();
@@ -205,7 +212,11 @@ impl Found {
         let senders = args.fixed().unwrap_or(1);
         let mut output = std::io::stdout().lock();
         writeln!(output, "on links of {rate:.0} bytes a second:")?;
-        write!(output, "{}", forecast::schedule(hosts, &input, args.policy(), senders, args.chunk.0))?;
+        let run = forecast::plan(&input, args.policy(), senders, args.chunk.0);
+        write!(output, "{}", forecast::schedule(hosts, &input, &run))?;
+        if let Some(path) = &args.plot {
+            draw(path, picture(&input, "the plan", run.free.into_iter().flatten().collect()))?;
+        }
         if let Policy::Deadline { within } = args.policy() {
             writeln!(output, "{}", promise(&input, within, senders, args.chunk.0))?;
         }
@@ -220,6 +231,7 @@ impl Found {
         let log = Log::new(args.events.as_deref()).context("failed to write events")?;
         let rate = args.rate.as_ref().map(|rate| rate.0 as f64);
         let wish = Wish { policy: args.policy(), chunk: args.chunk.0, rate, senders: args.fixed() };
+        let drawn = args.plot.as_ref().map(|path| (path, self.input(ASSUMED)));
         let mut promised = matches!(wish.policy, Policy::Deadline { .. }).then(|| self.input(ASSUMED));
         let Self { hosts, ledger, names, missing, bytes, earlier, .. } = self;
         let (finished, finishing) = mpsc::unbounded_channel();
@@ -247,8 +259,24 @@ impl Found {
         } else {
             write!(std::io::stderr(), "{}", outcome.text())?;
         }
+        if let Some((path, input)) = drawn {
+            let (node, repository) = gather.measured();
+            let free = outcome.freed.iter().map(|freed| freed.seconds).collect();
+            draw(path, picture(&Input { node, repository, ..input }, "these hosts", free))?;
+        }
         Ok(if outcome.missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+fn picture(input: &Input, name: &str, free: Vec<f64>) -> String {
+    let (hosts, rate) = (input.sizes.len(), input.node / 1e6);
+    let bytes: u64 = input.sizes.iter().sum();
+    let title = format!("{hosts} hosts with {:.1} MB, links of {rate:.1} MB/s", bytes as f64 / 1e6);
+    plot::svg(&title, input, &[Curve { name: name.into(), free }])
+}
+
+fn draw(path: &Path, picture: String) -> anyhow::Result<()> {
+    std::fs::write(path, picture).with_context(|| format!("failed to draw to {}", path.display()))
 }
 
 /// How many hosts will be free in time.

@@ -1,10 +1,15 @@
 //! The benchmarks: each prints metric, value and goal.
 
+mod faults;
+mod gather;
 mod kill;
 mod network;
 mod operator;
+mod plan;
 mod report;
 mod snapshot;
+
+use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::{CommandFactory as _, Parser, ValueEnum, error::ErrorKind};
@@ -20,16 +25,25 @@ struct Arguments {
     /// Only this part of what is measured of snapshots.
     #[arg(long)]
     only: Option<snapshot::Part>,
+    /// Where the picture of a gather goes.
+    #[arg(long, default_value = "target/bench/gather.svg", value_name = "FILE")]
+    svg: PathBuf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
+    /// Files of 16, 32 and 64 hosts gathered, beside scp, kaget and TakTuk.
+    Gather,
+    /// The same with a holder that is killed.
+    GatherFaults,
     /// A kill, from its announcement to the next tick, and the fence.
     Kill,
     /// A job's network: its overlay, and connections over a kill.
     Network,
     /// The operator with 1,000 idle jobs.
     Operator,
+    /// Plans for 10,000 nodes.
+    Plan,
     /// Snapshots of a VM that writes 4 MB/s: what the second one takes, beside programs for backups.
     Snapshot,
 }
@@ -42,6 +56,9 @@ async fn main() -> anyhow::Result<()> {
         Arguments::command().error(ErrorKind::ArgumentConflict, "--only is for parts of: snapshot").exit();
     }
     let measured = match arguments.name {
+        Name::Gather => tokio::task::spawn_blocking(move || gather::measure(&arguments.svg)).await??,
+        Name::GatherFaults => tokio::task::spawn_blocking(faults::measure).await??,
+        Name::Plan => plan::measure()?,
         Name::Kill => kill::measure().await?,
         Name::Network => network::measure().await?,
         Name::Snapshot => snapshot::measure(arguments.only).await?,

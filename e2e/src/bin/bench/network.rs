@@ -24,7 +24,7 @@ use vmdeploy::{
     names::{Mac, agent_pod_name},
 };
 
-use crate::report::{Figure, Measured, figure};
+use crate::report::{Figure, Measured, at_least, figure};
 
 /// Segments that are made.
 const SEGMENTS: u8 = 20;
@@ -169,8 +169,7 @@ async fn paths(cable: &Nodes) -> Result<Vec<Figure>> {
         added.push(overlay.1 - bare.1);
     }
     let ratio = figure("overlay_vs_bare_throughput", &ratios, 0.5, "ratio", Some(0.8), Some("link of 1 Gbit/s"));
-    let ratio = ratio.map(|figure| Figure { at_least: true, ..figure });
-    Ok(ratio.into_iter().chain(figure("overlay_added_rtt_us", &added, 0.5, "us", None, None)).collect())
+    Ok(ratio.map(at_least).into_iter().chain(figure("overlay_added_rtt_us", &added, 0.5, "us", None, None)).collect())
 }
 
 /// A connection between the nodes, or between their segments, and what it is connected with.

@@ -1,7 +1,8 @@
 //! How results are shown.
 
-use std::io::Write as _;
+use std::{io::Write as _, process::Command};
 
+use anyhow::ensure;
 use serde::Serialize;
 
 /// One figure.
@@ -47,6 +48,11 @@ pub(crate) fn figure(
     Some(Figure { metric, value, unit, goal, n: u32::try_from(of.len()).unwrap_or(u32::MAX), note, at_least: false })
 }
 
+/// The same, of which more is better.
+pub(crate) fn at_least(figure: Figure) -> Figure {
+    Figure { at_least: true, ..figure }
+}
+
 /// What came of a benchmark.
 pub(crate) struct Measured {
     /// The figures.
@@ -78,5 +84,20 @@ pub(crate) fn print(figures: &[Figure], json: bool) -> anyhow::Result<()> {
             writeln!(out, "{}", line.trim_end())?;
         }
     }
+    Ok(())
+}
+
+/// Installs the Debian packages of which a program is not there.
+pub(crate) fn install_packages(programs: &[(&str, &str)]) -> anyhow::Result<()> {
+    let there = |program: &str| Command::new(program).arg("--help").output().is_ok();
+    let missing: Vec<&str> =
+        programs.iter().filter(|(program, _)| !there(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "--no-install-recommends"]).args(missing);
+    let installed = command.output()?;
+    ensure!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
     Ok(())
 }

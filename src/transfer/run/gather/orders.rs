@@ -23,7 +23,14 @@ impl Gather {
             let repository = Repository { rate: self.rates.repository(), senders: self.senders() };
             let view = View { nodes: &nodes, repository, moves: &moves, chunk: self.wish.chunk };
             let wanted = self.planner.next(&view, self.log.now());
-            let ordered = wanted.into_iter().filter(|wanted| self.order(*wanted)).count();
+            let mut ordered = 0;
+            for wanted in wanted {
+                let bytes = self.order(wanted).unwrap_or(0);
+                ordered += bytes;
+                if bytes < wanted.bytes {
+                    self.planner.again(Move { bytes: wanted.bytes - bytes, ..wanted });
+                }
+            }
             if ordered == 0 {
                 break;
             }
@@ -31,23 +38,24 @@ impl Gather {
         self.fail_what_nobody_moves();
     }
 
-    fn order(&mut self, wanted: Move) -> bool {
+    /// The bytes that were ordered; what has come to a node and is not acknowledged yet can wait.
+    fn order(&mut self, wanted: Move) -> Option<u64> {
         // what has come and is not acknowledged cannot go on yet: in a pair, all of it goes at once
         if wanted.to != Place::Repository && self.ledger.held(wanted.from) < wanted.bytes {
-            return false;
+            return None;
         }
         let to = match wanted.to {
             Place::Repository => self.hosts[wanted.from].peer.as_ref().map(|peer| peer.here),
             Place::Node(node) => self.hosts[node].peer.as_ref().map(|peer| peer.address),
         };
-        let Some(to) = to else { return false };
-        let Some((id, pieces)) = self.ledger.start(wanted) else { return false };
+        let to = to?;
+        let (id, pieces) = self.ledger.start(wanted)?;
         let bytes = pieces.iter().map(Piece::bytes).sum();
         let now = Instant::now();
         let trail = Trail { from: wanted.from, to: wanted.to, bytes, first: None, last: now, judged: false };
         self.trails.insert(id, trail);
         self.hosts[wanted.from].order(Order::Send { id, to, pieces });
-        true
+        Some(bytes)
     }
 
     /// With nothing under way and nothing wanted, what is left stays where it is.

@@ -1,16 +1,11 @@
 //! How soon a killed guest is back, and a generation complete.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream},
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use e2e::{
-    Nodes,
     agents::{LIMIT, World, capture},
+    goodput::goodput,
 };
 use vmdeploy::driver::agent::VmState;
 
@@ -27,7 +22,6 @@ const RATE: &str = "200mbit";
 const GENERATIONS: u32 = 3;
 /// How long the bare link is filled.
 const FILLING: Duration = Duration::from_secs(4);
-const PORT: u16 = 5001;
 
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let world = World::new(writers(1), None)?;
@@ -77,7 +71,7 @@ async fn kills(world: &World) -> Result<(f64, Vec<f64>)> {
 /// the repository's link.
 fn complete() -> Result<Vec<f64>> {
     let world = World::new(writers(4), Some(RATE))?;
-    let goodput = goodput(&world.nodes)?;
+    let goodput = goodput(&world.nodes, 0..4, 4, FILLING)?;
     world.nodes.at_the_switch(async {
         let agents = at_work(&world).await?;
         let mut ratios = Vec::new();
@@ -91,46 +85,4 @@ fn complete() -> Result<Vec<f64>> {
         }
         Ok(ratios)
     })
-}
-
-/// Bytes a second that four nodes get into the repository's together.
-fn goodput(nodes: &Nodes) -> Result<f64> {
-    let to = SocketAddrV4::new(Nodes::address(4), PORT);
-    let listener = nodes.on(4, || TcpListener::bind(to))??;
-    let server = thread::spawn(move || {
-        let readers: Vec<_> = (0..4)
-            .map(|_| {
-                let (mut stream, _) = listener.accept()?;
-                Ok(thread::spawn(move || {
-                    let (mut piece, mut count) = (vec![0; 256 << 10], 0);
-                    while let Ok(got) = stream.read(&mut piece) {
-                        if got == 0 {
-                            break;
-                        }
-                        count += got;
-                    }
-                    count
-                }))
-            })
-            .collect::<std::io::Result<_>>()?;
-        Ok::<usize, std::io::Error>(readers.into_iter().map(|reader| reader.join().unwrap_or_default()).sum())
-    });
-    let begun = Instant::now();
-    thread::scope(|scope| {
-        let senders: Vec<_> = (0..4)
-            .map(|node| {
-                scope.spawn(move || {
-                    let mut stream = nodes.on(node, || TcpStream::connect(to))??;
-                    let piece = vec![0x5a; 256 << 10];
-                    while begun.elapsed() < FILLING {
-                        stream.write_all(&piece)?;
-                    }
-                    anyhow::Ok(())
-                })
-            })
-            .collect();
-        senders.into_iter().try_for_each(|sender| sender.join().map_err(|_| anyhow!("a sender panicked"))?)
-    })?;
-    let count = server.join().map_err(|_| anyhow!("the receiver panicked"))??;
-    Ok(count as f64 / begun.elapsed().as_secs_f64())
 }

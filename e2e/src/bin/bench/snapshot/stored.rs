@@ -26,7 +26,7 @@ use vmdeploy::{
 };
 
 use super::WRITER;
-use crate::report::{Figure, Measured, figure};
+use crate::report::{Figure, Measured, figure, install_packages};
 
 /// Lives.
 const SAMPLES: u32 = 2;
@@ -52,7 +52,7 @@ struct Samples {
 
 /// Measures on the test bed of the environment. A sample that fails costs only its own figures.
 pub(super) async fn measure(bed: &TestBed) -> Result<Measured> {
-    install_rivals()?;
+    install_packages(&[("restic", "restic"), ("borg", "borgbackup")])?;
     let (mut samples, mut failed) = (Samples::default(), Vec::new());
     for number in 1..=SAMPLES {
         eprintln!("sample {number} of {SAMPLES} ...");
@@ -68,17 +68,6 @@ pub(super) async fn measure(bed: &TestBed) -> Result<Measured> {
         figure("second_vs_borg", &samples.against_borg, 0.5, "ratio", Some(0.75), None),
     ];
     Ok(Measured { figures: figures.into_iter().flatten().collect::<Vec<Figure>>(), failed })
-}
-
-fn install_rivals() -> Result<()> {
-    let there = |name: &str| Command::new(name).arg("--help").output().is_ok();
-    if there("restic") && there("borg") {
-        return Ok(());
-    }
-    let packages = ["install", "-y", "--no-install-recommends", "restic", "borgbackup"];
-    let installed = Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(packages).output()?;
-    ensure!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
-    Ok(())
 }
 
 async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
