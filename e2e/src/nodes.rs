@@ -20,7 +20,7 @@ impl Nodes {
         let name = |what: &str| format!("vmdeploy-{}-{number}-{what}", std::process::id());
         let nodes = Self { hub: name("hub"), names: (0..count).map(|node| name(&node.to_string())).collect() };
         let hub = &nodes.hub;
-        let shape = rate.map(|rate| Ok::<_, anyhow::Error>(format!("rate {rate} burst {} latency 20ms", burst(rate)?)));
+        let shape = rate.map(|rate| Ok::<_, anyhow::Error>(format!("rate {rate} burst {} latency 30ms", burst(rate)?)));
         let shape = shape.transpose()?;
         ip(&format!("netns add {hub}"))?;
         ip(&format!("-n {hub} link add switch type bridge"))?;
@@ -91,7 +91,7 @@ fn burst(rate: &str) -> Result<u64> {
     let units = [("gbit", 1_000_000_000), ("mbit", 1_000_000)];
     let found = units.iter().find_map(|(unit, bits)| Some((rate.strip_suffix(unit)?.parse::<u64>().ok()?, bits)));
     let (count, bits) = found.with_context(|| format!("{rate} is not a count of mbit or gbit"))?;
-    Ok((count * bits / 8 / 100).clamp(32 << 10, 256 << 10))
+    Ok((count * bits / 8 / 100).clamp(64 << 10, 256 << 10))
 }
 
 fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {

@@ -1,63 +1,85 @@
 //! How many may send to the repository at a time: as few as fill its link. Pure.
 //!
 //! One sender can be too slow for it (its disk, its processor, scp), and more than are needed only share what one would
-//! have had, and get free later. So one more is admitted while that brings more, and one less when the last brought
-//! nothing.
+//! have had, and get free later. So one more is tried for a moment, and stays if that brings more. What is measured
+//! stumbles now and then: nothing is decided by one measurement alone.
 
 /// A sender more has to bring so much of what each brought before.
 const GAIN: f64 = 0.25;
-/// A link is full from this share of its known rate on.
-const FULL: f64 = 0.95;
+/// Measurements of those that may send, of which the middle one counts.
+const KNOWN: usize = 3;
+/// Measurements with one more, of which the largest counts.
+const TRIED: usize = 2;
+/// After so many seconds it looks again: links and nodes change.
+const AGAIN: f64 = 30.0;
 
 /// The number of senders, by what was measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admission {
     senders: usize,
     most: usize,
-    /// Bytes a second of the number before, once another is tried.
-    before: Option<f64>,
-    /// Whether the number was found.
-    settled: bool,
+    step: Step,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Step {
+    /// What these bring, in bytes a second.
+    Measure(Vec<f64>),
+    /// What they bring is known; and what they have brought with one more.
+    Try(f64, Vec<f64>),
+    /// Nothing is tried until then, in seconds.
+    Rest(f64),
 }
 
 impl Admission {
     /// Begins with one; never admits more than `most`.
     pub fn new(most: usize) -> Self {
-        Self { senders: 1, most: most.max(1), before: None, settled: false }
+        Self { senders: 1, most: most.max(1), step: Step::Measure(Vec::new()) }
     }
 
-    /// How many may send: one at least.
+    /// How many are known to bring more than fewer: one at least.
     pub fn senders(&self) -> usize {
         self.senders
     }
 
-    /// The repository took in so much with all of them sending; `link` is what its link is known to take, if it is.
-    pub fn measured(&mut self, rate: f64, link: Option<f64>) {
-        if self.settled {
-            return;
-        }
-        if link.is_some_and(|link| rate >= FULL * link) {
-            self.settled = true;
-            return;
-        }
-        let each = self.before.map(|before| before / (self.senders - 1).max(1) as f64);
-        if let (Some(before), Some(each)) = (self.before, each)
-            && rate - before <= GAIN * each
-        {
-            self.senders -= 1;
-            self.settled = true;
-        } else if self.senders < self.most {
-            self.before = Some(rate);
-            self.senders += 1;
-        } else {
-            self.settled = true;
+    /// How many more may send, to see what that brings.
+    pub fn tried(&self) -> usize {
+        usize::from(matches!(self.step, Step::Try(..)))
+    }
+
+    /// The repository took in so much with all of them sending, `now` seconds after the beginning.
+    pub fn measured(&mut self, rate: f64, now: f64) {
+        match &mut self.step {
+            Step::Measure(seen) => {
+                seen.push(rate);
+                if seen.len() >= KNOWN {
+                    seen.sort_by(f64::total_cmp);
+                    let known = seen[KNOWN / 2];
+                    self.next(known, now);
+                }
+            }
+            Step::Try(known, seen) => {
+                seen.push(rate);
+                if seen.len() >= TRIED {
+                    let (known, more) = (*known, seen.iter().copied().fold(0.0, f64::max));
+                    if more - known > GAIN * known / self.senders as f64 {
+                        self.senders += 1;
+                        self.next(more, now);
+                    } else {
+                        self.step = Step::Rest(now + AGAIN);
+                    }
+                }
+            }
+            Step::Rest(until) => {
+                if now >= *until {
+                    self.step = Step::Measure(vec![rate]);
+                }
+            }
         }
     }
 
-    /// Nodes or links have changed: looks again from here.
-    pub fn look_again(&mut self) {
-        self.before = None;
-        self.settled = false;
+    fn next(&mut self, known: f64, now: f64) {
+        self.step = if self.senders < self.most { Step::Try(known, Vec::new()) } else { Step::Rest(now + AGAIN) };
     }
 }
 
@@ -65,33 +87,51 @@ impl Admission {
 mod tests {
     use super::*;
 
-    fn settles(most: usize, link: Option<f64>, rate: impl Fn(usize) -> f64) -> usize {
-        let mut admission = Admission::new(most);
-        for _ in 0..50 {
-            admission.measured(rate(admission.senders()), link);
+    /// After some measurements, a second each.
+    fn after(admission: &mut Admission, seconds: std::ops::Range<u32>, rate: impl Fn(usize) -> f64) -> usize {
+        for second in seconds {
+            admission.measured(rate(admission.senders() + admission.tried()), f64::from(second));
         }
         admission.senders()
+    }
+
+    fn settles(most: usize, rate: impl Fn(usize) -> f64) -> usize {
+        after(&mut Admission::new(most), 0..29, rate)
     }
 
     #[test]
     fn so_many_are_admitted_as_fill_the_link() {
         let link = |each: f64| move |senders: usize| (each * senders as f64).min(100.0);
-        assert_eq!(settles(9, None, link(100.0)), 1);
-        assert_eq!(settles(9, None, link(60.0)), 2);
-        assert_eq!(settles(9, None, link(34.0)), 3);
-        assert_eq!(settles(9, Some(100.0), link(97.0)), 1);
-        assert_eq!(settles(2, None, link(10.0)), 2);
-        assert_eq!(settles(9, None, |_| 0.0), 1, "a link that takes nothing");
+        for (most, each, expected) in [(9, 100.0, 1), (9, 60.0, 2), (9, 34.0, 3), (2, 10.0, 2), (9, 97.0, 1)] {
+            assert_eq!(settles(most, link(each)), expected, "{each} each, at most {most}");
+        }
+        assert_eq!(settles(9, |_| 0.0), 1, "a link that takes nothing");
     }
 
     #[test]
-    fn a_change_has_it_look_again() {
+    fn what_stumbles_once_decides_nothing() {
+        for at in 0..5 {
+            for wrong in [20.0, 300.0] {
+                let mut admission = Admission::new(9);
+                for second in 0..20 {
+                    admission.measured(if second == at { wrong } else { 100.0 }, f64::from(second));
+                }
+                // one more than is needed is no harm, one less is
+                assert!(admission.senders() <= if wrong > 100.0 { 2 } else { 1 }, "{at}: {wrong}");
+                let mut admission = Admission::new(2);
+                for second in 0..20 {
+                    let brings = 50.0 * (admission.senders() + admission.tried()) as f64;
+                    admission.measured(if second == at { wrong / 2.0 } else { brings }, f64::from(second));
+                }
+                assert_eq!(admission.senders(), 2, "{at}: {wrong}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_is_found_after_a_while() {
         let mut admission = Admission::new(9);
-        admission.measured(100.0, Some(100.0));
-        admission.measured(10.0, Some(100.0));
-        assert_eq!(admission.senders(), 1);
-        admission.look_again();
-        admission.measured(10.0, Some(100.0));
-        assert_eq!(admission.senders(), 2);
+        assert_eq!(after(&mut admission, 0..20, |_| 100.0), 1);
+        assert_eq!(after(&mut admission, 20..70, |senders| 30.0 * senders as f64), 9);
     }
 }

@@ -24,6 +24,8 @@ pub struct Repository {
     pub rate: f64,
     /// So many may send to it at a time, and at least one.
     pub senders: usize,
+    /// So many more may for a moment, to see whether that brings more.
+    pub tried: usize,
 }
 
 /// Where bytes go.
@@ -121,7 +123,7 @@ impl View<'_> {
 
     /// Places for senders to the repository that are not taken.
     pub(super) fn open(&self, busy: &Busy) -> usize {
-        self.repository.senders.max(1).saturating_sub(busy.feeding)
+        (self.repository.senders.max(1) + self.repository.tried).saturating_sub(busy.feeding)
     }
 
     /// Whole chunks, at least one, or all there is: what is nearest.

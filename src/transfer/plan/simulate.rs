@@ -125,7 +125,7 @@ impl World<'_> {
     fn start(&mut self, terms: &Terms, planner: &mut Planner, now: f64) -> Vec<Move> {
         let going: Vec<Move> =
             self.active.iter().map(|active| Move { bytes: active.left as u64, ..active.going }).collect();
-        let repository = Repository { rate: self.input.repository, senders: terms.senders };
+        let repository = Repository { rate: self.input.repository, senders: terms.senders, tried: 0 };
         // what has come of a move is not its sender's any more, and its receiver's when all has
         let came = |active: &Active| active.going.bytes - (active.left as u64).min(active.going.bytes);
         self.active.iter().for_each(|active| self.nodes[active.going.from].load -= came(active));

@@ -100,10 +100,20 @@ impl Star {
         let mut open = view.open(&busy);
         let mut moves = Vec::new();
         let feeding = feeding(view);
+        let taken =
+            |queue: &Queue| queue.to == Place::Repository && queue.sends.is_some_and(|from| feeding.contains(&from));
+        let places = self.queues.iter().filter(|queue| queue.to == Place::Repository && !taken(queue)).count();
+        // beside those whose turn it is
+        let mut tried = open.saturating_sub(places).min(view.repository.tried);
         for at in 0..self.queues.len() {
-            let Queue { to, sends, .. } = self.queues[at];
+            let to = self.queues[at].to;
             let idle = match to {
-                Place::Repository => open > 0 && sends.is_none_or(|from| !feeding.contains(&from)),
+                Place::Repository if taken(&self.queues[at]) => {
+                    let one = tried > 0;
+                    tried -= usize::from(one);
+                    one
+                }
+                Place::Repository => open > 0,
                 Place::Node(node) => busy.into[node] == 0,
             };
             if !idle {

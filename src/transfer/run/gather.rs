@@ -68,9 +68,13 @@ struct Trail {
     from: usize,
     to: Place,
     bytes: u64,
+    /// When its first bytes were there, when its last were so far.
     first: Option<Instant>,
     last: Instant,
-    judged: bool,
+    /// Since when it is measured, and how much had come then.
+    mark: Option<(Instant, u64)>,
+    /// Whether others have sent to the repository meanwhile.
+    shared: bool,
 }
 
 /// What is wanted.
@@ -181,6 +185,10 @@ impl Gather {
         self.wish.senders.unwrap_or_else(|| self.admission.senders())
     }
 
+    fn tried(&self) -> usize {
+        if self.wish.senders.is_some() { 0 } else { self.admission.tried() }
+    }
+
     fn place(&self, place: Place) -> &str {
         match place {
             Place::Repository => REPOSITORY,
@@ -205,8 +213,8 @@ impl Gather {
         match report {
             Report::Receives { id } => {
                 if let Some(trail) = self.trails.get_mut(&id) {
-                    trail.first = Some(Instant::now());
-                    trail.last = Instant::now();
+                    let now = Instant::now();
+                    (trail.first, trail.last, trail.mark) = (Some(now), now, Some((now, 0)));
                     let bytes = trail.bytes;
                     if let Some(event) = self.of_move(Kind::Start, id) {
                         self.log.say(event.bytes(bytes));

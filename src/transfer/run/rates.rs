@@ -7,7 +7,7 @@
 pub(super) const ASSUMED: f64 = 117.7e6;
 /// A link differs if it is not within this factor of most others.
 const DIFFERS: f64 = 1.4;
-/// So many of the last moves of a link count.
+/// So many of the last measurements of a link count.
 const LAST: usize = 3;
 
 #[derive(Clone, Debug, Default)]
@@ -21,9 +21,12 @@ impl Link {
         self.0.push(rate);
     }
 
-    /// The best of the last moves: the others may have waited for the other end.
+    /// The middle one of the last measurements, or the better of two: one may have waited for the other end, or for
+    /// this process.
     fn rate(&self) -> Option<f64> {
-        self.0.iter().copied().reduce(f64::max)
+        let mut sorted = self.0.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 }
 
@@ -32,7 +35,7 @@ impl Link {
 pub(super) struct Rates {
     up: Vec<Link>,
     down: Vec<Link>,
-    repository: Option<f64>,
+    repository: Link,
     given: Option<f64>,
     most: f64,
 }
@@ -41,10 +44,10 @@ impl Rates {
     /// Of so many nodes; with a limit, none is faster.
     pub(super) fn new(nodes: usize, given: Option<f64>) -> Self {
         let links = vec![Link::default(); nodes];
-        Self { up: links.clone(), down: links, repository: None, given, most: given.unwrap_or(ASSUMED) }
+        Self { up: links.clone(), down: links, repository: Link::default(), given, most: given.unwrap_or(ASSUMED) }
     }
 
-    /// A move between nodes, or of the only sender to the repository, went at this rate.
+    /// A move between nodes, or of the only sender to the repository, goes at this rate.
     pub(super) fn moved(&mut self, from: usize, to: Option<usize>, rate: f64) {
         self.up[from].add(rate);
         if let Some(to) = to {
@@ -57,8 +60,7 @@ impl Rates {
 
     /// The repository took in so much.
     pub(super) fn took(&mut self, rate: f64) {
-        // slowly down: a pause is no slower link
-        self.repository = Some(self.repository.map_or(rate, |before| rate.max(before * 0.98)));
+        self.repository.add(rate);
     }
 
     /// Most links.
@@ -79,7 +81,7 @@ impl Rates {
     /// What the repository takes in.
     pub(super) fn repository(&self) -> f64 {
         // by itself it says nothing: plans are made by how links compare
-        self.like(self.repository.filter(|_| self.known()))
+        self.like(self.repository.rate().filter(|_| self.known()))
     }
 
     /// Whether any link was measured.
@@ -89,7 +91,7 @@ impl Rates {
 
     /// What the repository takes in from its next sender, in bytes a second.
     pub(super) fn next(&self) -> f64 {
-        self.repository.unwrap_or(self.most)
+        self.repository.rate().unwrap_or(self.most)
     }
 
     fn like(&self, rate: Option<f64>) -> f64 {

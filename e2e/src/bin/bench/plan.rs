@@ -118,7 +118,7 @@ fn replans() -> Vec<f64> {
         })
         .collect();
     let view = |moves: &[Move]| {
-        let repository = Repository { rate: BYTES, senders: 1 };
+        let repository = Repository { rate: BYTES, senders: 1, tried: 0 };
         let view = View { nodes: &nodes, repository, moves, chunk: CHUNK };
         let policies = [TARGET, Policy::NodeSeconds, Policy::Deadline { within: 4.0 }, Policy::Rounds];
         policies.map(|policy| {

@@ -18,17 +18,17 @@ const SILENCE: Duration = Duration::from_secs(15);
 const BEAT: Duration = Duration::from_secs(20);
 /// A move is given up if nothing comes of it for so long.
 const STALLED: Duration = Duration::from_secs(20);
-/// A move says how fast its link is after so long, if it has not ended before.
+/// A move says how fast its link is as often.
 const EARLY: Duration = Duration::from_millis(250);
-/// Shorter ones say nothing.
+/// Fewer bytes say nothing.
 const TELLING: u64 = 256 << 10;
 /// The next sender to the repository is ordered so many seconds before the last one has ended: it has to connect.
 const AHEAD: f64 = 0.05;
 /// But within these bounds of bytes.
 const AHEAD_LEAST: f64 = 65536.0;
 const AHEAD_CHUNKS: u64 = 8;
-/// What is only tried or noise changes no plan: after so many seconds it is more.
-const TRIED: f64 = 1.5;
+/// What is only noise changes no plan: after so many seconds it is more.
+const ODD: f64 = 1.5;
 /// Plans are not made anew more often, in seconds.
 const REPLAN: f64 = 1.0;
 
@@ -38,8 +38,8 @@ impl Gather {
         self.trails.retain(|id, _| self.ledger.moves.contains_key(id));
         // at first, one that sends to the repository shares its link with the one before
         let early = |trail: &Trail| {
-            let first = trail.first.filter(|_| !trail.judged && trail.to != Place::Repository);
-            first.is_some_and(|first| first.elapsed() >= EARLY)
+            let mark = trail.mark.filter(|_| trail.to != Place::Repository);
+            mark.is_some_and(|(since, _)| since.elapsed() >= EARLY)
         };
         let early: Vec<u64> = self.trails.iter().filter(|(_, trail)| early(trail)).map(|(id, _)| *id).collect();
         for id in early {
@@ -67,13 +67,18 @@ impl Gather {
     }
 
     fn measure(&mut self) {
-        let feeding = |trail: &&Trail| trail.to == Place::Repository && trail.first.is_some();
-        let feeding = self.trails.values().filter(feeding).count();
-        let may = self.senders();
-        let Some(rate) = self.meter.rate(self.log.now(), feeding, may) else { return };
+        let mut feeding: Vec<&mut Trail> =
+            self.trails.values_mut().filter(|trail| trail.to == Place::Repository && trail.first.is_some()).collect();
+        if feeding.len() > 1 {
+            feeding.iter_mut().for_each(|trail| trail.shared = true);
+        }
+        let feeding = feeding.len();
+        let may = self.senders() + self.tried();
+        let now = self.log.now();
+        let Some(rate) = self.meter.rate(now, feeding, may) else { return };
         self.rates.took(rate);
-        self.admission.measured(rate, None);
-        self.dirty |= self.senders() != may;
+        self.admission.measured(rate, now);
+        self.dirty |= self.senders() + self.tried() != may;
     }
 
     fn look_at_rates(&mut self) {
@@ -84,10 +89,10 @@ impl Gather {
         }
         let factor = self.rates.most() / self.planned.most;
         let absolute = matches!(self.wish.policy, Policy::Deadline { .. }) && !(0.75..=1.33).contains(&factor);
-        let same = self.rates.differing() == self.planned.differing && self.senders() == self.planned.senders;
-        if !absolute && same {
+        let others = self.senders() != self.planned.senders;
+        if !absolute && !others && self.rates.differing() == self.planned.differing {
             self.planned.odd = None;
-        } else if absolute || self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > TRIED {
+        } else if absolute || others || self.log.now() - *self.planned.odd.get_or_insert(self.log.now()) > ODD {
             let event = Event::new(Kind::Rate).to(REPOSITORY).bytes(self.rates.repository() as u64);
             self.log.say(event);
             self.replan("links are faster or slower, or another number of senders fills the repository's");
@@ -107,26 +112,26 @@ impl Gather {
         self.dirty = true;
     }
 
-    /// How fast it was says how fast its links are, if it was alone on them.
+    /// How fast it is says how fast its links are, if it is alone on them.
     pub(super) fn judge(&mut self, id: u64) {
-        let shared = self.senders() > 1;
         let Some((trail, going)) = self.trails.get_mut(&id).zip(self.ledger.moves.get(&id)) else { return };
-        let Some(first) = trail.first else { return };
-        trail.judged = true;
-        let took = first.elapsed().as_secs_f64();
+        let Some((since, before)) = trail.mark else { return };
+        let (took, bytes) = (since.elapsed().as_secs_f64(), going.got - before);
+        if bytes < TELLING || took <= 0.0 {
+            return;
+        }
+        trail.mark = Some((Instant::now(), going.got));
         let to = match trail.to {
-            Place::Repository if shared => return,
+            Place::Repository if trail.shared => return,
             Place::Repository => None,
             Place::Node(node) => Some(node),
         };
-        if going.got >= TELLING && took > 0.0 {
-            self.rates.moved(trail.from, to, going.got as f64 / took);
-        }
+        self.rates.moved(trail.from, to, bytes as f64 / took);
     }
 
     pub(super) fn ahead(&self) -> u64 {
         // while one more is only tried, nobody else begins
-        if self.senders() > self.planned.senders {
+        if self.tried() > 0 {
             return 0;
         }
         let most = (AHEAD_CHUNKS * self.wish.chunk) as f64;

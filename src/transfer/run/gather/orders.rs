@@ -20,7 +20,7 @@ impl Gather {
         // one sender at a time is chosen for the repository
         for _ in 0..=MOST {
             let (nodes, moves) = view::view(&self.ledger, &self.rates, self.ahead());
-            let repository = Repository { rate: self.rates.repository(), senders: self.senders() };
+            let repository = Repository { rate: self.rates.repository(), senders: self.senders(), tried: self.tried() };
             let view = View { nodes: &nodes, repository, moves: &moves, chunk: self.wish.chunk };
             let wanted = self.planner.next(&view, self.log.now());
             let mut ordered = 0;
@@ -52,7 +52,8 @@ impl Gather {
         let (id, pieces) = self.ledger.start(wanted)?;
         let bytes = pieces.iter().map(Piece::bytes).sum();
         let now = Instant::now();
-        let trail = Trail { from: wanted.from, to: wanted.to, bytes, first: None, last: now, judged: false };
+        let (from, to_place) = (wanted.from, wanted.to);
+        let trail = Trail { from, to: to_place, bytes, first: None, last: now, mark: None, shared: false };
         self.trails.insert(id, trail);
         self.hosts[wanted.from].order(Order::Send { id, to, pieces });
         Some(bytes)
