@@ -127,7 +127,9 @@
 //!    generation is complete. The agent keeps its blocks on the node then, for the next one there.
 //! 6. **Notice or kill.** On a notice one last capture is taken that does not resume. On a kill the lock
 //!    drops and every agent ends its guest at once, whoever else is down. Both lead back to 2, and to the
-//!    newest complete generation.
+//!    newest complete generation. Where each member has a slot of its own (`PerMember`, an array at OAR), a slot that is
+//!    wanted is given back as soon as the repository lists its member's bytes, and the others are kept while as many new
+//!    ones are asked for, for `acquireTimeout` at most: two jobs that each hold half must not wait for ever.
 //! 7. **The end.** Exit code 0 of all commands is success; outputs are kept in the repository.
 //!
 //! Ends are classified by the site's events, never by a state alone. One lost member is the job's loss:
@@ -191,7 +193,11 @@
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
-//! - **One reservation for all members.** `Gang` works; `PerMember` is refused, and `acquireTimeout` with it.
+//! - **Who has not to leave restores as well.** With `PerMember` the members whose slots nobody wants stand still until
+//!   the generation is complete. Then they end and keep their slots, and the next incarnation restores them from what
+//!   their nodes have kept: the VXLAN, the certificates and the fence are the incarnation's, so that old and new members
+//!   never share one. Their bytes go to the repository after those of the members that leave, so that no capture is the
+//!   only copy while others are waited for.
 //! - **What a bucket does not hold yet.** Removals are not announced: a repository that stands still for longer than the
 //!   handover between its look at the owner and its request can still remove what its successor relies on, and can
 //!   make a note anew in a place whose successor's note was removed meanwhile. A job's results go there under the

@@ -197,13 +197,19 @@ impl Draft<'_> {
     /// Makes the Snapshot object say that it is captured, so that its bytes are fetched.
     pub(super) fn show_captured(&mut self, capture: &CaptureStatus) {
         let seen = self.seen.snapshots.iter().find(|snapshot| snapshot.name == capture.snapshot);
-        if seen.is_some_and(|snapshot| {
+        let leaving = self.leaving_members(capture, seen);
+        let every = Duration::from_secs(5);
+        if let Some(snapshot) = seen.filter(|snapshot| {
             snapshot.status.generation == Some(capture.generation)
                 && matches!(snapshot.status.phase, SnapshotPhase::Captured | SnapshotPhase::Stored)
         }) {
+            if snapshot.status.phase == SnapshotPhase::Captured && snapshot.status.leaving != leaving {
+                let status = Box::new(SnapshotStatus { leaving, ..snapshot.status.clone() });
+                let (name, uid) = (snapshot.name.clone(), snapshot.uid.clone());
+                self.repeat(Effect::WriteSnapshot { name, uid, status }, every);
+            }
             return;
         }
-        let every = Duration::from_secs(5);
         let Some(seen) = seen else {
             // it is written to once it is seen to be there and to be ours
             let name = capture.snapshot.clone();
@@ -232,7 +238,7 @@ impl Draft<'_> {
             skew_ms: skew.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX)),
             work: capture.work,
             members: self.status.members.iter().filter_map(snapshot_member).collect(),
-            leaving: seen.status.leaving.clone(),
+            leaving,
             bytes: Some(crate::api::snapshot::SnapshotBytes { logical, stored: 0 }),
             transfer: None,
             conditions: seen.status.conditions.clone(),

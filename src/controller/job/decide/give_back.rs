@@ -6,9 +6,10 @@ use super::{draft::Draft, evacuate::is_last};
 use crate::{
     api::{
         Reason,
-        job_status::{MemberStatus, ReleaseReason, SlotStatus},
+        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotStatus},
         snapshot::SnapshotReason,
     },
+    controller::job::plan::SnapshotSeen,
     driver::agent::LeaveCode,
 };
 
@@ -41,6 +42,16 @@ impl Draft<'_> {
         self.intend_some(|slot| given.contains(&slot.id), reason);
         self.leave_given_back(LeaveCode::Saved);
         self.release(Duration::from_secs(10));
+    }
+
+    /// The members whose slots are wanted, or were, if others stay where they are: their bytes are to go first.
+    pub(super) fn leaving_members(&mut self, capture: &CaptureStatus, seen: Option<&SnapshotSeen>) -> Vec<u32> {
+        let leaving = if self.one_by_one() && is_last(capture) { self.leaving() } else { BTreeSet::new() };
+        let known = seen.map(|snapshot| snapshot.status.leaving.clone()).unwrap_or_default();
+        let wanted = |member: &MemberStatus| self.slot_of(member).is_some_and(|slot| leaving.contains(&slot.id));
+        let members = self.status.members.iter().filter(|member| wanted(member) || known.contains(&member.index));
+        let members: Vec<u32> = members.map(|member| member.index).collect();
+        if members.len() == self.status.members.len() { Vec::new() } else { members }
     }
 
     /// Counts the cause of an evacuation in which slots are given back one by one: once, with the first.

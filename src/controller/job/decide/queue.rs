@@ -43,6 +43,7 @@ impl Draft<'_> {
             self.release(Duration::from_secs(20));
             return;
         }
+        self.give_back_idle();
         self.heed_acquire_timeout();
         if self.renew() || self.waits_for_slots() {
             return;
@@ -84,6 +85,21 @@ impl Draft<'_> {
             }
         }
         self.submit();
+    }
+
+    /// Gives slots back at once that wait for others and are wanted, or nearly over: nobody is on them.
+    fn give_back_idle(&mut self) {
+        if !self.one_by_one() {
+            return;
+        }
+        let leaving = self.leaving();
+        if leaving.is_empty() {
+            return;
+        }
+        let slots = Self::called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), ["is", "are"]);
+        self.note(Reason::Preempted, format!("{slots} wanted back, or nearly over, while others are waited for"));
+        self.intend_some(|slot| leaving.contains(&slot.id), ReleaseReason::Evacuated);
+        self.release(Duration::ZERO);
     }
 
     /// Gives requests back that wait and ask for something else than is wanted by now. Whether it did.

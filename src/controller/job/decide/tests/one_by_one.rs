@@ -122,6 +122,7 @@ fn only_the_slots_that_are_wanted_are_left_and_the_others_wait_for_new_ones() {
     assert_eq!(life.phase(), JobPhase::Evacuating);
     assert!((0..4).all(|member| life.agent(member).vm == VmState::Stopped), "not all stand still");
     assert_eq!(in_use(&life.status()).len(), 4, "{:?}", life.whys);
+    assert_eq!(life.seen.snapshots.last().unwrap().status.leaving, [2]);
     // another one's bytes are no reason to give up this slot (safety B15)
     safe(&mut life, &[0, 1]);
     life.run(3);
@@ -206,7 +207,8 @@ fn b6_a_slot_that_is_wanted_while_the_others_wait_is_left_too() {
     safe(&mut life, &[0]);
     life.run(2);
     life.notice(&second, NoticeKind::Preemption);
-    life.run(2);
+    life.run(8);
+    assert_eq!(life.seen.snapshots.last().unwrap().status.leaving, [0, 1]);
     assert_eq!(in_use(&life.status()).len(), 2);
     safe(&mut life, &[0, 1]);
     life.run(2);
@@ -232,6 +234,22 @@ fn slots_that_wait_for_others_are_given_back_after_a_while() {
     assert!(in_use(&life.status()).iter().all(|id| !held.contains(&(*id).to_owned())), "{:?}", life.status().slots);
     life.run(30);
     assert_eq!((asked(&life), in_use(&life.status()).len()), (3, 3), "{:?}", life.whys);
+}
+
+#[test]
+fn b6_a_slot_that_waits_for_others_and_is_wanted_is_given_back_at_once() {
+    let mut life = running(3);
+    life.prompt = false;
+    let lost = slot_of(&life, 1);
+    life.end_slot(&lost, End::Preempted);
+    life.run(20);
+    let wanted = slot_of(&life, 2);
+    assert!(in_use(&life.status()).contains(&wanted.as_str()));
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(3);
+    let status = life.status();
+    assert!(!in_use(&status).contains(&wanted.as_str()), "{:?}", status.slots);
+    assert_eq!((in_use(&status).len(), asked(&life), status.kills.preempted), (3, 1, 1), "{:?}", life.whys);
 }
 
 #[test]
