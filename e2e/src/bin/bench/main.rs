@@ -2,6 +2,7 @@
 
 mod faults;
 mod gather;
+mod evict;
 mod kill;
 mod network;
 mod operator;
@@ -38,6 +39,8 @@ enum Name {
     GatherFaults,
     /// A kill, from its announcement to the next tick, and the fence.
     Kill,
+    /// Slots of their own that are given back one by one.
+    Evict,
     /// A job's network: its overlay, and connections over a kill.
     Network,
     /// The operator with 1,000 idle jobs.
@@ -60,6 +63,7 @@ async fn main() -> anyhow::Result<()> {
         Name::GatherFaults => tokio::task::spawn_blocking(faults::measure).await??,
         Name::Plan => plan::measure()?,
         Name::Kill => kill::measure().await?,
+        Name::Evict => evict::measure().await?,
         Name::Network => network::measure().await?,
         Name::Snapshot => snapshot::measure(arguments.only).await?,
         Name::Operator => report::Measured { figures: operator::measure().await?, failed: Vec::new() },

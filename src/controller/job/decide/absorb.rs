@@ -221,8 +221,9 @@ impl Draft<'_> {
                 drop.push(slot.id.clone());
                 continue;
             }
-            // where agents have told the hold to end, it ends by itself
-            let wait = if on_it.is_empty() {
+            // where agents have told the hold to end, it ends by itself; where somebody waits, it is not waited for
+            let wanted = intent.reason == ReleaseReason::Evacuated;
+            let wait = if on_it.is_empty() || (empty && wanted) {
                 Duration::ZERO
             } else if empty {
                 Duration::from_secs(4)
