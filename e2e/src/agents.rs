@@ -3,16 +3,18 @@
 //! and kget at once.
 
 mod agent;
+mod kget;
 
 use std::{
     fs::File,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-pub use agent::{Agent, capture, kill, reached};
+pub use agent::{Agent, capture, capture_and_stay, kill, reached};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
@@ -176,7 +178,7 @@ impl World {
         let directory = root.join(format!("config-{slot}"));
         let identity = Identity::Agent { job: JOB.into(), member, incarnation };
         write(&issue(&self.certificates, &identity)?, &directory)?;
-        let endpoint = (Nodes::address(node), 17700 + u16::try_from(incarnation % 50)?).into();
+        let endpoint = endpoint(member, incarnation)?;
         let lease = format!("3f2b8a10-{slot}");
         let config = json!({
             "protocol": 1, "job": JOB, "jobName": "job", "namespace": "default", "member": member,
@@ -251,7 +253,7 @@ impl World {
         let ticket =
             Ticket { job: JOB.into(), generation, member: agent.member, incarnation, expires, most: None, quota: None };
         let ticket = TicketKey::new(SECRET).context("the secret is too short")?.sign(&ticket);
-        agent.kget.upload(&UploadOrder { epoch: 1, generation, incarnation, ticket }).await?;
+        agent.kget.upload(&UploadOrder { epoch: 1, generation, incarnation, ticket, limit: None }).await?;
         let state = agent
             .until("upload", |state| {
                 let sent = state.upload.as_ref().filter(|upload| upload.generation == generation);
@@ -298,6 +300,11 @@ fn nonce(generation: Generation) -> String {
 
 fn repository_address(members: u32) -> String {
     format!("{}:{REPOSITORY_PORT}", Nodes::address(members as usize))
+}
+
+/// Where a member's agent listens.
+fn endpoint(member: u32, incarnation: Incarnation) -> Result<SocketAddr> {
+    Ok((Nodes::address(member as usize), 17700 + u16::try_from(incarnation % 50)?).into())
 }
 
 fn address(member: u32) -> String {

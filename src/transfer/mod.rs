@@ -16,10 +16,11 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    api::quantity::{Bytes, ParseBytesError},
     clock::Clock,
     controller::{
         served,
-        transfer::{self, Context},
+        transfer::{self, Context, decide::Limit},
     },
     driver::{
         agent::http::AgentsHttp,
@@ -62,6 +63,21 @@ pub struct Controller {
     /// Plain address of /healthz, /readyz and /metrics.
     #[arg(long)]
     health: Option<SocketAddr>,
+    /// Most bytes a second that all agents together send, for example 50Mi; as many as go without it. Members that
+    /// leave their nodes are not held to it.
+    #[arg(long, value_name = "BYTES", value_parser = rate_limit)]
+    rate_limit: Option<u64>,
+    /// Members that leave their nodes are held to it, too.
+    #[arg(long, requires = "rate_limit")]
+    limit_evacuations: bool,
+}
+
+/// With less, what goes on would look like what stands still.
+const LEAST_RATE: Bytes = Bytes(64 << 10);
+
+fn rate_limit(text: &str) -> Result<u64, String> {
+    let rate: Bytes = text.parse().map_err(|error: ParseBytesError| error.to_string())?;
+    if rate < LEAST_RATE { Err(format!("{rate} a second are too few: at least {LEAST_RATE}")) } else { Ok(rate.0) }
 }
 
 /// The kinds this process reads and writes.
@@ -134,7 +150,9 @@ async fn work(
         let agents = Arc::new(AgentsHttp::new(credentials, None));
         let board = Arc::new(board);
         let ledger = repository.clone();
+        let limit = Limit { rate: args.rate_limit, evacuations: args.limit_evacuations };
         let context = Context::new(epoch, Clock::system(), board, agents, repository, ledger, key, changed);
+        let context = context.limited(limit);
         let result = tokio::select! {
             () = transfer::run(Arc::new(context), stop) => Ok(()),
             older = served::until_other(&client, KINDS, readiness) => Err(older.into()),
@@ -143,4 +161,38 @@ async fn work(
         result
     };
     Ok(candidate.lead(stop, lead).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parsed(rest: &str) -> Result<Controller, String> {
+        let line = format!("kget --repository r:1 --tls t --ticket-key k {rest}");
+        let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
+        cli.args.controller.ok_or_else(|| "no controller".into())
+    }
+
+    #[test]
+    fn a_limit_is_a_quantity_that_can_be_seen_to_move() {
+        assert_eq!(parsed("").unwrap().rate_limit, None);
+        assert_eq!(parsed("--rate-limit 50Mi").unwrap().rate_limit, Some(50 << 20));
+        assert!(parsed("--rate-limit 64Ki --limit-evacuations").unwrap().limit_evacuations);
+        for (rest, why) in [
+            ("--rate-limit 10k", "10000 a second are too few: at least 64Ki"),
+            ("--rate-limit fast", "is not a size"),
+            ("--limit-evacuations", "--rate-limit"),
+        ] {
+            let refused = parsed(rest).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
 }

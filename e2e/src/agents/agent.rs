@@ -50,6 +50,23 @@ pub async fn capture(agents: &[Agent], generation: Generation, barrier: bool) ->
     pauses.collect()
 }
 
+/// Cuts all of them at one moment; they stay down as long as the limit says, unless they are told otherwise. Returns
+/// once all are captured.
+pub async fn capture_and_stay(agents: &[Agent], generation: Generation, limit: Duration) -> Result<()> {
+    let orders: Vec<CaptureOrder> = agents.iter().map(|agent| agent.order(generation, false)).collect();
+    let pairs = || agents.iter().map(|agent| agent.operator.as_ref()).zip(&orders);
+    try_join_all(pairs().map(|(agent, order)| agent.prepare(order))).await?;
+    try_join_all(pairs().map(|(agent, order)| agent.stop(order))).await?;
+    try_join_all(pairs().map(|(agent, order)| agent.cut(order))).await?;
+    try_join_all(pairs().map(|(agent, order)| agent.stay_down(order, limit))).await?;
+    let captured = |state: &AgentState| {
+        let part = state.capture.as_ref().filter(|part| part.generation == generation);
+        part.is_some_and(|part| part.state == PartState::Captured)
+    };
+    try_join_all(agents.iter().map(|agent| agent.until("capture", captured))).await?;
+    Ok(())
+}
+
 /// Counters and nonces of all, once each has counted so far.
 pub async fn reached(agents: &[Agent], number: u64, limit: Duration) -> Result<Vec<(u64, String)>> {
     try_join_all(agents.iter().map(|agent| agent.counts_to(number, limit))).await

@@ -34,7 +34,8 @@ impl Node {
 
     async fn with(root: tempfile::TempDir, paths: Paths, overlays: u32, qemu: Double) -> Self {
         let store = Arc::new(FileStore::new(&root.path().join("store")));
-        let supervisor = Supervisor::new(config(root.path()), paths, store, None, Clock::system(), None);
+        let supervisor =
+            Supervisor::new(config(root.path()), paths, store, None, Arc::default(), Clock::system(), None);
         qemu.run_in(&supervisor, overlays).await;
         Self { orders: Orders(supervisor.clone()), supervisor, qemu, _root: root }
     }

@@ -64,7 +64,7 @@ use crate::{
         guest::channel::Channel,
         network::Door,
         qemu::process::{Qemu, last_words},
-        repository::{ByteStore, Kept, RepositoryError},
+        repository::{ByteStore, Kept, RepositoryError, pace::Pace},
     },
     tls::{self, Credentials},
 };
@@ -82,7 +82,8 @@ const KEPT_PACE: Duration = Duration::from_millis(100);
 const LOST: u8 = 3;
 
 /// Makes the client of the repository at an address, with what the node keeps.
-pub type Connect = dyn Fn(&Credentials, &str, Option<Arc<Kept>>) -> Result<Arc<dyn ByteStore>, tls::TlsError>;
+pub type Connect =
+    dyn Fn(&Credentials, &str, Option<Arc<Kept>>, Arc<Pace>) -> Result<Arc<dyn ByteStore>, tls::TlsError>;
 
 /// The supervisor of one VM.
 pub struct Supervisor {
@@ -91,6 +92,8 @@ pub struct Supervisor {
     store: Arc<dyn ByteStore>,
     /// What the node keeps of the captures; the store looks there, too.
     kept: Option<Arc<Kept>>,
+    /// How fast the store is sent parts.
+    pace: Arc<Pace>,
     view: Arc<View>,
     contact: Contact,
     vm: Mutex<Option<Vm>>,
@@ -119,6 +122,7 @@ impl Supervisor {
         paths: Paths,
         store: Arc<dyn ByteStore>,
         kept: Option<Arc<Kept>>,
+        pace: Arc<Pace>,
         clock: Clock,
         fence: Option<UnixStream>,
     ) -> Arc<Self> {
@@ -129,6 +133,7 @@ impl Supervisor {
             paths,
             store,
             kept,
+            pace,
             vm: Mutex::new(None),
             urgent: watch::Sender::new(0),
             guest: Arc::new(Mutex::new(None)),
@@ -341,7 +346,8 @@ fn open_kept(root: &std::path::Path, config: &AgentConfig) -> Option<Arc<Kept>> 
 pub(super) fn run(args: &AgentArgs, config: AgentConfig, connect: &Connect) -> Result<ExitCode, AgentFailure> {
     let credentials = Credentials::read(&args.config)?;
     let kept = open_kept(&args.node_dir.join("captures"), &config);
-    let store = connect(&credentials, &config.repository, kept.clone())?;
+    let pace = Arc::<Pace>::default();
+    let store = connect(&credentials, &config.repository, kept.clone(), pace.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(AgentFailure::io("start the runtime"))?;
     let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(AgentFailure::io("reach the fence"))?;
@@ -349,7 +355,7 @@ pub(super) fn run(args: &AgentArgs, config: AgentConfig, connect: &Connect) -> R
     let reading = fence.try_clone().map_err(AgentFailure::io("hear the fence"))?;
     let paths = Paths { vm: args.vm_dir.clone(), cache: args.node_dir.join("images") };
     let code = runtime.block_on(async {
-        let supervisor = Supervisor::new(config, paths, store, kept, Clock::system(), Some(fence));
+        let supervisor = Supervisor::new(config, paths, store, kept, pace, Clock::system(), Some(fence));
         let hearing = supervisor.clone();
         std::thread::spawn(move || hearing.obey_fence(reading));
         tokio::spawn(supervisor.clone().live());

@@ -95,7 +95,7 @@ impl World {
             let incarnation = agent.state().incarnation;
             agent
                 .orders
-                .upload(&UploadOrder { epoch: 1, generation, incarnation, ticket: String::new() })
+                .upload(&UploadOrder { epoch: 1, generation, incarnation, ticket: String::new(), limit: None })
                 .await
                 .unwrap();
             let state = agent.until("upload", |state| state.upload.as_ref().is_some_and(|upload| upload.done)).await;

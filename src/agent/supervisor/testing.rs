@@ -122,7 +122,7 @@ impl Making {
     }
 
     pub(super) fn make(self) -> Arc<Supervisor> {
-        Supervisor::new(self.config, self.paths, self.store, None, Clock::system(), self.fence)
+        Supervisor::new(self.config, self.paths, self.store, None, Arc::default(), Clock::system(), self.fence)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sends a captured generation to the repository. A repository that does not answer or has no room is
 //! tried until it takes the bytes, refuses them, the ticket expires, or a later generation is to be sent instead:
-//! nobody else has them.
+//! nobody else has them. How fast it goes is kget's to say at any time, and whether it stands still for others.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     backoff::Backoff,
     driver::{
         agent::{AgentError, UploadOrder, UploadState},
-        repository::{RepositoryError, Sending},
+        repository::{RepositoryError, Sending, pace::Pace},
     },
     names::Generation,
     store::{
@@ -36,9 +36,15 @@ pub(super) struct Upload {
     pub(super) state: UploadState,
     /// Ends it: another is to be sent.
     replaced: CancellationToken,
+    pace: Arc<Pace>,
 }
 
 impl Upload {
+    /// As others see it.
+    pub(super) fn shown(&self) -> UploadState {
+        UploadState { limit: self.pace.limit(), moved: Some(self.pace.moved()), ..self.state.clone() }
+    }
+
     fn is_over(&self) -> bool {
         self.state.done || self.state.error.is_some()
     }
@@ -66,7 +72,10 @@ impl Supervisor {
         }
         let fresh = self.view.change(|facts| {
             match &facts.upload {
-                Some(now) if now.state.generation == order.generation && now.state.error.is_none() => return Ok(None),
+                Some(now) if now.state.generation == order.generation && now.state.error.is_none() => {
+                    self.pace.set(order.limit);
+                    return Ok(None);
+                }
                 Some(now) if !now.is_over() && now.state.generation > order.generation => {
                     return Err(AgentError::Refused(format!("generation {} is being sent", now.state.generation)));
                 }
@@ -75,7 +84,8 @@ impl Supervisor {
             }
             let state = UploadState { generation: order.generation, total, ..UploadState::default() };
             let replaced = CancellationToken::new();
-            facts.upload = Some(Upload { state, replaced: replaced.clone() });
+            self.pace.set(order.limit);
+            facts.upload = Some(Upload { state, replaced: replaced.clone(), pace: self.pace.clone() });
             Ok(Some(replaced))
         })?;
         if let Some(replaced) = fresh {
@@ -162,8 +172,15 @@ impl Supervisor {
         let (mut failures, mut local) = (0, 0);
         loop {
             let (job, member) = (&self.config.job, self.config.member);
-            let error = match self.store.put_part(&order.ticket, job, generation, member, kind, &path, &progress).await
-            {
+            self.pace.goes().await;
+            let sending = self.store.put_part(&order.ticket, job, generation, member, kind, &path, &progress);
+            let sent = tokio::select! {
+                biased;
+                // nothing half sent waits at the repository: what is whole there is not sent again
+                () = self.pace.stopped() => continue,
+                sent = sending => sent,
+            };
+            let error = match sent {
                 Ok(file) => {
                     self.note(generation, |upload| (upload.waiting, upload.reading_back) = (None, None));
                     return Ok(file);

@@ -130,7 +130,12 @@ impl Node {
     }
 
     async fn order_with(&self, generation: Generation, ticket: String) -> Result<(), AgentError> {
-        self.supervisor.start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket }).await
+        self.supervisor.start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket, limit: None }).await
+    }
+
+    async fn limit(&self, generation: Generation, limit: Option<u64>) -> Result<(), AgentError> {
+        let order = UploadOrder { epoch: 1, generation, incarnation: 1, ticket: "t".into(), limit };
+        self.supervisor.start_upload(&order).await
     }
 
     fn state(&self) -> UploadState {
@@ -237,4 +242,28 @@ async fn an_upload_is_tried_no_longer_than_its_ticket_lasts_and_says_so() {
     node.order_with(1, ticket(0)).await.unwrap();
     let state = node.until(|state| state.error.is_some()).await;
     assert!(state.error.unwrap().contains("it starts again"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_stands_still_for_others_and_goes_on_when_it_is_told_to() {
+    let node = Node::new([silent()], None);
+    node.limit(1, Some(0)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(node.store.sent.lock().unwrap().is_empty());
+    assert_eq!((node.state().limit, node.state().done), (Some(0), false));
+    node.limit(1, Some(5000)).await.unwrap();
+    let state = node.until(|state| state.waiting.is_some()).await;
+    assert_eq!(state.limit, Some(5000));
+    // told to while it waits for the repository
+    node.limit(1, Some(0)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(node.store.sent.lock().unwrap().len(), 1);
+    node.limit(1, None).await.unwrap();
+    let state = node.until(|state| state.done).await;
+    assert_eq!((state.error, state.limit), (None, None));
+    // and one that stands still is replaced like any other
+    let node = Node::new([], None);
+    node.limit(1, Some(0)).await.unwrap();
+    node.order(2).await.unwrap();
+    node.until(|state| state.done && state.generation == 2).await;
 }

@@ -178,7 +178,7 @@ impl View {
             notice: facts.noticed.map(|at| at.elapsed()),
             capture: facts.barrier.part().cloned(),
             earlier: facts.earlier(),
-            upload: facts.upload.as_ref().map(|upload| upload.state.clone()),
+            upload: facts.upload.as_ref().map(Upload::shown),
             ran: facts.ran(),
             machine: facts.machine.clone(),
             offer: facts.offer.clone(),

@@ -32,22 +32,31 @@ const REPORT: Duration = Duration::from_secs(20);
 
 /// Carries a plan out.
 pub async fn act(plan: &Plan, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Context>) {
-    for effect in &plan.effects {
-        match effect {
-            Effect::Upload { snapshot, agent, generation } => {
-                let case = cases.iter().map(|(_, case)| case).find(|case| case.uid == *snapshot);
-                upload(context, agent, *generation, case).await;
-            }
-            Effect::Keep { job, generation, part } => keep(context, cases, job, *generation, part).await,
-            Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
-        }
-    }
+    // none waits for another: one agent that does not answer must not keep others from their turn
+    futures::future::join_all(plan.effects.iter().map(|effect| carry_out(effect, cases, context))).await;
     for said in &plan.reports {
         let Some((snapshot, case)) = cases.iter().find(|(_, case)| case.uid == said.snapshot) else { continue };
         // another's to report
         if !context.memory().superseded.contains(&case.job) {
             report(context, snapshot, said);
         }
+    }
+}
+
+async fn carry_out(effect: &Effect, cases: &[(Arc<Snapshot>, Case)], context: &Arc<Context>) {
+    let of = |snapshot: &str| cases.iter().map(|(_, case)| case).find(|case| case.uid == snapshot);
+    match effect {
+        Effect::Upload { snapshot, agent, generation, limit } => {
+            let AgentAddress { job, member, endpoint, .. } = agent;
+            tracing::info!(%job, generation, member, %endpoint, limit, "orders an upload");
+            order(context, agent, *generation, *limit, of(snapshot), 1).await;
+        }
+        Effect::Pace { snapshot, agent, generation, limit } => {
+            tracing::info!(job = %agent.job, generation, member = agent.member, limit, "paces an upload");
+            order(context, agent, *generation, *limit, of(snapshot), 0).await;
+        }
+        Effect::Keep { job, generation, part } => keep(context, cases, job, *generation, part).await,
+        Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
     }
 }
 
@@ -84,8 +93,16 @@ fn report(context: &Arc<Context>, snapshot: &Arc<Snapshot>, said: &Report) {
     });
 }
 
-async fn upload(context: &Context, address: &AgentAddress, generation: Generation, case: Option<&Case>) {
-    let AgentAddress { job, member, incarnation, endpoint } = address;
+/// Orders an upload, or tells one that is under way how fast it may go on: which does not count among the `tries`.
+async fn order(
+    context: &Context,
+    address: &AgentAddress,
+    generation: Generation,
+    limit: Option<u64>,
+    case: Option<&Case>,
+    tries: u32,
+) {
+    let AgentAddress { job, member, incarnation, .. } = address;
     let Some(agent) = context.memory().agents.get(address).map(|known| known.agent.clone()) else { return };
     let now = context.clock.now();
     let expires = now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX);
@@ -99,8 +116,7 @@ async fn upload(context: &Context, address: &AgentAddress, generation: Generatio
         quota: case.and_then(|case| case.quota.clone()),
     };
     let ticket = context.key.sign(&ticket);
-    let order = UploadOrder { epoch: context.epoch, generation, incarnation: *incarnation, ticket };
-    tracing::info!(%job, generation, member, %endpoint, "orders an upload");
+    let order = UploadOrder { epoch: context.epoch, generation, incarnation: *incarnation, ticket, limit };
     let answer = tokio::time::timeout(ORDER, agent.upload(&order)).await;
     let answer = answer.unwrap_or_else(|_| Err(AgentError::Unreachable("no answer in time".into())));
     let mut memory = context.memory();
@@ -108,12 +124,12 @@ async fn upload(context: &Context, address: &AgentAddress, generation: Generatio
         // what it said before the order says nothing of it
         known.asked = jiff::Timestamp::UNIX_EPOCH;
     }
-    let first = Ordered { times: 0, last: now, refused: None };
+    let first = Ordered { times: 0, last: now, refused: None, limit };
     let ordered = memory.ordered.entry((address.clone(), generation)).or_insert(first);
-    ordered.last = now;
+    (ordered.last, ordered.limit) = (now, limit);
     match answer {
         Ok(()) => {
-            ordered.times += 1;
+            ordered.times += tries;
             ordered.refused = None;
             memory.superseded.remove(job);
         }
@@ -125,7 +141,7 @@ async fn upload(context: &Context, address: &AgentAddress, generation: Generatio
         Err(AgentError::Unreachable(why)) => ordered.refused = Some(why),
         Err(error @ (AgentError::Refused(_) | AgentError::Failed(_))) => {
             tracing::warn!(%job, generation, member, %error, "an agent does not send");
-            ordered.times += 1;
+            ordered.times += tries;
             ordered.refused = Some(error.to_string());
         }
     }

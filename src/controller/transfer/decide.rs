@@ -1,12 +1,12 @@
 //! Who sends next, what is safe, what is complete. Pure: facts and the time in, a plan out.
 //!
-//! One sender at a time fills the repository's link (the smallest first, so that members get free
-//! early); an evacuation does not wait for a periodic transfer to end, not even for one of its own agent, unless
-//! that is about to complete its generation. What is safe is what the repository lists (safety B15), never what an
-//! agent says.
+//! As few send as fill the repository's link, in the order that [`turn`] says; an evacuation does not wait for a
+//! periodic transfer to end, not even for one of its own agent, unless that is about to complete its generation. What
+//! is safe is what the repository lists (safety B15), never what an agent says.
 
 mod stage;
 mod story;
+mod turn;
 
 use std::{
     cmp::Reverse,
@@ -16,7 +16,11 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use self::stage::{Sent, Stage, last_parts, size, stages};
+pub(super) use self::stage::is_moving;
+use self::{
+    stage::{Sent, Stage, last_parts, size, stages},
+    turn::{Turn, Turns, turns},
+};
 use crate::{
     api::{
         Reason,
@@ -64,6 +68,8 @@ pub struct Case {
     pub parent: Option<Generation>,
     /// Why it was taken.
     pub reason: SnapshotReason,
+    /// Members whose slots are wanted; none: all leave, if any do.
+    pub leaving: Vec<MemberIndex>,
     /// When the members were cut.
     pub taken_at: Timestamp,
     /// What the object says of the transfer.
@@ -118,6 +124,28 @@ pub struct Ordered {
     pub last: Timestamp,
     /// Why the agent refused the last one.
     pub refused: Option<String>,
+    /// The limit that was in the last one.
+    pub limit: Option<u64>,
+}
+
+/// How fast may be sent, as whoever runs kget says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// Most bytes a second, of all senders together.
+    pub rate: Option<u64>,
+    /// Whether it holds for members that leave, too.
+    pub evacuations: bool,
+}
+
+/// On what a decision is made, besides the cases.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Terms {
+    /// So many may send at a time.
+    pub senders: usize,
+    /// Bytes a second that come in at the repository, once it is known.
+    pub rate: Option<f64>,
+    /// How fast may be sent.
+    pub limit: Limit,
 }
 
 /// What to do. Effects come before reports: an evacuation does not wait for the API server (B17).
@@ -164,6 +192,19 @@ pub enum Effect {
         agent: AgentAddress,
         /// The generation.
         generation: Generation,
+        /// Most bytes a second.
+        limit: Option<u64>,
+    },
+    /// Tells an agent that sends how fast it may go on.
+    Pace {
+        /// The snapshot.
+        snapshot: String,
+        /// The agent.
+        agent: AgentAddress,
+        /// The generation.
+        generation: Generation,
+        /// Most bytes a second; with 0 it stands still.
+        limit: Option<u64>,
     },
     /// Tells the repository that a part has all arrived.
     Keep {
@@ -184,21 +225,17 @@ pub enum Effect {
 }
 
 /// Decides.
-pub fn decide(cases: &[Case], now: Timestamp) -> Plan {
+pub fn decide(cases: &[Case], terms: &Terms, now: Timestamp) -> Plan {
     let mut order: Vec<&Case> = cases.iter().collect();
     order.sort_by_key(|case| (Reverse(is_evacuation(case.reason)), case.taken_at, case.uid.clone()));
     let last: BTreeSet<Sent<'_>> = cases.iter().flat_map(last_parts).collect();
     let staged: Vec<(&Case, Vec<Stage>)> = order.into_iter().map(|case| (case, stages(case, &last, now))).collect();
-    let mut link = Link::default();
-    for (case, stages) in &staged {
-        // one that stands still leaves the link to others
-        if stages.iter().any(|stage| matches!(stage, Stage::Sending { stands: None, .. })) {
-            link.take(case);
-        }
-    }
+    let over = staged.iter().enumerate().filter(|(_, (case, stages))| over(case, stages).is_some());
+    let over: BTreeSet<usize> = over.map(|(number, _)| number).collect();
+    let turns = turns(&staged, &over, &last, terms);
     let mut plan = Plan::default();
-    for (case, stages) in &staged {
-        let transfer = one(case, stages, &mut link, &mut plan.effects);
+    for (number, (case, stages)) in staged.iter().enumerate() {
+        let transfer = one(case, stages, &Own { turns: &turns, number, now }, &mut plan.effects);
         let whole = !stages.iter().any(|stage| matches!(stage, Stage::Waiting { bytes: None, .. }));
         let transfer = story::told(case, transfer, whole, now);
         if story::is_news(case, &transfer, now) {
@@ -206,7 +243,7 @@ pub fn decide(cases: &[Case], now: Timestamp) -> Plan {
             plan.reports.push(Report { snapshot: case.uid.clone(), transfer, events });
         }
     }
-    let moving = link.evacuating || link.sending || !plan.effects.is_empty();
+    let moving = !plan.effects.is_empty() || turns.values().any(|turn| matches!(turn, Turn::Sends(_)));
     plan.wake = (!cases.is_empty()).then_some(if moving { MOVING } else { WAITING });
     plan
 }
@@ -219,32 +256,64 @@ pub fn is_evacuation(reason: SnapshotReason) -> bool {
     }
 }
 
-/// Who uses the way into the repository.
-#[derive(Default)]
-struct Link {
-    evacuating: bool,
-    sending: bool,
+/// What came of a transfer that is over.
+fn over(case: &Case, stages: &[Stage]) -> Option<(TransferState, Option<String>)> {
+    let failed = |why: &str| Some((TransferState::Failed, Some(why.chars().take(1000).collect())));
+    if case.published.known().is_some() {
+        return Some((TransferState::Published, None));
+    }
+    if let Some(why) = &case.refused {
+        return failed(&format!("not published: {why}"));
+    }
+    let lost = stages.iter().find_map(|stage| match stage {
+        Stage::Lost { why } => Some(why),
+        _ => None,
+    });
+    if let Some(why) = lost {
+        return failed(why);
+    }
+    if matches!(case.image, Fact::Absent) {
+        return failed("its job is gone");
+    }
+    None
 }
 
-impl Link {
-    fn is_free(&self, case: &Case) -> bool {
-        !self.evacuating && (is_evacuation(case.reason) || !self.sending)
-    }
+/// The turns of one case's members.
+struct Own<'a> {
+    turns: &'a Turns,
+    number: usize,
+    now: Timestamp,
+}
 
-    fn take(&mut self, case: &Case) {
-        if is_evacuation(case.reason) {
-            self.evacuating = true;
-        } else {
-            self.sending = true;
+impl Own<'_> {
+    fn turn(&self, at: usize) -> Option<Turn> {
+        self.turns.get(&(self.number, at)).copied()
+    }
+}
+
+/// What its members are told to do.
+fn orders(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect>) {
+    for (at, (seen, stage)) in case.agents.iter().zip(stages).enumerate() {
+        let Some((turn, agent)) = own.turn(at).zip(seen.address.clone()) else { continue };
+        let (snapshot, generation, limit) = (case.uid.clone(), case.generation, turn.limit());
+        // one of the version before never says that it was told
+        let told = |ordered: &Ordered| ordered.limit == limit && own.now.duration_since(ordered.last) < ORDER_AGAIN;
+        match stage {
+            Stage::Ready { .. } if matches!(turn, Turn::Sends(_)) => {
+                effects.push(Effect::Upload { snapshot, agent, generation, limit });
+            }
+            Stage::Sending { limit: now, .. } if *now != limit && !seen.ordered.as_ref().is_some_and(told) => {
+                effects.push(Effect::Pace { snapshot, agent, generation, limit });
+            }
+            _ => {}
         }
     }
 }
 
 /// One snapshot: its effects, and what is to be said of it.
-fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>) -> Transfer {
+fn one(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect>) -> Transfer {
     let mut transfer = Transfer::default();
     let mut waiting = None;
-    let mut lost = None;
     for (agent, stage) in case.agents.iter().zip(stages) {
         match stage {
             Stage::Safe { size } => {
@@ -256,7 +325,7 @@ fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>
                 transfer.sent += size(&part.part);
                 transfer.total += size(&part.part);
             }
-            Stage::Sending { sent, total, stands, reading_back } => {
+            Stage::Sending { sent, total, stands, reading_back, .. } => {
                 transfer.sent += sent;
                 transfer.total += total;
                 let member = agent.member;
@@ -272,25 +341,11 @@ fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>
                 transfer.total += bytes.unwrap_or_default();
                 waiting = waiting.or_else(|| Some(why.clone()));
             }
-            Stage::Lost { why } => lost = lost.or_else(|| Some(why.clone())),
+            Stage::Lost { .. } => {}
         }
     }
-    let failed = |transfer: Transfer, why: String| Transfer {
-        state: TransferState::Failed,
-        message: Some(why.chars().take(1000).collect()),
-        ..transfer
-    };
-    if case.published.known().is_some() {
-        return Transfer { state: TransferState::Published, ..transfer };
-    }
-    if let Some(why) = &case.refused {
-        return failed(transfer, format!("not published: {why}"));
-    }
-    if let Some(why) = lost {
-        return failed(transfer, why);
-    }
-    if matches!(case.image, Fact::Absent) {
-        return failed(transfer, "its job is gone".into());
+    if let Some((state, message)) = over(case, stages) {
+        return Transfer { state, message, ..transfer };
     }
     for stage in stages {
         if let Stage::Arrived { part } = stage {
@@ -298,38 +353,33 @@ fn one(case: &Case, stages: &[Stage], link: &mut Link, effects: &mut Vec<Effect>
             effects.push(Effect::Keep { job, generation, part: part.clone() });
         }
     }
-    let begun = transfer.sent > 0 || case.agents.iter().any(|agent| agent.ordered.is_some());
-    let smallest = case.agents.iter().zip(stages).filter_map(|(agent, stage)| match stage {
-        Stage::Ready { bytes } => agent.address.as_ref().map(|address| (*bytes, address)),
-        _ => None,
-    });
-    let next = smallest.min_by_key(|(bytes, address)| (*bytes, address.member));
-    if let Some((_, agent)) = next.filter(|_| link.is_free(case)) {
-        link.take(case);
-        let (snapshot, generation) = (case.uid.clone(), case.generation);
-        effects.push(Effect::Upload { snapshot, agent: agent.clone(), generation });
-        return Transfer { state: TransferState::Sending, message: waiting, ..transfer };
-    }
+    orders(case, stages, own, effects);
     if transfer.safe.len() < case.agents.len() || case.agents.is_empty() {
-        let sending = stages.iter().any(|stage| matches!(stage, Stage::Sending { .. } | Stage::Arrived { .. }));
-        let queued = || (!sending).then(|| "waiting for another transfer".to_owned());
+        let moves = |(at, stage): (usize, &Stage)| match stage {
+            Stage::Arrived { .. } | Stage::Sending { stands: Some(_), .. } => true,
+            _ => matches!(own.turn(at), Some(Turn::Sends(_))),
+        };
+        let moves = stages.iter().enumerate().any(moves);
+        let begun = moves || transfer.sent > 0 || case.agents.iter().any(|agent| agent.ordered.is_some());
         let state = if begun { TransferState::Sending } else { TransferState::Pending };
+        let queued = || (!moves).then(|| "waiting for another transfer".to_owned());
         return Transfer { state, message: waiting.or_else(queued), ..transfer };
     }
-    transfer.state = TransferState::Sending;
-    match manifest(case) {
-        Err(why) => failed(transfer, why),
-        Ok(None) => Transfer { message: Some("the job's image is not known yet".into()), ..transfer },
-        Ok(Some(_)) if case.publishing => Transfer { message: Some("being read back".into()), ..transfer },
+    let reading_back = Some("being read back".to_owned());
+    let (state, message) = match manifest(case) {
+        Err(why) => (TransferState::Failed, Some(why)),
+        Ok(None) => (TransferState::Sending, Some("the job's image is not known yet".into())),
+        Ok(Some(_)) if case.publishing => (TransferState::Sending, reading_back),
         // only a repository that answered can be asked to publish
         Ok(Some(_)) if matches!(case.published, Fact::Unknown { .. }) => {
-            Transfer { message: Some("the repository does not answer".into()), ..transfer }
+            (TransferState::Sending, Some("the repository does not answer".into()))
         }
         Ok(Some(manifest)) => {
             effects.push(Effect::Publish { snapshot: case.uid.clone(), manifest: Box::new(manifest) });
-            Transfer { message: Some("being read back".into()), ..transfer }
+            (TransferState::Sending, reading_back)
         }
-    }
+    };
+    Transfer { state, message, ..transfer }
 }
 
 /// The manifest of a case whose parts are all kept.

@@ -7,6 +7,12 @@ use crate::{
     store::manifest::tests::{manifest, part as stored_part},
 };
 
+const TERMS: Terms = Terms { senders: 1, rate: None, limit: Limit { rate: None, evacuations: false } };
+
+fn decide(cases: &[Case], now: Timestamp) -> Plan {
+    super::decide(cases, &TERMS, now)
+}
+
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
@@ -75,6 +81,7 @@ fn case() -> Case {
         incarnation: 1,
         parent: None,
         reason: SnapshotReason::Periodic,
+        leaving: Vec::new(),
         taken_at: before(10),
         shown: Transfer::default(),
         written: None,
@@ -111,7 +118,7 @@ fn set(agent: &mut AgentSeen, upload: UploadState) {
 fn uploads(plan: &Plan) -> Vec<(String, MemberIndex)> {
     let upload = |effect: &Effect| match effect {
         Effect::Upload { snapshot, agent, .. } => Some((snapshot.clone(), agent.member)),
-        Effect::Keep { .. } | Effect::Publish { .. } => None,
+        Effect::Pace { .. } | Effect::Keep { .. } | Effect::Publish { .. } => None,
     };
     plan.effects.iter().filter_map(upload).collect()
 }
@@ -235,7 +242,7 @@ fn final_one(sent: u64, safe: &[MemberIndex]) -> [Case; 2] {
             agent.state.as_mut().unwrap().capture.as_mut().unwrap().generation = 8;
         }
     }
-    older.agents[1].ordered = Some(Ordered { times: 1, last: before(5), refused: None });
+    older.agents[1].ordered = Some(Ordered { times: 1, last: before(5), refused: None, limit: None });
     [older, last]
 }
 
@@ -307,7 +314,7 @@ fn an_upload_that_stands_still_holds_nobody_up_and_says_why() {
 #[case::no_address(|c: &mut Case| c.agents[0].address = None, "where its agent is")]
 #[case::another_capture(|c: &mut Case| c.agents[0].record = None, "no longer has generation 7")]
 #[case::refused_too_often(|c: &mut Case| c.agents[0].ordered =
-    Some(Ordered { times: ORDERS, last: before(9), refused: Some("too late".into()) }), "too late")]
+    Some(Ordered { times: ORDERS, last: before(9), refused: Some("too late".into()), limit: None }), "too late")]
 #[case::fenced(|c: &mut Case| c.refused = Some("incarnation 1 is older".into()), "older")]
 #[case::job_gone(|c: &mut Case| c.image = Fact::Absent, "job is gone")]
 #[case::abandoned(|c: &mut Case| c.agents[0].state.as_mut().unwrap().capture.as_mut().unwrap().state =
@@ -342,7 +349,7 @@ fn unknown_is_not_lost(#[case] spoil: fn(&mut Case)) {
 #[case::lease_lost(|a: &mut AgentSeen| a.state.as_mut().unwrap().lease = LeaseState::Lost)]
 #[case::another_capture(|a: &mut AgentSeen| a.record = None)]
 #[case::tried_in_vain(|a: &mut AgentSeen| a.ordered =
-    Some(Ordered { times: ORDERS, last: before(9), refused: Some("no route".into()) }))]
+    Some(Ordered { times: ORDERS, last: before(9), refused: Some("no route".into()), limit: None }))]
 fn b15_nothing_is_given_up_before_the_repository_has_listed_what_it_has(#[case] spoil: fn(&mut AgentSeen)) {
     let mut case = Case { kept: Fact::Unknown { since: before(60) }, ..case() };
     case.agents.iter_mut().for_each(spoil);
@@ -358,7 +365,7 @@ fn b15_nothing_is_given_up_before_the_repository_has_listed_what_it_has(#[case] 
 #[test]
 fn a_silent_repository_uses_up_no_orders() {
     let mut case = Case { kept: Fact::Unknown { since: before(60) }, ..case() };
-    let tried = Ordered { times: 1, last: before(9), refused: Some("no route".into()) };
+    let tried = Ordered { times: 1, last: before(9), refused: Some("no route".into()), limit: None };
     case.agents.iter_mut().for_each(|agent| agent.ordered = Some(tried.clone()));
     assert_eq!(uploads(&decide(std::slice::from_ref(&case), now())), []);
     case.kept = Fact::Known(vec![]);
@@ -383,7 +390,7 @@ fn a_failed_upload_is_ordered_again_after_a_while() {
     case.kept = Fact::Known(vec![kept(1)]);
     let error = Some("failed to reach the repository".to_owned());
     set(&mut case.agents[0], UploadState { error, ..sending(7) });
-    case.agents[0].ordered = Some(Ordered { times: 1, last: now(), refused: None });
+    case.agents[0].ordered = Some(Ordered { times: 1, last: now(), refused: None, limit: None });
     let plan = decide(std::slice::from_ref(&case), now());
     assert_eq!(uploads(&plan), []);
     assert!(report(&plan).message.unwrap().contains("repository"));
@@ -469,3 +476,6 @@ fn freed_members_are_told_once_with_their_time() {
     case.written = Some((before(9), said.transfer.clone()));
     assert_eq!(decide(&[case], now()).reports[0].events, []);
 }
+
+#[path = "decide_turn_tests.rs"]
+mod turns;

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::decide::Ordered;
+use super::{decide::Ordered, link::Link};
 use crate::{
     api::snapshot::Transfer,
     driver::{
@@ -26,6 +26,8 @@ pub struct Memory {
     pub agents: HashMap<AgentAddress, Known>,
     /// Parts of agents, by address and generation, with the barrier's nonce.
     pub records: HashMap<(AgentAddress, Generation), (String, MemberPart)>,
+    /// The way into the repository.
+    pub link: Link,
     /// Uploads ordered.
     pub ordered: HashMap<(AgentAddress, Generation), Ordered>,
     /// The repository's listings, by snapshot; forgotten when something was added.

@@ -7,6 +7,7 @@
 
 pub mod act;
 pub mod decide;
+pub mod link;
 pub mod memory;
 pub mod observe;
 pub mod status;
@@ -19,7 +20,7 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::memory::Memory;
+use self::{decide::Limit, memory::Memory};
 use crate::{
     clock::Clock,
     driver::{
@@ -48,6 +49,8 @@ pub struct Context {
     pub key: TicketKey,
     /// Told when a pass is due before its time.
     pub changed: Arc<Notify>,
+    /// How fast agents may send.
+    pub limit: Limit,
     memory: Mutex<Memory>,
 }
 
@@ -64,7 +67,14 @@ impl Context {
         key: TicketKey,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { epoch, clock, board, agents, repository, ledger, key, changed, memory: Mutex::default() }
+        let (limit, memory) = (Limit::default(), Mutex::default());
+        Self { epoch, clock, board, agents, repository, ledger, key, changed, limit, memory }
+    }
+
+    /// The same, with agents that send no faster.
+    #[must_use]
+    pub fn limited(self, limit: Limit) -> Self {
+        Self { limit, ..self }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -75,8 +85,9 @@ impl Context {
 /// One pass. Returns when the next is due by itself; never if nothing is under way.
 pub async fn pass(context: &Arc<Context>) -> Option<Duration> {
     let cases = observe::observe(context).await;
+    let terms = observe::terms(context, &cases);
     let facts: Vec<decide::Case> = cases.iter().map(|(_, case)| case.clone()).collect();
-    let plan = decide::decide(&facts, context.clock.now());
+    let plan = decide::decide(&facts, &terms, context.clock.now());
     act::act(&plan, &cases, context).await;
     plan.wake
 }

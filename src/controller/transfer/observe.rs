@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Context,
-    decide::{AgentSeen, Case},
+    decide::{AgentSeen, Case, Terms, is_evacuation, is_moving},
     memory::Known,
 };
 use crate::{
@@ -32,6 +32,23 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(2);
 /// An agent that sends nothing for us is asked this often.
 const IDLE: SignedDuration = SignedDuration::from_millis(900);
+
+/// What is known of the way into the repository, by what the agents have just said.
+pub fn terms(context: &Context, cases: &[(Arc<Snapshot>, Case)]) -> Terms {
+    let limit = context.limit;
+    let evacuates = cases.iter().any(|(_, case)| is_evacuation(case.reason));
+    let mut memory = context.memory();
+    let sending = memory.agents.iter().filter_map(|(address, known)| {
+        let upload = known.state.as_ref()?.upload.as_ref()?;
+        let moves = is_moving(upload) && upload.waiting.is_none() && upload.reading_back.is_none();
+        (moves && upload.limit != Some(0)).then(|| (address.clone(), upload.moved.unwrap_or(upload.sent)))
+    });
+    let sending: Vec<(AgentAddress, u64)> = sending.collect();
+    let most = limit.rate.filter(|_| limit.evacuations || !evacuates).map(|rate| rate as f64);
+    let now = context.clock.now().as_millisecond() as f64 / 1000.0;
+    memory.link.note(now, &sending, evacuates, most);
+    Terms { senders: memory.link.senders(), rate: memory.link.rate(), limit }
+}
 
 /// The snapshots whose bytes must still move, with all that is known of them.
 pub async fn observe(context: &Context) -> Vec<(Arc<Snapshot>, Case)> {
@@ -93,8 +110,7 @@ async fn ask(context: &Context, address: &AgentAddress) {
 
 fn is_due(known: &Known, now: Timestamp) -> bool {
     let upload = known.state.as_ref().and_then(|state| state.upload.as_ref());
-    let sends = upload.is_some_and(|upload| !upload.done && upload.error.is_none());
-    sends || known.state.is_none() || now.duration_since(known.asked) >= IDLE
+    upload.is_some_and(is_moving) || known.state.is_none() || now.duration_since(known.asked) >= IDLE
 }
 
 fn note(
@@ -188,6 +204,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         incarnation: status.incarnation,
         parent: status.parent,
         reason: snapshot.reason(),
+        leaving: status.leaving.clone(),
         taken_at,
         shown,
         written: memory.written.get(&uid).cloned(),

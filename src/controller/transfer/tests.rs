@@ -8,7 +8,7 @@ use kube::core::ObjectMeta;
 use super::*;
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, Reason, Snapshot, SnapshotSpec, SnapshotStatus,
+        BestEffortJob, BestEffortJobStatus, LABEL_JOB_UID, Reason, Snapshot, SnapshotSpec, SnapshotStatus,
         snapshot::{SnapshotMember, SnapshotPhase, SnapshotReason, Transfer, TransferState},
     },
     driver::{
@@ -108,6 +108,7 @@ impl World {
         let metadata = ObjectMeta {
             name: Some(format!("pi-{generation}")),
             namespace: Some("alice".into()),
+            labels: Some([(LABEL_JOB_UID.to_owned(), self.job.0.clone())].into()),
             ..ObjectMeta::default()
         };
         let spec = SnapshotSpec { job: "pi".into(), reason, retain: false };
@@ -126,6 +127,15 @@ impl World {
             ..SnapshotStatus::default()
         };
         self.cluster.apply_snapshot_status(&metadata, &status).await.unwrap();
+    }
+
+    /// The operator says which members leave.
+    async fn leaving(&self, generation: Generation, members: &[u32]) {
+        let name = format!("pi-{generation}");
+        let all = self.cluster.all_snapshots();
+        let found = all.iter().find(|snapshot| snapshot.metadata.name.as_deref() == Some(&name)).unwrap();
+        let status = SnapshotStatus { leaving: members.to_vec(), ..found.status.clone().unwrap() };
+        self.cluster.apply_snapshot_status(&found.metadata, &status).await.unwrap();
     }
 
     /// Passes for so many simulated seconds; running uploads end after each.
@@ -172,17 +182,96 @@ async fn a_captured_generation_is_published() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_member_sends_at_a_time() {
+async fn one_member_sends_and_another_is_only_tried_where_nothing_moves() {
     let world = World::new().await;
     world.capture(1, SnapshotReason::Periodic).await;
-    for _ in 0..5 {
+    let mut counts = Vec::new();
+    for _ in 0..20 {
         world.passes(1, false).await;
-        let mut sending = 0;
-        for member in 0..2 {
-            let upload = world.agent(member).state().await.unwrap().upload;
-            sending += usize::from(upload.is_some_and(|u| !u.done));
+        let uploads = (0..2).filter_map(|member| world.agent(member).peek().upload);
+        counts.push(uploads.filter(|upload| upload.limit != Some(0)).count());
+    }
+    assert!(counts.starts_with(&[1, 1]) && counts.contains(&2) && counts.ends_with(&[1; 8]), "{counts:?}");
+}
+
+impl World {
+    /// Passes for so many seconds, in which the link takes so many bytes a second of all that send, and each agent has
+    /// no more to give than that. Most that sent at a time.
+    async fn over_a_link(&self, seconds: u32, link: u64, each: u64) -> usize {
+        let mut most = 0;
+        for _ in 0..seconds * 4 {
+            let moves = |member: &u32| {
+                let upload = self.agent(*member).peek().upload;
+                upload.is_some_and(|upload| !upload.done && upload.limit != Some(0))
+            };
+            let senders: Vec<u32> = (0..2).filter(moves).collect();
+            most = most.max(senders.len());
+            for member in &senders {
+                self.agent(*member).sends((link / senders.len() as u64).min(each) / 4);
+            }
+            pass(&self.context).await;
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            self.clock.advance(SignedDuration::from_millis(250));
+            tokio::time::advance(Duration::from_millis(250)).await;
         }
-        assert_eq!(sending, 1);
+        most
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_send_as_fill_the_link() {
+    // a megabyte each
+    for (each, expected) in [(100_000, 1), (30_000, 2)] {
+        let world = World::new().await;
+        world.capture(1, SnapshotReason::Notice).await;
+        world.over_a_link(8, 50_000, each).await;
+        assert_eq!(world.over_a_link(6, 50_000, each).await, expected, "{each}");
+        let transfer = world.transfer(1);
+        let (rate, filled) = (transfer.rate.unwrap(), 50_000.min(each * 2));
+        assert!((filled * 8 / 10..=filled * 11 / 10).contains(&rate), "{transfer:?}");
+        let left = transfer.eta.clone().unwrap().0.duration_since(world.clock.now()).as_secs_f64();
+        let expected = (transfer.total - transfer.sent) as f64 / filled as f64;
+        assert!((left - expected).abs() < expected * 0.25 + 1.0, "{left} {expected}");
+        world.over_a_link(50, 50_000, each).await;
+        assert_eq!(world.transfer(1).state, TransferState::Published);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn b6_who_leaves_is_free_first_although_another_has_begun() {
+    let mut world = World::new().await;
+    world.capture(1, SnapshotReason::Notice).await;
+    world.leaving(1, &[0]).await;
+    world.over_a_link(5, 50_000, 50_000).await;
+    let begun = world.agent(0).peek().upload.unwrap();
+    assert!(begun.sent > 100_000 && world.agent(1).peek().upload.is_none());
+    // another slot is wanted instead
+    world.leaving(1, &[1]).await;
+    world.restart();
+    world.over_a_link(15, 50_000, 50_000).await;
+    let stands = world.agent(0).peek().upload.unwrap();
+    assert!(stands.limit == Some(0) && stands.sent < begun.sent + 50_000, "{stands:?}");
+    world.over_a_link(30, 50_000, 50_000).await;
+    let transfer = world.transfer(1);
+    assert_eq!(transfer.state, TransferState::Published);
+    let freed: Vec<u32> = transfer.freed.iter().map(|freed| freed.member).collect();
+    assert_eq!(freed, [1, 0]);
+    assert_eq!(world.agent(0).peek().upload.unwrap().moved, Some(1 << 20), "nothing was sent twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_holds_for_periodic_transfers_only() {
+    for (reason, limited) in [(SnapshotReason::Periodic, true), (SnapshotReason::Notice, false)] {
+        let mut world = World::new().await;
+        let limit = Limit { rate: Some(40_000), evacuations: false };
+        let context = Arc::into_inner(world.context).unwrap().limited(limit);
+        world.context = Arc::new(context);
+        world.capture(1, reason).await;
+        world.passes(2, false).await;
+        let told = world.agent(0).peek().upload.unwrap().limit;
+        assert_eq!(told, limited.then_some(40_000), "{reason:?}");
     }
 }
 
@@ -310,7 +399,13 @@ async fn a9_a_kget_that_no_longer_leads_orders_nothing() {
     world.restart();
     world.passes(3, true).await;
     world.capture(2, SnapshotReason::Periodic).await;
-    let order = |epoch| crate::driver::agent::UploadOrder { epoch, generation: 99, incarnation: 1, ticket: "t".into() };
+    let order = |epoch| crate::driver::agent::UploadOrder {
+        epoch,
+        generation: 99,
+        incarnation: 1,
+        ticket: "t".into(),
+        limit: None,
+    };
     for member in 0..2 {
         // whatever the new one has ordered
         let refused = world.agent(member).upload(&order(world.context.epoch)).await;

@@ -259,7 +259,7 @@ impl FakeAgent {
     /// The running upload is done.
     pub fn uploaded(&self) {
         let mut inner = self.lock();
-        if let Some(upload) = &mut inner.state.upload {
+        if let Some(upload) = inner.state.upload.as_mut().filter(|upload| upload.limit != Some(0)) {
             let file = |kind| PartFile {
                 kind,
                 form: FileForm::Whole,
@@ -273,6 +273,22 @@ impl FakeAgent {
             upload.done = true;
         }
         self.publish(&mut inner);
+    }
+
+    /// The running upload gets so many bytes further, unless it was told to stand still.
+    pub fn sends(&self, bytes: u64) {
+        let ends = {
+            let mut inner = self.lock();
+            let upload = inner.state.upload.as_mut().filter(|upload| !upload.done && upload.limit != Some(0));
+            let Some(upload) = upload else { return };
+            let bytes = bytes.min(upload.total - upload.sent);
+            upload.sent += bytes;
+            upload.moved = upload.moved.map(|moved| moved + bytes);
+            upload.sent == upload.total
+        };
+        if ends {
+            self.uploaded();
+        }
     }
 
     /// Lets limits pass that are due by the clock.
@@ -435,13 +451,13 @@ impl NodeAgent for FakeAgent {
                 return Err(AgentError::Refused("this generation was not captured here".into()));
             };
             let total = part.bytes;
-            if let Some(other) = inner.state.upload.as_ref().filter(|u| !u.done && u.generation != order.generation) {
+            if let Some(other) = inner.state.upload.as_ref().filter(|u| !u.done && u.generation > order.generation) {
                 return Err(AgentError::Refused(format!("generation {} is being sent", other.generation)));
             }
-            if inner.state.upload.as_ref().is_none_or(|upload| upload.generation != order.generation) {
-                inner.state.upload =
-                    Some(UploadState { generation: order.generation, total, ..UploadState::default() });
-            }
+            let moved = inner.state.upload.as_ref().and_then(|upload| upload.moved).or(Some(0));
+            let same = inner.state.upload.take().filter(|upload| upload.generation == order.generation);
+            let fresh = UploadState { generation: order.generation, total, moved, ..UploadState::default() };
+            inner.state.upload = Some(UploadState { limit: order.limit, ..same.unwrap_or(fresh) });
             Ok(inner.prompt)
         })?;
         if prompt {

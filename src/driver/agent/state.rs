@@ -200,4 +200,8 @@ pub struct UploadState {
     pub waiting: Option<String>,
     /// All bytes of a file have come, and the repository reads so many packs again that it shares with earlier ones.
     pub reading_back: Option<usize>,
+    /// The limit that it was told last.
+    pub limit: Option<u64>,
+    /// Bytes that have left the agent for the repository since it began; absent from one of the version before.
+    pub moved: Option<u64>,
 }

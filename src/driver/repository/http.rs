@@ -10,6 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     DiskRecord, GenerationSummary, JobContent, JobUsage, KeptPart, OutputSummary, PartLedger, Repository,
     RepositoryError,
+    pace::Pace,
     parts::{Kept, LastNamed},
     wire::{
         self, ErrorReply, FenceOrder, IMAGES_PATH, LONG, MAX_ERROR, SHORT, USAGE_PATH, adopted_path, disk_record_path,
@@ -30,19 +31,27 @@ pub struct HttpRepository {
     pub(super) last: LastNamed,
     /// What the own node keeps.
     pub(super) kept: Option<Arc<Kept>>,
+    /// How fast parts are sent.
+    pub(super) pace: Arc<Pace>,
 }
 
 impl HttpRepository {
     /// A client that speaks for the owner of `credentials` to the repository at `host:port`.
     pub fn new(credentials: &Credentials, endpoint: &str) -> Result<Self, TlsError> {
         let client = credentials.http_client(&Identity::Repository, endpoint)?;
-        Ok(Self { client, last: LastNamed::default(), kept: None })
+        Ok(Self { client, last: LastNamed::default(), kept: None, pace: Arc::default() })
     }
 
     /// The same, which looks first at what the own node keeps, and offers it what it sends.
     #[must_use]
     pub fn keeping(self, kept: Option<Arc<Kept>>) -> Self {
         Self { kept, ..self }
+    }
+
+    /// The same, which sends parts as fast as this says.
+    #[must_use]
+    pub fn at(self, pace: Arc<Pace>) -> Self {
+        Self { pace, ..self }
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -4,6 +4,9 @@
 mod contract;
 pub mod fake;
 pub mod http;
+pub mod pace;
+#[cfg(test)]
+mod pace_tests;
 mod parts;
 mod streams;
 pub mod wire;

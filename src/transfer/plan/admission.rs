@@ -13,6 +13,9 @@ const TRIED: usize = 2;
 /// After so many seconds it looks again: links and nodes change.
 const AGAIN: f64 = 30.0;
 
+/// Most that send to a repository at a time.
+pub const MOST: usize = 8;
+
 /// The number of senders, by what was measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admission {

@@ -20,6 +20,7 @@
 pub mod admission;
 pub mod bounds;
 mod doubling;
+pub mod meter;
 mod model;
 pub mod simulate;
 mod star;

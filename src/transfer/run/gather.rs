@@ -18,19 +18,22 @@ use super::{
     events::{Event, Kind, Log, REPOSITORY},
     here::Here,
     ledger::{End, Ledger},
-    meter::Meter,
     rates::Rates,
     view,
     wire::{ItemId, Order, Piece, Report},
 };
-use crate::transfer::plan::{Place, Planner, Policy, admission::Admission};
+use crate::transfer::plan::{
+    Place, Planner, Policy,
+    admission::{Admission, MOST},
+    meter::{Meter, Span},
+};
 
 /// For a node to end.
 const LEAVE: Duration = Duration::from_secs(3);
 /// So many moves of a node may break, one after the other, before it is given up.
 const BREAKS: usize = 5;
-/// Most that send to the repository at a time.
-const MOST: usize = 8;
+/// Over so many seconds it is measured what comes in here.
+const SPAN: Span = Span { warm: 0.2, window: 0.3 };
 
 /// A host.
 pub(super) struct Host {
@@ -147,7 +150,7 @@ impl Gather {
         Self {
             planner: Planner::new(at_first),
             admission: Admission::new(MOST.min(hosts.len())),
-            meter: Meter::default(),
+            meter: Meter::new(SPAN),
             trails: HashMap::new(),
             freed: vec![None; hosts.len()],
             stored: 0,

@@ -29,7 +29,6 @@ mod gather;
 mod here;
 mod journal;
 mod ledger;
-mod meter;
 mod node;
 pub mod outcome;
 mod part;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{AgentSeen, Case, ORDER_AGAIN, ORDERS, is_evacuation};
+use super::{AgentSeen, Case, ORDER_AGAIN, ORDERS, turn::Rank};
 use crate::{
     driver::{
         agent::{CapturePart, LeaseState, PartState, UploadState},
@@ -22,7 +22,7 @@ const LOST_POLLS: u32 = 5;
 pub(super) enum Stage {
     Safe { size: u64 },
     Arrived { part: KeptPart },
-    Sending { sent: u64, total: u64, stands: Option<String>, reading_back: Option<usize> },
+    Sending { sent: u64, total: u64, limit: Option<u64>, stands: Option<String>, reading_back: Option<usize> },
     Ready { bytes: u64 },
     Waiting { why: String, bytes: Option<u64> },
     Lost { why: String },
@@ -129,7 +129,7 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
     }
     // one that stands still gives way to a later one, and any to the one after which the members leave
     let gives_way = |u: &UploadState| {
-        let evacuating = is_evacuation(case.reason);
+        let evacuating = Rank::of(case, member) == Rank::Leaving;
         let is_last = || last.contains(&(&case.job, case.incarnation, u.generation, member));
         u.generation < case.generation && (u.waiting.is_some() || (evacuating && !is_last()))
     };
@@ -139,8 +139,8 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
     }
     if let Some(upload) = own.filter(|u| is_moving(u)) {
         let stands = upload.waiting.as_ref().map(|why| format!("member {member}: tried again: {why}"));
-        let reading_back = upload.reading_back;
-        return Stage::Sending { sent: upload.sent, total: upload.total, stands, reading_back };
+        let UploadState { sent, total, limit, reading_back, .. } = *upload;
+        return Stage::Sending { sent, total, limit, stands, reading_back };
     }
     let failure = own.and_then(|u| u.error.clone());
     let ready = Stage::Ready { bytes: bytes.unwrap_or_default() };
@@ -159,7 +159,8 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
     }
 }
 
-fn is_moving(upload: &UploadState) -> bool {
+/// Whether it is neither done nor given up.
+pub(in crate::controller::transfer) fn is_moving(upload: &UploadState) -> bool {
     !upload.done && upload.error.is_none()
 }
 

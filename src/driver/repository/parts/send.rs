@@ -18,7 +18,7 @@ use super::{
     super::{
         RepositoryError, Sending, SendingProgress,
         http::{HttpRepository, answered, does_not_understand, unreachable},
-        streams::{CHUNK, watched},
+        streams::watched,
         wire::{MOST_NAMES, TICKET, Unread, blocks_path, file_path, new_pack_path, write_names},
     },
     Which, blocking,
@@ -175,7 +175,7 @@ impl HttpRepository {
             .request(Method::PUT, &new_pack_path(job, generation, member, kind, pack.name))
             .header(TICKET, ticket)
             .header(reqwest::header::CONTENT_LENGTH, bytes.len())
-            .body(counted(bytes.into(), moved.clone()));
+            .body(self.paced(bytes.into(), moved.clone()));
         watched(async { answered(request.send().await).await.map(drop) }, &moved, &|_| {}).await
     }
 
@@ -205,7 +205,7 @@ impl HttpRepository {
                 .request(Method::PUT, &path)
                 .header(TICKET, ticket)
                 .header(reqwest::header::CONTENT_LENGTH, bytes.len())
-                .body(counted(bytes.clone(), moved.clone()));
+                .body(self.paced(bytes.clone(), moved.clone()));
             let exchange = async {
                 let reply = answered(request.send().await).await?;
                 Ok(if reply.status() == StatusCode::ACCEPTED {
@@ -235,14 +235,22 @@ impl HttpRepository {
             Err(RepositoryError::Damaged(format!("{kind}: the repository received something else")))
         }
     }
-}
 
-/// A body that is counted as it goes.
-fn counted(bytes: Bytes, moved: Arc<AtomicU64>) -> Body {
-    let blocks = (0..bytes.len()).step_by(CHUNK).map(move |start| {
-        let block = bytes.slice(start..bytes.len().min(start + CHUNK));
-        moved.fetch_add(block.len() as u64, Ordering::Relaxed);
-        Ok::<_, std::io::Error>(block)
-    });
-    Body::wrap_stream(futures::stream::iter(blocks))
+    /// A body that goes as fast as it may, and is counted as it goes.
+    fn paced(&self, bytes: Bytes, moved: Arc<AtomicU64>) -> Body {
+        let pace = self.pace.clone();
+        let pieces = futures::stream::unfold(bytes, move |mut left| {
+            let (pace, moved) = (pace.clone(), moved.clone());
+            async move {
+                let piece = left.split_to(left.len().min(pace.piece()));
+                if piece.is_empty() {
+                    return None;
+                }
+                pace.pass(piece.len()).await;
+                moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                Some((Ok::<_, io::Error>(piece), left))
+            }
+        });
+        Body::wrap_stream(pieces)
+    }
 }

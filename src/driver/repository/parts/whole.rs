@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use reqwest::{Body, Method};
 use tokio::sync::mpsc;
 
@@ -93,7 +94,16 @@ impl HttpRepository {
             }
             done
         });
-        let body = futures::stream::poll_fn(move |context| coming.poll_recv(context));
+        let pace = self.pace.clone();
+        let body = futures::stream::poll_fn(move |context| coming.poll_recv(context)).then(move |block| {
+            let pace = pace.clone();
+            async move {
+                if let Ok(block) = &block {
+                    pace.pass(block.len()).await;
+                }
+                block
+            }
+        });
         let target = format!("{}?size={size}", file_path(job, generation, member, kind));
         let request = self.request(Method::PUT, &target).header(TICKET, ticket).body(Body::wrap_stream(body));
         let exchange = async {

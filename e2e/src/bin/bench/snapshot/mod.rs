@@ -3,6 +3,7 @@
 //! snapshot takes beside programs for backups, and what kubectl would show of the pauses, is measured on the test bed.
 
 mod cost;
+mod evacuate;
 mod pause;
 mod restore;
 mod savevm;
@@ -43,6 +44,8 @@ pub(crate) enum Part {
     Restores,
     /// What captures cost a guest.
     Costs,
+    /// How soon members that leave are safe.
+    Evacuate,
     /// What the second snapshot takes, on the test bed.
     Stored,
 }
@@ -52,8 +55,12 @@ type Measure = fn() -> Result<Vec<Figure>>;
 /// Measures all, or only one part. The figures from the test bed are left out, and said to be, where none is in the
 /// environment.
 pub(crate) async fn measure(only: Option<Part>) -> Result<Measured> {
-    let parts: [(Part, Measure); 3] =
-        [(Part::Pauses, pause::measure), (Part::Restores, restore::measure), (Part::Costs, cost::measure)];
+    let parts: [(Part, Measure); 4] = [
+        (Part::Pauses, pause::measure),
+        (Part::Restores, restore::measure),
+        (Part::Costs, cost::measure),
+        (Part::Evacuate, evacuate::measure),
+    ];
     let wanted = |part: Part| only.is_none_or(|only| only == part);
     let mut measured = Measured { figures: Vec::new(), failed: Vec::new() };
     for (part, measure) in parts.into_iter().filter(|(part, _)| wanted(*part)) {

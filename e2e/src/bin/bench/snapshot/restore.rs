@@ -17,11 +17,11 @@ const KILLS: u32 = 5;
 /// Work that is in the generation.
 const WORK: Duration = Duration::from_secs(30);
 /// Each node's link, and the repository's.
-const RATE: &str = "200mbit";
+pub(super) const RATE: &str = "200mbit";
 /// Generations of four over those links.
 const GENERATIONS: u32 = 3;
 /// How long the bare link is filled.
-const FILLING: Duration = Duration::from_secs(4);
+pub(super) const FILLING: Duration = Duration::from_secs(4);
 
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let world = World::new(writers(1), None)?;

@@ -1,12 +1,18 @@
 //! What comes in at the repository while so many send as may. Pure.
 
-/// Seconds over which it is measured, and those before that are left out, in which a connection gains speed.
-const WINDOW: f64 = 0.3;
-const WARM: f64 = 0.2;
+/// Over which seconds it is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Those that are left out, in which a connection gains speed.
+    pub warm: f64,
+    /// Those that count.
+    pub window: f64,
+}
 
 /// Bytes of a span of time in which nothing changed.
-#[derive(Debug, Default)]
-pub(super) struct Meter {
+#[derive(Debug)]
+pub struct Meter {
+    span: Span,
     /// Since when so many have been sending, and since when their bytes are counted.
     sending: Option<(usize, f64)>,
     counted: Option<f64>,
@@ -14,13 +20,18 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    /// Measures over such spans.
+    pub fn new(span: Span) -> Self {
+        Self { span, sending: None, counted: None, bytes: 0 }
+    }
+
     /// So many bytes have come.
-    pub(super) fn came(&mut self, bytes: u64) {
+    pub fn came(&mut self, bytes: u64) {
         self.bytes += bytes;
     }
 
     /// Bytes a second, if as many as may have been sending for long enough.
-    pub(super) fn rate(&mut self, now: f64, sending: usize, may: usize) -> Option<f64> {
+    pub fn rate(&mut self, now: f64, sending: usize, may: usize) -> Option<f64> {
         if sending < may {
             (self.sending, self.counted) = (None, None);
             return None;
@@ -30,14 +41,14 @@ impl Meter {
             (self.sending, self.counted) = (Some((may, now)), None);
             return None;
         }
-        if now - since < WARM {
+        if now - since < self.span.warm {
             return None;
         }
         let Some(counted) = self.counted else {
             (self.counted, self.bytes) = (Some(now), 0);
             return None;
         };
-        if now - counted < WINDOW {
+        if now - counted < self.span.window {
             return None;
         }
         let rate = self.bytes as f64 / (now - counted);
@@ -52,7 +63,7 @@ mod tests {
 
     #[test]
     fn only_a_full_span_is_measured() {
-        let mut meter = Meter::default();
+        let mut meter = Meter::new(Span { warm: 0.2, window: 0.3 });
         let mut found = Vec::new();
         for step in 0..40 {
             let now = f64::from(step) / 10.0;
