@@ -114,10 +114,15 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
             order(agents, uid, ctx, "go", |agent, authority| async move { agent.go(authority).await }).await;
         }
         Effect::Leave { agents, code } => {
-            let code = *code;
-            let leave = move |agent: Arc<dyn NodeAgent>, authority| async move { agent.leave(authority, code).await };
-            order(agents, uid, ctx, "leave", leave).await;
-            ctx.sites.nudge(uid);
+            // each takes the time that its VM takes to end, and others have to be told meanwhile
+            let (agents, code, uid, ctx) = (agents.clone(), *code, uid.clone(), ctx.clone());
+            tokio::spawn(async move {
+                let leave =
+                    move |agent: Arc<dyn NodeAgent>, authority| async move { agent.leave(authority, code).await };
+                order(&agents, &uid, &ctx, "leave", leave).await;
+                ctx.sites.nudge(&uid);
+                (ctx.wake)(&uid);
+            });
         }
         Effect::Capture(capture) => barrier::begin(capture, uid, ctx),
         Effect::AbandonCapture(capture) => barrier::abandon(capture, uid, ctx).await,
