@@ -41,9 +41,12 @@ fn pair(view: &View<'_>, busy: &Busy, sending: &mut [bool], moves: &mut Vec<Move
     for from in senders {
         // the largest stays where it is, and takes the smallest
         let load = view.nodes[*from].load;
-        let fits = |to: &usize| view.nodes[*to].room >= load && ends_in_time(view, all, load, view.nodes[*to]);
-        let Some(at) = receivers.iter().rposition(fits) else { continue };
-        let to = receivers.remove(at);
+        let fits = |to: usize| view.nodes[to].room >= load && ends_in_time(view, all, load, view.nodes[to]);
+        // one that takes too long, or has no room, is none for the next either, which is larger
+        while receivers.last().is_some_and(|to| !fits(*to)) {
+            receivers.pop();
+        }
+        let Some(to) = receivers.pop() else { break };
         sending[*from] = true;
         moves.push(Move { from: *from, to: Place::Node(to), bytes: load });
     }
@@ -73,12 +76,17 @@ fn feed(view: &View<'_>, busy: &Busy, sending: &[bool], moves: &mut Vec<Move>) {
         _ => None,
     });
     let merging = merging.fold(0.0, f64::max);
-    for from in idle.into_iter().take(view.open(busy)) {
+    let places = view.repository.senders.max(1).saturating_sub(busy.feeding);
+    for (number, from) in idle.into_iter().take(view.open(busy)).enumerate() {
         let node = view.nodes[from];
         let started = moves.iter().find(|going| going.to == Place::Node(from)).map_or(0, |going| going.bytes);
         let receiving = started.max(busy.into[from]) as f64 / node.down;
         let until = receiving.max(merging);
-        let bytes = if until > 0.0 { view.whole(until * node.up.min(share), node.load) } else { node.load };
+        let bytes = match until {
+            _ if number >= places => view.tried(node.load),
+            0.0 => node.load,
+            _ => view.whole(until * node.up.min(share), node.load),
+        };
         moves.push(Move { from, to: Place::Repository, bytes });
     }
 }

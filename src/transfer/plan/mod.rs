@@ -33,6 +33,8 @@ use star::Star;
 pub struct Planner {
     policy: Policy,
     star: Option<Star>,
+    /// Which nodes stay, by the star that there is or was.
+    stay: Vec<usize>,
     /// The last holders, on a repository that takes more than one of them.
     last: Option<Star>,
 }
@@ -40,7 +42,13 @@ pub struct Planner {
 impl Planner {
     /// Decides by this policy.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, star: None, last: None }
+        Self { policy, star: None, stay: Vec::new(), last: None }
+    }
+
+    /// Makes another plan, perhaps by another policy; what has been begun is made use of.
+    pub fn anew(&mut self, policy: Policy) {
+        self.policy = policy;
+        (self.star, self.last) = (None, None);
     }
 
     /// What starts now, besides the moves that are under way, `now` seconds after the beginning.
@@ -49,13 +57,15 @@ impl Planner {
             Policy::NodeSeconds => self.double(view),
             Policy::Rounds => doubling::next(view, true),
             Policy::Target { share } => {
-                let wanted = model::share_of(view.nodes.len(), share);
+                let wanted = model::share_of(view.alive(), share);
                 if view.free() >= wanted {
                     return self.double(view);
                 }
-                self.follow(view, |view| Some(view.nodes.len() - wanted))
+                self.follow(view, |view, _| Some(view.alive() - wanted))
             }
-            Policy::Deadline { within } => self.follow(view, |view| star::receivers_for(view, within - now)),
+            Policy::Deadline { within } => {
+                self.follow(view, |view, stay| star::receivers_for(view, within - now, stay))
+            }
         }
     }
 
@@ -67,10 +77,11 @@ impl Planner {
     }
 
     /// Follows the star there is, or another with as many nodes that stay; without either, holders merge.
-    fn follow(&mut self, view: &View<'_>, receivers: impl Fn(&View<'_>) -> Option<usize>) -> Vec<Move> {
+    fn follow(&mut self, view: &View<'_>, receivers: impl Fn(&View<'_>, &[usize]) -> Option<usize>) -> Vec<Move> {
         if self.star.as_ref().is_none_or(|star| !star.holds(view)) {
-            let receivers = receivers(view).filter(|receivers| view.free() + receivers < view.nodes.len());
-            self.star = receivers.map(|receivers| Star::new(view, receivers));
+            let receivers = receivers(view, &self.stay).filter(|receivers| view.free() + receivers < view.alive());
+            self.star = receivers.map(|receivers| Star::new(view, receivers, &self.stay));
+            self.stay = self.star.as_ref().map(Star::stay).unwrap_or_default();
         }
         let moves = self.star.as_mut().map(|star| star.next(view)).unwrap_or_default();
         // a schedule that has run dry, for lack of room, must not be the end of it
@@ -93,6 +104,6 @@ impl Planner {
                 return moves;
             }
         }
-        self.last.get_or_insert_with(|| Star::new(view, 0)).next(view)
+        self.last.get_or_insert_with(|| Star::new(view, 0, &[])).next(view)
     }
 }

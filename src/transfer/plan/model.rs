@@ -3,7 +3,7 @@
 /// A node that may hold bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Node {
-    /// Bytes on it that are nowhere else; those on their way out are among them until they are safe.
+    /// Bytes on it that are nowhere else; those on their way out are among them until they have come.
     pub load: u64,
     /// Bytes of others that it has room for, besides those on their way in.
     pub room: u64,
@@ -80,6 +80,9 @@ pub enum Policy {
     Rounds,
 }
 
+/// Bytes of so many seconds.
+const TRIED: f64 = 0.5;
+
 /// So many nodes are a share of all.
 pub(super) fn share_of(nodes: usize, share: f64) -> usize {
     let whole = (nodes as f64 * share.clamp(0.0, 1.0) - 1e-9).ceil();
@@ -110,7 +113,12 @@ impl View<'_> {
         busy
     }
 
-    /// Nodes that hold nothing and are given nothing.
+    /// Nodes that answer.
+    pub(super) fn alive(&self) -> usize {
+        self.nodes.iter().filter(|node| node.answers).count()
+    }
+
+    /// Nodes that answer, hold nothing and are given nothing.
     pub fn free(&self) -> usize {
         let mut receiving = vec![false; self.nodes.len()];
         for going in self.moves {
@@ -118,12 +126,21 @@ impl View<'_> {
                 receiving[node] = true;
             }
         }
-        self.nodes.iter().zip(receiving).filter(|(node, receiving)| node.load == 0 && !receiving).count()
+        self.nodes
+            .iter()
+            .zip(receiving)
+            .filter(|(node, receiving)| node.answers && node.load == 0 && !receiving)
+            .count()
     }
 
     /// Places for senders to the repository that are not taken.
     pub(super) fn open(&self, busy: &Busy) -> usize {
         (self.repository.senders.max(1) + self.repository.tried).saturating_sub(busy.feeding)
+    }
+
+    /// What one sends that is only tried: little, so that it soon is in nobody's way.
+    pub(super) fn tried(&self, most: u64) -> u64 {
+        self.whole(self.repository.rate * TRIED, most)
     }
 
     /// Whole chunks, at least one, or all there is: what is nearest.

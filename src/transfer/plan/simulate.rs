@@ -123,15 +123,10 @@ pub fn run(input: &Input, terms: &Terms, policy: Policy) -> Run {
 
 impl World<'_> {
     fn start(&mut self, terms: &Terms, planner: &mut Planner, now: f64) -> Vec<Move> {
-        let going: Vec<Move> =
-            self.active.iter().map(|active| Move { bytes: active.left as u64, ..active.going }).collect();
+        let going: Vec<Move> = self.active.iter().map(|active| active.going).collect();
         let repository = Repository { rate: self.input.repository, senders: terms.senders, tried: 0 };
-        // what has come of a move is not its sender's any more, and its receiver's when all has
-        let came = |active: &Active| active.going.bytes - (active.left as u64).min(active.going.bytes);
-        self.active.iter().for_each(|active| self.nodes[active.going.from].load -= came(active));
         let view = View { nodes: &self.nodes, repository, moves: &going, chunk: terms.chunk };
         let started = planner.next(&view, now);
-        self.active.iter().for_each(|active| self.nodes[active.going.from].load += came(active));
         for going in &started {
             if let Place::Node(to) = going.to {
                 self.nodes[to].room -= going.bytes;
@@ -158,17 +153,18 @@ impl World<'_> {
         feeding
     }
 
+    /// What has come is where it has come to.
     fn advance(&mut self, step: f64, now: f64) {
-        let mut ended = Vec::new();
+        let mut came = Vec::new();
         self.active.retain_mut(|active| {
             active.left -= step * active.rate;
             let over = active.left <= TOGETHER * active.rate.max(1.0);
-            if over {
-                ended.push(active.going);
-            }
+            let left = if over { 0 } else { (active.left.ceil() as u64).min(active.going.bytes) };
+            came.push((Move { bytes: active.going.bytes - left, ..active.going }, over));
+            active.going.bytes = left;
             !over
         });
-        for going in ended {
+        for (going, over) in came {
             self.moved += going.bytes;
             let pieces = self.take(going.from, going.bytes);
             match going.to {
@@ -178,11 +174,14 @@ impl World<'_> {
                     self.holds[to].extend(pieces);
                 }
             }
-            let receives = self.active.iter().any(|other| other.going.to == Place::Node(going.from));
-            if self.nodes[going.from].load == 0 && !receives {
+            if over && self.nodes[going.from].load == 0 && !self.receives(going.from) {
                 self.free[going.from] = Some(now);
             }
         }
+    }
+
+    fn receives(&self, node: usize) -> bool {
+        self.active.iter().any(|other| other.going.to == Place::Node(node))
     }
 
     /// Takes bytes from a node; those of others leave room.

@@ -14,6 +14,8 @@ use super::model::{Busy, Move, Place, View};
 
 /// Steps by which the end is found: finer than any clock.
 const STEPS: u32 = 60;
+/// What fits but for the last digits fits.
+const NEARLY: f64 = 1.0 - 1e-9;
 /// What a sender is given has come before its turn, even if it takes so much longer.
 const LATE: f64 = 1.25;
 
@@ -21,7 +23,7 @@ const LATE: f64 = 1.25;
 #[derive(Clone, Debug)]
 struct Sink {
     to: Place,
-    /// Who has it, if it is a place at the repository.
+    /// Who sends to it now.
     sends: Option<usize>,
     rate: f64,
     /// Seconds until it is idle.
@@ -30,8 +32,8 @@ struct Sink {
     room: f64,
     /// Bytes that may still be dealt to it.
     left: f64,
-    /// The rest of a split sender: to begin with.
-    first: Option<(usize, f64)>,
+    /// The rest of a split sender, and by when it has to be there, in seconds: then its link is for the other part.
+    first: Option<(usize, f64, f64)>,
     /// Whole senders, the smallest first.
     whole: Vec<(usize, f64)>,
     /// The beginning of a split sender: for the end.
@@ -39,11 +41,28 @@ struct Sink {
 }
 
 impl Sink {
-    /// In the order in which they come. The rest of a split sender frees no node yet, so it comes late, but one whole
-    /// sender before the end, where the beginning of another may be.
-    fn queue(&self) -> impl Iterator<Item = (usize, f64)> {
-        let (early, late) = self.whole.split_at(self.whole.len().saturating_sub(1));
-        early.iter().chain(&self.first).chain(late).chain(&self.last).copied()
+    fn new(to: Place, rate: f64, busy: f64, room: f64) -> Self {
+        Self { to, sends: None, rate, busy, room, left: 0.0, first: None, whole: Vec::new(), last: None }
+    }
+
+    /// In the order in which they come. The rest of a split sender frees no node yet, so it comes as late as it may, but
+    /// one whole sender before the end, where the beginning of another may be.
+    fn queue(&self) -> VecDeque<(usize, f64)> {
+        let mut queue: VecDeque<(usize, f64)> = self.whole.iter().copied().collect();
+        if let Some((node, bytes, by)) = self.first {
+            let mut end = self.busy + bytes / self.rate;
+            let mut before = 0;
+            for (_, whole) in &self.whole[..self.whole.len().saturating_sub(1)] {
+                end += whole / self.rate;
+                if end > by {
+                    break;
+                }
+                before += 1;
+            }
+            queue.insert(before, (node, bytes));
+        }
+        queue.extend(self.last);
+        queue
     }
 
     fn takes_until(&self, end: f64) -> f64 {
@@ -79,13 +98,21 @@ pub(super) struct Star {
 }
 
 impl Star {
-    /// The schedule if so many nodes stay.
-    pub(super) fn new(view: &View<'_>, receivers: usize) -> Self {
-        let (senders, mut sinks) = sides(view, &view.busy(), receivers);
+    /// The schedule if so many nodes stay, these before others.
+    pub(super) fn new(view: &View<'_>, receivers: usize, stay: &[usize]) -> Self {
+        let (senders, mut sinks) = sides(view, &view.busy(), receivers, stay);
+        // the rest of a split sender comes at the beginning of the next: on those that are idle last it would be late
+        sinks.sort_by(|a, b| b.busy.total_cmp(&a.busy));
         let end = end(&senders, &sinks);
         deal(&senders, &mut sinks, end);
-        let queue = |sink: Sink| Queue { to: sink.to, sends: sink.sends, waiting: sink.queue().collect() };
+        let queue = |sink: Sink| Queue { to: sink.to, sends: sink.sends, waiting: sink.queue() };
         Self { queues: sinks.into_iter().map(queue).collect(), answered: answers(view) }
+    }
+
+    /// Which nodes stay.
+    pub(super) fn stay(&self) -> Vec<usize> {
+        let node = |queue: &Queue| if let Place::Node(node) = queue.to { Some(node) } else { None };
+        self.queues.iter().filter_map(node).collect()
     }
 
     /// Whether it still fits what is there, and has more to start.
@@ -107,12 +134,9 @@ impl Star {
         let mut tried = open.saturating_sub(places).min(view.repository.tried);
         for at in 0..self.queues.len() {
             let to = self.queues[at].to;
+            let beside = taken(&self.queues[at]);
             let idle = match to {
-                Place::Repository if taken(&self.queues[at]) => {
-                    let one = tried > 0;
-                    tried -= usize::from(one);
-                    one
-                }
+                Place::Repository if beside => tried > 0,
                 Place::Repository => open > 0,
                 Place::Node(node) => busy.into[node] == 0,
             };
@@ -125,19 +149,20 @@ impl Star {
                 Place::Repository => u64::MAX,
                 Place::Node(node) => view.nodes[node].room,
             };
-            let bytes = view.whole(wanted, left).min(room);
+            let bytes = if beside { view.tried(left) } else { view.whole(wanted, left).min(room) };
             if bytes > 0 {
                 busy.out[from] += bytes;
                 let queue = &mut self.queues[at];
                 if to == Place::Repository {
                     open -= 1;
-                    queue.sends = Some(from);
+                    tried -= usize::from(beside);
+                    queue.sends = Some(from).filter(|_| !beside).or(queue.sends);
                 }
                 let rest = wanted - bytes as f64;
                 if let Some((_, more)) = queue.waiting.iter_mut().find(|(of, _)| *of == from) {
                     *more += rest;
-                } else if busy.into[from] > 0 && rest > 0.0 {
-                    // it has not come to it yet
+                } else if (busy.into[from] > 0 || beside) && rest > 0.0 {
+                    // it has not come to it yet, or was not wanted yet
                     queue.waiting.push_front((from, rest));
                 }
                 moves.push(Move { from, to, bytes });
@@ -195,11 +220,7 @@ impl Star {
         }
         for queue in &mut self.queues {
             let rate = queue.rate(view);
-            let going = match queue.to {
-                Place::Repository => queue.sends.map_or(0, |from| busy.out[from]),
-                Place::Node(node) => coming[node],
-            };
-            let mut turn = going as f64 / rate;
+            let mut turn = queue.going(busy, &coming) as f64 / rate;
             let mut waiting: Vec<(usize, f64)> = Vec::new();
             for (from, bytes) in &queue.waiting {
                 if std::mem::take(&mut idle[*from]) {
@@ -221,6 +242,14 @@ impl Star {
 }
 
 impl Queue {
+    /// Bytes that are on their way to its place.
+    fn going(&self, busy: &Busy, coming: &[u64]) -> u64 {
+        match self.to {
+            Place::Repository => self.sends.map_or(0, |from| busy.out[from]),
+            Place::Node(node) => coming[node],
+        }
+    }
+
     /// Bytes a second that its place takes.
     fn rate(&self, view: &View<'_>) -> f64 {
         match self.to {
@@ -240,10 +269,10 @@ fn answers(view: &View<'_>) -> Vec<bool> {
 }
 
 /// The fewest nodes that have to stay for all others to be free within this time; none if it is too short for one.
-pub(super) fn receivers_for(view: &View<'_>, left: f64) -> Option<usize> {
+pub(super) fn receivers_for(view: &View<'_>, left: f64, stay: &[usize]) -> Option<usize> {
     let busy = view.busy();
     let reaches = |receivers: usize| {
-        let (senders, sinks) = sides(view, &busy, receivers);
+        let (senders, sinks) = sides(view, &busy, receivers, stay);
         end(&senders, &sinks) <= left
     };
     let holders = view.nodes.iter().filter(|node| node.load > 0).count();
@@ -259,52 +288,54 @@ pub(super) fn receivers_for(view: &View<'_>, left: f64) -> Option<usize> {
 }
 
 /// Who sends, the smallest first, and who receives: the largest holders, so that most of the bytes stay where they are.
-fn sides(view: &View<'_>, busy: &Busy, receivers: usize) -> (Vec<Sender>, Vec<Sink>) {
+fn sides(view: &View<'_>, busy: &Busy, receivers: usize, stay: &[usize]) -> (Vec<Sender>, Vec<Sink>) {
+    let mut stays = vec![false; view.nodes.len()];
+    stay.iter().for_each(|node| stays[*node] = true);
+
     let mut able: Vec<usize> = (0..view.nodes.len()).collect();
     able.retain(|node| view.nodes[*node].receives && view.nodes[*node].answers);
-    able.sort_by_key(|node| std::cmp::Reverse((busy.into[*node] > 0, view.nodes[*node].load, *node)));
+    able.sort_by_key(|node| std::cmp::Reverse((stays[*node], busy.into[*node] > 0, view.nodes[*node].load, *node)));
     able.truncate(receivers);
-    let mut stays = vec![false; view.nodes.len()];
+    stays.fill(false);
     for node in &able {
         stays[*node] = true;
     }
-    let senders =
-        view.nodes.iter().enumerate().filter(|(number, node)| !stays[*number] && node.answers && node.load > 0);
+    let senders = view
+        .nodes
+        .iter()
+        .enumerate()
+        .filter(|(number, node)| !stays[*number] && node.answers && node.load + busy.into[*number] > 0);
     let mut senders: Vec<Sender> = senders
         .map(|(number, node)| Sender {
             node: number,
-            bytes: node.load.saturating_sub(busy.out[number]) as f64,
+            // with what is on its way to it
+            bytes: (node.load + busy.into[number]).saturating_sub(busy.out[number]) as f64,
             busy: busy.out[number] as f64 / node.up,
             up: node.up,
         })
         .collect();
     senders.retain(|sender| sender.bytes > 0.0);
     senders.sort_by(|a, b| a.bytes.total_cmp(&b.bytes));
-    let sink = |to, rate: f64, busy: f64, room: f64| Sink {
-        to,
-        sends: None,
-        rate,
-        busy,
-        room,
-        left: 0.0,
-        first: None,
-        whole: Vec::new(),
-        last: None,
-    };
     let slots = view.repository.senders.max(1);
     let share = view.repository.rate / slots as f64;
     let feeding = view.moves.iter().filter(|going| going.to == Place::Repository);
     let mut sinks: Vec<Sink> = feeding
         .map(|going| Sink {
             sends: Some(going.from),
-            ..sink(Place::Repository, share, going.bytes.max(1) as f64 / share, f64::INFINITY)
+            ..Sink::new(Place::Repository, share, going.bytes.max(1) as f64 / share, f64::INFINITY)
         })
         .collect();
-    let open = (sinks.len()..slots).map(|_| sink(Place::Repository, share, 0.0, f64::INFINITY));
+    let open = (sinks.len()..slots).map(|_| Sink::new(Place::Repository, share, 0.0, f64::INFINITY));
     sinks.extend(open.collect::<Vec<_>>());
+    let mut sends = vec![None; view.nodes.len()];
+    for going in view.moves {
+        if let Place::Node(to) = going.to {
+            sends[to] = Some(going.from);
+        }
+    }
     sinks.extend(able.into_iter().map(|number| {
-        let node = view.nodes[number];
-        sink(Place::Node(number), node.down, busy.into[number] as f64 / node.down, node.room as f64)
+        let (node, into) = (view.nodes[number], busy.into[number] as f64);
+        Sink { sends: sends[number], ..Sink::new(Place::Node(number), node.down, into / node.down, node.room as f64) }
     }));
     (senders, sinks)
 }
@@ -326,26 +357,37 @@ fn end(senders: &[Sender], sinks: &[Sink]) -> f64 {
     high.max(own)
 }
 
+/// Who sends goes on, so that its link is free for it; the others are dealt out.
 fn deal(senders: &[Sender], sinks: &mut [Sink], end: f64) {
     for sink in sinks.iter_mut() {
         sink.left = sink.takes_until(end);
     }
     let mut over = Vec::new();
-    for sender in senders {
+    let mut goes_on = vec![false; senders.len()];
+    for sink in sinks.iter_mut() {
+        let Some(at) = senders.iter().position(|sender| Some(sender.node) == sink.sends) else { continue };
+        let bytes = senders[at].bytes;
+        if sink.left >= bytes * NEARLY {
+            sink.left -= bytes;
+            sink.whole.push((senders[at].node, bytes));
+            goes_on[at] = true;
+        }
+    }
+    for (sender, _) in senders.iter().zip(goes_on).filter(|(_, goes_on)| !goes_on) {
         let roomiest = sinks.iter_mut().max_by(|a, b| a.left.total_cmp(&b.left));
         match roomiest {
-            Some(sink) if sink.left >= sender.bytes * (1.0 - 1e-9) => {
+            Some(sink) if sink.left >= sender.bytes * NEARLY => {
                 sink.left -= sender.bytes;
                 sink.whole.push((sender.node, sender.bytes));
             }
             _ => over.push(*sender),
         }
     }
-    split(over.into(), sinks);
+    split(over.into(), sinks, end);
 }
 
 /// Fills the ends of the sinks, each sender on at most two of them.
-fn split(mut over: VecDeque<Sender>, sinks: &mut [Sink]) {
+fn split(mut over: VecDeque<Sender>, sinks: &mut [Sink], end: f64) {
     let mut current = 0;
     while let Some(Sender { node, bytes, busy, up }) = over.pop_front() {
         let Some(sink) = sinks.get_mut(current) else { return };
@@ -361,7 +403,7 @@ fn split(mut over: VecDeque<Sender>, sinks: &mut [Sink]) {
         }
         current += 1;
         let Some(sink) = sinks.get_mut(current) else { return };
-        let rest = bytes - part;
+        let (rest, by) = (bytes - part, end - part / sink.rate);
         // what is whole there is split in its place
         while sink.left < rest
             && let Some((node, bytes)) = sink.whole.pop()
@@ -371,6 +413,6 @@ fn split(mut over: VecDeque<Sender>, sinks: &mut [Sink]) {
         }
         let part = rest.min(sink.left);
         sink.left -= part;
-        sink.first = Some((node, part));
+        sink.first = Some((node, part, by));
     }
 }

@@ -6,7 +6,7 @@
 /// Bytes a second of a link of 1 Gbit/s, as TCP has it: what is assumed of a link before anything has moved.
 pub(super) const ASSUMED: f64 = 117.7e6;
 /// A link differs if it is not within this factor of most others.
-const DIFFERS: f64 = 1.4;
+const DIFFERS: f64 = 1.75;
 /// So many of the last measurements of a link count.
 const LAST: usize = 3;
 

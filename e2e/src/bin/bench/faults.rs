@@ -71,7 +71,8 @@ fn one(seed: u64, rate: &mut Option<f64>) -> Result<Found> {
     };
     let all: Vec<u64> = sizes.iter().map(|size| *size as u64).collect();
     let input = Input { sizes: all, node: rate, repository: rate, room: room as u64 };
-    let wanted = (HOSTS as f64 * SHARE).ceil() as usize;
+    // of the hosts that are left
+    let wanted = ((HOSTS - 1) as f64 * SHARE).ceil() as usize;
     let child = hosts.command(&format!("--room {room} --chunk 32Ki"))?.spawn()?;
     hosts.until(|events| holders(events).into_values().any(|held| held > 0).then_some(()))?;
     thread::sleep(Duration::from_secs_f64(input.free(wanted) * 0.8 * chance.share()));

@@ -75,7 +75,7 @@ fn simulated(nodes: usize) -> Result<Vec<Figure>> {
         let room = case.room.map_or(u64::MAX / 2, |images| (images * mean) as u64);
         let deaths = if case.lost { (nodes * LOST).div_ceil(1000) } else { 0 };
         // while most of them are emptied
-        let deaths: Vec<(f64, usize)> = (0..deaths).map(|_| (4.0 * chance.share(), chance.index(nodes))).collect();
+        let deaths: Vec<(f64, usize)> = (0..deaths).map(|_| (2.0 * chance.share(), chance.index(nodes))).collect();
         let input = Input { sizes, node: BYTES, repository: BYTES, room };
         let terms = Terms { senders: 1, chunk: CHUNK, deaths };
         for policy in [TARGET, Policy::NodeSeconds, Policy::Rounds] {
@@ -95,11 +95,11 @@ fn simulated(nodes: usize) -> Result<Vec<Figure>> {
 /// Time to most and to all, node-seconds: each over its bound. Lost nodes are none that could have helped.
 fn ratios(input: &Input, terms: &Terms, policy: Policy) -> Result<[f64; 3]> {
     let run = run(input, terms, policy);
-    let wanted = (input.sizes.len() as f64 * SHARE).ceil() as usize;
     let dead = |node: usize| terms.deaths.iter().any(|(_, death)| *death == node);
     let left = input.sizes.iter().enumerate().filter(|(node, _)| !dead(*node)).map(|(_, size)| *size);
     let left = Input { sizes: left.collect(), ..input.clone() };
     ensure!(run.free.iter().flatten().count() == left.sizes.len(), "{policy:?}: not all that are left are free");
+    let wanted = (left.sizes.len() as f64 * SHARE).ceil() as usize;
     let most = run.free(wanted).unwrap_or(f64::NAN);
     Ok([most / left.free(wanted), run.end / left.all(), run.node_seconds() / left.node_seconds()])
 }

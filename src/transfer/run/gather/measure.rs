@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Gather, Host, Planned, Trail};
 use crate::transfer::{
-    plan::{Place, Planner, Policy},
+    plan::{Place, Policy},
     run::{
         events::{Event, Kind, REPOSITORY},
         rates::ASSUMED,
@@ -100,7 +100,7 @@ impl Gather {
     }
 
     pub(super) fn replan(&mut self, reason: &str) {
-        self.planner = Planner::new(self.wish.policy);
+        self.planner.anew(self.wish.policy);
         self.planned = Planned {
             at: self.log.now(),
             senders: self.senders(),
