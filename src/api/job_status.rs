@@ -450,6 +450,9 @@ pub struct Origin {
     /// When the repository was first seen to refuse that member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fenced: Option<Time>,
+    /// Slots of it are being given back one by one, and why is counted among the kills.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub evicted: bool,
 }
 
 /// A node that lacks what the job's machines need.

@@ -35,6 +35,8 @@ const WORTH_A_CAPTURE: Duration = Duration::from_secs(5);
 /// Least time between the beginnings of two captures, if the first has failed.
 const BETWEEN_CAPTURES: Duration = Duration::from_secs(1);
 
+/// Agents have this long to leave by themselves.
+pub(super) const LEAVE: Duration = Duration::from_secs(10);
 /// Least time kept for leaving before the end of the walltime.
 const WALLTIME_LEAD: Duration = Duration::from_secs(20);
 
@@ -157,6 +159,7 @@ impl Draft<'_> {
         }
         self.heed_agents_notice();
         self.give_back_safe(suspend);
+        self.release(LEAVE);
         if !self.has_slots() {
             self.gone_with(suspend);
             return;
@@ -245,7 +248,7 @@ impl Draft<'_> {
             self.intend(ReleaseReason::Evacuated);
         }
         self.leave_by_slot(LeaveCode::Saved);
-        self.release(Duration::from_secs(10));
+        self.release(LEAVE);
         self.because("the slots are left");
     }
 
@@ -271,7 +274,7 @@ impl Draft<'_> {
         self.leave_by_slot(LeaveCode::Saved);
         self.bury();
         let clear = self.clear_pods();
-        self.release(Duration::from_secs(10));
+        self.release(LEAVE);
         self.because("slots are being given back");
         let decided = self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
         if self.one_by_one() && !decided {
@@ -290,6 +293,10 @@ impl Draft<'_> {
                 self.phase(JobPhase::Suspended);
                 self.note(Reason::Suspended, "suspended: nothing is held");
             }
+            return;
+        }
+        if self.one_by_one() && self.are_leaving() {
+            self.because("members are about to leave");
             return;
         }
         // others are asked for while single ones are on their way out

@@ -2,16 +2,22 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{draft::Draft, evacuate::is_last};
+use super::{
+    draft::{Draft, since},
+    evacuate::{LEAVE, is_last},
+};
 use crate::{
     api::{
         Reason,
-        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotStatus},
+        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotState},
         snapshot::SnapshotReason,
     },
     controller::job::plan::SnapshotSeen,
     driver::agent::LeaveCode,
 };
+
+/// An agent that is told to leave has mostly left within this time.
+const SOON: Duration = Duration::from_secs(3);
 
 impl Draft<'_> {
     /// Gives back each slot that is wanted and whose member's bytes the repository lists (safety B15): the others'
@@ -41,7 +47,18 @@ impl Draft<'_> {
         let reason = if suspend { ReleaseReason::Suspended } else { ReleaseReason::Evacuated };
         self.intend_some(|slot| given.contains(&slot.id), reason);
         self.leave_given_back(LeaveCode::Saved);
-        self.release(Duration::from_secs(10));
+        self.release(LEAVE);
+    }
+
+    /// Whether somebody on a slot that is given back has not left yet, and may be about to: to ask for others takes a
+    /// moment of the site's, in which nothing would be given back.
+    pub(super) fn are_leaving(&self) -> bool {
+        let given_back = |id: &str| {
+            let slot = self.status.slots.iter().find(|slot| slot.id == id);
+            let intent = slot.filter(|slot| slot.state != SlotState::Ended).and_then(|slot| slot.release.as_ref());
+            intent.is_some_and(|intent| since(intent.since.0, self.now) < SOON)
+        };
+        self.living().iter().any(|member| member.agent.as_ref().is_some_and(|agent| given_back(&agent.slot)))
     }
 
     /// The members whose slots are wanted, or were, if others stay where they are: their bytes are to go first.
@@ -56,11 +73,10 @@ impl Draft<'_> {
 
     /// Counts the cause of an evacuation in which slots are given back one by one: once, with the first.
     pub(super) fn book_eviction(&mut self) {
-        let evacuated = |slot: &SlotStatus| slot.release.as_ref().map(|r| r.reason) == Some(ReleaseReason::Evacuated);
-        if self.status.slots.iter().any(evacuated) {
-            return;
-        }
-        match self.leaving_reason() {
+        let reason = self.leaving_reason();
+        let Some(origin) = self.status.origin.as_mut().filter(|origin| !origin.evicted) else { return };
+        origin.evicted = true;
+        match reason {
             SnapshotReason::Notice => self.status.kills.preempted += 1,
             SnapshotReason::Walltime => self.status.kills.walltime += 1,
             SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic => {}

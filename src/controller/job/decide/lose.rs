@@ -188,13 +188,14 @@ impl Draft<'_> {
     /// Counts the end of an attempt, and what was lost with it.
     pub(super) fn account_loss(&mut self, cause: Cause) {
         let kills = &mut self.status.kills;
+        let new = u32::from(self.status.origin.as_ref().is_none_or(|origin| !origin.evicted));
         let (reason, what) = match cause {
             Cause::Preempted => {
-                kills.preempted += 1;
+                kills.preempted += new;
                 (Reason::Preempted, "the slots were taken for somebody else".to_owned())
             }
             Cause::Walltime => {
-                kills.walltime += 1;
+                kills.walltime += new;
                 (Reason::WalltimeOver, "the slots' time was over".to_owned())
             }
             Cause::Node(text) => {
