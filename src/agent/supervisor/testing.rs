@@ -212,6 +212,10 @@ impl ByteStore for FileStore {
         Ok(whole(kind, &content))
     }
 
+    async fn ready(&self, _: FileKind, _: &Path) -> Result<(), RepositoryError> {
+        Ok(())
+    }
+
     async fn get_part(
         &self,
         _: &JobUid,

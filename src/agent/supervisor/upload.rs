@@ -172,6 +172,10 @@ impl Supervisor {
         let (mut failures, mut local) = (0, 0);
         loop {
             let (job, member) = (&self.config.job, self.config.member);
+            if self.pace.limit() == Some(0) {
+                // it is the sooner on its way later; what is wrong is found out then, too
+                let _ = self.store.ready(kind, &path).await;
+            }
             self.pace.goes().await;
             let sending = self.store.put_part(&order.ticket, job, generation, member, kind, &path, &progress);
             let sent = tokio::select! {

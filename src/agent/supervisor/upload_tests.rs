@@ -54,6 +54,10 @@ impl ByteStore for Moody {
         self.inner.put_part(ticket, job, generation, member, kind, file, progress).await
     }
 
+    async fn ready(&self, _: FileKind, _: &Path) -> Result<(), RepositoryError> {
+        Ok(())
+    }
+
     async fn get_part(
         &self,
         _: &JobUid,

@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 pub(super) use self::stage::is_moving;
 use self::{
     stage::{Sent, Stage, last_parts, size, stages},
-    turn::{Turn, Turns, turns},
+    turn::{Rank, Turn, Turns, turns},
 };
 use crate::{
     api::{
@@ -192,7 +192,7 @@ pub enum Effect {
         agent: AgentAddress,
         /// The generation.
         generation: Generation,
-        /// Most bytes a second.
+        /// Most bytes a second; with 0 it only gets ready.
         limit: Option<u64>,
     },
     /// Tells an agent that sends how fast it may go on.
@@ -299,7 +299,8 @@ fn orders(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect
         // one of the version before never says that it was told
         let told = |ordered: &Ordered| ordered.limit == limit && own.now.duration_since(ordered.last) < ORDER_AGAIN;
         match stage {
-            Stage::Ready { .. } if matches!(turn, Turn::Sends(_)) => {
+            // those that leave get ready for their turn at once: they find out what they have to send
+            Stage::Ready { .. } if turn != Turn::Stands || Rank::of(case, seen.member) == Rank::Leaving => {
                 effects.push(Effect::Upload { snapshot, agent, generation, limit });
             }
             Stage::Sending { limit: now, .. } if *now != limit && !seen.ordered.as_ref().is_some_and(told) => {

@@ -115,8 +115,10 @@ fn set(agent: &mut AgentSeen, upload: UploadState) {
     agent.state.as_mut().unwrap().upload = Some(upload);
 }
 
+/// Those that are told to begin, and not only to get ready.
 fn uploads(plan: &Plan) -> Vec<(String, MemberIndex)> {
     let upload = |effect: &Effect| match effect {
+        Effect::Upload { limit: Some(0), .. } => None,
         Effect::Upload { snapshot, agent, .. } => Some((snapshot.clone(), agent.member)),
         Effect::Pace { .. } | Effect::Keep { .. } | Effect::Publish { .. } => None,
     };

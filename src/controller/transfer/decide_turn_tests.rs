@@ -23,9 +23,19 @@ fn moving(seen: &mut AgentSeen, sent: u64, limit: Option<u64>) {
     seen.ordered = Some(Ordered { times: 1, last: before(5), refused: None, limit });
 }
 
-/// Snapshot, member and limit of all that are told how fast to go, beginning or in the middle.
+/// Members that are told only to get ready.
+fn ready(plan: &Plan) -> Vec<MemberIndex> {
+    let ready = |effect: &Effect| match effect {
+        Effect::Upload { agent, limit: Some(0), .. } => Some(agent.member),
+        _ => None,
+    };
+    plan.effects.iter().filter_map(ready).collect()
+}
+
+/// Snapshot, member and limit of all others that are told how fast to go, beginning or in the middle.
 fn told(plan: &Plan) -> Vec<(&str, MemberIndex, Option<u64>)> {
     let told = |effect| match effect {
+        Effect::Upload { limit: Some(0), .. } => None,
         Effect::Upload { snapshot, agent, limit, .. } | Effect::Pace { snapshot, agent, limit, .. } => {
             Some((snapshot, agent.member, limit))
         }
@@ -45,8 +55,8 @@ fn as_many_send_as_may_and_the_smallest_first() {
         let plan = decide_with(&[four("a", SnapshotReason::Notice)], &with(senders), now());
         let mut members: Vec<MemberIndex> = uploads(&plan).into_iter().map(|(_, member)| member).collect();
         members.sort_unstable();
-        let expected: Vec<MemberIndex> = (0..4).skip(4 - senders.clamp(1, 4)).collect();
-        assert_eq!(members, expected, "{senders}");
+        let (waiting, expected): (Vec<MemberIndex>, _) = (0..4).partition(|n| *n < 4 - senders.clamp(1, 4) as u32);
+        assert_eq!((members, ready(&plan)), (expected, waiting), "{senders}");
     }
 }
 
@@ -115,6 +125,7 @@ fn b6_members_that_leave_go_first_and_those_that_stay_last() {
     let plan = decide_with(&[periodic, partial.clone()], &with(2), now());
     assert_eq!(told(&plan), [("a", 2, None), ("a", 3, None)]);
     assert_eq!(plan.reports[0].transfer.message.as_deref(), Some("waiting for another transfer"));
+    assert!(ready(&plan).is_empty(), "what stays does not even get ready");
     let plan = decide_with(std::slice::from_ref(&partial), &with(9), now());
     assert_eq!(told(&plan), [("b", 1, None), ("b", 3, None)]);
     // one that stays leaves after all

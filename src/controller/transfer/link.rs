@@ -12,6 +12,8 @@ use crate::{
 
 /// Over so many seconds it is measured: agents send packs, and say now and then what has left.
 const SPAN: Span = Span { warm: 0.4, window: 0.8 };
+/// Seconds that count as the last moments.
+const MOMENT: f64 = 0.7;
 /// A limit is reached with this share of it.
 const REACHED: f64 = 0.9;
 /// After so many seconds in which nobody sends, what was known of the link is old.
@@ -23,7 +25,9 @@ pub struct Link {
     admission: Admission,
     meter: Meter,
     moved: HashMap<AgentAddress, u64>,
+    /// Bytes a second of the last moments, and when they were counted.
     rate: Option<f64>,
+    counted: Option<f64>,
     evacuates: bool,
     /// When somebody sent last.
     used: f64,
@@ -36,6 +40,7 @@ impl Default for Link {
             meter: Meter::new(SPAN),
             moved: HashMap::new(),
             rate: None,
+            counted: None,
             evacuates: false,
             used: 0.0,
         }
@@ -48,7 +53,7 @@ impl Link {
         self.admission.senders() + self.admission.tried()
     }
 
-    /// Bytes a second that came in last.
+    /// Bytes a second that have come in lately.
     pub fn rate(&self) -> Option<f64> {
         self.rate
     }
@@ -61,16 +66,22 @@ impl Link {
             *self = Self { moved: std::mem::take(&mut self.moved), ..Self::default() };
         }
         self.evacuates = evacuates;
+        let mut came = 0;
         for (agent, moved) in senders {
             let before = self.moved.insert(agent.clone(), *moved);
-            self.meter.came(before.map_or(0, |before| moved.saturating_sub(before)));
+            came += before.map_or(0, |before| moved.saturating_sub(before));
         }
+        self.meter.came(came);
+        if let Some(passed) = self.counted.map(|before| now - before).filter(|passed| *passed > 0.0) {
+            let (last, known) = (came as f64 / passed, self.rate.unwrap_or_default());
+            self.rate = Some(known + (last - known) * (1.0 - (-passed / MOMENT).exp()));
+        }
+        self.counted = (!senders.is_empty()).then_some(now);
         self.moved.retain(|agent, _| senders.iter().any(|(sends, _)| sends == agent));
         if !senders.is_empty() {
             self.used = now;
         }
         if let Some(rate) = self.meter.rate(now, senders.len(), self.senders()) {
-            self.rate = Some(rate);
             if limit.is_none_or(|limit| rate < REACHED * limit) {
                 self.admission.measured(rate, now);
             }

@@ -52,8 +52,8 @@ pub struct UploadOrder {
     pub incarnation: Incarnation,
     /// Permission to write, for the repository.
     pub ticket: String,
-    /// Most bytes a second; none: as many as go. With 0 the agent stands still until it is told otherwise, and goes on
-    /// then with what the repository lacks. A repeated order changes only this.
+    /// Most bytes a second; none: as many as go. With 0 the agent gets ready and stands still until it is told
+    /// otherwise, and goes on then with what the repository lacks. A repeated order changes only this.
     #[serde(default)]
     pub limit: Option<u64>,
 }

@@ -468,6 +468,10 @@ impl ByteStore for FakeRepository {
         self.manifest(job, generation).await
     }
 
+    async fn ready(&self, _: FileKind, _: &Path) -> Result<(), RepositoryError> {
+        Ok(())
+    }
+
     async fn get_part(
         &self,
         job: &JobUid,

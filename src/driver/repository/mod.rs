@@ -338,6 +338,9 @@ pub trait ByteStore: Send + Sync {
         progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError>;
 
+    /// Does with a file what needs no repository, before it is sent.
+    async fn ready(&self, kind: FileKind, file: &Path) -> Result<(), RepositoryError>;
+
     /// Fetches a file of a generation to `to`, checked against its digest while it is written. Where it came from.
     async fn get_part(
         &self,

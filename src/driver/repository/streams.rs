@@ -200,6 +200,10 @@ impl ByteStore for HttpRepository {
         self.send_file(ticket, Which { job, generation, member, kind }, file, progress).await
     }
 
+    async fn ready(&self, kind: FileKind, file: &Path) -> Result<(), RepositoryError> {
+        self.name_blocks(kind, file).await
+    }
+
     async fn get_part(
         &self,
         job: &JobUid,

@@ -26,7 +26,7 @@ use super::{
     packing::{Packing, UNDERWAY},
 };
 use crate::store::{
-    manifest::{FileForm, PartFile},
+    manifest::{FileForm, FileKind, PartFile},
     pack::{BlockName, LEVEL, Packed},
     recipe::{Located, Recipe},
 };
@@ -47,8 +47,7 @@ impl HttpRepository {
         path: &Path,
         progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
-        let (owned, kind, last) = (path.to_owned(), which.kind, self.last.clone());
-        let file = blocking("name the blocks of a capture", move || last.get(&owned, kind)).await?;
+        let file = self.named(which.kind, path).await?;
         let mut round = 0;
         loop {
             round += 1;
@@ -76,6 +75,16 @@ impl HttpRepository {
                 }
             }
         }
+    }
+
+    /// Names the blocks of a file ahead; only the last one's are kept.
+    pub(in super::super) async fn name_blocks(&self, kind: FileKind, path: &Path) -> Result<(), RepositoryError> {
+        self.named(kind, path).await.map(drop)
+    }
+
+    async fn named(&self, kind: FileKind, path: &Path) -> Result<Arc<NamedFile>, RepositoryError> {
+        let (path, last) = (path.to_owned(), self.last.clone());
+        blocking("name the blocks of a capture", move || last.get(&path, kind)).await
     }
 
     /// Nothing: the repository knows no blocks.

@@ -42,6 +42,13 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
                 "  {} bytes in {took:?}, captured after {captured:?}, freed {freed:.1?} s after the first, bound {bound:.2} s",
                 manifest.stored()
             );
+            for member in &manifest.members {
+                eprintln!("DEBUG {} {:?}", member.index, member.files.iter().map(|f| (f.size, f.stored, f.packed)).collect::<Vec<_>>());
+            }
+            for agent in &agents {
+                let state = agent.kget.state().await?;
+                eprintln!("DEBUG {} {:?}", agent.member, state.upload.map(|u| u.moved));
+            }
             run_on(&agents, generation).await?;
         }
         Ok(ratios)
