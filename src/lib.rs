@@ -125,9 +125,10 @@
 //!    blocks of disk and output, asks which of them the job has in the repository, and sends the others in
 //!    packs and a recipe for each file. The repository reads back what came and publishes the manifest: now the
 //!    generation is complete. The agent keeps its blocks on the node then, for the next one there.
-//! 6. **Notice or kill.** On a notice one last capture is taken that does not resume. On a kill the lock
-//!    drops and every agent ends its guest at once, whoever else is down. Both lead back to 2, and to the
-//!    newest complete generation. Where each member has a slot of its own (`PerMember`, an array at OAR), a slot that is
+//! 6. **Notice or kill.** On a notice one last capture is taken that does not resume. Its bytes go before all
+//!    others: what else is being sent stands still meanwhile. On a kill the lock drops and every agent ends its
+//!    guest at once, whoever else is down. Both lead back to 2, and to the newest complete generation. Where each
+//!    member has a slot of its own (`PerMember`, an array at OAR), a slot that is
 //!    wanted is given back as soon as the repository lists its member's bytes, and the others are kept while as many new
 //!    ones are asked for, for `acquireTimeout` at most: two jobs that each hold half must not wait for ever.
 //! 7. **The end.** Exit code 0 of all commands is success; outputs are kept in the repository.

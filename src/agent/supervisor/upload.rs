@@ -173,6 +173,7 @@ impl Supervisor {
         loop {
             let (job, member) = (&self.config.job, self.config.member);
             if self.pace.limit() == Some(0) {
+                self.note(generation, |upload| (upload.waiting, upload.reading_back) = (None, None));
                 // it is the sooner on its way later; what is wrong is found out then, too
                 let _ = self.store.ready(kind, &path).await;
             }

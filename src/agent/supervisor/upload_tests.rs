@@ -262,6 +262,7 @@ async fn an_upload_stands_still_for_others_and_goes_on_when_it_is_told_to() {
     node.limit(1, Some(0)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(100)).await;
     assert_eq!(node.store.sent.lock().unwrap().len(), 1);
+    assert_eq!(node.state().waiting, None, "it is for others that it stands still now");
     node.limit(1, None).await.unwrap();
     let state = node.until(|state| state.done).await;
     assert_eq!((state.error, state.limit), (None, None));

@@ -73,6 +73,8 @@ fn one_that_brought_nothing_stands_still_and_goes_on_in_its_turn() {
     assert_eq!(report(&plan).state, TransferState::Sending);
     moving(&mut case.agents[3], 20, Some(0));
     assert_eq!(told(&decide(std::slice::from_ref(&case), now())), []);
+    // whatever it waited for before it was told
+    case.agents[3].state.as_mut().unwrap().upload.as_mut().unwrap().waiting = Some("no room".into());
     case.kept = Fact::Known(vec![kept(2)]);
     assert_eq!(told(&decide(&[case], now())), [("a", 3, None)], "before others begin");
 }

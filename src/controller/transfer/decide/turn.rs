@@ -88,7 +88,10 @@ pub(super) fn turns(
         let places = case.agents.iter().zip(stages).enumerate();
         all.extend(places.filter_map(|(at, (agent, stage))| {
             let (moves, left, is_read) = match stage {
-                Stage::Sending { sent, total, limit, stands: None, reading_back } => {
+                // one that was told to stand still is asked for nothing else until it may go on
+                Stage::Sending { sent, total, limit, stands, reading_back }
+                    if stands.is_none() || *limit == Some(0) =>
+                {
                     (*limit != Some(0), total.saturating_sub(*sent), reading_back.is_some())
                 }
                 Stage::Ready { bytes } => (false, *bytes, false),

@@ -19,8 +19,8 @@ use crate::report::{Figure, figure};
 
 /// Generations.
 const GENERATIONS: u32 = 3;
-/// In which guests write before the next one.
-const WORK: Duration = Duration::from_secs(5);
+/// Before the next one guests write for so long: all that they write round and round, once.
+const WORK: Duration = Duration::from_secs(20);
 
 pub(super) fn measure() -> Result<Vec<Figure>> {
     let world = World::new(writers(4), Some(RATE))?;
@@ -42,13 +42,6 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
                 "  {} bytes in {took:?}, captured after {captured:?}, freed {freed:.1?} s after the first, bound {bound:.2} s",
                 manifest.stored()
             );
-            for member in &manifest.members {
-                eprintln!("DEBUG {} {:?}", member.index, member.files.iter().map(|f| (f.size, f.stored, f.packed)).collect::<Vec<_>>());
-            }
-            for agent in &agents {
-                let state = agent.kget.state().await?;
-                eprintln!("DEBUG {} {:?}", agent.member, state.upload.map(|u| u.moved));
-            }
             run_on(&agents, generation).await?;
         }
         Ok(ratios)
