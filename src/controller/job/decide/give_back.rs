@@ -63,9 +63,13 @@ impl Draft<'_> {
 
     /// The members whose slots are wanted, or were, if others stay where they are: their bytes are to go first.
     pub(super) fn leaving_members(&mut self, capture: &CaptureStatus, seen: Option<&SnapshotSeen>) -> Vec<u32> {
-        let leaving = if self.one_by_one() && is_last(capture) { self.leaving() } else { BTreeSet::new() };
+        if !self.one_by_one() || !is_last(capture) {
+            return Vec::new();
+        }
+        let leaving = self.leaving();
         let known = seen.map(|snapshot| snapshot.status.leaving.clone()).unwrap_or_default();
-        let wanted = |member: &MemberStatus| self.slot_of(member).is_some_and(|slot| leaving.contains(&slot.id));
+        // a slot that is not in use any more was wanted
+        let wanted = |member: &MemberStatus| self.slot_of(member).is_none_or(|slot| leaving.contains(&slot.id));
         let members = self.status.members.iter().filter(|member| wanted(member) || known.contains(&member.index));
         let members: Vec<u32> = members.map(|member| member.index).collect();
         if members.len() == self.status.members.len() { Vec::new() } else { members }

@@ -169,6 +169,7 @@ fn slots_are_given_back_one_by_one_as_their_bytes_are_safe() {
         assert_eq!(in_use(&life.status()).len(), 2 - count, "{:?}", life.whys);
         let left = life.agent(member).leaving;
         assert!(left.is_some(), "member {member}");
+        assert!(life.seen.snapshots.last().unwrap().status.leaving.is_empty(), "all leave");
     }
     assert_eq!(life.phase(), JobPhase::Evacuating, "the generation is not complete");
     life.store(2, 1);
