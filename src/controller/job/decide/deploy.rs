@@ -37,6 +37,9 @@ impl Draft<'_> {
             self.in_use().filter(|slot| slot.notice.is_some()).map(|slot| slot.id.clone()).collect();
         if !wanted.is_empty() {
             self.note(Reason::Preempted, "the slots are wanted back before the guests run");
+            if self.one_by_one() {
+                self.book_eviction();
+            }
             self.ends_before_running();
             self.give_up(&wanted, ReleaseReason::Evacuated);
             self.because("left before running");

@@ -58,9 +58,10 @@ impl Draft<'_> {
         if self.one_by_one() { 1 } else { self.nodes() }
     }
 
-    /// How long some slots may wait for others.
+    /// How long some slots may wait for others; zero where there are no others.
     pub(super) fn acquire_timeout(&self) -> Duration {
-        if self.one_by_one() { self.job.spec.slots.acquire_timeout.map_or(ACQUIRE, Into::into) } else { Duration::ZERO }
+        let several = self.one_by_one() && self.nodes() > 1;
+        if several { self.job.spec.slots.acquire_timeout.map_or(ACQUIRE, Into::into) } else { Duration::ZERO }
     }
 
     /// Reservations that are to be asked for yet.

@@ -276,6 +276,20 @@ fn slots_that_are_taken_together_are_one_kill() {
 }
 
 #[test]
+fn a_slot_that_is_wanted_before_the_guests_run_is_left_alone_and_counts() {
+    let mut life = one_by_one(3);
+    for _ in 0..3 {
+        life.pass();
+    }
+    let wanted = slot_of(&life, 1);
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(30);
+    let status = life.status();
+    assert_eq!((status.phase, asked(&life), status.kills.preempted), (JobPhase::Running, 1, 1), "{:?}", life.whys);
+    assert!(!in_use(&status).contains(&wanted.as_str()));
+}
+
+#[test]
 fn a_node_that_does_not_load_its_guest_costs_its_own_slot_only() {
     let mut life = one_by_one(3);
     for _ in 0..3 {
