@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::super::{World, job};
 use crate::{
-    api::{BestEffortJob, JobPhase, job::Allocation},
-    driver::site::{End, SlotPhase},
+    api::{BestEffortJob, ConditionType, JobPhase, conditions, job::Allocation},
+    driver::{
+        cluster::ClusterView as _,
+        site::{End, SlotPhase},
+    },
     names::SlotId,
 };
 
@@ -98,18 +101,25 @@ async fn b15_a_partial_eviction_survives_the_operator_whenever_it_dies() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c1_two_jobs_that_have_half_of_the_nodes_each_both_come_to_their_end() {
+async fn c1_a_job_asks_for_nothing_while_another_one_waits_for_its_last_slot() {
     let mut world = World::new(4);
-    // as many nodes as one of them needs, and one that belongs to somebody else for a while
-    world.site.rival(1, Duration::from_secs(900));
+    world.site.rival(1, Duration::from_secs(120));
+    world.cluster.put_job(one_by_one(4));
+    let held = |world: &World| world.site.slots().iter().filter(|slot| slot.phase == SlotPhase::Running).count();
+    world.until(30, "all slots but one run", |world| held(world) == 3).await;
+    world.pass(3).await;
     let mut other = one_by_one(4);
     other.metadata.name = Some("e".into());
-    world.cluster.put_job(one_by_one(4));
     world.cluster.put_job(other);
-    let ended = |world: &World, name: &str| {
-        use crate::driver::cluster::ClusterView as _;
-        let job = world.cluster.job(super::super::NAMESPACE, name);
-        job.and_then(|job| job.status.clone()).is_some_and(|status| status.phase == JobPhase::Succeeded)
+    let status = |world: &World| {
+        let job = world.cluster.job(super::super::NAMESPACE, "e");
+        job.and_then(|job| job.status.clone()).unwrap_or_default()
     };
-    world.until(4000, "both have succeeded", |world| ended(world, "pi") && ended(world, "e")).await;
+    world.pass(60).await;
+    assert_eq!((status(&world).phase, status(&world).submission), (JobPhase::Queued, 0));
+    let admitted = conditions::get(&status(&world).conditions, ConditionType::Admitted).unwrap().message.clone();
+    assert!(admitted.contains("job team/pi has some of its slots"), "{admitted}");
+    let both =
+        |world: &World| world.status().phase == JobPhase::Succeeded && status(world).phase == JobPhase::Succeeded;
+    world.until(2000, "both have succeeded", both).await;
 }

@@ -1,8 +1,8 @@
 //! The benchmarks: each prints metric, value and goal.
 
+mod evict;
 mod faults;
 mod gather;
-mod evict;
 mod kill;
 mod network;
 mod operator;
