@@ -33,8 +33,6 @@ use star::Star;
 pub struct Planner {
     policy: Policy,
     star: Option<Star>,
-    /// Which nodes stay, by the star that there is or was.
-    stay: Vec<usize>,
     /// The last holders, on a repository that takes more than one of them.
     last: Option<Star>,
 }
@@ -42,7 +40,7 @@ pub struct Planner {
 impl Planner {
     /// Decides by this policy.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, star: None, stay: Vec::new(), last: None }
+        Self { policy, star: None, last: None }
     }
 
     /// Makes another plan, perhaps by another policy; what has been begun is made use of.
@@ -61,11 +59,9 @@ impl Planner {
                 if view.free() >= wanted {
                     return self.double(view);
                 }
-                self.follow(view, |view, _| Some(view.alive() - wanted))
+                self.follow(view, |view| Some(view.alive() - wanted))
             }
-            Policy::Deadline { within } => {
-                self.follow(view, |view, stay| star::receivers_for(view, within - now, stay))
-            }
+            Policy::Deadline { within } => self.follow(view, |view| star::receivers_for(view, within - now)),
         }
     }
 
@@ -77,11 +73,10 @@ impl Planner {
     }
 
     /// Follows the star there is, or another with as many nodes that stay; without either, holders merge.
-    fn follow(&mut self, view: &View<'_>, receivers: impl Fn(&View<'_>, &[usize]) -> Option<usize>) -> Vec<Move> {
+    fn follow(&mut self, view: &View<'_>, receivers: impl Fn(&View<'_>) -> Option<usize>) -> Vec<Move> {
         if self.star.as_ref().is_none_or(|star| !star.holds(view)) {
-            let receivers = receivers(view, &self.stay).filter(|receivers| view.free() + receivers < view.alive());
-            self.star = receivers.map(|receivers| Star::new(view, receivers, &self.stay));
-            self.stay = self.star.as_ref().map(Star::stay).unwrap_or_default();
+            let receivers = receivers(view).filter(|receivers| view.free() + receivers < view.alive());
+            self.star = receivers.map(|receivers| Star::new(view, receivers));
         }
         let moves = self.star.as_mut().map(|star| star.next(view)).unwrap_or_default();
         // a schedule that has run dry, for lack of room, must not be the end of it
@@ -104,6 +99,6 @@ impl Planner {
                 return moves;
             }
         }
-        self.last.get_or_insert_with(|| Star::new(view, 0, &[])).next(view)
+        self.last.get_or_insert_with(|| Star::new(view, 0)).next(view)
     }
 }

@@ -8,12 +8,17 @@
 //! Of those that wait for the same receiver, some take the bytes of others meanwhile and send them in their turn: the
 //! receiver ends when it would have, and these others are free at once.
 
-use std::collections::VecDeque;
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, HashMap, VecDeque},
+};
 
 use super::model::{Busy, Move, Place, View};
 
 /// Steps by which the end is found: finer than any clock.
 const STEPS: u32 = 60;
+/// A sender that takes so much of the time there is has to begin at once.
+const LONG: f64 = 0.7;
 /// What fits but for the last digits fits.
 const NEARLY: f64 = 1.0 - 1e-9;
 /// What a sender is given has come before its turn, even if it takes so much longer.
@@ -98,21 +103,15 @@ pub(super) struct Star {
 }
 
 impl Star {
-    /// The schedule if so many nodes stay, these before others.
-    pub(super) fn new(view: &View<'_>, receivers: usize, stay: &[usize]) -> Self {
-        let (senders, mut sinks) = sides(view, &view.busy(), receivers, stay);
+    /// The schedule if so many nodes stay.
+    pub(super) fn new(view: &View<'_>, receivers: usize) -> Self {
+        let (senders, mut sinks) = sides(view, &view.busy(), receivers);
         // the rest of a split sender comes at the beginning of the next: on those that are idle last it would be late
         sinks.sort_by(|a, b| b.busy.total_cmp(&a.busy));
         let end = end(&senders, &sinks);
         deal(&senders, &mut sinks, end);
         let queue = |sink: Sink| Queue { to: sink.to, sends: sink.sends, waiting: sink.queue() };
         Self { queues: sinks.into_iter().map(queue).collect(), answered: answers(view) }
-    }
-
-    /// Which nodes stay.
-    pub(super) fn stay(&self) -> Vec<usize> {
-        let node = |queue: &Queue| if let Place::Node(node) = queue.to { Some(node) } else { None };
-        self.queues.iter().filter_map(node).collect()
     }
 
     /// Whether it still fits what is there, and has more to start.
@@ -269,10 +268,10 @@ fn answers(view: &View<'_>) -> Vec<bool> {
 }
 
 /// The fewest nodes that have to stay for all others to be free within this time; none if it is too short for one.
-pub(super) fn receivers_for(view: &View<'_>, left: f64, stay: &[usize]) -> Option<usize> {
+pub(super) fn receivers_for(view: &View<'_>, left: f64) -> Option<usize> {
     let busy = view.busy();
     let reaches = |receivers: usize| {
-        let (senders, sinks) = sides(view, &busy, receivers, stay);
+        let (senders, sinks) = sides(view, &busy, receivers);
         end(&senders, &sinks) <= left
     };
     let holders = view.nodes.iter().filter(|node| node.load > 0).count();
@@ -288,15 +287,12 @@ pub(super) fn receivers_for(view: &View<'_>, left: f64, stay: &[usize]) -> Optio
 }
 
 /// Who sends, the smallest first, and who receives: the largest holders, so that most of the bytes stay where they are.
-fn sides(view: &View<'_>, busy: &Busy, receivers: usize, stay: &[usize]) -> (Vec<Sender>, Vec<Sink>) {
-    let mut stays = vec![false; view.nodes.len()];
-    stay.iter().for_each(|node| stays[*node] = true);
-
+fn sides(view: &View<'_>, busy: &Busy, receivers: usize) -> (Vec<Sender>, Vec<Sink>) {
     let mut able: Vec<usize> = (0..view.nodes.len()).collect();
     able.retain(|node| view.nodes[*node].receives && view.nodes[*node].answers);
-    able.sort_by_key(|node| std::cmp::Reverse((stays[*node], busy.into[*node] > 0, view.nodes[*node].load, *node)));
+    able.sort_by_key(|node| std::cmp::Reverse((view.nodes[*node].load + busy.into[*node], *node)));
     able.truncate(receivers);
-    stays.fill(false);
+    let mut stays = vec![false; view.nodes.len()];
     for node in &able {
         stays[*node] = true;
     }
@@ -357,6 +353,24 @@ fn end(senders: &[Sender], sinks: &[Sink]) -> f64 {
     high.max(own)
 }
 
+/// Bytes that may still be dealt, which can be compared.
+#[derive(PartialEq)]
+struct Left(f64);
+
+impl Eq for Left {}
+
+impl Ord for Left {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Left {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// Who sends goes on, so that its link is free for it; the others are dealt out.
 fn deal(senders: &[Sender], sinks: &mut [Sink], end: f64) {
     for sink in sinks.iter_mut() {
@@ -364,8 +378,9 @@ fn deal(senders: &[Sender], sinks: &mut [Sink], end: f64) {
     }
     let mut over = Vec::new();
     let mut goes_on = vec![false; senders.len()];
+    let numbers: HashMap<usize, usize> = senders.iter().enumerate().map(|(at, sender)| (sender.node, at)).collect();
     for sink in sinks.iter_mut() {
-        let Some(at) = senders.iter().position(|sender| Some(sender.node) == sink.sends) else { continue };
+        let Some(at) = sink.sends.and_then(|node| numbers.get(&node).copied()) else { continue };
         let bytes = senders[at].bytes;
         if sink.left >= bytes * NEARLY {
             sink.left -= bytes;
@@ -373,12 +388,27 @@ fn deal(senders: &[Sender], sinks: &mut [Sink], end: f64) {
             goes_on[at] = true;
         }
     }
+    // what takes most of the time begins at once
+    for (at, sender) in senders.iter().enumerate().rev() {
+        let Some(sink) = sinks.iter_mut().max_by(|a, b| a.left.total_cmp(&b.left)) else { break };
+        if sender.bytes / sender.up < LONG * (end - sink.busy) || sink.room < sender.bytes {
+            break;
+        }
+        if !goes_on[at] {
+            sink.left = (sink.left - sender.bytes).max(0.0);
+            sink.whole.push((sender.node, sender.bytes));
+            goes_on[at] = true;
+        }
+    }
+    let mut roomiest: BinaryHeap<(Left, usize)> =
+        sinks.iter().enumerate().map(|(at, sink)| (Left(sink.left), at)).collect();
     for (sender, _) in senders.iter().zip(goes_on).filter(|(_, goes_on)| !goes_on) {
-        let roomiest = sinks.iter_mut().max_by(|a, b| a.left.total_cmp(&b.left));
-        match roomiest {
-            Some(sink) if sink.left >= sender.bytes * NEARLY => {
+        match roomiest.peek_mut() {
+            Some(mut top) if top.0.0 >= sender.bytes * NEARLY => {
+                let sink = &mut sinks[top.1];
                 sink.left -= sender.bytes;
                 sink.whole.push((sender.node, sender.bytes));
+                top.0 = Left(sink.left);
             }
             _ => over.push(*sender),
         }

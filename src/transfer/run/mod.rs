@@ -40,6 +40,7 @@ mod send;
 mod set;
 mod shelf;
 mod shell;
+pub mod simulate;
 mod spans;
 mod spread;
 mod start;
@@ -57,6 +58,9 @@ pub use args::Args;
 pub enum Command {
     /// Copies a file from each of many hosts into one directory here.
     Gather(Box<Args>),
+    /// Says what plans for many nodes are worth on ideal links, as JSON.
+    #[command(hide = true)]
+    Simulate(simulate::Args),
     /// Runs on each host, started by gather.
     #[command(hide = true)]
     Node,
@@ -66,6 +70,7 @@ pub enum Command {
 pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Gather(args) => start::run(&args).await,
+        Command::Simulate(args) => simulate::print(&args).map(|()| ExitCode::SUCCESS),
         Command::Node => node::run().await.map(|()| ExitCode::SUCCESS),
     }
 }

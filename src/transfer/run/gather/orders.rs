@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use super::{Gather, MOST, Trail};
 use crate::transfer::{
-    plan::{Move, Place, Repository, View},
+    plan::{Move, Place, Policy, Repository, View},
     run::{
+        ledger::Going,
         view,
         wire::{ItemId, Order, Piece},
     },
@@ -15,6 +16,11 @@ impl Gather {
     /// Orders what the planner wants, if anything has changed.
     pub(in crate::transfer::run) fn plan(&mut self) {
         if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        // a round is over when all of it is acknowledged
+        let unacknowledged = |going: &Going| going.landed && going.to != Place::Repository;
+        if self.wish.policy == Policy::Rounds && self.ledger.moves.values().any(unacknowledged) {
             return;
         }
         // one sender at a time is chosen for the repository
