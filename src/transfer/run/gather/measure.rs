@@ -70,7 +70,9 @@ impl Gather {
         let mut feeding: Vec<&mut Trail> =
             self.trails.values_mut().filter(|trail| trail.to == Place::Repository && trail.first.is_some()).collect();
         if feeding.len() > 1 {
-            feeding.iter_mut().for_each(|trail| trail.shared = true);
+            for trail in &mut feeding {
+                trail.shared = true;
+            }
         }
         let feeding = feeding.len();
         let may = self.senders() + self.tried();
