@@ -26,7 +26,7 @@ pub(super) struct Packing {
 }
 
 /// Packs that are built and not yet stored, at most; whoever sends them waits with those that come after.
-pub(super) const UNDERWAY: usize = 3;
+pub(super) const UNDERWAY: usize = 4;
 
 impl Packing {
     pub(super) fn new(block_size: usize) -> Self {

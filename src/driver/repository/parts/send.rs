@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 use reqwest::{Body, Method, StatusCode};
 use tokio::sync::mpsc;
 
@@ -36,6 +37,8 @@ const BATCH: usize = 4096;
 const _: () = assert!(BATCH <= MOST_NAMES);
 /// A pack that was there when it was asked for, and is not any more, is sent again so often.
 const ROUNDS: u32 = 3;
+/// Packs that are sent at a time: while the repository checks and stores one, the next fills the link.
+const SENT: usize = 2;
 /// A recipe is sent so often while the repository reads none of the packs that it still has to.
 const STILL: u32 = 3;
 
@@ -95,15 +98,12 @@ impl HttpRepository {
         file: &Arc<NamedFile>,
         progress: SendingProgress<'_>,
     ) -> Result<Option<PartFile>, RepositoryError> {
-        // one is stored while the next is built
-        let (full, mut packs) = mpsc::channel(UNDERWAY - 2);
+        // one waits for those before it and one is built
+        let (full, mut packs) = mpsc::channel(UNDERWAY - SENT - 1);
         let building = self.build(ticket, which, file, full, progress);
-        let sending = async {
-            while let Some(pack) = packs.recv().await {
-                self.send_pack(ticket, which, pack).await?;
-            }
-            Ok(())
-        };
+        let packs = futures::stream::poll_fn(move |context| packs.poll_recv(context));
+        // in their order, so that no more are under way than are known to be
+        let sending = packs.map(|pack| self.send_pack(ticket, which, pack)).buffered(SENT).try_collect::<()>();
         let (Some(recipe), ()) = tokio::try_join!(building, sending)? else { return Ok(None) };
         self.send_recipe(ticket, which, recipe, file.size, progress).await.map(Some)
     }
