@@ -159,7 +159,7 @@ async fn the_double_keeps_the_contract() -> Result<()> {
     let fake = FakeCluster::new(Clock::manual(Timestamp::from_second(1_800_000_000)?));
     fake.put_job(job("team")?);
     shows(&fake, &fake).await?;
-    contract(&fake, &fake).await
+    Box::pin(contract(&fake, &fake)).await
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn the_api_server_keeps_the_contract() -> Result<()> {
     let kept = without_operator(&bed, async {
         place.api().create(&PostParams::default(), &job(&place.namespace)?).await?;
         shows(&place.cluster(), &place.api::<BestEffortJob>()).await?;
-        contract(&place.cluster(), &place.api::<BestEffortJob>()).await
+        Box::pin(contract(&place.cluster(), &place.api::<BestEffortJob>())).await
     });
     Box::pin(kept).await?;
     let counted = place.counts.by_verb();

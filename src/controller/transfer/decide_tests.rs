@@ -118,9 +118,8 @@ fn set(agent: &mut AgentSeen, upload: UploadState) {
 /// Those that are told to begin, and not only to get ready.
 fn uploads(plan: &Plan) -> Vec<(String, MemberIndex)> {
     let upload = |effect: &Effect| match effect {
-        Effect::Upload { limit: Some(0), .. } => None,
-        Effect::Upload { snapshot, agent, .. } => Some((snapshot.clone(), agent.member)),
-        Effect::Pace { .. } | Effect::Keep { .. } | Effect::Publish { .. } => None,
+        Effect::Upload { snapshot, agent, limit, .. } if *limit != Some(0) => Some((snapshot.clone(), agent.member)),
+        Effect::Upload { .. } | Effect::Pace { .. } | Effect::Keep { .. } | Effect::Publish { .. } => None,
     };
     plan.effects.iter().filter_map(upload).collect()
 }

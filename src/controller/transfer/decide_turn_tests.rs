@@ -35,18 +35,13 @@ fn ready(plan: &Plan) -> Vec<MemberIndex> {
 /// Snapshot, member and limit of all others that are told how fast to go, beginning or in the middle.
 fn told(plan: &Plan) -> Vec<(&str, MemberIndex, Option<u64>)> {
     let told = |effect| match effect {
-        Effect::Upload { limit: Some(0), .. } => None,
-        Effect::Upload { snapshot, agent, limit, .. } | Effect::Pace { snapshot, agent, limit, .. } => {
-            Some((snapshot, agent.member, limit))
+        &Effect::Upload { ref snapshot, ref agent, limit, .. } => {
+            (limit != Some(0)).then_some((snapshot.as_str(), agent.member, limit))
         }
+        &Effect::Pace { ref snapshot, ref agent, limit, .. } => Some((snapshot.as_str(), agent.member, limit)),
         Effect::Keep { .. } | Effect::Publish { .. } => None,
     };
-    plan.effects
-        .iter()
-        .cloned()
-        .filter_map(told)
-        .map(|(snapshot, member, limit)| (if snapshot == "a" { "a" } else { "b" }, member, limit))
-        .collect()
+    plan.effects.iter().filter_map(told).collect()
 }
 
 #[test]

@@ -81,10 +81,10 @@ impl Link {
         if !senders.is_empty() {
             self.used = now;
         }
-        if let Some(rate) = self.meter.rate(now, senders.len(), self.senders()) {
-            if limit.is_none_or(|limit| rate < REACHED * limit) {
-                self.admission.measured(rate, now);
-            }
+        if let Some(rate) = self.meter.rate(now, senders.len(), self.senders())
+            && limit.is_none_or(|limit| rate < REACHED * limit)
+        {
+            self.admission.measured(rate, now);
         }
     }
 }
