@@ -141,8 +141,8 @@ fn what_goes_wrong_with_one_file_is_said_and_the_others_are_gathered() -> Result
         ),
     )?;
     let first = world.command(&format!("{CHUNK} --room 0"))?.spawn()?;
-    let sends = |event: &Event| event.event == Kind::Start && event.from.as_deref() == Some(world.nodes.name(2));
-    world.until(|events| events.iter().find(|event| sends(event)).cloned())?;
+    let found = |event: &Event| event.event == Kind::Item && event.from.as_deref() == Some(world.nodes.name(2));
+    world.until(|events| events.iter().find(|event| found(event)).cloned())?;
     fs::File::options().append(true).open(world.source(2))?.write_all(b"more")?;
     let output = first.wait_with_output()?;
     let outcome = outcome(&output)?;

@@ -32,7 +32,7 @@ const FILLING: Duration = Duration::from_secs(3);
 const SHARE: f64 = 0.8;
 
 /// Measures.
-pub(crate) fn measure() -> Result<Measured> {
+pub(crate) fn measure() -> Measured {
     let mut measured = Measured { figures: Vec::new(), failed: Vec::new() };
     let (mut ratios, mut lost, mut rate) = (Vec::new(), Vec::new(), None);
     for seed in 1..=SEEDS {
@@ -50,7 +50,7 @@ pub(crate) fn measure() -> Result<Measured> {
     measured.figures.extend(figure("lost_holder_t80_worst", &ratios, 1.0, "ratio", None, None));
     let note = Some("files, but the killed one's own that was not stored");
     measured.figures.extend(figure("lost_holder_lost", &lost, 1.0, "files", Some(0.0), note));
-    Ok(measured)
+    measured
 }
 
 struct Found {

@@ -60,7 +60,7 @@ async fn main() -> anyhow::Result<()> {
     }
     let measured = match arguments.name {
         Name::Gather => tokio::task::spawn_blocking(move || gather::measure(&arguments.svg)).await??,
-        Name::GatherFaults => tokio::task::spawn_blocking(faults::measure).await??,
+        Name::GatherFaults => tokio::task::spawn_blocking(faults::measure).await?,
         Name::Plan => plan::measure()?,
         Name::Kill => kill::measure().await?,
         Name::Evict => evict::measure().await?,
