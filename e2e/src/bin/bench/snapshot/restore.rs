@@ -17,7 +17,7 @@ const KILLS: u32 = 5;
 /// Work that is in the generation.
 const WORK: Duration = Duration::from_secs(30);
 /// Each node's link, and the repository's.
-pub(super) const RATE: &str = "200mbit";
+const RATE: &str = "200mbit";
 /// Generations of four over those links.
 const GENERATIONS: u32 = 3;
 /// How long the bare link is filled.
