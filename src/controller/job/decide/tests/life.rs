@@ -393,7 +393,9 @@ impl Life {
                 let outcome = Ok(ids.iter().map(|id| id.clone().into()).collect());
                 self.seen.reply = Some(Reply { submission: *submission, outcome });
                 if self.prompt {
-                    ids.iter().for_each(|id| self.start_slot(id));
+                    for id in &ids {
+                        self.start_slot(id);
+                    }
                 }
             }
             Effect::ReleaseSlot { id } => {
