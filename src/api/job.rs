@@ -48,8 +48,8 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
         "restoreFrom cannot change once its generation is being copied or the first guest has started: make another job"
     ),
     validation = (
-        "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
-        "slots.site and slots.credentials cannot change while slots are held or asked for: set suspend to true first"
+        "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && self.spec.slots.allocation == oldSelf.spec.slots.allocation && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
+        "slots.site, slots.allocation and slots.credentials cannot change while slots are held or asked for: set suspend to true first"
     ),
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Members","type":"integer","jsonPath":".spec.members"}"#,

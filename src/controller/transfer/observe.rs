@@ -76,7 +76,6 @@ fn is_open(snapshot: &Snapshot) -> bool {
     let Some(status) = &snapshot.status else { return false };
     let state = status.transfer.as_ref().map(|transfer| transfer.state).unwrap_or_default();
     status.phase == SnapshotPhase::Captured
-        && snapshot.metadata.deletion_timestamp.is_none()
         && status.generation.is_some()
         && !matches!(state, TransferState::Published | TransferState::Failed)
 }

@@ -9,7 +9,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::draft::{Draft, since};
+use super::{
+    draft::{Draft, since},
+    members::pod_ended,
+};
 use crate::{
     api::{
         Reason,
@@ -58,7 +61,8 @@ impl Draft<'_> {
                 self.note(Reason::SlotsRequested, format!("{called} asked for"));
                 self.status.slots.extend(slots);
                 self.status.pending_submission = None;
-                self.status.retry = None;
+                // slots that did not all come may do so again, and are held less often each time
+                self.status.retry = self.status.retry.take().filter(|retry| retry.reason == Reason::SlotsIncomplete);
             }
             // it may have been accepted: only a look-up can tell (safety A10)
             Err(SiteError::Unreachable(_) | SiteError::NotFound(_)) => {
@@ -177,7 +181,7 @@ impl Draft<'_> {
             if nodes < needed {
                 enough.insert(slot.id.clone());
             }
-            nodes += slot.nodes.len().max(each);
+            nodes += if slot.nodes.is_empty() { each } else { slot.nodes.len() };
         }
         self.intend_some(|slot| !enough.contains(&slot.id), ReleaseReason::Duplicate);
     }
@@ -221,9 +225,11 @@ impl Draft<'_> {
                 drop.push(slot.id.clone());
                 continue;
             }
-            // where agents have told the hold to end, it ends by itself; where somebody waits, it is not waited for
+            // where agents have told the hold to end, it ends by itself; where somebody waits it is not waited for, but
+            // until nothing of the agents is left: their files go after their VMs (safety A6)
             let wanted = intent.reason == ReleaseReason::Evacuated;
-            let wait = if on_it.is_empty() || (empty && wanted) {
+            let nothing = on_it.iter().all(|member| pod_ended(self.seen, member).is_some());
+            let wait = if on_it.is_empty() || (empty && wanted && nothing) {
                 Duration::ZERO
             } else if empty {
                 Duration::from_secs(4)

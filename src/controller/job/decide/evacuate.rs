@@ -145,6 +145,9 @@ impl Draft<'_> {
         }
         if self.in_use().any(|slot| slot.state != SlotState::Running) {
             self.because("a slot is being taken");
+            self.heed_agents_notice();
+            self.give_back_safe(suspend);
+            self.release(LEAVE);
             return;
         }
         if matches!(self.outcome(), super::run::Outcome::Done) && self.outputs_kept() {
@@ -181,6 +184,9 @@ impl Draft<'_> {
                     self.void_capture("a member is lost");
                 }
             }
+            Some(capture) if self.stood_too_long(&capture) => {
+                self.leave_slots(suspend, "what stays could not be stored within slots.acquireTimeout");
+            }
             Some(_) => self.because("waiting for a generation to be stored"),
             None if self.final_stored() => self.leave_slots(suspend, ""),
             None if !all_alive => self.leave_slots(suspend, "a member is lost"),
@@ -207,6 +213,13 @@ impl Draft<'_> {
                 }
             }
         }
+    }
+
+    /// Whether members that stay have stood still for longer than slots may wait for others, after some have left.
+    fn stood_too_long(&self, capture: &CaptureStatus) -> bool {
+        let evicted = self.status.origin.as_ref().is_some_and(|origin| origin.evicted);
+        let stood = capture.taken_at.as_ref().map_or(Duration::ZERO, |at| since(at.0, self.now));
+        evicted && is_last(capture) && stood >= self.acquire_timeout()
     }
 
     /// Whether the last capture was begun a moment ago and is void already, as when an agent is cut off and

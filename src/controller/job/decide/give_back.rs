@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::{
-        Reason,
+        JobPhase, Reason,
         job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotState},
         snapshot::SnapshotReason,
     },
@@ -28,11 +28,9 @@ impl Draft<'_> {
         else {
             return;
         };
-        let transfer = self.seen.snapshots.iter().find(|snapshot| {
-            snapshot.name == capture.snapshot && snapshot.status.generation == Some(capture.generation)
-        });
-        let safe: Vec<u32> = transfer.and_then(|s| s.status.transfer.as_ref()).map_or(Vec::new(), |t| t.safe.clone());
-        let leaving = if suspend { self.in_use().map(|slot| slot.id.clone()).collect() } else { self.leaving() };
+        let safe = self.safe(&capture);
+        // who leaves only to be suspended stays until nothing can fail any more
+        let leaving = self.leaving();
         let is_safe = |member: &MemberStatus| safe.contains(&member.index) || member.index >= self.job.spec.members;
         let unsafe_slots = self.slots_where(|member| !is_safe(member));
         let given: BTreeSet<String> = leaving.difference(&unsafe_slots).cloned().collect();
@@ -50,6 +48,27 @@ impl Draft<'_> {
         self.release(LEAVE);
     }
 
+    /// The members whose bytes of a capture the repository lists.
+    pub(super) fn safe(&self, capture: &CaptureStatus) -> Vec<u32> {
+        let snapshot = self.seen.snapshots.iter().find(|snapshot| {
+            snapshot.name == capture.snapshot && snapshot.status.generation == Some(capture.generation)
+        });
+        snapshot.and_then(|s| s.status.transfer.as_ref()).map_or(Vec::new(), |transfer| transfer.safe.clone())
+    }
+
+    /// Whether all that was on a slot of a last capture is safe: its end costs nothing then, whatever it came by.
+    pub(super) fn is_spent(&self, slot: &str) -> bool {
+        let Some(capture) = self.status.snapshots.capture.as_ref().filter(|capture| is_last(capture)) else {
+            return false;
+        };
+        let safe = self.safe(capture);
+        let on_it = |member: &&MemberStatus| member.agent.as_ref().is_some_and(|agent| agent.slot == slot);
+        let mut members = self.status.members.iter().filter(on_it);
+        self.one_by_one()
+            && self.status.phase == JobPhase::Evacuating
+            && members.all(|member| safe.contains(&member.index))
+    }
+
     /// Whether somebody on a slot that is given back has not left yet, and may be about to: to ask for others takes a
     /// moment of the site's, in which nothing would be given back.
     pub(super) fn are_leaving(&self) -> bool {
@@ -63,6 +82,10 @@ impl Draft<'_> {
 
     /// The members whose slots are wanted, or were, if others stay where they are: their bytes are to go first.
     pub(super) fn leaving_members(&mut self, capture: &CaptureStatus, seen: Option<&SnapshotSeen>) -> Vec<u32> {
+        if self.status.phase == JobPhase::Evacuating && capture.captured && capture.resume {
+            // what is stored still is waited for before the last capture
+            return self.status.members.iter().map(|member| member.index).collect();
+        }
         if !self.one_by_one() || !is_last(capture) {
             return Vec::new();
         }

@@ -68,7 +68,13 @@ impl Draft<'_> {
                     | ReleaseReason::Duplicate
                     | ReleaseReason::BadNode,
                 ) => {}
-                None => self.slot_lost(&over),
+                None => {
+                    self.slot_lost(&over);
+                    // what is true of one is true of all that were asked for with it
+                    if matches!(over.end, End::Deleted(_) | End::Rejected(_)) {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -111,6 +117,12 @@ impl Draft<'_> {
         let cause = cause(over);
         let id = over.slot.id.clone();
         if self.lost_while_waiting(&id, &cause) {
+            return;
+        }
+        if self.is_spent(&id) && matches!(cause, Cause::Preempted | Cause::Walltime | Cause::Node(_)) {
+            self.book_eviction();
+            self.note(Reason::SnapshotStored, format!("slot {id} has ended: all bytes from there are safe"));
+            self.bury();
             return;
         }
         let ran = matches!(

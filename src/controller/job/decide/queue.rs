@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use super::draft::{Draft, since};
+use super::{
+    draft::{Draft, since},
+    evacuate::LEAVE,
+};
 use crate::{
     api::{
         JobPhase, Reason,
@@ -87,7 +90,7 @@ impl Draft<'_> {
         self.submit();
     }
 
-    /// Gives slots back at once that wait for others and are wanted, or nearly over: nobody is on them.
+    /// Gives slots back that wait for others and are wanted, or nearly over: at once where nobody is on them any more.
     fn give_back_idle(&mut self) {
         if !self.one_by_one() {
             return;
@@ -99,7 +102,7 @@ impl Draft<'_> {
         let slots = Self::called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), ["is", "are"]);
         self.note(Reason::Preempted, format!("{slots} wanted back, or nearly over, while others are waited for"));
         self.intend_some(|slot| leaving.contains(&slot.id), ReleaseReason::Evacuated);
-        self.release(Duration::ZERO);
+        self.release(LEAVE);
     }
 
     /// Gives requests back that wait and ask for something else than is wanted by now. Whether it did.
@@ -117,7 +120,7 @@ impl Draft<'_> {
             return false;
         }
         self.intend(ReleaseReason::Incomplete);
-        self.release(Duration::ZERO);
+        self.release(LEAVE);
         true
     }
 

@@ -345,3 +345,50 @@ fn suspension_gives_all_slots_back_and_keeps_the_work() {
     assert_eq!((status.phase, status.slots.len(), status.work.lost), (JobPhase::Suspended, 0, 0), "{:?}", life.whys);
     assert_eq!(status.snapshots.last_stored, Some(2));
 }
+
+#[test]
+fn a_slot_whose_bytes_are_safe_may_end_by_itself_and_costs_nothing() {
+    let mut life = running(3);
+    life.stores = false;
+    let (wanted, other) = (slot_of(&life, 0), slot_of(&life, 1));
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(3);
+    safe(&mut life, &[1]);
+    life.end_slot(&other, End::Preempted);
+    life.run(3);
+    assert_eq!((life.phase(), life.agent(2).leaving), (JobPhase::Evacuating, None), "{:?}", life.whys.last());
+    life.store(2, 1);
+    life.stores = true;
+    life.run(20);
+    let status = life.status();
+    assert_eq!((status.phase, status.kills.preempted, status.attempt), (JobPhase::Running, 1, 2));
+    assert_eq!((status.origin.unwrap().generation, status.work.lost), (Some(2), 0));
+}
+
+#[test]
+fn b6_members_that_stay_do_not_stand_for_ever() {
+    let mut life = running(3);
+    life.stores = false;
+    let wanted = slot_of(&life, 0);
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(3);
+    safe(&mut life, &[0]);
+    life.run(590);
+    assert_eq!((life.phase(), in_use(&life.status()).len()), (JobPhase::Evacuating, 2), "{:?}", life.whys.last());
+    life.run(20);
+    assert_ne!(life.phase(), JobPhase::Evacuating, "{:?}", life.whys.last());
+}
+
+#[test]
+fn who_is_suspended_keeps_all_slots_until_nothing_can_fail() {
+    let mut life = running(2);
+    life.stores = false;
+    life.job.spec.suspend = true;
+    life.run(3);
+    safe(&mut life, &[0]);
+    life.run(5);
+    assert_eq!(in_use(&life.status()).len(), 2, "{:?}", life.whys.last());
+    life.store(2, 1);
+    life.run(20);
+    assert_eq!((life.phase(), life.status().slots.len()), (JobPhase::Suspended, 0));
+}
