@@ -1,6 +1,6 @@
 //! Who sends next, what is safe, what is complete. Pure: facts and the time in, a plan out.
 //!
-//! As few send as fill the repository's link, in the order that [`turn`] says; an evacuation does not wait for a
+//! As few send as fill the repository's link, in the order that `turn` says; an evacuation does not wait for a
 //! periodic transfer to end, not even for one of its own agent, unless that is about to complete its generation. What
 //! is safe is what the repository lists (safety B15), never what an agent says.
 
