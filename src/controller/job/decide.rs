@@ -39,6 +39,7 @@ pub(crate) use self::{
     draft::sent_key,
     fit::incompatible,
     master::{called, nodes, wanted},
+    seats::called_slots,
     unfit::left_out_of,
 };
 use super::plan::{Effect, Plan, Seen};

@@ -10,7 +10,7 @@ pub use self::wrong::news;
 use jiff::Timestamp;
 
 use super::{
-    decide::{incompatible, left_out_of, nodes},
+    decide::{called_slots, incompatible, left_out_of, nodes},
     plan::{ImageSeen, Seen},
 };
 use crate::{
@@ -206,23 +206,19 @@ fn admitted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now:
         None => said,
     };
     let slots: Vec<&SlotStatus> = status.slots.iter().filter(|slot| slot.is_in_use()).collect();
-    let ids = |slots: &[&SlotStatus]| {
-        let ids: Vec<&str> = slots.iter().map(|slot| slot.id.as_str()).collect();
-        format!("{} {}", if ids.len() == 1 { "slot" } else { "slots" }, ids.join(", "))
-    };
     let (waiting, held): (Vec<&SlotStatus>, Vec<&SlotStatus>) =
         slots.iter().partition(|slot| slot.state == SlotState::Waiting);
     if let Some(first) = waiting.first() {
-        let verb = if waiting.len() == 1 { "waits" } else { "wait" };
         let rest = if held.is_empty() { String::new() } else { format!("; {} run and are kept for them", held.len()) };
-        let said = format!("{} {verb} in the scheduler's queue{rest}", ids(&waiting));
+        let said =
+            format!("{} in the scheduler's queue{rest}", called_slots(waiting.iter().copied(), [" waits", " wait"]));
         let left_out = first.asked.as_ref().map(|asked| asked.left_out.as_slice()).unwrap_or_default();
         return (Truth::False, Reason::SlotsRequested, with_left_out(said, left_out));
     }
     let wanted = nodes(&job.spec) as usize;
     if !held.is_empty() && (job.spec.slots.allocation == Allocation::Gang || held.len() >= wanted) {
         let nodes: Vec<&str> = held.iter().flat_map(|slot| slot.nodes.iter().map(String::as_str)).collect();
-        return (Truth::True, Reason::SlotsRunning, format!("{} on {}", ids(&held), nodes.join(", ")));
+        return (Truth::True, Reason::SlotsRunning, format!("{} {}", called_slots(held, [" on"; 2]), nodes.join(", ")));
     }
     let said = match (&seen.partly_started, held.len()) {
         (Some(other), 0) => format!("no slot is held; job {other} has some of its slots and waits for the rest first"),

@@ -16,7 +16,7 @@ use crate::{
             AgentError, Authority, CaptureOrder, NodeAgent,
             fake::{Call, FakeAgent, FakeAgents, Fault},
         },
-        cluster::{Cluster, fake::FakeCluster},
+        cluster::{Cluster, Kind, fake::FakeCluster},
         repository::fake::{FakeRepository, Trouble},
     },
     names::{Generation, JobUid},
@@ -179,6 +179,19 @@ async fn a_captured_generation_is_published() {
     let writes = world.cluster.writes();
     assert_eq!(pass(&world.context).await, None, "nothing is left to look at");
     assert_eq!(world.cluster.writes(), writes);
+}
+
+/// It is held until it is stored or void: somebody has to come to one of them.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_deleted_while_it_is_stored_is_stored() {
+    let world = World::new().await;
+    world.capture(1, SnapshotReason::Notice).await;
+    let metadata = world.cluster.all_snapshots()[0].metadata.clone();
+    world.cluster.add_finalizer(Kind::Snapshot, &metadata).await.unwrap();
+    world.cluster.delete(Kind::Snapshot, &metadata).await.unwrap();
+    world.passes(8, true).await;
+    assert_eq!(world.transfer(1).state, TransferState::Published);
+    assert_eq!(world.repository.complete(&world.job), [1].into());
 }
 
 #[tokio::test(start_paused = true)]

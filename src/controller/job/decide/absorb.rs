@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{
     draft::{Draft, since},
     members::pod_ended,
+    seats::called_slots,
 };
 use crate::{
     api::{
@@ -57,7 +58,7 @@ impl Draft<'_> {
             Ok(ids) => {
                 let slots: Vec<SlotStatus> =
                     ids.iter().map(|id| waiting(id.0.clone(), pending.number, Some(pending))).collect();
-                let called = Self::called_slots(slots.iter(), ["was", "were"]);
+                let called = called_slots(slots.iter(), [" was", " were"]);
                 self.note(Reason::SlotsRequested, format!("{called} asked for"));
                 self.status.slots.extend(slots);
                 self.status.pending_submission = None;

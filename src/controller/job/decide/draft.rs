@@ -8,9 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
-        job_status::{MemberPhase, Retry, SlotState},
+        job_status::{CaptureStatus, MemberPhase, Retry, SlotState},
     },
-    controller::job::plan::{Effect, Note, Plan, Seen},
+    controller::job::plan::{Effect, Note, Plan, Seen, SnapshotSeen},
     driver::site::SlotFacts,
     names::JobUid,
 };
@@ -62,9 +62,12 @@ impl<'a> Draft<'a> {
     }
 
     /// Adds an effect that is repeated until the facts show that it worked, but not more often than
-    /// this; `key` tells it from others.
+    /// this, and once in a pass.
     pub(super) fn repeat(&mut self, effect: Effect, every: Duration) {
         let key = sent_key(&effect);
+        if self.effects.iter().any(|other| sent_key(other) == key) {
+            return;
+        }
         match self.seen.sent.get(&key) {
             Some(last) if since(*last, self.now) < every => self.wake(every.saturating_sub(since(*last, self.now))),
             _ => {
@@ -117,6 +120,14 @@ impl<'a> Draft<'a> {
     /// What the site says of a slot.
     pub(super) fn facts(&self, id: &str) -> Option<&'a SlotFacts> {
         self.seen.slots.known()?.iter().find(|facts| facts.id.0 == id)
+    }
+
+    /// The Snapshot object of a capture, once it says so itself.
+    pub(super) fn snapshot_of(&self, capture: &CaptureStatus) -> Option<&'a SnapshotSeen> {
+        let of_it = |snapshot: &&SnapshotSeen| {
+            snapshot.name == capture.snapshot && snapshot.status.generation == Some(capture.generation)
+        };
+        self.seen.snapshots.iter().find(of_it)
     }
 
     /// Notes a failure and waits longer with each in a row.

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{
     draft::{Draft, after, before, since},
     members::state,
+    seats::called_slots,
 };
 use crate::{
     api::{
@@ -46,15 +47,15 @@ impl Draft<'_> {
         self.phase(JobPhase::Evacuating);
         let left = self.leaving_deadline().map_or(0, |end| since(self.now, end).as_secs());
         let leaving = self.leaving();
-        let slots = |verbs| Self::called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), verbs);
+        let slots = |verbs| called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), verbs);
         let rest = self.in_use().count() - leaving.len();
         let rest = if rest > 0 && !suspend { format!("; {rest} others are kept") } else { String::new() };
         let (reason, message) = match self.leaving_reason() {
             SnapshotReason::Notice => (
                 Reason::Preempted,
-                format!("{} wanted by somebody else: {left} s to leave{rest}", slots(["is", "are"])),
+                format!("{} wanted by somebody else: {left} s to leave{rest}", slots([" is", " are"])),
             ),
-            SnapshotReason::Walltime => (Reason::WalltimeOver, format!("{} nearly over{rest}", slots(["is", "are"]))),
+            SnapshotReason::Walltime => (Reason::WalltimeOver, format!("{} nearly over{rest}", slots([" is", " are"]))),
             SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic => {
                 (Reason::Suspended, "the job is to be suspended".to_owned())
             }

@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     draft::{Draft, since},
-    evacuate::{LEAVE, is_last},
+    evacuate::is_last,
+    seats::called_slots,
 };
 use crate::{
     api::{
@@ -38,22 +39,19 @@ impl Draft<'_> {
             return;
         }
         let leaving = self.in_use().filter(|slot| given.contains(&slot.id));
-        let slots = Self::called_slots(leaving, ["is given back", "are given back"]);
+        let slots = called_slots(leaving, [" is given back", " are given back"]);
         let message = format!("{slots}: the bytes of generation {} from there are safe", capture.generation);
         self.note(Reason::SnapshotStored, message);
         self.book_eviction();
         let reason = if suspend { ReleaseReason::Suspended } else { ReleaseReason::Evacuated };
         self.intend_some(|slot| given.contains(&slot.id), reason);
         self.leave_given_back(LeaveCode::Saved);
-        self.release(LEAVE);
     }
 
     /// The members whose bytes of a capture the repository lists.
     pub(super) fn safe(&self, capture: &CaptureStatus) -> Vec<u32> {
-        let snapshot = self.seen.snapshots.iter().find(|snapshot| {
-            snapshot.name == capture.snapshot && snapshot.status.generation == Some(capture.generation)
-        });
-        snapshot.and_then(|s| s.status.transfer.as_ref()).map_or(Vec::new(), |transfer| transfer.safe.clone())
+        let transfer = self.snapshot_of(capture).and_then(|snapshot| snapshot.status.transfer.as_ref());
+        transfer.map_or(Vec::new(), |transfer| transfer.safe.clone())
     }
 
     /// Whether all that was on a slot of a last capture is safe: its end costs nothing then, whatever it came by.

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{
     draft::{Draft, after, since},
     master::{beside, serves_way_in},
-    seats::Seat,
+    seats::{Seat, called_slots},
 };
 use crate::{
     api::{
@@ -71,7 +71,7 @@ impl Draft<'_> {
         }
         let wanted = usize::try_from(self.nodes()).unwrap_or(usize::MAX);
         if seats.len() < wanted {
-            let slots = Self::called_slots(self.in_use(), ["has", "have"]);
+            let slots = called_slots(self.in_use(), [" has", " have"]);
             let message = format!("{slots} {} nodes, and the job needs {wanted}", seats.len());
             self.back_off(Reason::NotEnoughNodes, message);
             self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);

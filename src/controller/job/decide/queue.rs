@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{
     draft::{Draft, since},
     evacuate::LEAVE,
+    seats::called_slots,
 };
 use crate::{
     api::{
@@ -99,7 +100,7 @@ impl Draft<'_> {
         if leaving.is_empty() {
             return;
         }
-        let slots = Self::called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), ["is", "are"]);
+        let slots = called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), [" is", " are"]);
         self.note(Reason::Preempted, format!("{slots} wanted back, or nearly over, while others are waited for"));
         self.intend_some(|slot| leaving.contains(&slot.id), ReleaseReason::Evacuated);
         self.release(LEAVE);

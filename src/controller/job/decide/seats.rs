@@ -39,6 +39,13 @@ pub(super) struct Seat {
     pub(super) until: Option<Timestamp>,
 }
 
+/// The slots' ids, and what follows them for one and for several.
+pub(crate) fn called_slots<'s>(slots: impl IntoIterator<Item = &'s SlotStatus>, [one, several]: [&str; 2]) -> String {
+    let ids: Vec<&str> = slots.into_iter().map(|slot| slot.id.as_str()).collect();
+    let (noun, rest) = if ids.len() == 1 { ("slot", one) } else { ("slots", several) };
+    format!("{noun} {}{rest}", ids.join(", "))
+}
+
 impl Draft<'_> {
     /// Slots that are in use or waited for.
     pub(super) fn in_use(&self) -> impl Iterator<Item = &SlotStatus> {
@@ -80,13 +87,6 @@ impl Draft<'_> {
     pub(super) fn all_run(&self) -> bool {
         let runs = |slot: &SlotStatus| slot.state == SlotState::Running && !slot.nodes.is_empty();
         self.has_slots() && self.missing() == 0 && self.in_use().all(runs)
-    }
-
-    /// The slots' ids, with a verb for one and for several.
-    pub(super) fn called_slots<'s>(slots: impl Iterator<Item = &'s SlotStatus>, verbs: [&str; 2]) -> String {
-        let ids: Vec<&str> = slots.map(|slot| slot.id.as_str()).collect();
-        let (noun, verb) = if ids.len() == 1 { ("slot", verbs[0]) } else { ("slots", verbs[1]) };
-        format!("{noun} {} {verb}", ids.join(", "))
     }
 
     /// Places in the order of the members, a master's own last. Whoever was on one of the nodes before gets it again,

@@ -23,9 +23,7 @@ const SHOWN_AGAIN: Duration = Duration::from_secs(60);
 impl Draft<'_> {
     /// Follows a captured generation on its way to the repository.
     pub(super) fn track_storing(&mut self, capture: &CaptureStatus) {
-        let snapshot = self.seen.snapshots.iter().find(|snapshot| {
-            snapshot.name == capture.snapshot && snapshot.status.generation == Some(capture.generation)
-        });
+        let snapshot = self.snapshot_of(capture);
         let phase = snapshot.map(|snapshot| snapshot.status.phase);
         let complete = self.seen.content.known().is_some_and(|content| {
             content

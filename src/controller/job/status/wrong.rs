@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{cause, lost_image, unrestorable};
+use super::{called_slots, cause, lost_image, unrestorable};
 
 use crate::{
     api::{
@@ -100,8 +100,7 @@ pub(super) fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Rea
         Some(NoticeKind::Walltime) => (Reason::WalltimeOver, "its time is nearly over"),
         Some(NoticeKind::Preemption | NoticeKind::Person) | None => (Reason::Preempted, "somebody else wants it"),
     };
-    let ids: Vec<&str> = noticed.iter().map(|slot| slot.id.as_str()).collect();
-    Some((reason, format!("{} {}: {why}", if ids.len() == 1 { "slot" } else { "slots" }, ids.join(", "))))
+    Some((reason, format!("{} {why}", called_slots(noticed, [":"; 2]))))
 }
 
 pub(super) fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {

@@ -12,8 +12,8 @@ use crate::{
     },
     controller::job::plan::{Effect, Reply},
     driver::{
-        agent::{LoadFault, VmState},
-        site::{End, NoticeKind, SiteError},
+        agent::{LeaveCode, LoadFault, VmState},
+        site::{End, NoticeKind, SiteError, SlotPhase},
     },
 };
 
@@ -391,4 +391,65 @@ fn who_is_suspended_keeps_all_slots_until_nothing_can_fail() {
     life.store(2, 1);
     life.run(20);
     assert_eq!((life.phase(), life.status().slots.len()), (JobPhase::Suspended, 0));
+}
+
+#[test]
+fn a6_a_slot_is_given_back_when_its_agent_has_ended_and_not_with_its_vm() {
+    let mut life = running(2);
+    life.stores = false;
+    let wanted = slot_of(&life, 0);
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(3);
+    safe(&mut life, &[0]);
+    let plan = life.plan();
+    assert!(plan.effects.iter().any(|effect| effect.name() == "Leave"), "{}", plan.why);
+    life.write_only(&plan);
+    life.agent(0).leaving = Some(LeaveCode::Saved);
+    life.agent(0).vm = VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown };
+    let gives_back = |life: &Life| life.plan().effects.iter().any(|effect| effect.name() == "ReleaseSlot");
+    assert!(!gives_back(&life), "its files may be there still");
+    let pod = life.pod_of(0);
+    life.end_pod(&pod);
+    assert!(gives_back(&life));
+}
+
+#[test]
+fn c1_slots_that_never_all_come_are_held_less_often_each_time() {
+    let mut life = one_by_one(2);
+    life.prompt = false;
+    life.settle();
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        let first = in_use(&life.status())[0].to_owned();
+        life.start_slot(&first);
+        life.run(602);
+        waits.push(life.status().retry.unwrap().count);
+        life.run(90);
+    }
+    assert_eq!(waits, [1, 2, 3], "{:?}", life.whys.last());
+}
+
+#[test]
+fn b4_slots_that_a_person_deletes_together_are_one_cancellation() {
+    let mut life = running(3);
+    for member in 0..3 {
+        let slot = slot_of(&life, member);
+        life.end_slot(&slot, End::Deleted("alice".into()));
+    }
+    life.run(30);
+    let status = life.status();
+    assert_eq!((status.phase, status.kills.cancelled), (JobPhase::Suspended, 1), "{:?}", life.whys.last());
+}
+
+#[test]
+fn a_slot_that_the_site_is_ending_keeps_no_other_from_being_given_back() {
+    let mut life = running(3);
+    life.stores = false;
+    let (wanted, ending) = (slot_of(&life, 0), slot_of(&life, 1));
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(3);
+    life.slot(&ending).phase = SlotPhase::Ending;
+    safe(&mut life, &[0]);
+    life.run(2);
+    assert!(!in_use(&life.status()).contains(&wanted.as_str()), "{:?}", life.whys.last());
 }
