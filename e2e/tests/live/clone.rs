@@ -43,7 +43,7 @@ async fn b11_a_clone_runs_beside_its_source_and_goes_on_without_it() -> Result<(
     let Some(bed) = Turn::with(2).await? else { return Ok(()) };
     let namespace = bed.namespace("clone").await?;
     // no snapshot but the one that is asked for
-    let counting = Counting { ticks: 400, period: 3000, ..Counting::default() };
+    let counting = Counting { ticks: 600, period: 3000, ..Counting::default() };
     let source = Job::create(&bed, &namespace, &counting.object("count")?).await?;
     source.wait_tick(5, 1, BOOT).await?;
     asked_for(&bed, &namespace, "mine").await?;
@@ -56,7 +56,8 @@ async fn b11_a_clone_runs_beside_its_source_and_goes_on_without_it() -> Result<(
     let clone = Job::create(&bed, &namespace, &object).await?;
     clone.wait_tick(5, 1, BOOT).await?;
     let (theirs, own) = (source.get().await?, clone.get().await?);
-    ensure!(theirs.status.as_ref().is_some_and(|status| status.phase == JobPhase::Running), "the source has ended");
+    let phase = theirs.status.as_ref().map(|status| status.phase);
+    ensure!(phase == Some(JobPhase::Running), "the source does not run beside its clone: {phase:?}");
     let (of_source, of_clone) = (network(&theirs)?, network(&own)?);
     ensure!(of_source.subnet == of_clone.subnet && of_source.vni != of_clone.vni, "{of_source:?} {of_clone:?}");
     let reached = |job: &Job| job.output.last_tick(0).unwrap_or_default();

@@ -145,16 +145,18 @@ async fn the_client_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_job_of_an_array_removes_its_file() {
     let Some(world) = live("alice", 3).await else { return };
-    let files = || oarbox(&["exec", "sh", "-c", "ls /home/alice | grep -c oarapi.subscript || true"]);
-    let before = files();
-    let request = SlotRequest { reservations: 3, ..request(&format!("f{}", tag()), 1, 30) };
+    let name = format!("f{}", tag());
+    // others submit arrays meanwhile
+    let files = || oarbox(&["exec", "sh", "-c", &format!("grep -l {name} /home/alice/oarapi.subscript.* | wc -l")]);
+    let request = SlotRequest { reservations: 3, ..request(&name, 1, 30) };
     let ids = world.site.submit(&request).await.unwrap();
+    assert_eq!(files(), "1", "files of the array before its last job runs");
     for (started, id) in ids.iter().enumerate() {
         let facts = contract::until(&world, id, |phase| *phase == SlotPhase::Running).await;
         agent_comes(&facts, 0);
         assert!(within(20, || held(&facts, 0)), "job {started} of the array, {id}, holds no lease");
     }
-    assert!(within(10, || files() == before), "{} files instead of {before}", files());
+    assert!(within(10, || files() == "0"), "{} files are left", files());
     for id in &ids {
         world.site.release(id).await.unwrap();
         end(&world, id).await;
