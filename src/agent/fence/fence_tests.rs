@@ -129,6 +129,18 @@ fn a4_armed_only_after_refused_lock() {
 }
 
 #[test]
+fn a4_a_line_for_an_earlier_agent_arms_nobody() {
+    let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    fence.wait_for("the directory", || fence.lease().join("nonce").exists());
+    // the holder has not heard of its hold since this agent came
+    let lock = std::fs::OpenOptions::new().write(true).create_new(true).open(fence.lease().join("lock")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+    std::fs::write(fence.lease().join("lock"), format!("77 {:032x} {:010}\n", 5, 7)).unwrap();
+    assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
+    assert!(!fence.file("armed").exists(), "it was armed for another one's nonce");
+}
+
+#[test]
 fn a4_not_armed_in_time_gives_the_slot_back() {
     let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
     assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));

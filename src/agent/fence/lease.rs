@@ -226,21 +226,18 @@ pub struct Beat {
     last: Option<u64>,
     /// When it was seen to rise.
     pub risen: Instant,
-    /// Whether it was seen to rise at all.
-    pub alive: bool,
 }
 
 impl Beat {
     /// Begins now.
     pub fn new(now: Instant) -> Self {
-        Self { last: None, risen: now, alive: false }
+        Self { last: None, risen: now }
     }
 
     /// Takes note of a beat.
     pub fn see(&mut self, beat: Option<u64>, now: Instant) {
         let Some(beat) = beat else { return };
         if self.last.is_some_and(|last| beat > last) {
-            self.alive = true;
             self.risen = now;
         }
         self.last = Some(self.last.unwrap_or(beat).max(beat));

@@ -98,10 +98,8 @@ fn a2_a_beat_must_rise() {
     beat.see(Some(5), at(2));
     beat.see(None, at(3));
     beat.see(Some(4), at(4));
-    assert!(!beat.alive);
     assert_eq!(beat.risen, start);
     beat.see(Some(6), at(5));
-    assert!(beat.alive);
     assert_eq!(beat.risen, at(5));
     beat.see(Some(6), at(9));
     assert_eq!(beat.risen, at(5));

@@ -25,6 +25,8 @@ use crate::driver::agent::{AgentConfig, LeaseConfig, LeaveCode};
 
 /// How often files of the lease are looked at.
 const PACE: Duration = Duration::from_millis(100);
+/// The same before it is held: the job waits for it.
+const EARLY_PACE: Duration = Duration::from_millis(10);
 /// The holder drops its lock within this time after a release.
 const HOLDER_LIMIT: Duration = Duration::from_secs(12);
 /// A holder that has not come this long after a release was ordered is not waited for.
@@ -201,10 +203,11 @@ fn lease_thread(
     mut supervisor: UnixStream,
     contact: &Mutex<Instant>,
 ) -> End {
-    let (lock, mut beat) = match arm(&ender.lease, config) {
-        Ok(armed) => armed,
+    let lock = match arm(&ender.lease, config) {
+        Ok(lock) => lock,
         Err(error) => return End::NotArmed(error),
     };
+    let mut beat = Beat::new(Instant::now());
     let waiting = match lock.share() {
         Ok(lock) => lock,
         Err(error) => return End::NotArmed(error),
@@ -239,23 +242,20 @@ fn lease_thread(
     }
 }
 
-/// Waits until the lease is seen to be held for this agent.
-fn arm(lease: &Lease, config: &LeaseConfig) -> Result<(Lock, Beat), LeaseError> {
+/// Waits until the lease is seen to be held for this agent. The holder writes its line when it has read a beat, and the
+/// nonce in it is this agent's: so the hold was there after this agent had come.
+fn arm(lease: &Lease, config: &LeaseConfig) -> Result<Lock, LeaseError> {
     let until = Instant::now() + config.arm_within;
-    let mut beat = Beat::new(Instant::now());
     let mut lock = None;
     while Instant::now() < until {
         if lock.is_none() {
             lock = lease.lock()?;
         }
-        if let Some(lock) = &lock {
-            beat.see(lock.beat(), Instant::now());
+        if let Some(lock) = lock.take_if(|lock| lock.beat().is_some()) {
+            // free although there is a line: its holder has just died, and nobody takes it again
+            return if lock.held()? { Ok(lock) } else { Err(LeaseError::NotHeld) };
         }
-        if let Some(lock) = lock.take_if(|_| beat.alive) {
-            // free although the beat was seen: its holder has just died, and nobody takes it again
-            return if lock.held()? { Ok((lock, beat)) } else { Err(LeaseError::NotHeld) };
-        }
-        std::thread::sleep(PACE);
+        std::thread::sleep(EARLY_PACE);
     }
     Err(LeaseError::NotHeld)
 }

@@ -13,7 +13,7 @@ use crate::{
         qemu::cmdline::Kernel,
         repository::{Brought, RepositoryError},
     },
-    store::manifest::{FileKind, MemberPart, PartFile},
+    store::manifest::{FileKind, MemberPart},
 };
 
 /// How long until the repository is asked again.
@@ -30,40 +30,68 @@ fn awaited(error: RepositoryError) -> RepositoryError {
     }
 }
 
-/// What was fetched.
+/// What a VM starts with.
 pub(super) struct Fetched {
     pub(super) disk: PathBuf,
     pub(super) kernel: Option<Kernel>,
-    pub(super) part: Option<MemberPart>,
     /// Keeps the node from removing these files.
     pub(super) held: Vec<images::Cached>,
-    /// Where the bytes of the part came from so far.
-    brought: Brought,
+    /// Where the bytes of the part's smaller files came from.
+    pub(super) brought: Brought,
+}
+
+/// How far all that is fetched at the same time has come, in bytes.
+#[derive(Default)]
+pub(super) struct Progress {
+    part: u64,
+    memory: AtomicU64,
+    others: AtomicU64,
+    /// Of the image that is being fetched; how large it is says its end.
+    image: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn of(part: Option<&MemberPart>) -> Self {
+        let part = part.map_or(0, |part| part.files.iter().map(|file| file.size).sum());
+        Self { part, ..Self::default() }
+    }
+
+    fn shown(&self) -> VmState {
+        let image = self.image.load(Ordering::Relaxed);
+        let done = image + self.memory.load(Ordering::Relaxed) + self.others.load(Ordering::Relaxed);
+        VmState::Fetching { done, total: self.part + image }
+    }
 }
 
 impl Supervisor {
-    /// Fetches all but the memory; waits for a repository that does not answer.
-    pub(super) async fn fetch(&self) -> Result<Fetched, LoadError> {
+    /// This member's part of the generation to restore, if there is one and the node will do as far as that is known;
+    /// waits for a repository that does not answer.
+    pub(super) async fn part_to_restore(&self) -> Result<Option<MemberPart>, LoadError> {
         let part = self.patiently(|| self.find_part()).await.map_err(LoadError::of_part)?;
         self.check_node(part.as_ref()).await?;
+        Ok(part)
+    }
+
+    /// Fetches all but the memory.
+    pub(super) async fn fetch(&self, part: Option<&MemberPart>, progress: &Progress) -> Result<Fetched, LoadError> {
         // before the part, since an image may have to be waited for
-        let (disk, kernel, held) = self.patiently(|| self.fetch_images()).await?;
-        let mut fetched = Fetched { disk, kernel, part, held, brought: Brought::default() };
-        if let Some(part) = &fetched.part {
-            let brought = self.patiently(|| self.fetch_files(part, false)).await;
+        let (disk, kernel, held) = self.patiently(|| self.fetch_images(progress)).await?;
+        let mut fetched = Fetched { disk, kernel, held, brought: Brought::default() };
+        if let Some(part) = part {
+            let brought = self.patiently(|| self.fetch_files(part, false, progress)).await;
             fetched.brought = brought.map_err(LoadError::of_part)?;
         }
         Ok(fetched)
     }
 
     /// Fetches the memory, if there is a generation to restore.
-    pub(super) async fn fetch_memory(&self, fetched: &Fetched) -> Result<(), LoadError> {
-        let Some(part) = &fetched.part else { return Ok(()) };
-        let mut brought = self.patiently(|| self.fetch_files(part, true)).await.map_err(LoadError::of_part)?;
-        brought += fetched.brought;
-        tracing::info!(fetched = brought.fetched, local = brought.local, "the generation is here");
-        self.view.change(|facts| facts.restored = Some(brought));
-        Ok(())
+    pub(super) async fn fetch_memory(
+        &self,
+        part: Option<&MemberPart>,
+        progress: &Progress,
+    ) -> Result<Brought, LoadError> {
+        let Some(part) = part else { return Ok(Brought::default()) };
+        self.patiently(|| self.fetch_files(part, true, progress)).await.map_err(LoadError::of_part)
     }
 
     /// Until the repository answers, has what is wanted or refuses; no longer than the agent may start anything.
@@ -101,32 +129,38 @@ impl Supervisor {
         found.ok_or_else(|| RepositoryError::NotFound(format!("member of generation {generation}"))).map(Some)
     }
 
-    /// The memory of the part, or its other files, which come before it.
-    async fn fetch_files(&self, part: &MemberPart, memory: bool) -> Result<Brought, RepositoryError> {
+    /// The memory of the part, or its other files.
+    async fn fetch_files(
+        &self,
+        part: &MemberPart,
+        memory: bool,
+        progress: &Progress,
+    ) -> Result<Brought, RepositoryError> {
         let generation = self.config.restore.unwrap_or_default();
-        let total = part.files.iter().map(|file| file.size).sum();
-        let (wanted, others): (Vec<&PartFile>, Vec<&PartFile>) =
-            part.files.iter().partition(|file| (file.kind == FileKind::Memory) == memory);
-        let earlier = if memory { others.iter().map(|file| file.size).sum() } else { 0 };
-        let (before, mut brought) = (AtomicU64::new(earlier), Brought::default());
-        let progress = |done: u64| {
-            let done = before.load(Ordering::Relaxed) + done;
-            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total }));
-        };
-        for file in wanted {
+        let moved = if memory { &progress.memory } else { &progress.others };
+        let (mut before, mut brought) = (0, Brought::default());
+        for file in part.files.iter().filter(|file| (file.kind == FileKind::Memory) == memory) {
             let to = self.paths.vm.join(format!("load-{}", file.kind));
             let (job, member) = (&self.config.job, self.config.member);
+            let progress = |done: u64| {
+                moved.store(before + done, Ordering::Relaxed);
+                self.view.quietly(|facts| facts.set_vm(progress.shown()));
+            };
             brought += self.store.get_part(job, generation, member, file, &to, &progress).await?;
-            before.fetch_add(file.size, Ordering::Relaxed);
+            before += file.size;
         }
         Ok(brought)
     }
 
     /// The disk, the kernel if it is given, and what keeps the node from removing their files.
-    async fn fetch_images(&self) -> Result<(PathBuf, Option<Kernel>, Vec<images::Cached>), RepositoryError> {
+    async fn fetch_images(
+        &self,
+        progress: &Progress,
+    ) -> Result<(PathBuf, Option<Kernel>, Vec<images::Cached>), RepositoryError> {
         let image = &self.config.image;
         let progress = |done: u64| {
-            self.view.quietly(|facts| facts.set_vm(VmState::Fetching { done, total: done }));
+            progress.image.store(done, Ordering::Relaxed);
+            self.view.quietly(|facts| facts.set_vm(progress.shown()));
         };
         let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
         let fetched =

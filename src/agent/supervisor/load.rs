@@ -8,7 +8,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Supervisor, console::Console, fetch::Fetched, output, output::Output, vm::Vm};
+use super::{
+    Supervisor,
+    console::Console,
+    fetch::{Fetched, Progress},
+    output,
+    output::Output,
+    vm::Vm,
+};
 use crate::{
     driver::{
         agent::{LeaseState, LoadFault, VmState, limits::PATIENCE},
@@ -27,7 +34,7 @@ use crate::{
     },
     store::{
         machine::{Lack, MachineRecord, named},
-        manifest::FileKind,
+        manifest::{FileKind, MemberPart},
     },
 };
 
@@ -134,11 +141,21 @@ struct Started {
 }
 
 impl Supervisor {
-    /// Makes the VM of what was fetched; its memory comes while QEMU starts.
-    pub(super) async fn load(self: &Arc<Self>, fetched: Fetched) -> Result<(), LoadError> {
-        let (started, ()) = tokio::try_join!(self.start(&fetched), self.fetch_memory(&fetched))?;
+    /// Makes the VM. Its memory, the largest of all, comes while everything else does and QEMU starts.
+    pub(super) async fn load(self: &Arc<Self>) -> Result<(), LoadError> {
+        let part = self.part_to_restore().await?;
+        let progress = Progress::of(part.as_ref());
+        let starting = async {
+            let fetched = self.fetch(part.as_ref(), &progress).await?;
+            Ok((self.start(&fetched, part.as_ref()).await?, fetched))
+        };
+        let ((started, fetched), mut brought) =
+            tokio::try_join!(starting, self.fetch_memory(part.as_ref(), &progress))?;
         let Started { qmp, threads, machine, base_format, disk_size, chain } = started;
-        if let Some(part) = &fetched.part {
+        if let Some(part) = &part {
+            brought += fetched.brought;
+            tracing::info!(fetched = brought.fetched, local = brought.local, "the generation is here");
+            self.view.change(|facts| facts.restored = Some(brought));
             self.load_memory(&qmp).await?;
             self.restored_ran.store(part.ran.to_bits(), Ordering::Relaxed);
             self.view.change(|facts| facts.guest.started = part.started);
@@ -177,9 +194,9 @@ impl Supervisor {
     }
 
     /// Starts QEMU, once the lease is held (safety A4).
-    async fn start(self: &Arc<Self>, fetched: &Fetched) -> Result<Started, LoadError> {
+    async fn start(self: &Arc<Self>, fetched: &Fetched, part: Option<&MemberPart>) -> Result<Started, LoadError> {
         self.view.until(|facts| facts.lease == LeaseState::Held).await;
-        let (mut machine, offer) = self.machine(fetched).await?;
+        let (mut machine, offer) = self.machine(fetched, part).await?;
         self.make_directories().await?;
         let (format, base_size) = img::inspect_base(&fetched.disk).await?;
         let disk_size = self.config.vm.disk.map_or(base_size, |size| size.0);
@@ -189,7 +206,7 @@ impl Supervisor {
         }
         let mut chain = Chain::default();
         let (mut below, mut below_format) = (fetched.disk.clone(), format);
-        if fetched.part.is_some() {
+        if part.is_some() {
             let delta = self.paths.overlay(0);
             tokio::fs::rename(self.paths.vm.join("load-disk"), &delta).await.map_err(node("place the disk"))?;
             img::set_below(&delta, &fetched.disk, format).await?;
@@ -221,7 +238,7 @@ impl Supervisor {
             mac: FIRST_CARD.into(),
             job_card: self.job_card(),
             sockets: self.paths.sockets(),
-            incoming: fetched.part.is_some(),
+            incoming: part.is_some(),
         };
         let tap = self.join_network().await?;
         self.serve_master();
@@ -229,7 +246,7 @@ impl Supervisor {
         let (qmp, threads) = (qemu.qmp.clone(), qemu.threads);
         tokio::spawn(self.clone().follow_disk(qmp.clone()));
         self.watch_over(qemu);
-        self.compare_cpu(&qmp, &mut machine, offer, fetched.part.as_ref()).await?;
+        self.compare_cpu(&qmp, &mut machine, offer, part).await?;
         Ok(Started { qmp, threads, machine, base_format: format, disk_size, chain })
     }
 

@@ -103,7 +103,8 @@ async fn an_image_that_is_being_imported_again_is_waited_for() {
     config.image.disk = store.add_image(b"an image");
     std::fs::remove_file(root.path().join("store").join(&config.image.disk)).unwrap();
     let supervisor = Making::below(root.path()).config(config).vm_in(root.path()).store(store.clone()).make();
-    let fetching = supervisor.fetch();
+    let progress = Progress::default();
+    let fetching = supervisor.fetch(None, &progress);
     tokio::pin!(fetching);
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut fetching).await.is_err());
     store.add_image(b"an image");
@@ -139,7 +140,8 @@ async fn a_repository_is_waited_for_as_long_as_the_agent_may_start_anything_and_
     let supervisor = Making::below(root.path()).config(config).vm_in(root.path()).store(store).make();
     let watched = supervisor.clone();
     let said = tokio::spawn(async move { watched.view.until(|facts| facts.waiting.is_some()).await });
-    let fetched = tokio::time::timeout(Duration::from_secs(20), supervisor.fetch()).await.unwrap();
+    let fetched =
+        tokio::time::timeout(Duration::from_secs(20), supervisor.fetch(None, &Progress::default())).await.unwrap();
     assert!(matches!(fetched, Err(LoadError::Node(why)) if why.contains("imported again")));
     said.await.unwrap();
     assert_eq!(supervisor.view.render().waiting, None);

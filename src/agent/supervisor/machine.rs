@@ -41,7 +41,11 @@ impl Supervisor {
     }
 
     /// How the VM is made here, and what the node offers; a generation that needs more is refused.
-    pub(super) async fn machine(&self, fetched: &Fetched) -> Result<(MachineRecord, Offer), LoadError> {
+    pub(super) async fn machine(
+        &self,
+        fetched: &Fetched,
+        part: Option<&MemberPart>,
+    ) -> Result<(MachineRecord, Offer), LoadError> {
         let (version, machines) = (probe::version().await?, probe::machines().await?);
         let kernel = fetched.kernel.as_ref().map(|kernel| kernel.kernel.as_path());
         let accelerator = probe::accelerator(self.config.accelerator, kernel, &self.paths.cache).await;
@@ -54,7 +58,7 @@ impl Supervisor {
         };
         self.view.change(|facts| facts.offer = Some(offer.clone()));
         let vm = &self.config.vm;
-        let machine = match &fetched.part {
+        let machine = match part {
             None if usable => MachineRecord {
                 qemu: version.text,
                 machine: machines.resolve(&vm.machine)?,

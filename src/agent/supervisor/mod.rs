@@ -183,10 +183,7 @@ impl Supervisor {
         let loading = async move {
             let loaded = match own.config.role {
                 Role::Master => own.stand_by().await,
-                Role::Member => match own.fetch().await {
-                    Ok(fetched) => own.load(fetched).await,
-                    Err(error) => Err(error),
-                },
+                Role::Member => own.load().await,
             };
             if let Err(error) = loaded {
                 let fault = error.fault();

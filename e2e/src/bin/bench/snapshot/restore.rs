@@ -31,7 +31,14 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     let work = "cold: boot and 30 s of work again";
     let complete = complete()?;
     let figures = [
-        figure("restore_first_tick_s", &warm, 0.5, "s", Some(0.3), Some("kill -9 of QEMU to its agent's successor")),
+        figure(
+            "restore_first_tick_s",
+            &warm,
+            0.5,
+            "s",
+            Some(0.3),
+            Some("kill -9 of QEMU to its agent's successor, on the same node"),
+        ),
         figure("restore_vs_cold", &against_cold, 0.5, "ratio", Some(0.15), Some(work)),
         figure("complete_vs_bound", &complete, 0.5, "ratio", Some(1.15), Some("four VMs, 200 Mbit/s")),
     ];
@@ -49,6 +56,7 @@ async fn kills(world: &World) -> Result<(f64, Vec<f64>)> {
     let mut agents = vec![agent];
     capture(&agents, 1, true).await?;
     world.store(&agents, 1).await?;
+    agents[0].until("keeping what was captured", |state| state.kept == Some(1)).await?;
     let mut warm = Vec::new();
     for kill in 1..=KILLS {
         agent = agents.pop().context("no agent")?;
@@ -78,10 +86,14 @@ fn complete() -> Result<Vec<f64>> {
         for generation in 1..=GENERATIONS {
             let begun = Instant::now();
             capture(&agents, generation, true).await?;
+            let captured = begun.elapsed();
             let manifest = world.store(&agents, generation).await?;
-            let bound = manifest.stored() as f64 / goodput;
-            ratios.push(begun.elapsed().as_secs_f64() / bound);
-            eprintln!("  {} bytes in {:?}, bound {bound:.2} s", manifest.stored(), begun.elapsed());
+            let (took, bound) = (begun.elapsed(), manifest.stored() as f64 / goodput);
+            ratios.push(took.as_secs_f64() / bound);
+            eprintln!(
+                "  {} bytes captured in {captured:.2?}, complete after {took:.2?}, bound {bound:.2} s",
+                manifest.stored()
+            );
         }
         Ok(ratios)
     })
