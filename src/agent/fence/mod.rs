@@ -143,16 +143,19 @@ impl Ender {
     }
 }
 
-/// Removes what is in the VM's directory; the directory itself may be a mount.
-fn clear(directory: &Path) {
+/// Removes what is in the VM's directory; the directory itself may be a mount. Whether nothing stays.
+pub(super) fn clear(directory: &Path) -> bool {
+    let mut cleared = true;
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let removed = if is_directory { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         if let Err(error) = removed {
             tracing::warn!(%error, path = %path.display(), "a file of the VM stays");
+            cleared = false;
         }
     }
+    cleared
 }
 
 /// Runs the fence around a supervisor. Returns when nothing else is left.

@@ -55,7 +55,7 @@ use self::{
 };
 use super::{
     AgentArgs, AgentFailure,
-    fence::{exit_code, words},
+    fence::{self, exit_code, words},
 };
 use crate::{
     clock::Clock,
@@ -114,6 +114,8 @@ pub struct Supervisor {
     has_qemu: AtomicBool,
     /// No QEMU is left.
     gone: CancellationToken,
+    /// It has ended all it could, as it was told to.
+    left: CancellationToken,
 }
 
 impl Supervisor {
@@ -144,6 +146,7 @@ impl Supervisor {
             stop: CancellationToken::new(),
             has_qemu: AtomicBool::new(false),
             gone: CancellationToken::new(),
+            left: CancellationToken::new(),
         })
     }
 
@@ -276,6 +279,11 @@ impl Supervisor {
             // the job has ended: nobody comes back for it
             let _ = tokio::task::spawn_blocking(move || kept.forget()).await;
         }
+        let directory = self.paths.vm.clone();
+        // whoever wants the slot need not wait until our pod has ended
+        let cleared = tokio::task::spawn_blocking(move || fence::clear(&directory)).await.unwrap_or_default();
+        self.view.change(|facts| facts.cleared = cleared);
+        self.left.cancel();
         tracing::info!(?code, took_ms = begun.elapsed().as_millis(), "left");
     }
 
@@ -307,7 +315,7 @@ async fn serve_until_left(supervisor: &Arc<Supervisor>, credentials: &Credential
     let (router, stop) = (server::router(supervisor.clone()), CancellationToken::new());
     let lost = supervisor.view.until(|facts| facts.lease == LeaseState::Lost);
     let left = async {
-        supervisor.view.until(|facts| facts.leaving.is_some() && matches!(facts.vm, VmState::Gone { .. })).await;
+        supervisor.left.cancelled().await;
         tokio::time::sleep(FAREWELL).await;
     };
     tokio::select! {

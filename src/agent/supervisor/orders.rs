@@ -108,7 +108,8 @@ impl NodeAgent for Orders {
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {
         self.0.view.change(|facts| facts.barrier.admit(authority))?;
-        self.0.leave(code).await;
-        Ok(())
+        // to its end, whether or not anybody waits for the answer
+        let own = self.0.clone();
+        tokio::spawn(async move { own.leave(code).await }).await.map_err(|error| AgentError::Failed(error.to_string()))
     }
 }

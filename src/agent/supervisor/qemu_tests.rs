@@ -370,6 +370,8 @@ async fn b3_a_capture_without_resume_stays_down_only_as_long_as_it_is_told_to() 
     let state = agent.state();
     assert_eq!(state.leaving, Some(LeaveCode::Saved));
     assert!(matches!(state.vm, VmState::Gone { .. }));
+    let files = std::fs::read_dir(&agent.directory).unwrap().count();
+    assert!(state.cleared && files == 0, "{files} files are left");
 }
 
 #[ignore = "boots guests: e2e/test --e2e"]

@@ -41,6 +41,7 @@ pub(super) struct Facts {
     pub(super) restored: Option<Brought>,
     pub(super) kept: Option<Generation>,
     pub(super) leaving: Option<LeaveCode>,
+    pub(super) cleared: bool,
     /// Seconds the guest had run when its agent began not to answer.
     pub(super) unheard: Option<f64>,
     ran: Duration,
@@ -99,6 +100,7 @@ impl View {
                 restored: None,
                 kept: None,
                 leaving: None,
+                cleared: false,
                 unheard: None,
                 ran: Duration::ZERO,
                 running_since: None,
@@ -187,6 +189,7 @@ impl View {
             restored: facts.restored,
             kept: facts.kept,
             leaving: facts.leaving,
+            cleared: facts.cleared,
         }
     }
 }

@@ -50,6 +50,7 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         restored: None,
         kept: None,
         leaving: None,
+        cleared: false,
     }
 }
 

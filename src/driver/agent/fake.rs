@@ -131,6 +131,7 @@ impl FakeAgent {
             restored: None,
             kept: None,
             leaving: None,
+            cleared: false,
         };
         Self {
             changed: watch::Sender::new(state.clone()),
@@ -469,7 +470,7 @@ impl NodeAgent for FakeAgent {
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {
         self.call(Call::Leave, |inner| {
             inner.barrier.admit(authority)?;
-            inner.state.leaving = Some(code);
+            (inner.state.leaving, inner.state.cleared) = (Some(code), true);
             self.set_vm(inner, VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown });
             Ok(())
         })

@@ -64,6 +64,9 @@ pub struct AgentState {
     pub kept: Option<Generation>,
     /// The end of the agent, once it is on its way out.
     pub leaving: Option<LeaveCode>,
+    /// Nothing is left of the VM on its node: no process, no transfer, no file.
+    #[serde(default)]
+    pub cleared: bool,
 }
 
 /// The lease as its agent sees it.

@@ -11,7 +11,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
     draft::{Draft, since},
-    members::pod_ended,
     seats::called_slots,
 };
 use crate::{
@@ -229,7 +228,7 @@ impl Draft<'_> {
             // where agents have told the hold to end, it ends by itself; where somebody waits it is not waited for, but
             // until nothing of the agents is left: their files go after their VMs (safety A6)
             let wanted = intent.reason == ReleaseReason::Evacuated;
-            let nothing = on_it.iter().all(|member| pod_ended(self.seen, member).is_some());
+            let nothing = on_it.iter().all(|member| self.cleared(member));
             let wait = if on_it.is_empty() || (empty && wanted && nothing) {
                 Duration::ZERO
             } else if empty {

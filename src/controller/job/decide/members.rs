@@ -118,6 +118,11 @@ impl Draft<'_> {
         cleared.is_some_and(|ago| ago >= LEASE_OUTLIVED) && self.silence(member) >= FRESH
     }
 
+    /// Whether nothing of the member is left on its node (safety A6): its agent has said so, or its container has ended.
+    pub(super) fn cleared(&self, member: &MemberStatus) -> bool {
+        state(self.seen, member).is_some_and(|state| state.cleared) || pod_ended(self.seen, member).is_some()
+    }
+
     /// Writes down who is confirmed dead, and of whom only silence tells it. Returns whether all are.
     pub(super) fn bury(&mut self) -> bool {
         let found: Vec<_> = self.status.everyone().map(|m| (self.dead(m), self.proven(m))).collect();

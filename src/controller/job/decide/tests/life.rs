@@ -440,6 +440,7 @@ impl Life {
                     restored: None,
                     kept: None,
                     leaving: None,
+                    cleared: false,
                 };
                 let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };
                 self.seen.agents.insert(placement.pod.clone(), agent);

@@ -394,7 +394,7 @@ fn who_is_suspended_keeps_all_slots_until_nothing_can_fail() {
 }
 
 #[test]
-fn a6_a_slot_is_given_back_when_its_agent_has_ended_and_not_with_its_vm() {
+fn a6_a_slot_is_given_back_when_nothing_of_its_agent_is_left_and_not_with_its_vm() {
     let mut life = running(2);
     life.stores = false;
     let wanted = slot_of(&life, 0);
@@ -408,8 +408,11 @@ fn a6_a_slot_is_given_back_when_its_agent_has_ended_and_not_with_its_vm() {
     life.agent(0).vm = VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown };
     let gives_back = |life: &Life| life.plan().effects.iter().any(|effect| effect.name() == "ReleaseSlot");
     assert!(!gives_back(&life), "its files may be there still");
-    let pod = life.pod_of(0);
-    life.end_pod(&pod);
+    let mut ended = life.clone();
+    let pod = ended.pod_of(0);
+    ended.end_pod(&pod);
+    assert!(gives_back(&ended));
+    life.agent(0).cleared = true;
     assert!(gives_back(&life));
 }
 
