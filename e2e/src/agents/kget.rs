@@ -26,10 +26,15 @@ use super::{Agent, JOB, LIMIT, SECRET, World, endpoint, issue};
 use crate::testbed::until;
 
 impl World {
-    /// Has kget take a generation to the repository that was captured because the members have to leave. What it says
-    /// of the transfer, and the generation.
-    pub async fn evacuate(&self, agents: &[Agent], generation: Generation) -> Result<(Transfer, Manifest)> {
-        let board = self.board(agents, generation).await?;
+    /// Has kget take a generation to the repository that was captured for this reason. What it says of the transfer,
+    /// and the generation.
+    pub async fn transfer(
+        &self,
+        agents: &[Agent],
+        generation: Generation,
+        reason: SnapshotReason,
+    ) -> Result<(Transfer, Manifest)> {
+        let board = self.board(agents, generation, reason).await?;
         let own = issue(&self.certificates, &Identity::Kget)?;
         let repository = Arc::new(self.repository(&Identity::Kget)?);
         let key = TicketKey::new(SECRET).context("the secret is too short")?;
@@ -51,7 +56,7 @@ impl World {
     }
 
     /// The job and its snapshot, as the operator leaves them to kget.
-    async fn board(&self, agents: &[Agent], generation: Generation) -> Result<FakeCluster> {
+    async fn board(&self, agents: &[Agent], generation: Generation, reason: SnapshotReason) -> Result<FakeCluster> {
         let board = FakeCluster::new(Clock::system());
         let meta = |name: String| ObjectMeta {
             name: Some(name),
@@ -70,7 +75,7 @@ impl World {
         let status = BestEffortJobStatus { image: Some(self.image.clone()), ..BestEffortJobStatus::default() };
         board.patch_job_status(&job.metadata, &status).await?;
         let incarnation = agents.first().context("no members")?.authority.incarnation;
-        let spec = SnapshotSpec { job: "job".into(), reason: SnapshotReason::Notice, retain: false };
+        let spec = SnapshotSpec { job: "job".into(), reason, retain: false };
         let snapshot = Snapshot { metadata: meta(format!("job-{generation}")), spec, status: None };
         board.create_snapshot(&snapshot).await?;
         let member = |agent: &Agent| {

@@ -8,7 +8,10 @@ use e2e::{
     agents::{Agent, LIMIT, World, capture_and_stay},
     goodput::goodput,
 };
-use vmdeploy::driver::agent::{NodeAgent as _, VmState};
+use vmdeploy::{
+    api::snapshot::SnapshotReason,
+    driver::agent::{NodeAgent as _, VmState},
+};
 
 use super::{pause::at_work, restore::FILLING, writers};
 use crate::report::{Figure, figure};
@@ -31,7 +34,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
             let begun = Instant::now();
             capture_and_stay(&agents, generation, LIMIT).await?;
             let captured = begun.elapsed();
-            let (transfer, manifest) = world.evacuate(&agents, generation).await?;
+            let (transfer, manifest) = world.transfer(&agents, generation, SnapshotReason::Notice).await?;
             let (took, bound) = (begun.elapsed(), manifest.stored() as f64 / goodput);
             ratios.push(took.as_secs_f64() / bound);
             let first = transfer.freed.first().context("nobody is free")?.at.0;

@@ -7,7 +7,7 @@ use e2e::{
     agents::{LIMIT, World, capture},
     goodput::goodput,
 };
-use vmdeploy::driver::agent::VmState;
+use vmdeploy::{api::snapshot::SnapshotReason, driver::agent::VmState};
 
 use super::{pause::at_work, writers};
 use crate::report::{Figure, figure};
@@ -75,8 +75,8 @@ async fn kills(world: &World) -> Result<(f64, Vec<f64>)> {
     Ok((cold, warm))
 }
 
-/// From the order to capture four members to their complete generation, against the time that its new bytes take on
-/// the repository's link.
+/// From the order to capture four members, which run on, to their complete generation, by kget's own controller,
+/// against the time that its new bytes take on the repository's link.
 fn complete() -> Result<Vec<f64>> {
     let world = World::new(writers(4), Some(RATE))?;
     let goodput = goodput(&world.nodes, 0..4, 4, FILLING)?;
@@ -87,7 +87,7 @@ fn complete() -> Result<Vec<f64>> {
             let begun = Instant::now();
             capture(&agents, generation, true).await?;
             let captured = begun.elapsed();
-            let manifest = world.store(&agents, generation).await?;
+            let (_, manifest) = world.transfer(&agents, generation, SnapshotReason::Periodic).await?;
             let (took, bound) = (begun.elapsed(), manifest.stored() as f64 / goodput);
             ratios.push(took.as_secs_f64() / bound);
             eprintln!(
