@@ -144,8 +144,13 @@ impl Hosts {
 
     /// The files that are whole have the right bytes, and nothing else has a final name.
     pub fn right(&self, expected: impl Fn(usize) -> bool) -> Result<()> {
+        self.right_at(|name| self.path("dest").join(name), expected)
+    }
+
+    /// The same, where each host's file is here.
+    pub fn right_at(&self, here: impl Fn(&str) -> PathBuf, expected: impl Fn(usize) -> bool) -> Result<()> {
         for node in 0..self.count() {
-            let whole = self.path("dest").join(self.nodes.name(node));
+            let whole = here(self.nodes.name(node));
             ensure!(whole.exists() == expected(node), "{}: {}", whole.display(), whole.exists());
             if whole.exists() {
                 let found = fs::read(whole)?;

@@ -1,4 +1,4 @@
-//! sshd on nodes, for programs that know nothing else: each sees its own directory at the same path.
+//! sshd on nodes: each sees its own directory at the same path.
 
 use std::{
     fs,
@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{agents::Process, hosts::Hosts, nodes::Nodes};
+use crate::{
+    agents::{Process, program},
+    hosts::Hosts,
+    nodes::Nodes,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// Options of ssh and scp.
@@ -42,6 +46,17 @@ pub struct Ssh {
 impl Ssh {
     /// Starts them.
     pub fn on(hosts: &Hosts) -> Result<Self> {
+        Self::after(hosts, "")
+    }
+
+    /// Starts them where vmdeploy is not installed, home is empty, and so is `/var/tmp`.
+    pub fn bare(hosts: &Hosts) -> Result<Self> {
+        let program = program()?;
+        let directory = program.parent().context("no directory")?.display();
+        Self::after(hosts, &format!("for d in {directory} /var/tmp ~; do mount -t tmpfs none $d || exit; done; "))
+    }
+
+    fn after(hosts: &Hosts, first: &str) -> Result<Self> {
         let (key, shell, own) = (hosts.path("key"), hosts.path("ssh"), hosts.path("own"));
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status()?;
         ensure!(made.success(), "ssh-keygen failed");
@@ -49,7 +64,7 @@ impl Ssh {
         fs::write(&shell, format!("#!/bin/sh\nexec ssh {} -i {} \"$@\"\n", OPTIONS.join(" "), key.display()))?;
         fs::set_permissions(&shell, fs::Permissions::from_mode(0o755))?;
         let server = format!(
-            "mount -t tmpfs none /run && mkdir /run/sshd && mount --bind \"$1\" {own} && exec /usr/sbin/sshd -D \
+            "{first}mount -t tmpfs none /run && mkdir /run/sshd && mount --bind \"$1\" {own} && exec /usr/sbin/sshd -D \
              -f /dev/null -h {key} -o AuthorizedKeysFile={key}.pub -o PermitRootLogin=yes -o StrictModes=no \
              -o UsePAM=no -o PidFile=none -o MaxStartups=100 -o 'Subsystem=sftp internal-sftp'",
             own = own.display(),

@@ -241,7 +241,6 @@ impl Gather {
             }
             Report::Failed { item, reason } => self.failed(item, &reason, at == Place::Repository),
             Report::Need
-            | Report::Miss
             | Report::Unfit { .. }
             | Report::Ready { .. }
             | Report::Digest { .. }
@@ -335,9 +334,10 @@ impl Gather {
         }
         self.ledger.fail(item, reason);
         self.say_failed(item, reason);
-        // what has changed is of no use, and where the disk is full others may have the room
+        // what has changed is of no use; where the disk is full others may have the room, the last one keeps it
+        let others = self.ledger.items.values().any(|item| item.end.is_none());
         if let Some(part) = self.here.take(item)
-            && (here || reason.contains("since the beginning"))
+            && ((here && others) || reason.contains("since the beginning"))
         {
             part.discard();
         }

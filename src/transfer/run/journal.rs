@@ -58,8 +58,13 @@ impl Journal {
         for range in ranges {
             writeln!(lines, "{} {}", range.start, range.end)?;
         }
-        // at once: a line that is torn is the last
-        self.0.write_all(&lines)?;
+        let end = self.0.stream_position()?;
+        if let Err(error) = self.0.write_all(&lines) {
+            // the next line must not go on with half of this one
+            self.0.set_len(end)?;
+            self.0.seek(SeekFrom::Start(end))?;
+            return Err(error);
+        }
         self.0.sync_data()
     }
 }

@@ -1,7 +1,7 @@
 //! Starts the node's side through a remote shell, with nothing installed there beforehand.
 //!
-//! The binary at this one's path is used if it is the same; else one that an earlier run has left, by its digest; else
-//! the node gets it, from a node that has it already. Only the first is given it from here.
+//! The binary at this one's path is used if it is the same; else the node gets it, from a node that has it already.
+//! Only the first is given it from here. Its file is removed before it runs, so that nothing of it is left there.
 
 use std::{
     net::SocketAddr,
@@ -24,15 +24,13 @@ use super::{
 
 /// What the node's shell does: `p` is the path of a binary that may be the same, or nothing. What it says are reports.
 const SCRIPT: &str = r#"if [ -n "$p" ] && [ -x "$p" ]; then exec "$p" kget node; fi; \
-echo '"need"'; read -r d s || exit 1; \
-c="${XDG_CACHE_HOME:-${HOME:-/var/tmp}/.cache}/vmdeploy"; mkdir -p "$c" || exit 1; f="$c/$d"; t="$f.$$"; \
-right() { echo "$d  $1" | sha256sum -c >/dev/null 2>&1; }; \
-if [ -x "$f" ] && right "$f"; then exec "$f" kget node; fi; \
-echo '"miss"'; read -r w b k a || exit 1; \
+echo '"need"'; read -r d s w b k a || exit 1; \
+t=$(mktemp "${TMPDIR:-/var/tmp}/.vmdeploy-XXXXXX") || exit 1; trap 'rm -f "$t"' EXIT; trap 'exit 1' HUP INT TERM; \
+right() { echo "$d  $t" | sha256sum -c >/dev/null 2>&1; }; \
 if [ "$w" = here ]; then head -c "$s" >"$t"; \
-else for x in $a; do bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "%s\n\"binary\"\n" "$3" >&3 && cat <&3' bash "$x" "$b" "$k" >"$t" && right "$t" && break; done; fi; \
-if right "$t"; then chmod 700 "$t" && mv "$t" "$f" && exec "$f" kget node; fi; \
-rm -f "$t"; echo '{"unfit":{"reason":"the binary did not come as it was sent"}}'; exit 1"#;
+else for x in $a; do bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "%s\n\"binary\"\n" "$3" >&3 && cat <&3' bash "$x" "$b" "$k" >"$t" && right && break; done; fi; \
+if right; then chmod 700 "$t" && exec 9<"$t" && rm -f "$t" && exec /proc/self/fd/9 kget node; exit 1; fi; \
+echo '{"unfit":{"reason":"the binary did not come as it was sent"}}'; exit 1"#;
 /// For a host to answer, and for it to do what it was asked; a binary may take longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(600);
@@ -132,25 +130,16 @@ impl Shells {
                 Report::Need => {
                     let digest = tokio::task::spawn_blocking(binary::digest).await;
                     let (size, sha256) = digest.map_err(|error| failed(error.into()))?.map_err(failed)?;
-                    started.write(format!("{sha256} {size}\n").as_bytes()).await.map_err(failed)?;
-                    fetched = true;
-                }
-                Report::Miss => {
-                    patience = LONG;
+                    (fetched, patience) = (true, LONG);
                     let taken = self.spread.take().await;
-                    match (&taken.source, &self.lines) {
-                        (Source::Here, Some((here, token))) => {
-                            let line = from(here, token);
-                            started.write(line.as_bytes()).await.map_err(failed)?;
-                        }
-                        (Source::Here, None) => {
-                            started.write(b"here\n").await.map_err(failed)?;
-                            binary::pass(&mut started.input).await.map_err(failed)?;
-                        }
-                        (Source::Node { address, token }, _) => {
-                            let line = from(std::slice::from_ref(address), token);
-                            started.write(line.as_bytes()).await.map_err(failed)?;
-                        }
+                    let (whence, piped) = match (&taken.source, &self.lines) {
+                        (Source::Here, Some((here, token))) => (from(here, token), false),
+                        (Source::Here, None) => ("here".to_owned(), true),
+                        (Source::Node { address, token }, _) => (from(std::slice::from_ref(address), token), false),
+                    };
+                    started.write(format!("{sha256} {size} {whence}\n").as_bytes()).await.map_err(failed)?;
+                    if piped {
+                        binary::pass(&mut started.input).await.map_err(failed)?;
                     }
                     started.given = Some(taken);
                 }
@@ -205,15 +194,27 @@ impl Started {
             return Ended::Other;
         }
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        Ended::Failed(self.said.last().unwrap_or(status))
+        Ended::Failed(self.said.last().map_or(status, |said| advised(&said)))
     }
+}
+
+/// What ssh says when it connects to nobody, with what is to be done.
+fn advised(said: &str) -> String {
+    let advice = if said.contains("Host key verification failed") {
+        "connect to it once by hand to see why its host key is not trusted here"
+    } else if said.contains("Permission denied (") {
+        "it takes none of the keys that ssh has here; -e 'ssh -i KEY' names another"
+    } else {
+        return said.to_owned();
+    };
+    format!("{said} ({advice})")
 }
 
 /// By which of these addresses, which have one port, the binary may be had.
 fn from(addresses: &[SocketAddr], token: &str) -> String {
     let port = addresses.first().map_or(0, SocketAddr::port);
     let hosts: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
-    format!("from {port} {token} {}\n", hosts.join(" "))
+    format!("from {port} {token} {}", hosts.join(" "))
 }
 
 /// One word for a shell.
@@ -224,6 +225,13 @@ pub(super) fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ssh_says_comes_with_advice() {
+        assert!(advised("Host key verification failed.").contains("by hand"));
+        assert!(advised("root@n1: Permission denied (publickey).").contains("-e 'ssh -i KEY'"));
+        assert_eq!(advised("mktemp: Permission denied"), "mktemp: Permission denied");
+    }
 
     #[test]
     fn a_word_stays_one_in_a_shell() {

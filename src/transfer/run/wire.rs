@@ -132,8 +132,6 @@ pub(super) struct Begin {
 pub(super) enum Report {
     /// The shell has no binary yet.
     Need,
-    /// Nor has it one kept from an earlier run.
-    Miss,
     /// What was sent is not what it should be.
     Unfit { reason: String },
     /// The binary runs.

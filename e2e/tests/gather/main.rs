@@ -1,13 +1,16 @@
 //! `vmdeploy kget gather` with real processes on nodes of their own: what is gathered is whole and right whatever is
 //! killed, full or changed meanwhile, and what is reported is what happened.
 
+mod permissions;
+mod room;
+mod ssh;
+
 use std::{collections::BTreeMap, fs, io::Write as _, os::unix::process::ExitStatusExt as _, process::Child};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::hosts::{Hosts, outcome, stored};
 use vmdeploy::transfer::run::{
     events::{Event, Kind, REPOSITORY},
-    outcome::Outcome,
     trace,
 };
 
@@ -105,29 +108,6 @@ fn k12_of_a_killed_node_only_its_own_file_is_missing() -> Result<()> {
 
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
-fn a_full_destination_has_as_many_whole_files_as_fit() -> Result<()> {
-    let world = hosts(HOSTS, None)?;
-    let dest = world.path("dest");
-    fs::create_dir(&dest)?;
-    let script = format!(
-        "mount -t tmpfs -o size=7m none {0} && {1} >{2}; echo $?; ls -A {0}",
-        dest.display(),
-        world.words(CHUNK)?.join(" "),
-        world.path("report").display()
-    );
-    let output = world.nodes.command(HOSTS, "sh").args(["-c", &script]).output()?;
-    let outcome: Outcome = serde_json::from_slice(&fs::read(world.path("report"))?)?;
-    let text = String::from_utf8(output.stdout)?;
-    let mut lines = text.lines();
-    ensure!(lines.next() == Some("1"), "{text}");
-    ensure!(lines.count() == 3 && outcome.whole == 3, "{text}, {outcome:?}");
-    ensure!(outcome.missing.len() == 3, "{outcome:?}");
-    ensure!(outcome.missing.iter().all(|missing| missing.reason.contains("no room here")), "{outcome:?}");
-    Ok(())
-}
-
-#[ignore = "makes network namespaces: e2e/test --e2e"]
-#[test]
 fn what_goes_wrong_with_one_file_is_said_and_the_others_are_gathered() -> Result<()> {
     let world = hosts(HOSTS, Some("60mbit"))?;
     // 0 has none, 1 cannot be reached, 2 changes while it is sent
@@ -155,28 +135,4 @@ fn what_goes_wrong_with_one_file_is_said_and_the_others_are_gathered() -> Result
     }
     ensure!(reasons.len() == 3, "{reasons:?}");
     world.right(|node| node > 2)
-}
-
-#[ignore = "makes network namespaces: e2e/test --e2e"]
-#[test]
-fn nodes_without_the_binary_get_it_from_each_other() -> Result<()> {
-    let world = hosts(4, None)?;
-    // nothing is at the path where it is here, and each has a cache of its own
-    world.shell(
-        "rsh",
-        "exec ip netns exec \"$host\" env TMPDIR=\"$root/$host\" XDG_CACHE_HOME=\"$root/cache/$host\" \
-         sh -c \"$(printf %s \"$*\" | sed \"s:p='[^;]*;:p=;:\")\"",
-    )?;
-    for turn in 0..2 {
-        let output = world.command(CHUNK)?.output()?;
-        ensure!(output.status.success(), "{output:?}");
-        world.right(|_| true)?;
-        fs::remove_dir_all(world.path("dest"))?;
-        for node in 0..4 {
-            let cache = world.path("cache").join(world.nodes.name(node)).join("vmdeploy");
-            let found: Vec<_> = fs::read_dir(cache)?.collect::<Result<_, _>>()?;
-            ensure!(found.len() == 1, "turn {turn}: {found:?}");
-        }
-    }
-    Ok(())
 }
