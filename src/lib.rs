@@ -135,7 +135,8 @@
 //!
 //! Ends are classified by the site's events, never by a state alone. One lost member is the job's loss:
 //! all go back to the same generation. A master on a node of its own is no member: without it the members run
-//! on, and the next attempt has another.
+//! on, and the next attempt has another. A slot that has nobody else is given back alone when it is wanted. A slot that
+//! fails before anybody is on it is asked for again later each time.
 //!
 //! # Who owns which truth
 //!

@@ -128,6 +128,11 @@ impl BestEffortJobStatus {
         self.members.iter_mut().chain(&mut self.master)
     }
 
+    /// What the present incarnation was started from, as long as its end is not accounted for.
+    pub fn under_way(&self) -> Option<&Origin> {
+        self.origin.as_ref().filter(|origin| origin.since.is_some())
+    }
+
     /// Whether the repository may have something of it: it has run, or what it is to begin with was to be copied.
     pub fn may_have_content(&self) -> bool {
         self.incarnation > 0 || self.adopted.is_some()

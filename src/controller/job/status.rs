@@ -208,17 +208,20 @@ fn admitted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now:
     let slots: Vec<&SlotStatus> = status.slots.iter().filter(|slot| slot.is_in_use()).collect();
     let (waiting, held): (Vec<&SlotStatus>, Vec<&SlotStatus>) =
         slots.iter().partition(|slot| slot.state == SlotState::Waiting);
-    if let Some(first) = waiting.first() {
+    let called = called_slots(waiting.iter().copied(), [" waits", " wait"]);
+    if let (Some(first), Some(called)) = (waiting.first(), called) {
         let rest = if held.is_empty() { String::new() } else { format!("; {} run and are kept for them", held.len()) };
-        let said =
-            format!("{} in the scheduler's queue{rest}", called_slots(waiting.iter().copied(), [" waits", " wait"]));
+        let said = format!("{called} in the scheduler's queue{rest}");
         let left_out = first.asked.as_ref().map(|asked| asked.left_out.as_slice()).unwrap_or_default();
         return (Truth::False, Reason::SlotsRequested, with_left_out(said, left_out));
     }
     let wanted = nodes(&job.spec) as usize;
-    if !held.is_empty() && (job.spec.slots.allocation == Allocation::Gang || held.len() >= wanted) {
+    // members that run need no slot of a lost master
+    let runs = matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting | JobPhase::Completing);
+    let enough = runs || job.spec.slots.allocation == Allocation::Gang || held.len() >= wanted;
+    if let Some(called) = called_slots(held.iter().copied(), [" on"; 2]).filter(|_| enough) {
         let nodes: Vec<&str> = held.iter().flat_map(|slot| slot.nodes.iter().map(String::as_str)).collect();
-        return (Truth::True, Reason::SlotsRunning, format!("{} {}", called_slots(held, [" on"; 2]), nodes.join(", ")));
+        return (Truth::True, Reason::SlotsRunning, format!("{called} {}", nodes.join(", ")));
     }
     let said = match (&seen.partly_started, held.len()) {
         (Some(other), 0) => format!("no slot is held; job {other} has some of its slots and waits for the rest first"),

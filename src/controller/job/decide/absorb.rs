@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         Reason,
-        job_status::{AskedFor, PendingSubmission, ReleaseIntent, ReleaseReason, SlotState, SlotStatus},
+        job_status::{AskedFor, MemberPhase, PendingSubmission, ReleaseIntent, ReleaseReason, SlotState, SlotStatus},
     },
     controller::job::plan::Effect,
     driver::{
@@ -28,6 +28,19 @@ use crate::{
 
 /// How often a slot is given back until it is over.
 const RELEASE_EVERY: Duration = Duration::from_secs(5);
+
+/// Agents have this long to leave by themselves, with their files, where somebody waits for the slot and takes it soon.
+const WANTED: Duration = Duration::from_secs(10);
+/// Longer where only the job's own rest waits for it.
+pub(super) const LAST: Duration = Duration::from_secs(15);
+/// Longest where nobody waits: other slots are asked for meanwhile.
+const UNWANTED: Duration = Duration::from_secs(20);
+/// A hold that agents have told to end has mostly ended within this time.
+const HOLD_ENDS: Duration = Duration::from_secs(4);
+/// A slot that is given back, and that a site which was read well for some time does not know, is over after this time.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+/// So long must the site have been read well.
+const READ_WELL: Duration = Duration::from_secs(30);
 
 /// A slot that came to its end in this pass.
 pub(super) struct Over {
@@ -57,12 +70,14 @@ impl Draft<'_> {
             Ok(ids) => {
                 let slots: Vec<SlotStatus> =
                     ids.iter().map(|id| waiting(id.0.clone(), pending.number, Some(pending))).collect();
-                let called = called_slots(slots.iter(), [" was", " were"]);
-                self.note(Reason::SlotsRequested, format!("{called} asked for"));
+                if let Some(called) = called_slots(&slots, [" was", " were"]) {
+                    self.note(Reason::SlotsRequested, format!("{called} asked for"));
+                }
                 self.status.slots.extend(slots);
                 self.status.pending_submission = None;
-                // slots that did not all come may do so again, and are held less often each time
-                self.status.retry = self.status.retry.take().filter(|retry| retry.reason == Reason::SlotsIncomplete);
+                // slots that did not all come, or failed, may do so again, and are asked for later each time
+                let may_come_again = |reason| matches!(reason, Reason::SlotsIncomplete | Reason::NodeLost);
+                self.status.retry = self.status.retry.take().filter(|retry| may_come_again(retry.reason));
             }
             // it may have been accepted: only a look-up can tell (safety A10)
             Err(SiteError::Unreachable(_) | SiteError::NotFound(_)) => {
@@ -140,7 +155,9 @@ impl Draft<'_> {
             let asked_for = pending.is_some() && self.missing() > 0;
             // a status restored from a backup may have counted backwards
             let ahead = number > self.status.submission && !self.has_slots() && wanted;
-            let late = self.one_by_one() && number == self.status.submission && self.missing() > 0 && wanted;
+            // members that run on without a master need no slot in place of its own
+            let seated = self.status.under_way().is_some();
+            let late = self.one_by_one() && number == self.status.submission && !seated && self.missing() > 0 && wanted;
             if asked_for || ((ahead || late) && !ended) {
                 let mut slot = waiting(facts.id.0.clone(), number, pending);
                 slot.nodes = facts.nodes.iter().map(ToString::to_string).collect();
@@ -200,41 +217,34 @@ impl Draft<'_> {
     }
 
     /// Gives back every slot whose intent says so, once nothing of ours is on it any more, and drops
-    /// those that are over. `patience` is how long agents get to leave by themselves.
-    pub(super) fn release(&mut self, patience: Duration) {
+    /// those that are over.
+    pub(super) fn release(&mut self) {
         let mut ask = Vec::new();
         let mut drop = Vec::new();
         let mut later: Option<Duration> = None;
         for slot in &self.status.slots {
-            let on_it: Vec<_> = self
-                .status
-                .members
-                .iter()
-                .filter(|member| member.agent.as_ref().is_some_and(|agent| agent.slot == slot.id))
-                .collect();
-            let empty = on_it.iter().all(|member| self.dead(member));
+            // a slot that is over tells of deaths until they are written down
+            let buried = self.on_slot(&slot.id).all(|member| member.phase == MemberPhase::Dead);
             if slot.state == SlotState::Ended {
-                if empty {
+                if buried {
                     drop.push(slot.id.clone());
                 }
                 continue;
             }
             let Some(intent) = &slot.release else { continue };
             let age = since(intent.since.0, self.now);
-            if empty && age >= Duration::from_secs(60) && self.site_forgot(&slot.id) {
+            if buried && age >= FORGOTTEN && self.site_forgot(&slot.id) {
                 drop.push(slot.id.clone());
                 continue;
             }
-            // where agents have told the hold to end, it ends by itself; where somebody waits it is not waited for, but
-            // until nothing of the agents is left: their files go after their VMs (safety A6)
-            let wanted = intent.reason == ReleaseReason::Evacuated;
-            let nothing = on_it.iter().all(|member| self.cleared(member));
-            let wait = if on_it.is_empty() || (empty && wanted && nothing) {
+            // the files of agents go after their VMs (safety A6)
+            let nothing = self.on_slot(&slot.id).all(|member| self.cleared(member));
+            let wait = if self.on_slot(&slot.id).next().is_none() {
                 Duration::ZERO
-            } else if empty {
-                Duration::from_secs(4)
+            } else if nothing {
+                after_the_agents(intent.reason)
             } else {
-                patience
+                patience(intent.reason)
             };
             let left = wait.saturating_sub(age);
             if left.is_zero() {
@@ -254,11 +264,25 @@ impl Draft<'_> {
 
     /// Whether the site, asked for long enough, does not know a slot that we give back anyway.
     fn site_forgot(&self, id: &str) -> bool {
-        let good = self.seen.reads_good_since.is_some_and(|good| since(good, self.now) >= Duration::from_secs(30));
+        let good = self.seen.reads_good_since.is_some_and(|good| since(good, self.now) >= READ_WELL);
         let known = self.seen.slots.known().is_some();
         let unknown = self.facts(id).is_none_or(|facts| matches!(facts.phase, SlotPhase::Unknown(_)));
         good && known && unknown
     }
+}
+
+/// How long agents get to leave a slot by themselves before it is given back all the same.
+fn patience(reason: ReleaseReason) -> Duration {
+    match reason {
+        ReleaseReason::Evacuated => WANTED,
+        ReleaseReason::Finished | ReleaseReason::Suspended | ReleaseReason::Deleted => LAST,
+        ReleaseReason::Incomplete | ReleaseReason::Duplicate | ReleaseReason::BadNode => UNWANTED,
+    }
+}
+
+/// How long its hold gets to end by itself once nothing of the agents is left: no time where somebody waits.
+fn after_the_agents(reason: ReleaseReason) -> Duration {
+    if reason == ReleaseReason::Evacuated { Duration::ZERO } else { HOLD_ENDS }
 }
 
 /// Whether something will be killed; a person's own request for a checkpoint announces nothing.

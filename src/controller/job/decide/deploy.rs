@@ -38,7 +38,7 @@ impl Draft<'_> {
         if !wanted.is_empty() {
             self.note(Reason::Preempted, "the slots are wanted back before the guests run");
             if self.one_by_one() {
-                self.book_eviction();
+                self.book_eviction(&self.leaving_cause(&wanted));
             }
             self.ends_before_running();
             self.give_up(&wanted, ReleaseReason::Evacuated);
@@ -51,11 +51,11 @@ impl Draft<'_> {
             return;
         }
         // the deaths of an incarnation that is over already are no failure of a new one
-        let present = self.status.origin.as_ref().is_some_and(|origin| origin.since.is_some());
+        let present = self.status.under_way().is_some();
         let ill: Vec<String> = if present { self.newly_dead() } else { Vec::new() };
         self.bury();
         self.clear_pods();
-        self.release(Duration::from_secs(20));
+        self.release();
         if !ill.is_empty() {
             self.start_failed(&ill.join("; "));
             return;

@@ -19,7 +19,7 @@ impl Draft<'_> {
         self.leave(code);
         self.bury();
         let clear = self.clear_pods();
-        self.release(Duration::from_secs(15));
+        self.release();
         let sure = self.resolve_doubt();
         let nothing = self.status.slots.is_empty() && clear && self.living().is_empty() && sure;
         if !nothing {

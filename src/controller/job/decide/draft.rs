@@ -10,7 +10,7 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         job_status::{CaptureStatus, MemberPhase, Retry, SlotState},
     },
-    controller::job::plan::{Effect, Note, Plan, Seen, SnapshotSeen},
+    controller::job::plan::{AgentRef, Effect, Note, Plan, Seen, SnapshotSeen},
     driver::site::SlotFacts,
     names::JobUid,
 };
@@ -75,6 +75,17 @@ impl<'a> Draft<'a> {
                 self.wake(every);
             }
         }
+    }
+
+    /// Takes orders to leave back that these agents were to be given in this pass.
+    pub(super) fn take_back_leave(&mut self, those: &[AgentRef]) {
+        self.effects.retain_mut(|effect| match effect {
+            Effect::Leave { agents, .. } => {
+                agents.retain(|agent| !those.contains(agent));
+                !agents.is_empty()
+            }
+            _ => true,
+        });
     }
 
     /// Adds an event.
@@ -254,9 +265,8 @@ pub(crate) fn sent_key(effect: &Effect) -> String {
         Effect::ReleaseSlot { id } => id.to_string(),
         Effect::DeleteAgent { pod } => pod.clone(),
         Effect::CreateAgent(placement) => placement.pod.clone(),
-        Effect::Go { agents } | Effect::Leave { agents, .. } => {
-            agents.first().map(|agent| format!("{}/{}", agent.pod, agents.len())).unwrap_or_default()
-        }
+        Effect::Go { agents } => pods(agents),
+        Effect::Leave { agents, code } => format!("{code:?} {}", pods(agents)),
         Effect::Capture(capture) | Effect::AbandonCapture(capture) => capture.nonce.clone(),
         Effect::FenceRepository { incarnation } => incarnation.to_string(),
         Effect::Adopt(order) => format!("{} {}", order.from.job, order.from.generation),
@@ -267,6 +277,10 @@ pub(crate) fn sent_key(effect: &Effect) -> String {
         Effect::AddFinalizer | Effect::RemoveFinalizer | Effect::DeleteJob | Effect::RemoveContent => String::new(),
     };
     format!("{} {object}", effect.name())
+}
+
+fn pods(agents: &[AgentRef]) -> String {
+    agents.iter().map(|agent| agent.pod.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 /// The time from one moment to a later one; zero if it is not later.

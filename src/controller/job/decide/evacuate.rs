@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
+    Goal,
     draft::{Draft, after, before, since},
+    lose::Cause,
     members::state,
     seats::called_slots,
 };
@@ -19,7 +21,7 @@ use crate::{
     api::{
         JobPhase, Reason,
         job::OnNotice,
-        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotState, SlotStatus, Suspended},
+        job_status::{CaptureStatus, ReleaseReason, SlotState, SlotStatus, Suspended},
         snapshot::SnapshotReason,
     },
     controller::job::plan::BarrierState,
@@ -36,8 +38,6 @@ const WORTH_A_CAPTURE: Duration = Duration::from_secs(5);
 /// Least time between the beginnings of two captures, if the first has failed.
 const BETWEEN_CAPTURES: Duration = Duration::from_secs(1);
 
-/// Agents have this long to leave by themselves.
-pub(super) const LEAVE: Duration = Duration::from_secs(10);
 /// Least time kept for leaving before the end of the walltime.
 const WALLTIME_LEAD: Duration = Duration::from_secs(20);
 
@@ -47,16 +47,15 @@ impl Draft<'_> {
         self.phase(JobPhase::Evacuating);
         let left = self.leaving_deadline().map_or(0, |end| since(self.now, end).as_secs());
         let leaving = self.leaving();
-        let slots = |verbs| called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), verbs);
+        let slots = called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), [" is", " are"]);
         let rest = self.in_use().count() - leaving.len();
         let rest = if rest > 0 && !suspend { format!("; {rest} others are kept") } else { String::new() };
-        let (reason, message) = match self.leaving_reason() {
-            SnapshotReason::Notice => (
-                Reason::Preempted,
-                format!("{} wanted by somebody else: {left} s to leave{rest}", slots([" is", " are"])),
-            ),
-            SnapshotReason::Walltime => (Reason::WalltimeOver, format!("{} nearly over{rest}", slots([" is", " are"]))),
-            SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic => {
+        let (reason, message) = match (self.leaving_reason(), slots) {
+            (SnapshotReason::Notice, Some(slots)) => {
+                (Reason::Preempted, format!("{slots} wanted by somebody else: {left} s to leave{rest}"))
+            }
+            (SnapshotReason::Walltime, Some(slots)) => (Reason::WalltimeOver, format!("{slots} nearly over{rest}")),
+            (SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic, _) | (_, None) => {
                 (Reason::Suspended, "the job is to be suspended".to_owned())
             }
         };
@@ -66,21 +65,47 @@ impl Draft<'_> {
 
     /// The slots in use that will be taken away soon. A gang's is all there is.
     pub(super) fn leaving(&mut self) -> BTreeSet<String> {
-        let slots: Vec<SlotStatus> = self.in_use().cloned().collect();
-        slots.iter().filter(|slot| slot.notice.is_some() || self.walltime_near(slot)).map(|s| s.id.clone()).collect()
+        let next = self.in_use().filter_map(|slot| self.time_to_leave(slot)).filter(|at| self.now < *at).min();
+        if let Some(next) = next {
+            self.wake_at(next);
+        }
+        self.in_use().filter(|slot| self.is_leaving(slot)).map(|slot| slot.id.clone()).collect()
     }
 
-    /// Whether the slot's time is nearly over by our own calculation (safety B16).
-    fn walltime_near(&mut self, slot: &SlotStatus) -> bool {
-        let Some(until) = slot.until.as_ref().map(|until| until.0) else { return false };
+    fn is_leaving(&self, slot: &SlotStatus) -> bool {
+        slot.notice.is_some() || self.time_to_leave(slot).is_some_and(|at| self.now >= at)
+    }
+
+    /// From when on the slot's time is nearly over by our own calculation (safety B16).
+    fn time_to_leave(&self, slot: &SlotStatus) -> Option<Timestamp> {
         let grace = Duration::from(self.job.spec.snapshots.grace);
         let third = Duration::from(self.job.spec.slots.walltime) / 3;
-        let start = before(until, grace.max(WALLTIME_LEAD).min(third));
-        if self.now >= start {
-            return true;
+        Some(before(slot.until.as_ref()?.0, grace.max(WALLTIME_LEAD).min(third)))
+    }
+
+    /// Whether a slot that is being left is wanted by somebody else; its time is nearly over otherwise.
+    fn is_wanted(&self, slot: &SlotStatus) -> bool {
+        let announced = self.facts(&slot.id).and_then(|facts| facts.notice).map(|notice| notice.kind);
+        slot.notice.is_some() && announced != Some(NoticeKind::Walltime)
+    }
+
+    /// Why those of these slots are taken that are being left: for somebody else, if any is.
+    pub(super) fn leaving_cause(&self, those: &BTreeSet<String>) -> Cause {
+        let wanted = self.in_use().any(|slot| those.contains(&slot.id) && self.is_wanted(slot));
+        if wanted { Cause::Preempted } else { Cause::Walltime }
+    }
+
+    /// Tells which slots are being left, and why each is.
+    pub(super) fn note_leaving(&mut self, those: &BTreeSet<String>, rest: &str) {
+        let left = self.in_use().filter(|slot| those.contains(&slot.id));
+        let (wanted, over): (Vec<&SlotStatus>, Vec<&SlotStatus>) = left.partition(|slot| self.is_wanted(slot));
+        let wanted = (Reason::Preempted, called_slots(wanted, [" is wanted back", " are wanted back"]));
+        let over = (Reason::WalltimeOver, called_slots(over, [" is nearly over", " are nearly over"]));
+        for (reason, slots) in [wanted, over] {
+            if let Some(slots) = slots {
+                self.note(reason, format!("{slots}{rest}"));
+            }
         }
-        self.wake_at(start);
-        false
     }
 
     /// Takes note of slots that the hold told an agent are wanted back. A person's request for a checkpoint, which
@@ -94,9 +119,7 @@ impl Draft<'_> {
                 if announced.is_some_and(|notice| notice.kind == NoticeKind::Person) {
                     return None;
                 }
-                let on_it = |member: &&MemberStatus| self.slot_of(member).is_some_and(|its| its.id == slot.id);
-                let agents = self.status.everyone().filter(on_it);
-                let ago = agents.filter_map(|member| state(self.seen, member)?.notice).max()?;
+                let ago = self.on_slot(&slot.id).filter_map(|member| state(self.seen, member)?.notice).max()?;
                 Some((slot.id.clone(), before(self.now, ago)))
             })
             .collect();
@@ -107,20 +130,17 @@ impl Draft<'_> {
         }
     }
 
-    /// Why slots are being left.
+    /// Why slots are being left: if nobody takes any, the job is to be suspended.
     pub(super) fn leaving_reason(&self) -> SnapshotReason {
-        if !self.has_slots() {
-            return SnapshotReason::Suspend;
+        let leaving: BTreeSet<String> =
+            self.in_use().filter(|slot| self.is_leaving(slot)).map(|slot| slot.id.clone()).collect();
+        if leaving.is_empty() && super::goal(self) == Goal::Suspend {
+            SnapshotReason::Suspend
+        } else if self.leaving_cause(&leaving) == Cause::Preempted {
+            SnapshotReason::Notice
+        } else {
+            SnapshotReason::Walltime
         }
-        let announced = |slot: &SlotStatus| self.facts(&slot.id).and_then(|facts| facts.notice).map(|n| n.kind);
-        let mut noticed = self.in_use().filter(|slot| slot.notice.is_some()).peekable();
-        if noticed.peek().is_some() {
-            let walltime = noticed.all(|slot| announced(slot) == Some(NoticeKind::Walltime));
-            return if walltime { SnapshotReason::Walltime } else { SnapshotReason::Notice };
-        }
-        let soon = |until: Timestamp| since(self.now, until) <= Duration::from_secs(60);
-        let near = self.in_use().any(|slot| slot.until.as_ref().is_some_and(|until| soon(until.0)));
-        if self.job.spec.suspend && !near { SnapshotReason::Suspend } else { SnapshotReason::Walltime }
     }
 
     /// When the first slot will be taken; none if nobody takes any.
@@ -139,16 +159,17 @@ impl Draft<'_> {
     pub(super) fn evacuate(&mut self, suspend: bool) {
         self.wake(Duration::from_secs(1));
         // its work is booked with the decision to leave
-        let decided = self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
-        if !self.has_slots() || (decided && self.one_by_one()) {
+        let decided = self.status.under_way().is_none();
+        self.heed_agents_notice();
+        self.give_back_masters();
+        if !self.holds_members() || (decided && self.one_by_one()) {
             self.gone_with(suspend);
             return;
         }
-        if self.in_use().any(|slot| slot.state != SlotState::Running) {
+        if self.in_use().any(|slot| slot.state != SlotState::Running && self.carries_member(&slot.id)) {
             self.because("a slot is being taken");
-            self.heed_agents_notice();
             self.give_back_safe(suspend);
-            self.release(LEAVE);
+            self.release();
             return;
         }
         if matches!(self.outcome(), super::run::Outcome::Done) && self.outputs_kept() {
@@ -161,10 +182,9 @@ impl Draft<'_> {
             self.warn(Reason::NodeLost, ill.join("; "));
             self.bury();
         }
-        self.heed_agents_notice();
         self.give_back_safe(suspend);
-        self.release(LEAVE);
-        if !self.has_slots() {
+        self.release();
+        if !self.holds_members() {
             self.gone_with(suspend);
             return;
         }
@@ -237,9 +257,13 @@ impl Draft<'_> {
             self.status.members.iter().any(|member| {
                 super::members::state(self.seen, member).is_some_and(|state| state.vm == VmState::Stopped)
             });
-        stopped
-            && self.status.snapshots.last == self.status.snapshots.last_stored
-            && self.status.snapshots.last.is_some()
+        stopped && self.last_is_stored()
+    }
+
+    /// Whether what was captured last is complete.
+    fn last_is_stored(&self) -> bool {
+        let snapshots = &self.status.snapshots;
+        snapshots.last.is_some() && snapshots.last == snapshots.last_stored
     }
 
     /// Whether there is nothing that a capture would keep.
@@ -255,14 +279,14 @@ impl Draft<'_> {
         } else if self.one_by_one() {
             let leaving = self.leaving();
             if !leaving.is_empty() {
-                self.book_eviction();
+                self.book_eviction(&self.leaving_cause(&leaving));
             }
             self.intend_some(|slot| leaving.contains(&slot.id), ReleaseReason::Evacuated);
         } else {
             self.intend(ReleaseReason::Evacuated);
         }
         self.leave_by_slot(LeaveCode::Saved);
-        self.release(LEAVE);
+        self.release();
         self.because("the slots are left");
     }
 
@@ -283,21 +307,23 @@ impl Draft<'_> {
         }
     }
 
-    /// Nothing is in use any more: waits until nothing is held.
+    /// Nothing that a member was on is in use any more: waits until nothing is held. A master's slot that nobody wants
+    /// is kept.
     fn gone_with(&mut self, suspend: bool) {
         self.leave_by_slot(LeaveCode::Saved);
         self.bury();
         let clear = self.clear_pods();
-        self.release(LEAVE);
+        self.release();
         self.because("slots are being given back");
-        let decided = self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
+        let decided = self.status.under_way().is_none();
         if self.one_by_one() && !decided {
             // all bytes are safe; the generation counts once it is complete
             if self.status.snapshots.capture.as_ref().is_some_and(is_last) {
                 self.because("waiting for a generation to be complete");
                 return;
             }
-            self.book_leaving("");
+            let stored = self.last_is_stored();
+            self.book_leaving(if stored { "" } else { "the last capture could not be stored" });
         }
         if suspend {
             self.intend(ReleaseReason::Suspended);

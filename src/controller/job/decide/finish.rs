@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::absorb::LAST;
 use super::draft::{Draft, after, since};
 use super::members::state;
 use crate::{
@@ -59,8 +60,7 @@ impl Draft<'_> {
         }
         let nothing = self.wind_down(ReleaseReason::Finished, LeaveCode::Done);
         let old = self.status.slots.iter().all(|slot| {
-            slot.release.as_ref().is_some_and(|r| since(r.since.0, self.now) >= Duration::from_secs(15))
-                || slot.state == SlotState::Ended
+            slot.release.as_ref().is_some_and(|r| since(r.since.0, self.now) >= LAST) || slot.state == SlotState::Ended
         });
         if nothing || (old && self.living().is_empty()) {
             self.account_result();
@@ -72,12 +72,8 @@ impl Draft<'_> {
 
     /// Everything that ran up to the end is kept.
     fn account_result(&mut self) {
-        let (ran, elapsed) = (self.ran(), self.elapsed());
-        let Some(origin) = self.status.origin.as_mut().filter(|origin| origin.since.is_some()) else { return };
-        origin.since = None;
-        let total = origin.work + ran;
-        self.status.work.useful = self.status.work.useful.max(total);
-        self.status.work.overhead += elapsed.saturating_sub(ran);
+        let Some(came_to) = self.close() else { return };
+        self.status.work.useful = self.status.work.useful.max(came_to);
     }
 
     fn succeed(&mut self) {

@@ -3,15 +3,16 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
+    Goal,
     draft::{Draft, since},
     evacuate::is_last,
+    lose::Cause,
     seats::called_slots,
 };
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotState},
-        snapshot::SnapshotReason,
+        job_status::{CaptureStatus, MemberStatus, ReleaseReason, SlotState, SlotStatus},
     },
     controller::job::plan::SnapshotSeen,
     driver::agent::LeaveCode,
@@ -32,20 +33,28 @@ impl Draft<'_> {
         let safe = self.safe(&capture);
         // who leaves only to be suspended stays until nothing can fail any more
         let leaving = self.leaving();
-        let is_safe = |member: &MemberStatus| safe.contains(&member.index) || member.index >= self.job.spec.members;
-        let unsafe_slots = self.slots_where(|member| !is_safe(member));
+        let unsafe_slots = self.slots_where(|member| !safe.contains(&member.index));
         let given: BTreeSet<String> = leaving.difference(&unsafe_slots).cloned().collect();
-        if given.is_empty() {
-            return;
-        }
         let leaving = self.in_use().filter(|slot| given.contains(&slot.id));
-        let slots = called_slots(leaving, [" is given back", " are given back"]);
+        let Some(slots) = called_slots(leaving, [" is given back", " are given back"]) else { return };
         let message = format!("{slots}: the bytes of generation {} from there are safe", capture.generation);
         self.note(Reason::SnapshotStored, message);
-        self.book_eviction();
+        self.book_eviction(&self.leaving_cause(&given));
         let reason = if suspend { ReleaseReason::Suspended } else { ReleaseReason::Evacuated };
         self.intend_some(|slot| given.contains(&slot.id), reason);
         self.leave_given_back(LeaveCode::Saved);
+    }
+
+    /// Gives back each slot that is wanted, or nearly over, and carries no member: they run on without a master.
+    pub(super) fn give_back_masters(&mut self) {
+        let given: BTreeSet<String> = self.leaving().into_iter().filter(|id| !self.carries_member(id)).collect();
+        if given.is_empty() {
+            return;
+        }
+        self.note_leaving(&given, " and only has the master, without which the members run on");
+        self.intend_some(|slot| given.contains(&slot.id), ReleaseReason::Evacuated);
+        self.leave_given_back(LeaveCode::Saved);
+        self.release();
     }
 
     /// The members whose bytes of a capture the repository lists.
@@ -60,22 +69,20 @@ impl Draft<'_> {
             return false;
         };
         let safe = self.safe(capture);
-        let on_it = |member: &&MemberStatus| member.agent.as_ref().is_some_and(|agent| agent.slot == slot);
-        let mut members = self.status.members.iter().filter(on_it);
         self.one_by_one()
             && self.status.phase == JobPhase::Evacuating
-            && members.all(|member| safe.contains(&member.index))
+            && self.on_slot(slot).all(|member| safe.contains(&member.index))
     }
 
     /// Whether somebody on a slot that is given back has not left yet, and may be about to: to ask for others takes a
     /// moment of the site's, in which nothing would be given back.
     pub(super) fn are_leaving(&self) -> bool {
-        let given_back = |id: &str| {
-            let slot = self.status.slots.iter().find(|slot| slot.id == id);
-            let intent = slot.filter(|slot| slot.state != SlotState::Ended).and_then(|slot| slot.release.as_ref());
+        let lately = |slot: &&SlotStatus| {
+            let intent = slot.release.as_ref().filter(|_| slot.state != SlotState::Ended);
             intent.is_some_and(|intent| since(intent.since.0, self.now) < SOON)
         };
-        self.living().iter().any(|member| member.agent.as_ref().is_some_and(|agent| given_back(&agent.slot)))
+        let mut given_back = self.status.slots.iter().filter(lately);
+        given_back.any(|slot| self.on_slot(&slot.id).any(|member| !self.dead(member)))
     }
 
     /// The members whose slots are wanted, or were, if others stay where they are: their bytes are to go first.
@@ -85,6 +92,9 @@ impl Draft<'_> {
             return self.status.members.iter().map(|member| member.index).collect();
         }
         if !self.one_by_one() || !is_last(capture) {
+            return Vec::new();
+        }
+        if super::goal(self) == Goal::Suspend {
             return Vec::new();
         }
         let leaving = self.leaving();
@@ -97,14 +107,14 @@ impl Draft<'_> {
     }
 
     /// Counts the cause of an evacuation in which slots are given back one by one: once, with the first.
-    pub(super) fn book_eviction(&mut self) {
-        let reason = self.leaving_reason();
+    pub(super) fn book_eviction(&mut self, cause: &Cause) {
         let Some(origin) = self.status.origin.as_mut().filter(|origin| !origin.evicted) else { return };
         origin.evicted = true;
-        match reason {
-            SnapshotReason::Notice => self.status.kills.preempted += 1,
-            SnapshotReason::Walltime => self.status.kills.walltime += 1,
-            SnapshotReason::Suspend | SnapshotReason::User | SnapshotReason::Periodic => {}
+        match cause {
+            Cause::Preempted => self.status.kills.preempted += 1,
+            Cause::Walltime => self.status.kills.walltime += 1,
+            Cause::Node(_) => self.status.kills.node += 1,
+            Cause::Cancelled(_) | Cause::Rejected(_) => {}
         }
     }
 }

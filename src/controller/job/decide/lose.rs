@@ -10,7 +10,7 @@ use super::draft::Draft;
 use crate::{
     api::{
         JobPhase, Reason,
-        job_status::{ReleaseReason, Suspended},
+        job_status::{ReleaseReason, Retry, Suspended},
     },
     driver::{
         agent::LeaveCode,
@@ -31,6 +31,29 @@ pub(super) enum Cause {
     Cancelled(String),
     /// The request was wrong.
     Rejected(String),
+}
+
+impl Cause {
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::Preempted => Reason::Preempted,
+            Self::Walltime => Reason::WalltimeOver,
+            Self::Node(_) => Reason::NodeLost,
+            Self::Cancelled(_) => Reason::CancelledExternally,
+            Self::Rejected(_) => Reason::SubmissionRefused,
+        }
+    }
+
+    /// What has become of a slot.
+    fn what(&self) -> String {
+        match self {
+            Self::Preempted => "was taken for somebody else".into(),
+            Self::Walltime => "is over: its time has ended".into(),
+            Self::Node(why) => format!("is lost: {why}"),
+            Self::Cancelled(user) => format!("was deleted by {user}"),
+            Self::Rejected(why) => format!("was refused: {why}"),
+        }
+    }
 }
 
 /// Why a slot ended that was not given back for another reason.
@@ -116,11 +139,21 @@ impl Draft<'_> {
         }
         let cause = cause(over);
         let id = over.slot.id.clone();
-        if self.lost_while_waiting(&id, &cause) {
+        let empty =
+            matches!(self.status.phase, JobPhase::Queued | JobPhase::Deploying) && self.status.under_way().is_none();
+        if empty && self.lost_while_waiting(&id, &cause) {
             return;
         }
-        if self.is_spent(&id) && matches!(cause, Cause::Preempted | Cause::Walltime | Cause::Node(_)) {
-            self.book_eviction();
+        let by_itself = matches!(cause, Cause::Preempted | Cause::Walltime | Cause::Node(_));
+        if by_itself && self.can_do_without(&id) {
+            let message =
+                format!("slot {id} {}: it only had the master, without which the members run on", cause.what());
+            self.note(cause.reason(), message);
+            self.bury();
+            return;
+        }
+        if by_itself && self.is_spent(&id) {
+            self.book_eviction(&cause);
             self.note(Reason::SnapshotStored, format!("slot {id} has ended: all bytes from there are safe"));
             self.bury();
             return;
@@ -129,10 +162,15 @@ impl Draft<'_> {
             self.status.phase,
             JobPhase::Running | JobPhase::Snapshotting | JobPhase::Evacuating | JobPhase::Completing
         );
-        if let Cause::Rejected(text) = &cause {
-            self.back_off(Reason::SubmissionRefused, text.clone());
-        } else {
-            self.account_loss(cause.clone());
+        match &cause {
+            Cause::Rejected(text) => self.back_off(Reason::SubmissionRefused, text.clone()),
+            Cause::Node(_) if empty => {
+                self.status.kills.node += 1;
+                self.rest(format!("slot {id} {}", cause.what()));
+            }
+            Cause::Preempted | Cause::Walltime | Cause::Node(_) | Cause::Cancelled(_) => {
+                self.account_loss(cause.clone());
+            }
         }
         let unsaved = ran && cause == Cause::Preempted && over.end != End::SavedAtPreemption;
         if unsaved && !Duration::from(self.job.spec.snapshots.grace).is_zero() {
@@ -143,18 +181,16 @@ impl Draft<'_> {
             Cause::Node(_) => self.forgive_try(false),
             Cause::Cancelled(_) | Cause::Rejected(_) => {}
         }
-        self.leave(LeaveCode::KeepSlot);
-        self.bury();
-        if let Cause::Rejected(_) | Cause::Cancelled(_) = &cause {
-            // what is true of one is true of all that were asked for with it
-            self.intend(if matches!(cause, Cause::Rejected(_)) {
-                ReleaseReason::Incomplete
-            } else {
-                ReleaseReason::Suspended
-            });
+        // what is true of one is true of all that were asked for with it
+        match &cause {
+            Cause::Rejected(_) => self.intend(ReleaseReason::Incomplete),
+            Cause::Cancelled(_) => self.intend(ReleaseReason::Suspended),
+            Cause::Preempted | Cause::Walltime | Cause::Node(_) => {}
         }
+        self.leave_by_slot(LeaveCode::Saved);
+        self.bury();
         if let Cause::Cancelled(user) = &cause {
-            self.warn(Reason::CancelledExternally, format!("slot {id} was deleted by {user}: the job is suspended"));
+            self.warn(cause.reason(), format!("slot {id} was deleted by {user}: the job is suspended"));
             self.status.suspended = Some(Suspended { since: self.time(), by_site: true });
             self.phase(JobPhase::Evacuating);
             return;
@@ -166,19 +202,37 @@ impl Draft<'_> {
     /// Takes note of one of several slots that is lost while others are waited for: no attempt ends with it. Whether
     /// that is so.
     fn lost_while_waiting(&mut self, id: &str, cause: &Cause) -> bool {
-        let waits = self.one_by_one()
-            && matches!(self.status.phase, JobPhase::Queued | JobPhase::Deploying)
-            && self.status.origin.as_ref().is_none_or(|origin| origin.since.is_none());
-        let what = match cause {
-            Cause::Preempted => "was taken for somebody else",
-            Cause::Walltime => "is over: its time has ended",
-            Cause::Node(why) => why,
-            Cause::Cancelled(_) | Cause::Rejected(_) => return false,
-        };
-        if waits {
-            self.warn(Reason::Preempted, format!("slot {id} {what} while others were waited for"));
+        if !self.one_by_one() {
+            return false;
         }
-        waits
+        let message = format!("slot {id} {}; others were waited for", cause.what());
+        match cause {
+            Cause::Preempted | Cause::Walltime => self.warn(cause.reason(), message),
+            Cause::Node(_) => self.rest(message),
+            Cause::Cancelled(_) | Cause::Rejected(_) => return false,
+        }
+        true
+    }
+
+    /// A slot has failed with nobody on it, and the next one may as soon: it is asked for later each time. Those that
+    /// fail together count once.
+    fn rest(&mut self, message: String) {
+        let rests =
+            |retry: &Retry| retry.stalled || (retry.reason == Reason::NodeLost && self.now < retry.not_before.0);
+        if self.status.retry.as_ref().is_some_and(rests) {
+            self.warn(Reason::NodeLost, message);
+        } else {
+            self.back_off(Reason::NodeLost, message);
+        }
+    }
+
+    /// Whether the guests, which run or are being captured, need nothing of a slot: a master is no member.
+    fn can_do_without(&self, slot: &str) -> bool {
+        let ran = matches!(
+            self.status.phase,
+            JobPhase::Running | JobPhase::Snapshotting | JobPhase::Evacuating | JobPhase::Completing
+        );
+        ran && self.status.under_way().is_some() && !self.carries_member(slot)
     }
 
     /// The incarnation ends by what says nothing against the generation it began from (safety C3): its
@@ -191,7 +245,7 @@ impl Draft<'_> {
 
     /// The same for an incarnation that has not run, once; what it took is booked.
     pub(super) fn ends_before_running(&mut self) {
-        if self.status.origin.as_ref().is_some_and(|origin| origin.since.is_some()) {
+        if self.status.under_way().is_some() {
             self.forgive_try(false);
             self.account_work();
         }
@@ -201,24 +255,25 @@ impl Draft<'_> {
     pub(super) fn account_loss(&mut self, cause: Cause) {
         let kills = &mut self.status.kills;
         let new = u32::from(self.status.origin.as_ref().is_none_or(|origin| !origin.evicted));
-        let (reason, what) = match cause {
+        let reason = cause.reason();
+        let what = match cause {
             Cause::Preempted => {
                 kills.preempted += new;
-                (Reason::Preempted, "the slots were taken for somebody else".to_owned())
+                "the slots were taken for somebody else".to_owned()
             }
             Cause::Walltime => {
                 kills.walltime += new;
-                (Reason::WalltimeOver, "the slots' time was over".to_owned())
+                "the slots' time was over".to_owned()
             }
             Cause::Node(text) => {
                 kills.node += 1;
-                (Reason::NodeLost, text)
+                text
             }
             Cause::Cancelled(user) => {
                 kills.cancelled += 1;
-                (Reason::CancelledExternally, format!("the slots were deleted by {user}"))
+                format!("the slots were deleted by {user}")
             }
-            Cause::Rejected(text) => (Reason::SubmissionRefused, text),
+            Cause::Rejected(text) => text,
         };
         let (lost, kept) = self.account_work();
         let stored = match self.status.snapshots.last_stored {
@@ -230,16 +285,21 @@ impl Draft<'_> {
 
     /// Books the work of the incarnation that ends here, once. Returns what is lost and what is kept.
     pub(super) fn account_work(&mut self) -> (u64, u64) {
-        let (ran, elapsed) = (self.ran(), self.elapsed());
+        let came_to = self.close();
         let work = &mut self.status.work;
-        let Some(origin) = self.status.origin.as_mut().filter(|origin| origin.since.is_some()) else {
-            return (0, work.useful);
-        };
-        let lost = (origin.work + ran).saturating_sub(work.useful);
-        origin.since = None;
+        let Some(came_to) = came_to else { return (0, work.useful) };
+        let lost = came_to.saturating_sub(work.useful);
         work.lost += lost;
         work.saved = work.saved.max(work.useful);
-        work.overhead += elapsed.saturating_sub(ran);
         (lost, work.useful)
+    }
+
+    /// Ends the incarnation that is under way, once. Returns the work that it had come to.
+    pub(super) fn close(&mut self) -> Option<u64> {
+        let (ran, elapsed) = (self.ran(), self.elapsed());
+        let origin = self.status.origin.as_mut()?;
+        origin.since.take()?;
+        self.status.work.overhead += elapsed.saturating_sub(ran);
+        Some(origin.work + ran)
     }
 }

@@ -102,8 +102,7 @@ impl Draft<'_> {
     /// Seconds the members have run in all, whatever became of what they computed.
     fn member_seconds(&self) -> u64 {
         let work = &self.status.work;
-        let present = self.status.origin.as_ref().filter(|origin| origin.since.is_some());
-        let reached = present.map_or(0, |origin| origin.work + self.ran());
+        let reached = self.status.under_way().map_or(0, |origin| origin.work + self.ran());
         work.useful.max(reached).saturating_add(work.lost)
     }
 }

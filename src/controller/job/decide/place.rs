@@ -71,9 +71,10 @@ impl Draft<'_> {
         }
         let wanted = usize::try_from(self.nodes()).unwrap_or(usize::MAX);
         if seats.len() < wanted {
-            let slots = called_slots(self.in_use(), [" has", " have"]);
-            let message = format!("{slots} {} nodes, and the job needs {wanted}", seats.len());
-            self.back_off(Reason::NotEnoughNodes, message);
+            if let Some(slots) = called_slots(self.in_use(), [" has", " have"]) {
+                let message = format!("{slots} {} nodes, and the job needs {wanted}", seats.len());
+                self.back_off(Reason::NotEnoughNodes, message);
+            }
             self.give_up(&BTreeSet::new(), ReleaseReason::Incomplete);
             self.because("too few nodes");
             return;

@@ -6,11 +6,7 @@
 
 use std::time::Duration;
 
-use super::{
-    draft::{Draft, since},
-    evacuate::LEAVE,
-    seats::called_slots,
-};
+use super::draft::{Draft, since};
 use crate::{
     api::{
         JobPhase, Reason,
@@ -35,7 +31,7 @@ impl Draft<'_> {
     pub(super) fn queued(&mut self) {
         self.bury();
         self.clear_pods();
-        self.release(Duration::from_secs(20));
+        self.release();
         self.heed_new_agents();
         if self.status.pending_submission.is_some() {
             self.doubt();
@@ -44,7 +40,7 @@ impl Draft<'_> {
         if self.must_adopt() && self.has_slots() {
             self.because("it is to start from a snapshot, which it has not yet");
             self.intend(ReleaseReason::Incomplete);
-            self.release(Duration::from_secs(20));
+            self.release();
             return;
         }
         self.give_back_idle();
@@ -100,10 +96,9 @@ impl Draft<'_> {
         if leaving.is_empty() {
             return;
         }
-        let slots = called_slots(self.in_use().filter(|slot| leaving.contains(&slot.id)), [" is", " are"]);
-        self.note(Reason::Preempted, format!("{slots} wanted back, or nearly over, while others are waited for"));
+        self.note_leaving(&leaving, " while others are waited for");
         self.intend_some(|slot| leaving.contains(&slot.id), ReleaseReason::Evacuated);
-        self.release(LEAVE);
+        self.release();
     }
 
     /// Gives requests back that wait and ask for something else than is wanted by now. Whether it did.
@@ -121,7 +116,7 @@ impl Draft<'_> {
             return false;
         }
         self.intend(ReleaseReason::Incomplete);
-        self.release(LEAVE);
+        self.release();
         true
     }
 

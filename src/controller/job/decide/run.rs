@@ -34,7 +34,7 @@ impl Draft<'_> {
     /// One look at a running job.
     pub(super) fn run(&mut self, suspend: bool) {
         self.wake(Duration::from_secs(10));
-        self.release(Duration::from_secs(20));
+        self.release();
         match self.outcome() {
             Outcome::Done => {
                 self.record_codes();
@@ -48,6 +48,8 @@ impl Draft<'_> {
             }
             Outcome::Open => {}
         }
+        self.heed_agents_notice();
+        self.give_back_masters();
         // whoever has died: a slot that is wanted back is left
         if self.in_use().any(|slot| slot.state == SlotState::Running && slot.notice.is_some()) {
             self.enter_evacuation(suspend);
@@ -57,13 +59,12 @@ impl Draft<'_> {
             return;
         }
         self.lose_master();
-        if !self.has_slots() {
+        if !self.holds_members() {
             // its end is handled where it is seen; here it is being given back already
             self.phase(JobPhase::Evacuating);
             self.evacuate(suspend);
             return;
         }
-        self.heed_agents_notice();
         if suspend || !self.leaving().is_empty() {
             self.enter_evacuation(suspend);
             return;

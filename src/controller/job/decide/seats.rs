@@ -39,11 +39,17 @@ pub(super) struct Seat {
     pub(super) until: Option<Timestamp>,
 }
 
-/// The slots' ids, and what follows them for one and for several.
-pub(crate) fn called_slots<'s>(slots: impl IntoIterator<Item = &'s SlotStatus>, [one, several]: [&str; 2]) -> String {
+/// The slots' ids, and what follows them for one and for several; nothing can be said of none.
+pub(crate) fn called_slots<'s>(
+    slots: impl IntoIterator<Item = &'s SlotStatus>,
+    [one, several]: [&str; 2],
+) -> Option<String> {
     let ids: Vec<&str> = slots.into_iter().map(|slot| slot.id.as_str()).collect();
-    let (noun, rest) = if ids.len() == 1 { ("slot", one) } else { ("slots", several) };
-    format!("{noun} {}{rest}", ids.join(", "))
+    match ids.as_slice() {
+        [] => None,
+        [id] => Some(format!("slot {id}{one}")),
+        ids => Some(format!("slots {}{several}", ids.join(", "))),
+    }
 }
 
 impl Draft<'_> {
@@ -116,6 +122,21 @@ impl Draft<'_> {
         self.in_use().find(|slot| slot.id == agent.slot)
     }
 
+    /// Whoever has an agent on a slot, or had the last one there: a member, or a master that has it for itself.
+    pub(super) fn on_slot(&self, slot: &str) -> impl Iterator<Item = &MemberStatus> {
+        self.status.everyone().filter(move |member| member.agent.as_ref().is_some_and(|agent| agent.slot == slot))
+    }
+
+    /// Whether a member is on it, and not only a master.
+    pub(super) fn carries_member(&self, slot: &str) -> bool {
+        self.on_slot(slot).any(|member| member.index < self.job.spec.members)
+    }
+
+    /// Whether a slot is in use that a member is on.
+    pub(super) fn holds_members(&self) -> bool {
+        self.in_use().any(|slot| self.carries_member(&slot.id))
+    }
+
     /// Slots in use on which somebody is of whom this holds.
     pub(super) fn slots_where(&self, those: impl Fn(&MemberStatus) -> bool) -> BTreeSet<String> {
         let found = self.status.everyone().filter(|member| those(member)).filter_map(|member| self.slot_of(member));
@@ -127,7 +148,7 @@ impl Draft<'_> {
     pub(super) fn give_up(&mut self, those: &BTreeSet<String>, reason: ReleaseReason) {
         self.intend_some(|slot| those.is_empty() || those.contains(&slot.id), reason);
         self.leave_by_slot(LeaveCode::Saved);
-        self.release(Duration::from_secs(15));
+        self.release();
         self.status.attempt += 1;
         self.phase(JobPhase::Queued);
         self.wake(Duration::from_secs(1));
@@ -203,6 +224,8 @@ impl Draft<'_> {
 
     fn order_leave(&mut self, agents: Vec<AgentRef>, code: LeaveCode) {
         if !agents.is_empty() {
+            // an agent heeds what it is told first
+            self.take_back_leave(&agents);
             self.repeat(Effect::Leave { agents, code }, super::members::AGAIN);
         }
     }

@@ -13,6 +13,8 @@ mod life;
 mod main_path;
 mod master;
 mod one_by_one;
+mod own_slot;
 mod period;
 mod properties;
 mod quota;
+mod told;

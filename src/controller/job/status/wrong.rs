@@ -92,15 +92,24 @@ fn needs_a_person(reason: Reason) -> bool {
 }
 
 pub(super) fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    let noticed: Vec<_> =
-        status.slots.iter().filter(|slot| slot.state != SlotState::Ended && slot.notice.is_some()).collect();
-    let slot = noticed.first()?;
-    let announced = seen.slots.known()?.iter().find(|facts| facts.id.0 == slot.id)?.notice.map(|notice| notice.kind);
-    let (reason, why) = match announced {
-        Some(NoticeKind::Walltime) => (Reason::WalltimeOver, "its time is nearly over"),
-        Some(NoticeKind::Preemption | NoticeKind::Person) | None => (Reason::Preempted, "somebody else wants it"),
+    let noticed = status.slots.iter().filter(|slot| slot.state != SlotState::Ended && slot.notice.is_some());
+    let said = conditions::get(&status.conditions, ConditionType::Evicting);
+    if let (Fact::Unknown { .. }, Some(said)) = (&seen.slots, said) {
+        // silence takes nothing back
+        return noticed.last().map(|_| (cause(said), said.message.clone()));
+    }
+    let announced = |slot: &SlotStatus| {
+        let facts = seen.slots.known()?.iter().find(|facts| facts.id.0 == slot.id)?;
+        facts.notice.map(|notice| notice.kind)
     };
-    Some((reason, format!("{} {why}", called_slots(noticed, [":"; 2]))))
+    // one that only its agent was told of is wanted by somebody
+    let (over, wanted): (Vec<&SlotStatus>, Vec<&SlotStatus>) =
+        noticed.partition(|slot| announced(slot) == Some(NoticeKind::Walltime));
+    let reason = if wanted.is_empty() { Reason::WalltimeOver } else { Reason::Preempted };
+    let wanted = called_slots(wanted, [": somebody else wants it", ": somebody else wants them"]);
+    let over = called_slots(over, [": its time is nearly over", ": their time is nearly over"]);
+    let all: Vec<String> = wanted.into_iter().chain(over).collect();
+    (!all.is_empty()).then(|| (reason, all.join("; ")))
 }
 
 pub(super) fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {

@@ -2,10 +2,10 @@
 
 use super::life::*;
 use crate::{
-    api::{JobPhase, job_status::SlotState},
+    api::{JobPhase, job::Allocation, job_status::SlotState},
     driver::{
         agent::{LoadFault, VmState},
-        site::{End, NoticeKind},
+        site::{End, NoticeKind, SlotPhase},
     },
 };
 
@@ -318,4 +318,29 @@ fn a_hold_that_never_takes_its_lease_is_a_bad_node() {
     assert_eq!(life.status().submission, 1);
     life.run(30);
     assert_eq!((life.status().submission, life.status().kills.node), (2, 1), "{:?}", life.whys);
+}
+
+/// TakTuk is broken at the site, say.
+#[rstest::rstest]
+#[case(Allocation::Gang)]
+#[case(Allocation::PerMember)]
+fn c3_slots_that_fail_at_once_are_asked_for_later_each_time(#[case] allocation: Allocation) {
+    let mut life = life(2);
+    life.job.spec.slots.allocation = allocation;
+    life.prompt = false;
+    for _ in 0..20 {
+        life.run(3);
+        for slot in life.status().slots {
+            life.slot(&slot.id).phase = SlotPhase::Ended(End::HoldFailed(Some(47)));
+        }
+        life.run(5);
+    }
+    let requests = life.effects("SubmitSlots").len();
+    assert!((3..=5).contains(&requests), "{requests} requests");
+    let told = life.message("Ready");
+    assert!(told.starts_with("False NodeLost: slot ") && told.contains(" is lost: the hold "), "{told}");
+    // it is over once the guests run
+    life.prompt = true;
+    life.run(200);
+    assert_eq!((life.phase(), life.status().retry), (JobPhase::Running, None), "{:?}", life.whys.last());
 }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     api::{
-        BestEffortJob, FINALIZER, JobPhase, LAST_STORED, SnapshotStatus,
+        BestEffortJob, FINALIZER, JobPhase, LAST_STORED, Reason, SnapshotStatus,
         job::Allocation,
         job_status::{BestEffortJobStatus, ResolvedImage},
         snapshot::{SnapshotPhase, SnapshotReason},
@@ -16,7 +16,7 @@ use crate::{
     controller::job::{
         decide::{decide, nodes, sent_key},
         plan::{
-            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Plan,
+            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Note, Plan,
             PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
         },
         tally::Tally,
@@ -64,6 +64,7 @@ pub(super) struct Life {
     pub(super) writes: u32,
     pub(super) done: Vec<Effect>,
     pub(super) whys: Vec<&'static str>,
+    pub(super) told: Vec<Note>,
     pub(super) gone: bool,
     next_slot: u32,
 }
@@ -148,6 +149,7 @@ pub(super) fn life(members: u32) -> Life {
         writes: 0,
         done: Vec::new(),
         whys: Vec::new(),
+        told: Vec::new(),
         gone: false,
         next_slot: 101,
     }
@@ -192,6 +194,7 @@ impl Life {
     pub(super) fn pass(&mut self) -> Plan {
         let plan = self.plan();
         self.whys.push(plan.why);
+        self.told.extend(plan.notes.iter().cloned());
         self.write_only(&plan);
         self.perform(&plan);
         plan
@@ -341,6 +344,11 @@ impl Life {
         self.seen.agents.get_mut(&pod).unwrap().listening = self.now;
     }
 
+    /// Events of a reason, in the order in which they were told.
+    pub(super) fn told(&self, reason: Reason) -> Vec<&str> {
+        self.told.iter().filter(|note| note.reason == reason).map(|note| note.message.as_str()).collect()
+    }
+
     pub(super) fn effects(&self, name: &str) -> Vec<&Effect> {
         self.done.iter().filter(|effect| effect.name() == name).collect()
     }
@@ -473,7 +481,7 @@ impl Life {
                         continue;
                     }
                     let state = heard.state.as_mut().unwrap();
-                    state.leaving = Some(*code);
+                    (state.leaving, state.cleared) = (Some(*code), true);
                     state.vm = VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown };
                     self.end_pod(&agent.pod);
                 }
@@ -485,8 +493,9 @@ impl Life {
                 };
                 let ended = |pod: &String| self.seen.pods.get(pod).is_none_or(|pod| pod.ended.is_some());
                 let on_it = |id: &String| -> Vec<String> {
-                    let agents = self.status().members.into_iter().filter_map(|member| member.agent);
-                    agents.filter(|agent| agent.slot == *id).map(|agent| agent.pod).collect()
+                    let status = self.status();
+                    let agents = status.everyone().filter_map(|member| member.agent.as_ref());
+                    agents.filter(|agent| agent.slot == *id).map(|agent| agent.pod.clone()).collect()
                 };
                 let left: Vec<String> = slots.into_iter().filter(|id| on_it(id).iter().all(ended)).collect();
                 for id in left {

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use rstest::rstest;
+
 use super::life::*;
 use crate::{
     api::{
-        JobPhase,
+        JobPhase, Reason,
         job::Allocation,
         job_status::{BestEffortJobStatus, ReleaseReason, SlotStatus},
-        snapshot::Transfer,
+        snapshot::{SnapshotPhase, Transfer},
     },
     controller::job::plan::{Effect, Reply},
     driver::{
@@ -17,25 +19,25 @@ use crate::{
     },
 };
 
-fn one_by_one(members: u32) -> Life {
+pub(super) fn one_by_one(members: u32) -> Life {
     let mut life = life(members);
     life.job.spec.slots.allocation = Allocation::PerMember;
     life
 }
 
 /// A job that has run for a while, with a complete generation.
-fn running(members: u32) -> Life {
+pub(super) fn running(members: u32) -> Life {
     let mut life = one_by_one(members);
     life.run(700);
     assert_eq!((life.phase(), life.status().snapshots.last_stored), (JobPhase::Running, Some(1)), "{:?}", life.whys);
     life
 }
 
-fn in_use(status: &BestEffortJobStatus) -> Vec<&str> {
+pub(super) fn in_use(status: &BestEffortJobStatus) -> Vec<&str> {
     status.slots.iter().filter(|slot| slot.is_in_use()).map(|slot| slot.id.as_str()).collect()
 }
 
-fn slot_of(life: &Life, member: usize) -> String {
+pub(super) fn slot_of(life: &Life, member: usize) -> String {
     life.status().members[member].agent.clone().unwrap().slot
 }
 
@@ -44,7 +46,7 @@ fn nodes(life: &Life) -> Vec<String> {
 }
 
 /// What the last request asked for.
-fn asked(life: &Life) -> u32 {
+pub(super) fn asked(life: &Life) -> u32 {
     match life.effects("SubmitSlots").last() {
         Some(Effect::SubmitSlots { request, .. }) => request.reservations,
         other => panic!("{other:?}"),
@@ -52,7 +54,7 @@ fn asked(life: &Life) -> u32 {
 }
 
 /// The repository lists these members' bytes of the capture under way.
-fn safe(life: &mut Life, members: &[u32]) {
+pub(super) fn safe(life: &mut Life, members: &[u32]) {
     let capture = life.status().snapshots.capture.unwrap();
     let snapshot = life.seen.snapshots.iter_mut().find(|snapshot| snapshot.name == capture.snapshot).unwrap();
     snapshot.status.transfer = Some(Transfer { safe: members.to_vec(), ..Transfer::default() });
@@ -334,6 +336,9 @@ fn b4_one_slot_deleted_by_a_person_suspends_the_job_and_holds_nothing() {
     let status = life.status();
     assert_eq!((status.phase, status.slots.len()), (JobPhase::Suspended, 0), "{:?}", life.whys);
     assert_eq!(status.kills.cancelled, 1);
+    // those who are on slots that are given back with it are told so
+    let told = |member: u32| life.clone().agent(member).leaving;
+    assert_eq!([told(0), told(2)], [Some(LeaveCode::Saved); 2]);
 }
 
 #[test]
@@ -406,6 +411,8 @@ fn a6_a_slot_is_given_back_when_nothing_of_its_agent_is_left_and_not_with_its_vm
     life.write_only(&plan);
     life.agent(0).leaving = Some(LeaveCode::Saved);
     life.agent(0).vm = VmState::Gone { reason: "left".into(), fault: LoadFault::Unknown };
+    // to end a VM may take longer than its hold gets to end
+    life.advance(5);
     let gives_back = |life: &Life| life.plan().effects.iter().any(|effect| effect.name() == "ReleaseSlot");
     assert!(!gives_back(&life), "its files may be there still");
     let mut ended = life.clone();
@@ -455,4 +462,55 @@ fn a_slot_that_the_site_is_ending_keeps_no_other_from_being_given_back() {
     safe(&mut life, &[0]);
     life.run(2);
     assert!(!in_use(&life.status()).contains(&wanted.as_str()), "{:?}", life.whys.last());
+}
+
+/// One of three leaves, all bytes of another one are safe, and that one's slot ends by itself.
+#[rstest]
+#[case(End::Walltime, (0, 1, 0))]
+#[case(End::HoldFailed(Some(46)), (0, 0, 1))]
+fn a_safe_slot_that_ends_by_itself_is_counted_by_what_it_ended_of(#[case] end: End, #[case] kills: (u32, u32, u32)) {
+    let mut life = running(3);
+    life.stores = false;
+    let (wanted, other) = (slot_of(&life, 0), slot_of(&life, 1));
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(3);
+    safe(&mut life, &[1]);
+    life.end_slot(&other, end);
+    life.run(3);
+    let counted = life.status().kills;
+    assert_eq!((counted.preempted, counted.walltime, counted.node), kills, "{:?}", life.whys.last());
+}
+
+#[test]
+fn a_last_capture_that_fails_after_all_slots_were_given_back_is_no_success() {
+    let mut life = running(2);
+    life.stores = false;
+    for member in 0..2 {
+        let slot = slot_of(&life, member);
+        life.notice(&slot, NoticeKind::Preemption);
+    }
+    life.run(2);
+    safe(&mut life, &[0, 1]);
+    life.run(2);
+    assert!(in_use(&life.status()).is_empty());
+    life.seen.snapshots.last_mut().unwrap().status.phase = SnapshotPhase::Failed;
+    life.run(3);
+    let told = life.told(Reason::Preempted);
+    let last = "leaving: the last capture could not be stored; generation 1 is complete; member-seconds lost: ";
+    assert!(told.last().unwrap().starts_with(last), "{told:?}");
+    assert!(life.status().work.lost > 0);
+}
+
+#[test]
+fn where_all_leave_for_a_suspension_no_member_goes_before_the_others() {
+    let mut life = running(3);
+    life.stores = false;
+    let wanted = slot_of(&life, 2);
+    life.notice(&wanted, NoticeKind::Preemption);
+    life.run(2);
+    let leaving = |life: &Life| life.seen.snapshots.last().unwrap().status.leaving.clone();
+    assert_eq!(leaving(&life), [2]);
+    life.job.spec.suspend = true;
+    life.run(6);
+    assert_eq!((life.phase(), leaving(&life)), (JobPhase::Evacuating, Vec::new()));
 }
