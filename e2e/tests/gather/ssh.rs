@@ -39,8 +39,8 @@ fn configure(world: &Hosts, ssh: &Ssh, unknown: Option<usize>, refused: Option<u
     world.shell("rsh", "exec ssh -F $root/config -o BatchMode=yes -o ConnectTimeout=10 \"$host\" \"$*\"")
 }
 
-fn gather(world: &Hosts, ssh: &Ssh) -> Result<Output> {
-    let mut words = world.words(CHUNK)?;
+fn gather(world: &Hosts, ssh: &Ssh, more: &str) -> Result<Output> {
+    let mut words = world.words(&format!("{CHUNK} {more}"))?;
     let source = words.len() - 2;
     words[source] = ssh.source.display().to_string();
     let mut command = world.nodes.command(world.count(), &words[0]);
@@ -69,7 +69,7 @@ fn through_ssh_nothing_is_installed_and_nothing_is_left() -> Result<()> {
     let world = hosts(4, None)?;
     let ssh = Ssh::bare(&world)?;
     configure(&world, &ssh, None, None)?;
-    let output = gather(&world, &ssh)?;
+    let output = gather(&world, &ssh, "")?;
     let outcome = outcome(&output)?;
     ensure!(output.status.success() && outcome.missing.is_empty(), "{output:?}");
     world.right(|_| true)?;
@@ -86,7 +86,7 @@ fn hosts_that_ssh_does_not_reach_are_named_and_the_others_are_gathered() -> Resu
     let world = hosts(4, None)?;
     let ssh = Ssh::bare(&world)?;
     configure(&world, &ssh, Some(1), Some(2))?;
-    let output = gather(&world, &ssh)?;
+    let output = gather(&world, &ssh, "")?;
     let outcome = outcome(&output)?;
     ensure!(output.status.code() == Some(1), "{output:?}");
     let reasons: BTreeMap<&str, &str> =
@@ -100,10 +100,45 @@ fn hosts_that_ssh_does_not_reach_are_named_and_the_others_are_gathered() -> Resu
     // once they let it in, only theirs are sent
     let first = outcome.stored;
     configure(&world, &ssh, None, None)?;
-    let output = gather(&world, &ssh)?;
+    let output = gather(&world, &ssh, "")?;
     let outcome = self::outcome(&output)?;
     ensure!(output.status.success() && outcome.earlier == first, "{output:?}");
     world.right(|_| true)
+}
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn through_taktuk_a_host_that_does_not_answer_holds_up_nobody() -> Result<()> {
+    let world = hosts(8, None)?;
+    let ssh = Ssh::bare(&world)?;
+    configure(&world, &ssh, None, Some(2))?;
+    let config = fs::read_to_string(world.path("config"))?;
+    // nobody has this address
+    let silent = config.replace(&format!("HostName {}\n", Nodes::address(5)), "HostName 192.0.2.200\n");
+    ensure!(silent != config, "{config}");
+    fs::write(world.path("config"), silent)?;
+    let output = gather(&world, &ssh, "--taktuk")?;
+    let first = outcome(&output)?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    let reasons: BTreeMap<&str, &str> =
+        first.missing.iter().map(|missing| (missing.host.as_str(), missing.reason.as_str())).collect();
+    let expected = [(2, "Permission denied (publickey"), (5, "192.0.2.200 port 22")];
+    ensure!(reasons.len() == expected.len(), "{reasons:?}");
+    for (node, expected) in expected {
+        let reason = reasons.get(world.nodes.name(node)).copied().unwrap_or_default();
+        ensure!(reason.starts_with("TakTuk does not reach it: ") && reason.contains(expected), "{reasons:?}");
+    }
+    world.right(|node| node != 2 && node != 5)?;
+    configure(&world, &ssh, None, None)?;
+    let output = gather(&world, &ssh, "--taktuk")?;
+    let second = outcome(&output)?;
+    ensure!(output.status.success() && second.earlier == first.stored, "{second:?}");
+    world.right(|_| true)?;
+    for node in 0..8 {
+        let left = left(&world, node)?;
+        ensure!(left.is_empty(), "left on a host: {left:?}");
+    }
+    Ok(())
 }
 
 #[ignore = "makes network namespaces: e2e/test --e2e"]

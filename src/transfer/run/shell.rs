@@ -34,6 +34,8 @@ echo '{"unfit":{"reason":"the binary did not come as it was sent"}}'; exit 1"#;
 /// For a host to answer, and for it to do what it was asked; a binary may take longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(600);
+/// For a remote shell that has failed to end.
+const WHY: Duration = Duration::from_secs(1);
 
 /// How hosts are reached.
 #[derive(Clone, Debug)]
@@ -144,7 +146,10 @@ impl Shells {
                     started.given = Some(taken);
                 }
                 Report::Unfit { reason } => {
-                    let said = started.said.last().map(|said| format!(": {said}")).unwrap_or_default();
+                    // it ends with its input, once it has said why
+                    drop(started.input);
+                    let _ = timeout(WHY, started.child.wait()).await;
+                    let said = started.said.last().map(|said| format!(": {}", advised(&said))).unwrap_or_default();
                     return Err(Ended::Failed(format!("{reason}{said}")));
                 }
                 Report::Ready { version, binary } => {
