@@ -58,7 +58,7 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
     printcolumn = r#"{"name":"Stored","type":"integer","jsonPath":".status.snapshots.lastStored","description":"Newest complete generation"}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
-    printcolumn = r#"{"name":"Slots","type":"string","priority":1,"jsonPath":".status.slots[*].id"}"#,
+    printcolumn = r#"{"name":"Slots","type":"string","priority":1,"jsonPath":".status.held","description":"The slot, or how many slots run of those that are needed"}"#,
     printcolumn = r#"{"name":"Image","type":"string","priority":1,"jsonPath":".spec.image.name"}"#
 )]
 #[x_kube(cel)]

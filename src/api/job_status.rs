@@ -72,6 +72,9 @@ pub struct BestEffortJobStatus {
     /// Slots held or being given back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slots: Vec<SlotStatus>,
+    /// The slot that is held or waited for, by its id, or how many run of those that are needed; for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// Since when some slots run and wait for others, with slots.allocation PerMember.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incomplete_since: Option<Time>,

@@ -79,6 +79,7 @@ pub fn decide(job: &BestEffortJob, seen: &Seen, now: Timestamp) -> Plan {
     step(&mut d, goal);
     d.show_stored();
     d.show_master();
+    d.status.held = super::status::held(&d.status, job);
     super::status::conditions(&mut d.status, job, seen, now);
     for (reason, message) in super::status::news(job.status.as_ref(), &d.status) {
         d.warn(reason, message);

@@ -64,6 +64,19 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     status.conditions = list;
 }
 
+/// What is held, in a few letters: ids of many slots would fill the line.
+pub fn held(status: &BestEffortJobStatus, job: &BestEffortJob) -> Option<String> {
+    let mut slots = status.slots.iter().filter(|slot| slot.is_in_use());
+    match job.spec.slots.allocation {
+        Allocation::Gang => slots.next().map(|slot| slot.id.clone()),
+        Allocation::PerMember => {
+            let some = slots.clone().next().is_some();
+            let run = slots.filter(|slot| slot.state != SlotState::Waiting).count();
+            some.then(|| format!("{run}/{}", nodes(&job.spec)))
+        }
+    }
+}
+
 fn has_slots(status: &BestEffortJobStatus) -> bool {
     status.slots.iter().any(SlotStatus::is_in_use)
 }
