@@ -111,7 +111,7 @@ fn end(job: &Job, events: &Events<'_>) -> End {
             Some(NoticeKind::Person) | None => {}
         }
     }
-    if terminated { End::HoldFailed(code) } else { End::Infrastructure(job.message.clone()) }
+    if terminated { End::HoldFailed(hold::said(code)) } else { End::Infrastructure(job.message.clone()) }
 }
 
 /// The signal in a raw wait status, whose exit code is in the second byte.

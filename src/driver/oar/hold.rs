@@ -3,6 +3,13 @@
 //! This module renders the script and knows its exit codes; it runs nothing. The text may be read by
 //! every user of the site, so no secret goes into it.
 //!
+//! # The file
+//!
+//! OAR's API keeps the script in a file of the user's, which the jobs of an array share. Each of them leaves a marker
+//! beside it when it begins, and the last one removes all of it. Markers stay when their jobs end, for they are counted.
+//! An array of which some jobs never run leaves its file and markers: a later hold removes them. A file without a marker
+//! is of jobs that may wait in the queue still, however old it is.
+//!
 //! # The lease
 //!
 //! For each slot and node there is one directory, `<lease root>/<uid8>-<slot id>` (see
@@ -54,8 +61,21 @@ pub const LOST_HOLDER: i32 = 46;
 /// Exit code of the hold: it could not start, or was told to end.
 pub const FAILED: i32 = 47;
 
+/// What the exit code of a hold that ended by itself means, for people; none if it was killed.
+pub(super) fn said(code: Option<i32>) -> String {
+    match code {
+        Some(NO_AGENT) => "no agent came to a node of it in time".into(),
+        Some(LOST_HOLDER) => "a node of it could not be reached, or was lost".into(),
+        Some(FAILED) => "its hold could not start, or was told to end".into(),
+        Some(code) => format!("its hold ended with code {code}"),
+        None => "its hold was killed".into(),
+    }
+}
+
 /// Rounds of this many beats: a node not heard of in a whole one is lost.
 const ROUND: u32 = 15;
+/// Jobs of an array that has begun are waited for no longer than this, and what their agents take.
+const ARRAY_OVER: Duration = Duration::from_secs(24 * 3600);
 /// Seconds without a beat after which a holder ends; above the agents' own limit.
 const SILENCE: u32 = 20;
 
@@ -116,6 +136,7 @@ impl HoldScript<'_> {
             ("@NO_AGENT@", NO_AGENT.to_string()),
             ("@LOST_HOLDER@", LOST_HOLDER.to_string()),
             ("@HOLDS@", self.holds.to_string()),
+            ("@STALE@", ((ARRAY_OVER + self.agent_wait).as_secs() / 60).to_string()),
             ("@FAILED@", FAILED.to_string()),
         ];
         Ok(values.iter().fold(include_str!("hold.sh").to_owned(), |text, (mark, value)| text.replace(mark, value)))

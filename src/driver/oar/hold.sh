@@ -12,7 +12,12 @@ lease=@LEASE@$job
 case $0 in */oarapi.subscript.*)
   touch "$0.$job"
   set -- "$0".*
-  if test $# -ge @HOLDS@; then rm -f "$0" "$0".*; fi ;;
+  if test $# -ge @HOLDS@; then rm -f "$0" "$0".*; fi
+  # Some jobs of an array may never begin: what is left of one of which others began long ago goes as well.
+  find "${0%/*}" -maxdepth 1 -type f -name 'oarapi.subscript.*.*' -mmin +@STALE@ 2>/dev/null | while read -r marker; do
+    file=${marker%.*}
+    if grep -q '^# The hold of a vmdeploy job:' "$file"; then rm -f "$file" "$file".*; fi
+  done ;;
 esac
 
 # On each node. One line for TakTuk, run by the node's sh; no comment and no bracket may stand in it.

@@ -15,7 +15,7 @@ use rustix::{
 };
 use tempfile::TempDir;
 
-use super::hold::{DONE, HoldScript, LOST_HOLDER, NO_AGENT, SAVED};
+use super::hold::{DONE, FAILED, HoldScript, LOST_HOLDER, NO_AGENT, SAVED};
 
 const JOB: &str = "7";
 
@@ -295,6 +295,56 @@ fn a5_links_are_not_followed() {
     hold.agent_comes("node-1");
     assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
     assert_eq!(fs::read_to_string(other).unwrap(), "precious");
+}
+
+/// OAR's API leaves the file of an array in the user's home.
+#[test]
+fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
+    let folder = TempDir::new().unwrap();
+    let file = |name: &str| folder.path().join(format!("oarapi.subscript.{name}"));
+    let wait = Duration::from_secs(300);
+    let (beat, holds) = (Duration::from_secs(2), 3);
+    let script =
+        HoldScript { lease_root: "/l", lease_prefix: "a-", connector: "ssh", beat, agent_wait: wait, holds }.render();
+    let aged = |name: &str, text: &str, days: u64| {
+        fs::write(file(name), text).unwrap();
+        let then = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+        fs::File::options().write(true).open(file(name)).unwrap().set_modified(then).unwrap();
+    };
+    let script = script.unwrap();
+    // two jobs of it began and were given back with the third
+    for (name, text) in [("begun", script.as_str()), ("begun.1", ""), ("begun.2", "")] {
+        aged(name, text, 2);
+    }
+    // it had waited for long, and has only begun; one waits still; another user of the API
+    for (name, text, days) in [("late", script.as_str(), 9), ("late.4", "", 0), ("waits", &script, 9), ("x", "true", 9)]
+    {
+        aged(name, text, days);
+    }
+    aged("x.5", "", 9);
+    fs::write(file("own"), &script).unwrap();
+    // they end at once
+    fs::write(folder.path().join("nodes"), "no!node\n").unwrap();
+    let left = || {
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+            .into_iter()
+            .filter_map(|name| Some(name.strip_prefix("oarapi.subscript.")?.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    let others = ["late", "late.4", "waits", "x", "x.5"];
+    for (job, own) in [("7", ["own", "own.7"].as_slice()), ("8", &["own", "own.7", "own.8"]), ("9", &[])] {
+        let mut hold = Command::new("dash");
+        hold.arg(file("own"))
+            .envs([("OAR_JOB_ID", job), ("OAR_NODEFILE", folder.path().join("nodes").to_str().unwrap())]);
+        let ended = hold.stderr(Stdio::null()).status().unwrap();
+        assert_eq!(ended.code(), Some(FAILED));
+        let mut expected = [others.as_slice(), own].concat();
+        expected.sort_unstable();
+        assert_eq!(left(), expected, "after job {job}");
+    }
 }
 
 #[test]

@@ -274,7 +274,7 @@ async fn c4_a_slot_to_which_no_agent_comes_ends() {
     let id = world.site.submit(&request(&format!("1{}", tag()), 1, 0)).await.unwrap().remove(0);
     contract::until(&world, &id, |p| *p == SlotPhase::Running).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(end(&world, &id).await, End::HoldFailed(Some(super::hold::NO_AGENT)));
+    assert_eq!(end(&world, &id).await, End::HoldFailed(super::hold::said(Some(super::hold::NO_AGENT))));
 }
 
 /// Submits somebody else's job; it runs `command` on each of its nodes.

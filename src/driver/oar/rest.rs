@@ -173,6 +173,8 @@ impl OarRest {
         let named = items.into_iter().filter(|item| item.name == request.name);
         let mut ids: Vec<i64> = named.filter_map(|item| item.id).collect();
         ids.sort_unstable();
+        // pages overlap
+        ids.dedup();
         if ids.len() != request.reservations as usize {
             return Err(doubt(format!("it has {} jobs instead of {}", ids.len(), request.reservations)));
         }

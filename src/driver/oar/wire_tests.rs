@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::OarRest;
 use crate::{
     clock::Clock,
-    driver::site::{Credentials, End, Site, SiteError, SlotPhase, contract},
+    driver::site::{Credentials, End, Site, SiteError, SlotPhase, SlotRequest, contract},
     names::{NodeName, SlotId},
 };
 
@@ -138,20 +138,38 @@ async fn other_identities_are_sent_as_asked() {
     assert!(!headers.contains_key("x-remote-ident"));
 }
 
+/// The page of a list that is asked for.
+fn page(all: &[Value], path: &str) -> Option<(u16, Vec<u8>)> {
+    let query = path.strip_prefix("/jobs.json?")?;
+    let number = |key: &str| -> usize {
+        query.split('&').find_map(|p| p.strip_prefix(key)).and_then(|n| n.parse().ok()).unwrap()
+    };
+    let page: Vec<_> = all.iter().skip(number("offset=")).take(number("limit=")).collect();
+    Some(ok(&json!({"items": page, "total": all.len()})))
+}
+
+#[tokio::test]
+async fn a10_an_array_of_more_than_a_page_is_known_whole() {
+    for jobs in [499_u32, 500, 501, 1203] {
+        let request = SlotRequest { reservations: jobs, ..contract::request("a", 1, 30) };
+        let named = |id| json!({"id": id, "name": request.name, "state": "Waiting", "owner": "alice"});
+        let all: Vec<Value> = (1..=jobs).map(named).collect();
+        let server = server(move |method, path| match method {
+            "POST" => Some(recorded("submit")),
+            _ => page(&all, path),
+        })
+        .await;
+        let ids = server.alice().submit(&request).await;
+        assert_eq!(ids.map(|ids| ids.len()), Ok(jobs as usize));
+    }
+}
+
 #[tokio::test]
 async fn a10_every_page_of_unfinished_jobs_is_read() {
     let all: Vec<Value> = (1..=1203)
         .map(|id| json!({"id": id, "name": format!("vmdeploy-{}-{id}", id % 2), "state": "Waiting", "owner": "alice"}))
         .collect();
-    let server = server(move |_, path| {
-        let query = path.strip_prefix("/jobs.json?")?;
-        let number = |key: &str| -> usize {
-            query.split('&').find_map(|p| p.strip_prefix(key)).and_then(|n| n.parse().ok()).unwrap()
-        };
-        let page: Vec<_> = all.iter().skip(number("offset=")).take(number("limit=")).collect();
-        Some(ok(&json!({"items": page, "total": all.len()})))
-    })
-    .await;
+    let server = server(move |_, path| page(&all, path)).await;
     assert_eq!(server.alice().look_up("vmdeploy-", None).await.unwrap().len(), 1203);
     assert_eq!(server.alice().look_up("vmdeploy-1-", None).await.unwrap().len(), 602);
     assert!(server.seen("GET").iter().filter(|s| s.1.starts_with("/jobs")).all(|s| s.1.contains("user=alice")));

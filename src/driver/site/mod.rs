@@ -88,8 +88,8 @@ pub enum End {
     Deleted(String),
     /// Our request was wrong; the text says how.
     Rejected(String),
-    /// The hold ended by itself, with this exit code.
-    HoldFailed(Option<i32>),
+    /// The hold ended by itself; the text says how.
+    HoldFailed(String),
 }
 
 /// What a notice announces.

@@ -12,7 +12,8 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, JobPhase,
-        job::{Master, NetworkSpec},
+        job::{Allocation, Master, NetworkSpec},
+        job_status::Kills,
     },
     driver::{agent::Role, site::End},
     names::{NodeName, SlotId},
@@ -90,6 +91,33 @@ async fn a_job_outlives_its_master(#[case] blow: Blow) {
     world.until(200, "nothing is left", |world| world.leftovers().is_empty()).await;
     let status = world.status();
     assert_eq!((status.members.len(), status.failures, status.network.unwrap().way_in), (2, 0, None));
+}
+
+/// With slots one by one the master's own is taken alone.
+#[rstest]
+#[case::wanted(true)]
+#[case::killed(false)]
+#[tokio::test(start_paused = true)]
+async fn members_on_slots_of_their_own_run_on_when_the_masters_is_taken(#[case] notice: bool) {
+    let mut world = World::new(4);
+    let mut job = guarded();
+    job.spec.slots.allocation = Allocation::PerMember;
+    world.cluster.put_job(job);
+    world.until(200, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    world.until_phase(60, JobPhase::Running).await;
+    let slot = SlotId(world.status().master.unwrap().agent.unwrap().slot);
+    if notice {
+        world.site.preempt(&slot);
+    } else {
+        world.site.kill(&slot, End::Preempted);
+    }
+    let lost = |world: &World| world.status().network.is_some_and(|network| network.way_in.is_none());
+    world.until(60, "it is seen", lost).await;
+    world.until_phase(600, JobPhase::Succeeded).await;
+    world.until(200, "nothing is left", |world| world.leftovers().is_empty()).await;
+    let status = world.status();
+    let told = (status.incarnation, status.attempt, status.submission, status.kills, status.work.lost);
+    assert_eq!(told, (1, 1, 1, Kills::default(), 0), "{}", world.story());
 }
 
 #[tokio::test(start_paused = true)]

@@ -62,12 +62,10 @@ fn cause(over: &Over) -> Cause {
         End::Preempted | End::SavedAtPreemption => Cause::Preempted,
         End::Walltime | End::SavedAtWalltime => Cause::Walltime,
         End::Infrastructure(text) => Cause::Node(text.clone()),
-        End::HoldFailed(code) => match over.notice {
+        End::HoldFailed(why) => match over.notice {
             Some(NoticeKind::Preemption) => Cause::Preempted,
             Some(NoticeKind::Walltime) => Cause::Walltime,
-            Some(NoticeKind::Person) | None => Cause::Node(
-                code.map_or("the hold was killed".into(), |code| format!("the hold ended with code {code}")),
-            ),
+            Some(NoticeKind::Person) | None => Cause::Node(why.clone()),
         },
         End::Done | End::Released => Cause::Node("the hold was told to end".into()),
         End::Deleted(user) => Cause::Cancelled(user.clone()),

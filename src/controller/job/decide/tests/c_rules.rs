@@ -331,7 +331,7 @@ fn c3_slots_that_fail_at_once_are_asked_for_later_each_time(#[case] allocation: 
     for _ in 0..20 {
         life.run(3);
         for slot in life.status().slots {
-            life.slot(&slot.id).phase = SlotPhase::Ended(End::HoldFailed(Some(47)));
+            life.slot(&slot.id).phase = SlotPhase::Ended(End::HoldFailed("the hold was killed".into()));
         }
         life.run(5);
     }

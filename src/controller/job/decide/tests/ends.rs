@@ -23,7 +23,7 @@ use crate::{
 #[case(End::Walltime, Kills { walltime: 1, ..Kills::default() })]
 #[case(End::SavedAtWalltime, Kills { walltime: 1, ..Kills::default() })]
 #[case(End::Infrastructure("CPUSET_ERROR".into()), Kills { node: 1, ..Kills::default() })]
-#[case(End::HoldFailed(Some(12)), Kills { node: 1, ..Kills::default() })]
+#[case(End::HoldFailed("the hold was killed".into()), Kills { node: 1, ..Kills::default() })]
 #[case(End::Released, Kills { node: 1, ..Kills::default() })]
 fn ends_are_counted_by_cause_and_the_job_goes_on(#[case] end: End, #[case] kills: Kills) {
     let mut life = Life::running(2);

@@ -76,9 +76,11 @@ fn each_member_has_a_slot_of_its_own_and_all_start_together() {
         life.message("Admitted")
     );
     life.start_slot("103");
+    assert_eq!(life.status().held.as_deref(), Some("2/3"));
     life.run(5);
     let status = life.status();
     assert_eq!((status.phase, status.incarnation, status.incomplete_since), (JobPhase::Running, 1, None));
+    assert_eq!(status.held.as_deref(), Some("3/3"));
     let slots: BTreeSet<String> = (0..3).map(|member| slot_of(&life, member)).collect();
     assert_eq!((slots.len(), nodes(&life).iter().collect::<BTreeSet<_>>().len()), (3, 3));
     assert_eq!(life.effects("SubmitSlots").len(), 1);
@@ -467,7 +469,7 @@ fn a_slot_that_the_site_is_ending_keeps_no_other_from_being_given_back() {
 /// One of three leaves, all bytes of another one are safe, and that one's slot ends by itself.
 #[rstest]
 #[case(End::Walltime, (0, 1, 0))]
-#[case(End::HoldFailed(Some(46)), (0, 0, 1))]
+#[case(End::HoldFailed("the hold was killed".into()), (0, 0, 1))]
 fn a_safe_slot_that_ends_by_itself_is_counted_by_what_it_ended_of(#[case] end: End, #[case] kills: (u32, u32, u32)) {
     let mut life = running(3);
     life.stores = false;

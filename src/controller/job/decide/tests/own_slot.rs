@@ -42,7 +42,7 @@ fn nothing_is_lost(life: &Life) {
 #[rstest]
 #[case(End::Preempted)]
 #[case(End::Walltime)]
-#[case(End::HoldFailed(Some(46)))]
+#[case(End::HoldFailed("the hold was killed".into()))]
 fn the_end_of_a_masters_slot_costs_the_members_nothing(#[case] end: End) {
     let (mut life, slot) = guarded();
     life.end_slot(&slot, end);

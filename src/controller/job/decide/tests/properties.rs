@@ -46,7 +46,7 @@ fn event() -> impl Strategy<Value = Event> {
         Just(End::Walltime),
         Just(End::Infrastructure("x".into())),
         Just(End::Deleted("alice".into())),
-        Just(End::HoldFailed(None)),
+        Just(End::HoldFailed("the hold was killed".into())),
         Just(End::Released),
     ];
     prop_oneof![

@@ -17,7 +17,7 @@ use crate::{
 #[rstest]
 #[case(End::Preempted, Reason::Preempted, "was taken for somebody else")]
 #[case(End::Walltime, Reason::WalltimeOver, "is over: its time has ended")]
-#[case(End::HoldFailed(Some(45)), Reason::NodeLost, "is lost: the hold")]
+#[case(End::HoldFailed("the hold was killed".into()), Reason::NodeLost, "is lost: the hold was killed")]
 fn a_slot_that_is_lost_while_others_are_waited_for_is_told_of_by_its_cause(
     #[case] end: End,
     #[case] reason: Reason,
