@@ -52,7 +52,7 @@
 //! ```
 //!
 //! A layer uses those above it and, through the traits, `driver`; nobody but `driver` sees a wire
-//! format, and `repository::http`, which is the other end of one. `decide` is given facts and the time and
+//! format, and `repository::http`, which is the other end of one, as is where a collector takes packs in. `decide` is given facts and the time and
 //! returns a plan as data: it may not wait, look, or ask for the time. Waiting is a plan, not an error; not
 //! knowing is a fact of its own ([`driver::Fact`]) and never reads as absence. A test over the sources holds
 //! these rules, and the length of files.
@@ -131,6 +131,11 @@
 //!    member has a slot of its own (`PerMember`, an array at OAR), a slot that is
 //!    wanted is given back as soon as the repository lists its member's bytes, and the others are kept while as many new
 //!    ones are asked for, for `acquireTimeout` at most: two jobs that each hold half must not wait for ever.
+//!    While the repository's link is full, a member that would only wait sends its bytes to another one, its
+//!    collector: kget writes down who gives to whom, then tells the one and then the other. Once the collector lists
+//!    all of them, the member's slot is given back too; the collector's own not before all that it holds is in the
+//!    repository (`status.transfer.released`). A collector that is lost makes the generation void, so that there is
+//!    none where no earlier one is complete.
 //! 7. **The end.** Exit code 0 of all commands is success; outputs are kept in the repository.
 //!
 //! Ends are classified by the site's events, never by a state alone. One lost member is the job's loss:
@@ -183,6 +188,11 @@
 //!
 //! # Where this version differs from the plan
 //!
+//! - **Collectors are told by kget itself.** A member's bytes go to another one whole: packs and recipes at the addresses
+//!   that the repository has for them, questions for blocks still to the repository. The grant is kget's own order to the
+//!   collector, over mutual TLS, so that agents need no key; the ticket that goes with it names the collector, and the
+//!   repository takes the part from nobody else by it. Who gives to whom follows the policy of [`transfer::plan`] in
+//!   whole parts; once most have left, nothing is merged any more.
 //! - **Agents get everything at pod creation.** The Secret mounted into the pod says what to load, so an
 //!   agent loads by itself, with the operator down too; the operator only says go. There is no order to
 //!   start that could come twice.

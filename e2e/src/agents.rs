@@ -250,10 +250,21 @@ impl World {
     async fn send(&self, agent: &Agent, generation: Generation) -> Result<MemberPart> {
         let Authority { incarnation, .. } = agent.authority;
         let expires = jiff::Timestamp::now() + LIMIT;
-        let ticket =
-            Ticket { job: JOB.into(), generation, member: agent.member, incarnation, expires, most: None, quota: None };
+        let ticket = Ticket {
+            job: JOB.into(),
+            generation,
+            member: agent.member,
+            incarnation,
+            expires,
+            most: None,
+            quota: None,
+            bearer: None,
+        };
         let ticket = TicketKey::new(SECRET).context("the secret is too short")?.sign(&ticket);
-        agent.kget.upload(&UploadOrder { epoch: 1, generation, incarnation, ticket, limit: None }).await?;
+        agent
+            .kget
+            .upload(&UploadOrder { epoch: 1, generation, incarnation, ticket, limit: None, collector: None })
+            .await?;
         let state = agent
             .until("upload", |state| {
                 let sent = state.upload.as_ref().filter(|upload| upload.generation == generation);

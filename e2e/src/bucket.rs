@@ -130,7 +130,16 @@ impl Store {
     pub async fn publish(&self, server: &Server, generation: Generation, incarnation: Incarnation) -> Result<Manifest> {
         let agent = self.client(server, &Identity::Agent { job: JOB.into(), member: 0, incarnation })?;
         let expires = jiff::Timestamp::now() + LIMIT;
-        let ticket = Ticket { job: JOB.into(), generation, member: 0, incarnation, expires, most: None, quota: None };
+        let ticket = Ticket {
+            job: JOB.into(),
+            generation,
+            member: 0,
+            incarnation,
+            expires,
+            most: None,
+            quota: None,
+            bearer: None,
+        };
         let ticket = TicketKey::new(SECRET).context("the secret is too short")?.sign(&ticket);
         let mut files = Vec::new();
         for kind in KINDS {

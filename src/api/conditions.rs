@@ -181,6 +181,8 @@ pub enum Reason {
     Transferring,
     /// All bytes of a member's part are in the repository.
     MemberSafe,
+    /// All bytes of a member's part are with another member, which brings them to the repository.
+    MemberCollected,
     /// All bytes of a snapshot have come to the repository; the message says how long that took.
     Transferred,
     /// The transfer failed.

@@ -185,16 +185,54 @@ pub struct Transfer {
     /// Members whose bytes are safe in the repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub safe: Vec<u32>,
-    /// Since when the bytes of each of them are: from then on the snapshot needs its node no longer. In the order in
-    /// which it came about.
+    /// Since when the bytes of each of them are, or another member has them for it: from then on the snapshot needs its
+    /// node no longer. In the order in which it came about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub freed: Vec<FreedMember>,
+    /// Members whose bytes go by way of another one, so that their nodes are free before the repository has them. It is
+    /// said here before anybody is told to send any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub collected: Vec<CollectedMember>,
+    /// Members whose slots may be given back: their bytes are in the repository or with a collector, and they will be
+    /// given none of others any more. Absent: those that are safe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released: Option<Vec<u32>>,
     /// What went wrong, if anything did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// A member whose bytes are safe.
+impl Transfer {
+    /// Members whose nodes this snapshot needs no longer.
+    pub fn needs_not(&self) -> &[u32] {
+        self.released.as_deref().unwrap_or(&self.safe)
+    }
+}
+
+/// A member whose bytes go by way of another one.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectedMember {
+    /// The member.
+    pub member: u32,
+    /// The member whose node takes them.
+    pub by: u32,
+    /// How far that is.
+    pub state: CollectedState,
+}
+
+/// How far a member's bytes are on their way by another one.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CollectedState {
+    /// They are being sent there.
+    Sending,
+    /// The other one lists them all, or did before it brought them to the repository.
+    Held,
+    /// They are sent to the repository after all.
+    GivenUp,
+}
+
+/// A member whose node is not needed any more.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FreedMember {
@@ -202,6 +240,9 @@ pub struct FreedMember {
     pub member: u32,
     /// Since when.
     pub at: Time,
+    /// The member that holds its bytes, until they are in the repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder: Option<u32>,
 }
 
 /// Where a transfer has got to.

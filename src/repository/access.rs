@@ -50,7 +50,9 @@ pub(super) fn may_write_part(
     if (&ticket.job, ticket.generation, ticket.member) != wanted {
         return Err("the ticket is for another part".into());
     }
-    if (job, *member, *incarnation) != (&ticket.job, ticket.member, ticket.incarnation) {
+    // the part of a member that has left its node comes from the one that was given it
+    let bearer = ticket.bearer.unwrap_or(ticket.member);
+    if (job, *member, *incarnation) != (&ticket.job, bearer, ticket.incarnation) {
         return Err(format!("the ticket is not for {peer}"));
     }
     Ok(*incarnation)
@@ -87,6 +89,7 @@ mod tests {
             expires: jiff::Timestamp::MAX,
             most: None,
             quota: None,
+            bearer: None,
         }
     }
 
@@ -106,6 +109,18 @@ mod tests {
         #[case] allowed: bool,
     ) {
         assert_eq!(may_write_part(&peer, &ticket(), (&job(), generation, member)).is_ok(), allowed);
+    }
+
+    #[test]
+    fn d1_a_part_that_another_one_brings_is_taken_from_that_one_only() {
+        let carried = Ticket { bearer: Some(3), ..ticket() };
+        let may = |member, incarnation, wanted| {
+            may_write_part(&agent("3f2b8a10", member, incarnation), &carried, (&job(), 7, wanted)).is_ok()
+        };
+        assert!(may(3, 2, 1));
+        assert!(!may(1, 2, 1), "its own agent has another ticket");
+        assert!(!may(2, 2, 1) && !may(3, 1, 1) && !may(3, 2, 3), "nor anybody or anything else");
+        assert!(may_write_part(&agent("ffffffff", 3, 2), &carried, (&job(), 7, 1)).is_err());
     }
 
     #[test]

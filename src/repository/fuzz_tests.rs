@@ -170,6 +170,7 @@ async fn d3_rubbish_requests_stay_inside_the_root() {
         expires: jiff::Timestamp::MAX,
         most: None,
         quota: None,
+        bearer: None,
     };
     let ticket = key.sign(&ticket);
     let peers =

@@ -29,8 +29,8 @@ use crate::{
     api::{BestEffortJob, BestEffortJobStatus, Snapshot, SnapshotStatus, VmImage, VmImageStatus},
     driver::{
         agent::{
-            AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, GuestAccess, LeaveCode, NodeAgent,
-            UploadOrder,
+            AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CollectOrder, GuestAccess,
+            LeaveCode, NodeAgent, UploadOrder,
         },
         cluster::{
             Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
@@ -277,6 +277,9 @@ impl NodeAgent for Fused<dyn NodeAgent> {
     }
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.fuse.write("upload", self.inner.upload(order)).await
+    }
+    async fn collect(&self, order: &CollectOrder) -> Result<(), AgentError> {
+        self.fuse.write("collect", self.inner.collect(order)).await
     }
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {
         self.fuse.write("leave", self.inner.leave(authority, code)).await

@@ -59,7 +59,7 @@ impl World {
         let status = snapshot.status.clone().unwrap_or_default();
         let (job, generation) = (JobUid(status.job_uid.clone()), status.generation.unwrap_or_default());
         let (incarnation, ticket) = (status.incarnation, status.incarnation.to_string());
-        let order = UploadOrder { epoch: 1, generation, incarnation, ticket, limit: None };
+        let order = UploadOrder { epoch: 1, generation, incarnation, ticket, limit: None, collector: None };
         let safe = self.kget.safe.entry((job.clone(), generation)).or_default();
         let mut lost = false;
         for member in &status.members {

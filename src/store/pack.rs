@@ -114,6 +114,22 @@ impl PackRef {
     }
 }
 
+/// Reads a pack that is all here and compares its frames with their hashes.
+pub fn check_whole(name: PackName, bytes: &[u8]) -> Result<(), PackError> {
+    let short = || PackError::Format("it is too short");
+    let trailer = bytes.len().checked_sub(TRAILER).ok_or_else(short)?;
+    let index = index_length(&bytes[trailer..])?;
+    let length = |length| u32::try_from(length).map_err(|_| PackError::Format("it is too large"));
+    let pack = PackRef { name, stored: length(bytes.len())?, index: length(index)? };
+    let tail = bytes.len().checked_sub(index).filter(|_| pack.is_sane()).ok_or_else(short)?;
+    let index = pack.read_index(&bytes[tail..])?;
+    for frame in index.split(0, &bytes[..tail]) {
+        let (number, stored) = frame?;
+        index.check(number, stored)?;
+    }
+    Ok(())
+}
+
 /// What is wrong with a pack.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PackError {

@@ -33,6 +33,9 @@ pub struct Ticket {
     /// What its namespace may have, if the generation may be left out for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Share>,
+    /// The member whose agent brings the part; the member's own if it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer: Option<MemberIndex>,
 }
 
 /// Why a ticket is not accepted.
@@ -129,6 +132,7 @@ mod tests {
             expires: now() + 60.seconds(),
             most: None,
             quota: None,
+            bearer: None,
         }
     }
 

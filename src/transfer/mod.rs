@@ -70,6 +70,9 @@ pub struct Controller {
     /// Members that leave their nodes are held to it, too.
     #[arg(long, requires = "rate_limit")]
     limit_evacuations: bool,
+    /// Members that wait for their turn at the repository do not give their bytes to others meanwhile.
+    #[arg(long)]
+    no_collectors: bool,
 }
 
 /// With less, what goes on would look like what stands still.
@@ -153,6 +156,7 @@ async fn work(
         let limit = Limit { rate: args.rate_limit, evacuations: args.limit_evacuations };
         let context = Context::new(epoch, Clock::system(), board, agents, repository, ledger, key, changed);
         let context = context.limited(limit);
+        let context = if args.no_collectors { context.without_collectors() } else { context };
         let result = tokio::select! {
             () = transfer::run(Arc::new(context), stop) => Ok(()),
             older = served::until_other(&client, KINDS, readiness) => Err(older.into()),

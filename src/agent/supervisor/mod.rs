@@ -5,6 +5,7 @@
 //! and ends with its fence.
 
 mod capture;
+mod collect;
 mod console;
 mod contact;
 mod disk;

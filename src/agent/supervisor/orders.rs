@@ -11,8 +11,8 @@ use tokio_util::io::ReaderStream;
 use super::Supervisor;
 use crate::driver::{
     agent::{
-        AgentError, AgentState, Authority, CaptureOrder, ExecOrder, ExecReply, GuestAccess, LeaveCode, NodeAgent, Role,
-        UploadOrder, VmState,
+        AgentError, AgentState, Authority, CaptureOrder, CollectOrder, ExecOrder, ExecReply, GuestAccess, LeaveCode,
+        NodeAgent, Role, UploadOrder, VmState,
     },
     qemu::capture,
     repository::ByteStream,
@@ -104,6 +104,10 @@ impl NodeAgent for Orders {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.0.start_upload(order).await
+    }
+
+    async fn collect(&self, order: &CollectOrder) -> Result<(), AgentError> {
+        self.0.start_collect(order).await
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

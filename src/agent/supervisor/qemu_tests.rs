@@ -95,7 +95,14 @@ impl World {
             let incarnation = agent.state().incarnation;
             agent
                 .orders
-                .upload(&UploadOrder { epoch: 1, generation, incarnation, ticket: String::new(), limit: None })
+                .upload(&UploadOrder {
+                    epoch: 1,
+                    generation,
+                    incarnation,
+                    ticket: String::new(),
+                    limit: None,
+                    collector: None,
+                })
                 .await
                 .unwrap();
             let state = agent.until("upload", |state| state.upload.as_ref().is_some_and(|upload| upload.done)).await;

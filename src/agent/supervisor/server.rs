@@ -14,10 +14,10 @@ use axum::{
 use futures::StreamExt as _;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Supervisor, orders::Orders, visit};
+use super::{Supervisor, collect, orders::Orders, visit};
 use crate::{
     driver::agent::{
-        AgentError, CaptureOrder, ExecOrder, GuestAccess as _, NodeAgent as _, UploadOrder,
+        AgentError, CaptureOrder, CollectOrder, ExecOrder, GuestAccess as _, NodeAgent as _, UploadOrder,
         http::{EPOCH, GoOrder, LeaveOrder, Refusal, StayDownOrder},
     },
     names::Identity,
@@ -50,7 +50,10 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/upload", post(|s, o| order(s, o, |a, o: UploadOrder| async move { a.upload(&o).await })))
         .merge(orders)
+        .route("/v1/collect", post(|s, o| order(s, o, |a, o: CollectOrder| async move { a.collect(&o).await })))
         .layer(middleware::from_fn_with_state(supervisor.clone(), known_only))
+        // from other agents of the job; it is looked at there who sends what
+        .merge(collect::routes())
         .with_state(supervisor)
 }
 

@@ -84,7 +84,8 @@ async fn only_the_operator_gives_orders() {
     assert_eq!(kget.state().await.unwrap().lease, LeaseState::Waiting);
     refused(&kget.go(authority(1, 1)).await, "only the operator");
     refused(&kget.leave(authority(1, 1), crate::driver::agent::LeaveCode::Done).await, "only the operator");
-    let upload = UploadOrder { epoch: 1, generation: 3, incarnation: 1, ticket: "t".into(), limit: None };
+    let upload =
+        UploadOrder { epoch: 1, generation: 3, incarnation: 1, ticket: "t".into(), limit: None, collector: None };
     refused(&kget.upload(&upload).await, "not captured");
     let earlier = UploadOrder { incarnation: 0, ..upload };
     refused(&kget.upload(&earlier).await, "incarnation 0 is not 1");

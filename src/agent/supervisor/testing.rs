@@ -189,6 +189,8 @@ fn broken(error: impl std::fmt::Display) -> RepositoryError {
     RepositoryError::NotFound(error.to_string())
 }
 
+impl crate::driver::repository::carry::Carrying for FileStore {}
+
 #[async_trait]
 impl ByteStore for FileStore {
     async fn get_manifest(&self, _: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {

@@ -10,8 +10,8 @@ use super::Supervisor;
 use crate::{
     backoff::Backoff,
     driver::{
-        agent::{AgentError, UploadOrder, UploadState},
-        repository::{RepositoryError, Sending, pace::Pace},
+        agent::{AgentAddress, AgentError, Collector, UploadOrder, UploadState},
+        repository::{ByteStore, RepositoryError, Sending, pace::Pace},
     },
     names::Generation,
     store::{
@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-const KINDS: [FileKind; 3] = [FileKind::Memory, FileKind::Disk, FileKind::Output];
+pub(super) const KINDS: [FileKind; 3] = [FileKind::Memory, FileKind::Disk, FileKind::Output];
 
 /// Between two attempts.
-const AGAIN: Backoff =
+pub(super) const AGAIN: Backoff =
     Backoff { first: std::time::Duration::from_secs(1), longest: std::time::Duration::from_secs(20) };
 /// A file of the node's own that cannot be read so often never will be.
 pub(super) const LOCAL_TRIES: u32 = 4;
@@ -58,7 +58,7 @@ impl Supervisor {
 
     /// Begins to send a generation; a repetition goes on with what is being done or is done.
     pub(super) async fn start_upload(self: &Arc<Self>, order: &UploadOrder) -> Result<(), AgentError> {
-        self.view.quietly(|facts| facts.barrier.admit_upload(order))?;
+        self.view.quietly(|facts| facts.barrier.admit_kget(order.epoch, order.incarnation))?;
         // not asked of the VM, which a capture or merge may hold
         let known = self.view.read(|facts| facts.captured.iter().any(|part| part.generation == order.generation));
         if !known {
@@ -70,9 +70,23 @@ impl Supervisor {
             let data = tokio::fs::metadata(&path).await.map_err(|error| AgentError::Failed(error.to_string()))?;
             total += data.len();
         }
+        let store = match &order.collector {
+            None => self.store.clone(),
+            Some(Collector { member, endpoint }) => {
+                let (job, incarnation) = (self.config.job.clone(), self.config.incarnation);
+                let address = AgentAddress { endpoint: *endpoint, job, member: *member, incarnation };
+                self.store.through(&address).map_err(|error| AgentError::Refused(error.to_string()))?
+            }
+        };
+        let collector = order.collector.as_ref().map(|collector| collector.member);
         let fresh = self.view.change(|facts| {
             match &facts.upload {
-                Some(now) if now.state.generation == order.generation && now.state.error.is_none() => {
+                // what the repository has needs no collector any more
+                Some(now)
+                    if now.state.generation == order.generation
+                        && now.state.error.is_none()
+                        && (now.state.collector == collector || (now.state.done && now.state.collector.is_none())) =>
+                {
                     self.pace.set(order.limit);
                     return Ok(None);
                 }
@@ -82,7 +96,7 @@ impl Supervisor {
                 Some(now) => now.replaced.cancel(),
                 None => {}
             }
-            let state = UploadState { generation: order.generation, total, ..UploadState::default() };
+            let state = UploadState { generation: order.generation, total, collector, ..UploadState::default() };
             let replaced = CancellationToken::new();
             self.pace.set(order.limit);
             facts.upload = Some(Upload { state, replaced: replaced.clone(), pace: self.pace.clone() });
@@ -95,7 +109,7 @@ impl Supervisor {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = replaced.cancelled() => {}
-                    () = own.upload(&order) => {}
+                    () = own.upload(&order, &*store) => {}
                 }
             });
         }
@@ -111,10 +125,10 @@ impl Supervisor {
         });
     }
 
-    async fn upload(self: &Arc<Self>, order: &UploadOrder) {
+    async fn upload(self: &Arc<Self>, order: &UploadOrder, store: &dyn ByteStore) {
         let mut files: Vec<PartFile> = Vec::new();
         for kind in KINDS {
-            match self.send(order, kind, files.iter().map(|file| file.size).sum()).await {
+            match self.send(order, store, kind, files.iter().map(|file| file.size).sum()).await {
                 Ok(file) => files.push(file),
                 Err(error) => {
                     tracing::warn!(%error, generation = order.generation, "a generation cannot be sent");
@@ -154,7 +168,13 @@ impl Supervisor {
     }
 
     /// Sends one file, however often that takes.
-    async fn send(&self, order: &UploadOrder, kind: FileKind, before: u64) -> Result<PartFile, RepositoryError> {
+    async fn send(
+        &self,
+        order: &UploadOrder,
+        store: &dyn ByteStore,
+        kind: FileKind,
+        before: u64,
+    ) -> Result<PartFile, RepositoryError> {
         let generation = order.generation;
         let progress = |how_far: Sending| {
             self.view.quietly(|facts| {
@@ -178,7 +198,7 @@ impl Supervisor {
                 let _ = self.store.ready(kind, &path).await;
             }
             self.pace.goes().await;
-            let sending = self.store.put_part(&order.ticket, job, generation, member, kind, &path, &progress);
+            let sending = store.put_part(&order.ticket, job, generation, member, kind, &path, &progress);
             let sent = tokio::select! {
                 biased;
                 // nothing half sent waits at the repository: what is whole there is not sent again
@@ -190,6 +210,8 @@ impl Supervisor {
                     self.note(generation, |upload| (upload.waiting, upload.reading_back) = (None, None));
                     return Ok(file);
                 }
+                // then it goes to the repository: kget says so
+                Err(error) if order.collector.is_some() => return Err(error),
                 Err(error @ (RepositoryError::Unreachable(_) | RepositoryError::Full(_))) => error,
                 Err(error @ RepositoryError::Local { .. }) if local + 1 < LOCAL_TRIES => {
                     local += 1;

@@ -31,6 +31,8 @@ struct Moody {
     sent: Mutex<Vec<Generation>>,
 }
 
+impl crate::driver::repository::carry::Carrying for Moody {}
+
 #[async_trait]
 impl ByteStore for Moody {
     async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {
@@ -134,11 +136,13 @@ impl Node {
     }
 
     async fn order_with(&self, generation: Generation, ticket: String) -> Result<(), AgentError> {
-        self.supervisor.start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket, limit: None }).await
+        self.supervisor
+            .start_upload(&UploadOrder { epoch: 1, generation, incarnation: 1, ticket, limit: None, collector: None })
+            .await
     }
 
     async fn limit(&self, generation: Generation, limit: Option<u64>) -> Result<(), AgentError> {
-        let order = UploadOrder { epoch: 1, generation, incarnation: 1, ticket: "t".into(), limit };
+        let order = UploadOrder { epoch: 1, generation, incarnation: 1, ticket: "t".into(), limit, collector: None };
         self.supervisor.start_upload(&order).await
     }
 
@@ -236,6 +240,7 @@ async fn an_upload_is_tried_no_longer_than_its_ticket_lasts_and_says_so() {
             expires: jiff::Timestamp::now() + Duration::from_secs(seconds),
             most: None,
             quota: None,
+            bearer: None,
         };
         crate::store::ticket::TicketKey::new(&[7; 32]).unwrap().sign(&ticket)
     };

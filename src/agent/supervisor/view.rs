@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{problems::Problems, upload::Upload};
+use super::{collect::Held, problems::Problems, upload::Upload};
 use crate::{
     clock::Clock,
     driver::{
@@ -34,6 +34,8 @@ pub(super) struct Facts {
     /// Parts that are whole and still on the disk.
     pub(super) captured: Vec<CapturePart>,
     pub(super) upload: Option<Upload>,
+    /// Parts of other members.
+    pub(super) held: Vec<Held>,
     pub(super) machine: Option<MachineRecord>,
     pub(super) offer: Option<Offer>,
     pub(super) lacks: Vec<Lack>,
@@ -93,6 +95,7 @@ impl View {
                 barrier: Barrier::new(config.incarnation, config.max_pause),
                 captured: Vec::new(),
                 upload: None,
+                held: Vec::new(),
                 machine: None,
                 offer: None,
                 lacks: Vec::new(),
@@ -181,6 +184,7 @@ impl View {
             capture: facts.barrier.part().cloned(),
             earlier: facts.earlier(),
             upload: facts.upload.as_ref().map(Upload::shown),
+            held: facts.held.iter().map(Held::shown).collect(),
             ran: facts.ran(),
             machine: facts.machine.clone(),
             offer: facts.offer.clone(),

@@ -60,6 +60,10 @@ impl Paths {
     pub(super) fn generation(&self, generation: Generation) -> PathBuf {
         self.vm.join(format!("generation-{generation}"))
     }
+    /// Parts of other members.
+    pub(super) fn held(&self) -> PathBuf {
+        self.vm.join("held")
+    }
     /// A file of a captured generation.
     pub(super) fn part(&self, generation: Generation, kind: FileKind) -> PathBuf {
         self.generation(generation).join(kind.to_string())

@@ -7,17 +7,17 @@ use kube::Resource as _;
 
 use super::{
     Context,
-    decide::{Case, Effect, Ordered, Plan, Report, Said},
+    decide::{Carried, Case, Effect, Ordered, Plan, Report, Said},
     status,
 };
 use crate::{
     api::Snapshot,
     driver::{
-        agent::{AgentAddress, AgentError, UploadOrder},
+        agent::{AgentAddress, AgentError, CollectOrder, Collector, UploadOrder},
         cluster::{ClusterError, EventRecord},
         repository::{KeptPart, RepositoryError},
     },
-    names::{Generation, JobUid},
+    names::{Generation, JobUid, MemberIndex},
     store::{manifest::Manifest, ticket::Ticket},
 };
 
@@ -49,11 +49,23 @@ async fn carry_out(effect: &Effect, cases: &[(Arc<Snapshot>, Case)], context: &A
         Effect::Upload { snapshot, agent, generation, limit } => {
             let AgentAddress { job, member, endpoint, .. } = agent;
             tracing::info!(%job, generation, member, %endpoint, limit, "orders an upload");
-            order(context, agent, *generation, *limit, of(snapshot), 1).await;
+            order(context, agent, *generation, (*limit, None), of(snapshot), 1).await;
         }
         Effect::Pace { snapshot, agent, generation, limit } => {
             tracing::info!(job = %agent.job, generation, member = agent.member, limit, "paces an upload");
-            order(context, agent, *generation, *limit, of(snapshot), 0).await;
+            order(context, agent, *generation, (*limit, None), of(snapshot), 0).await;
+        }
+        Effect::Hand { snapshot, agent, generation, to } => {
+            let AgentAddress { job, member, .. } = agent;
+            tracing::info!(%job, generation, member, to = to.member, "has a part sent to another member");
+            order(context, agent, *generation, (None, Some(to)), of(snapshot), 0).await;
+        }
+        Effect::Collect { snapshot, of: whose, by, order } => {
+            tracing::info!(
+                job = %whose.job, generation = order.generation, member = whose.member, by = by.member, limit = order.limit,
+                "has a part carried"
+            );
+            collect(context, whose, by, order, of(snapshot)).await;
         }
         Effect::Keep { job, generation, part } => keep(context, cases, job, *generation, part).await,
         Effect::Publish { snapshot, manifest } => publish(context, snapshot, manifest),
@@ -98,25 +110,16 @@ async fn order(
     context: &Context,
     address: &AgentAddress,
     generation: Generation,
-    limit: Option<u64>,
+    (limit, to): (Option<u64>, Option<&AgentAddress>),
     case: Option<&Case>,
     tries: u32,
 ) {
     let AgentAddress { job, member, incarnation, .. } = address;
     let Some(agent) = context.memory().agents.get(address).map(|known| known.agent.clone()) else { return };
     let now = context.clock.now();
-    let expires = now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX);
-    let ticket = Ticket {
-        job: job.clone(),
-        generation,
-        member: *member,
-        incarnation: *incarnation,
-        expires,
-        most: case.and_then(|case| case.most),
-        quota: case.and_then(|case| case.quota.clone()),
-    };
-    let ticket = context.key.sign(&ticket);
-    let order = UploadOrder { epoch: context.epoch, generation, incarnation: *incarnation, ticket, limit };
+    let ticket = ticket(context, address, generation, case, None);
+    let collector = to.map(|to| Collector { member: to.member, endpoint: to.endpoint });
+    let order = UploadOrder { epoch: context.epoch, generation, incarnation: *incarnation, ticket, limit, collector };
     let answer = tokio::time::timeout(ORDER, agent.upload(&order)).await;
     let answer = answer.unwrap_or_else(|_| Err(AgentError::Unreachable("no answer in time".into())));
     let mut memory = context.memory();
@@ -124,9 +127,10 @@ async fn order(
         // what it said before the order says nothing of it
         known.asked = jiff::Timestamp::UNIX_EPOCH;
     }
-    let first = Ordered { times: 0, last: now, refused: None, limit };
+    let collector = to.map(|to| to.member);
+    let first = Ordered { times: 0, last: now, refused: None, limit, collector };
     let ordered = memory.ordered.entry((address.clone(), generation)).or_insert(first);
-    (ordered.last, ordered.limit) = (now, limit);
+    (ordered.last, ordered.limit, ordered.collector) = (now, limit, collector);
     match answer {
         Ok(()) => {
             ordered.times += tries;
@@ -145,6 +149,61 @@ async fn order(
             ordered.refused = Some(error.to_string());
         }
     }
+}
+
+/// Permission to write a member's part, for its own agent or for the one that has it.
+fn ticket(
+    context: &Context,
+    whose: &AgentAddress,
+    generation: Generation,
+    case: Option<&Case>,
+    bearer: Option<MemberIndex>,
+) -> String {
+    let now = context.clock.now();
+    context.key.sign(&Ticket {
+        job: whose.job.clone(),
+        generation,
+        member: whose.member,
+        incarnation: whose.incarnation,
+        expires: now.saturating_add(TICKET).unwrap_or(jiff::Timestamp::MAX),
+        most: case.and_then(|case| case.most),
+        quota: case.and_then(|case| case.quota.clone()),
+        bearer,
+    })
+}
+
+/// Has a part taken by another agent than its own, or tells that one how fast to bring it.
+async fn collect(context: &Context, whose: &AgentAddress, by: &AgentAddress, carried: &Carried, case: Option<&Case>) {
+    let Carried { generation, nonce, part, bytes, limit } = carried.clone();
+    let Some(agent) = context.memory().agents.get(by).map(|known| known.agent.clone()) else { return };
+    let ticket = ticket(context, whose, generation, case, Some(by.member));
+    let incarnation = by.incarnation;
+    let order = CollectOrder { epoch: context.epoch, generation, incarnation, part, nonce, bytes, ticket, limit };
+    let answer = tokio::time::timeout(ORDER, agent.collect(&order)).await;
+    let answer = answer.unwrap_or_else(|_| Err(AgentError::Unreachable("no answer in time".into())));
+    let now = context.clock.now();
+    let mut memory = context.memory();
+    if let Some(known) = memory.agents.get_mut(by) {
+        // what it said before the order says nothing of it
+        known.asked = jiff::Timestamp::UNIX_EPOCH;
+    }
+    let refused = match answer {
+        Ok(()) => None,
+        Err(error @ AgentError::Superseded(_)) => {
+            tracing::error!(job = %by.job, member = by.member, %error, "an agent obeys a later kget");
+            memory.superseded.insert(by.job.clone());
+            None
+        }
+        Err(AgentError::Unreachable(_)) => None,
+        Err(error @ (AgentError::Refused(_) | AgentError::Failed(_))) => {
+            tracing::warn!(job = %by.job, member = by.member, %error, "an agent does not take another one's part");
+            Some(error.to_string())
+        }
+    };
+    memory.carried.insert(
+        (whose.clone(), generation),
+        Ordered { times: 1, last: now, refused, limit, collector: Some(by.member) },
+    );
 }
 
 async fn keep(

@@ -4,6 +4,7 @@
 //! periodic transfer to end, not even for one of its own agent, unless that is about to complete its generation. What
 //! is safe is what the repository lists (safety B15), never what an agent says.
 
+mod collect;
 mod stage;
 mod story;
 mod turn;
@@ -94,6 +95,9 @@ pub struct Case {
     pub publishing: bool,
     /// Why the repository will never publish it.
     pub refused: Option<String>,
+    /// Whether members that wait may give their bytes to others: their slots are taken one by one, and there is a
+    /// complete generation to go back to if one that has bytes of others is lost.
+    pub collects: bool,
     /// The agents, one for each member.
     pub agents: Vec<AgentSeen>,
 }
@@ -113,6 +117,10 @@ pub struct AgentSeen {
     pub record: Option<(String, MemberPart)>,
     /// Uploads ordered of it for this generation: how many, the last one when, and why it was refused.
     pub ordered: Option<Ordered>,
+    /// What its collector was told last of its part.
+    pub carried: Option<Ordered>,
+    /// When its slot is taken, as far as that is known.
+    pub until: Option<Timestamp>,
 }
 
 /// Uploads ordered of an agent.
@@ -126,6 +134,8 @@ pub struct Ordered {
     pub refused: Option<String>,
     /// The limit that was in the last one.
     pub limit: Option<u64>,
+    /// Who was to be sent it instead of the repository.
+    pub collector: Option<MemberIndex>,
 }
 
 /// How fast may be sent, as whoever runs kget says.
@@ -206,6 +216,28 @@ pub enum Effect {
         /// Most bytes a second; with 0 it stands still.
         limit: Option<u64>,
     },
+    /// Tells an agent to send its part to another one, which has made room for it.
+    Hand {
+        /// The snapshot.
+        snapshot: String,
+        /// The agent.
+        agent: AgentAddress,
+        /// The generation.
+        generation: Generation,
+        /// Who takes it.
+        to: AgentAddress,
+    },
+    /// Tells an agent to take another one's part, or how fast to bring it to the repository.
+    Collect {
+        /// The snapshot.
+        snapshot: String,
+        /// The agent whose part it is.
+        of: AgentAddress,
+        /// The agent that takes it.
+        by: AgentAddress,
+        /// What is said of the part.
+        order: Box<Carried>,
+    },
     /// Tells the repository that a part has all arrived.
     Keep {
         /// The job.
@@ -224,6 +256,21 @@ pub enum Effect {
     },
 }
 
+/// A part that another agent takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Carried {
+    /// The generation.
+    pub generation: Generation,
+    /// The barrier's nonce.
+    pub nonce: String,
+    /// What the manifest will say of it, but for its files.
+    pub part: MemberPart,
+    /// Most bytes of it.
+    pub bytes: u64,
+    /// Most bytes a second to the repository; with 0 it is only held.
+    pub limit: Option<u64>,
+}
+
 /// Decides.
 pub fn decide(cases: &[Case], terms: &Terms, now: Timestamp) -> Plan {
     let mut order: Vec<&Case> = cases.iter().collect();
@@ -233,9 +280,11 @@ pub fn decide(cases: &[Case], terms: &Terms, now: Timestamp) -> Plan {
     let over = staged.iter().enumerate().filter(|(_, (case, stages))| over(case, stages).is_some());
     let over: BTreeSet<usize> = over.map(|(number, _)| number).collect();
     let turns = turns(&staged, &over, &last, terms);
+    let mut anew = collect::assign(&staged, &over, &turns, now);
     let mut plan = Plan::default();
     for (number, (case, stages)) in staged.iter().enumerate() {
         let transfer = one(case, stages, &Own { turns: &turns, number, now }, &mut plan.effects);
+        let transfer = collect::noted(case, stages, anew.remove(&number).unwrap_or_default(), transfer);
         let whole = !stages.iter().any(|stage| matches!(stage, Stage::Waiting { bytes: None, .. }));
         let transfer = story::told(case, transfer, whole, now);
         if story::is_news(case, &transfer, now) {
@@ -253,6 +302,14 @@ pub fn is_evacuation(reason: SnapshotReason) -> bool {
     match reason {
         SnapshotReason::Notice | SnapshotReason::Walltime | SnapshotReason::Suspend => true,
         SnapshotReason::Periodic | SnapshotReason::User => false,
+    }
+}
+
+/// Whether it is taken because somebody wants the slots, at a known time.
+pub fn is_taken(reason: SnapshotReason) -> bool {
+    match reason {
+        SnapshotReason::Notice | SnapshotReason::Walltime => true,
+        SnapshotReason::Suspend | SnapshotReason::Periodic | SnapshotReason::User => false,
     }
 }
 
@@ -303,6 +360,9 @@ fn orders(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect
             Stage::Ready { .. } if turn != Turn::Stands || Rank::of(case, seen.member) == Rank::Leaving => {
                 effects.push(Effect::Upload { snapshot, agent, generation, limit });
             }
+            Stage::Held { limit: now, .. } if *now != limit && !seen.carried.as_ref().is_some_and(told) => {
+                effects.extend(collect::carry(case, seen, limit));
+            }
             Stage::Sending { limit: now, .. } if *now != limit && !seen.ordered.as_ref().is_some_and(told) => {
                 effects.push(Effect::Pace { snapshot, agent, generation, limit });
             }
@@ -337,7 +397,17 @@ fn one(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect>) 
                 });
                 waiting = waiting.or_else(|| stands.clone()).or(reads);
             }
-            Stage::Ready { bytes } => transfer.total += bytes,
+            Stage::Ready { bytes } | Stage::Assigned { bytes } => transfer.total += bytes,
+            Stage::Handing { sent, total } => {
+                transfer.sent += sent;
+                transfer.total += total;
+            }
+            // it has left its node
+            Stage::Held { size, stands, .. } => {
+                transfer.sent += size;
+                transfer.total += size;
+                waiting = waiting.or_else(|| stands.clone());
+            }
             Stage::Waiting { why, bytes } => {
                 transfer.total += bytes.unwrap_or_default();
                 waiting = waiting.or_else(|| Some(why.clone()));
@@ -355,9 +425,13 @@ fn one(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect>) 
         }
     }
     orders(case, stages, own, effects);
+    effects.extend(collect::orders(case, stages, own.now));
     if transfer.safe.len() < case.agents.len() || case.agents.is_empty() {
         let moves = |(at, stage): (usize, &Stage)| match stage {
-            Stage::Arrived { .. } | Stage::Sending { stands: Some(_), .. } => true,
+            Stage::Arrived { .. }
+            | Stage::Sending { stands: Some(_), .. }
+            | Stage::Handing { .. }
+            | Stage::Assigned { .. } => true,
             _ => matches!(own.turn(at), Some(Turn::Sends(_))),
         };
         let moves = stages.iter().enumerate().any(moves);

@@ -42,6 +42,7 @@ fn state(member: MemberIndex, bytes: u64) -> AgentState {
         }),
         earlier: Vec::new(),
         upload: None,
+        held: Vec::new(),
         ran: 1.0,
         machine: None,
         offer: None,
@@ -68,6 +69,8 @@ fn agent(member: MemberIndex, bytes: u64) -> AgentSeen {
         silent: None,
         record: Some(("n1".into(), member_part(member))),
         ordered: None,
+        carried: None,
+        until: None,
     }
 }
 
@@ -95,6 +98,7 @@ fn case() -> Case {
         published: Fact::Absent,
         publishing: false,
         refused: None,
+        collects: false,
         agents: vec![agent(0, 200), agent(1, 100)],
     }
 }
@@ -120,7 +124,12 @@ fn set(agent: &mut AgentSeen, upload: UploadState) {
 fn uploads(plan: &Plan) -> Vec<(String, MemberIndex)> {
     let upload = |effect: &Effect| match effect {
         Effect::Upload { snapshot, agent, limit, .. } if *limit != Some(0) => Some((snapshot.clone(), agent.member)),
-        Effect::Upload { .. } | Effect::Pace { .. } | Effect::Keep { .. } | Effect::Publish { .. } => None,
+        Effect::Upload { .. }
+        | Effect::Pace { .. }
+        | Effect::Hand { .. }
+        | Effect::Collect { .. }
+        | Effect::Keep { .. }
+        | Effect::Publish { .. } => None,
     };
     plan.effects.iter().filter_map(upload).collect()
 }
@@ -244,7 +253,7 @@ fn final_one(sent: u64, safe: &[MemberIndex]) -> [Case; 2] {
             agent.state.as_mut().unwrap().capture.as_mut().unwrap().generation = 8;
         }
     }
-    older.agents[1].ordered = Some(Ordered { times: 1, last: before(5), refused: None, limit: None });
+    older.agents[1].ordered = Some(Ordered { times: 1, last: before(5), refused: None, limit: None, collector: None });
     [older, last]
 }
 
@@ -316,7 +325,7 @@ fn an_upload_that_stands_still_holds_nobody_up_and_says_why() {
 #[case::no_address(|c: &mut Case| c.agents[0].address = None, "where its agent is")]
 #[case::another_capture(|c: &mut Case| c.agents[0].record = None, "no longer has generation 7")]
 #[case::refused_too_often(|c: &mut Case| c.agents[0].ordered =
-    Some(Ordered { times: ORDERS, last: before(9), refused: Some("too late".into()), limit: None }), "too late")]
+    Some(Ordered { times: ORDERS, last: before(9), refused: Some("too late".into()), limit: None , collector: None}), "too late")]
 #[case::fenced(|c: &mut Case| c.refused = Some("incarnation 1 is older".into()), "older")]
 #[case::job_gone(|c: &mut Case| c.image = Fact::Absent, "job is gone")]
 #[case::abandoned(|c: &mut Case| c.agents[0].state.as_mut().unwrap().capture.as_mut().unwrap().state =
@@ -351,7 +360,7 @@ fn unknown_is_not_lost(#[case] spoil: fn(&mut Case)) {
 #[case::lease_lost(|a: &mut AgentSeen| a.state.as_mut().unwrap().lease = LeaseState::Lost)]
 #[case::another_capture(|a: &mut AgentSeen| a.record = None)]
 #[case::tried_in_vain(|a: &mut AgentSeen| a.ordered =
-    Some(Ordered { times: ORDERS, last: before(9), refused: Some("no route".into()), limit: None }))]
+    Some(Ordered { times: ORDERS, last: before(9), refused: Some("no route".into()), limit: None , collector: None}))]
 fn b15_nothing_is_given_up_before_the_repository_has_listed_what_it_has(#[case] spoil: fn(&mut AgentSeen)) {
     let mut case = Case { kept: Fact::Unknown { since: before(60) }, ..case() };
     case.agents.iter_mut().for_each(spoil);
@@ -367,7 +376,7 @@ fn b15_nothing_is_given_up_before_the_repository_has_listed_what_it_has(#[case] 
 #[test]
 fn a_silent_repository_uses_up_no_orders() {
     let mut case = Case { kept: Fact::Unknown { since: before(60) }, ..case() };
-    let tried = Ordered { times: 1, last: before(9), refused: Some("no route".into()), limit: None };
+    let tried = Ordered { times: 1, last: before(9), refused: Some("no route".into()), limit: None, collector: None };
     case.agents.iter_mut().for_each(|agent| agent.ordered = Some(tried.clone()));
     assert_eq!(uploads(&decide(std::slice::from_ref(&case), now())), []);
     case.kept = Fact::Known(vec![]);
@@ -392,7 +401,7 @@ fn a_failed_upload_is_ordered_again_after_a_while() {
     case.kept = Fact::Known(vec![kept(1)]);
     let error = Some("failed to reach the repository".to_owned());
     set(&mut case.agents[0], UploadState { error, ..sending(7) });
-    case.agents[0].ordered = Some(Ordered { times: 1, last: now(), refused: None, limit: None });
+    case.agents[0].ordered = Some(Ordered { times: 1, last: now(), refused: None, limit: None, collector: None });
     let plan = decide(std::slice::from_ref(&case), now());
     assert_eq!(uploads(&plan), []);
     assert!(report(&plan).message.unwrap().contains("repository"));

@@ -20,7 +20,7 @@ fn four(uid: &str, reason: SnapshotReason) -> Case {
 fn moving(seen: &mut AgentSeen, sent: u64, limit: Option<u64>) {
     let total = seen.state.as_ref().unwrap().capture.as_ref().unwrap().bytes;
     set(seen, UploadState { generation: 7, sent, total, limit, ..UploadState::default() });
-    seen.ordered = Some(Ordered { times: 1, last: before(5), refused: None, limit });
+    seen.ordered = Some(Ordered { times: 1, last: before(5), refused: None, limit, collector: None });
 }
 
 /// Members that are told only to get ready.
@@ -39,7 +39,7 @@ fn told(plan: &Plan) -> Vec<(&str, MemberIndex, Option<u64>)> {
             (limit != Some(0)).then_some((snapshot.as_str(), agent.member, limit))
         }
         &Effect::Pace { ref snapshot, ref agent, limit, .. } => Some((snapshot.as_str(), agent.member, limit)),
-        Effect::Keep { .. } | Effect::Publish { .. } => None,
+        Effect::Hand { .. } | Effect::Collect { .. } | Effect::Keep { .. } | Effect::Publish { .. } => None,
     };
     plan.effects.iter().filter_map(told).collect()
 }
@@ -143,7 +143,8 @@ fn a_limit_is_shared_and_does_not_hold_for_members_that_leave() {
     let plan = decide_with(std::slice::from_ref(&periodic), &terms(2, limit), now());
     assert_eq!(told(&plan), [("a", 2, Some(50_000)), ("a", 3, Some(50_000))]);
     // an agent of the version before never says that it was told
-    periodic.agents[3].ordered = Some(Ordered { times: 1, last: now(), refused: None, limit: Some(100_000) });
+    periodic.agents[3].ordered =
+        Some(Ordered { times: 1, last: now(), refused: None, limit: Some(100_000), collector: None });
     assert_eq!(told(&decide_with(&[periodic], &terms(1, limit), now())), []);
     let evacuation = four("b", SnapshotReason::Notice);
     let plan = decide_with(std::slice::from_ref(&evacuation), &terms(1, limit), now());

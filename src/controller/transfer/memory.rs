@@ -30,6 +30,8 @@ pub struct Memory {
     pub link: Link,
     /// Uploads ordered.
     pub ordered: HashMap<(AgentAddress, Generation), Ordered>,
+    /// What collectors were told, by the agent whose part it is.
+    pub carried: HashMap<(AgentAddress, Generation), Ordered>,
     /// The repository's listings, by snapshot; forgotten when something was added.
     pub kept: HashMap<String, Vec<KeptPart>>,
     /// Publications under way, by snapshot.
@@ -66,6 +68,7 @@ impl Memory {
         self.agents.retain(|address, _| agents.contains(address));
         self.records.retain(|(address, _), _| agents.contains(address));
         self.ordered.retain(|(address, _), _| agents.contains(address));
+        self.carried.retain(|(address, _), _| agents.contains(address));
         self.kept.retain(|uid, _| snapshots.contains(uid));
         self.publishing.retain(|uid| snapshots.contains(uid));
         self.refused.retain(|uid, _| snapshots.contains(uid));

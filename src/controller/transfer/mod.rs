@@ -51,6 +51,8 @@ pub struct Context {
     pub changed: Arc<Notify>,
     /// How fast agents may send.
     pub limit: Limit,
+    /// Whether members that wait may give their bytes to others.
+    pub collectors: bool,
     memory: Mutex<Memory>,
 }
 
@@ -68,13 +70,19 @@ impl Context {
         changed: Arc<Notify>,
     ) -> Self {
         let (limit, memory) = (Limit::default(), Mutex::default());
-        Self { epoch, clock, board, agents, repository, ledger, key, changed, limit, memory }
+        Self { epoch, clock, board, agents, repository, ledger, key, changed, limit, collectors: true, memory }
     }
 
     /// The same, with agents that send no faster.
     #[must_use]
     pub fn limited(self, limit: Limit) -> Self {
         Self { limit, ..self }
+    }
+
+    /// The same, in which all send to the repository themselves.
+    #[must_use]
+    pub fn without_collectors(self) -> Self {
+        Self { collectors: false, ..self }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -110,5 +118,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
 }
 
+#[cfg(test)]
+mod collect_tests;
 #[cfg(test)]
 mod tests;

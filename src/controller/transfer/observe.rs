@@ -11,17 +11,18 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Context,
-    decide::{AgentSeen, Case, Terms, is_evacuation, is_moving},
+    decide::{AgentSeen, Case, Terms, is_evacuation, is_moving, is_taken},
     memory::Known,
 };
 use crate::{
     api::{
         BestEffortJob, Snapshot,
+        job::Allocation,
         snapshot::{SnapshotPhase, SnapshotStatus, Transfer, TransferState},
     },
     driver::{
         Fact,
-        agent::{AgentAddress, NodeAgent, PartState},
+        agent::{AgentAddress, AgentState, NodeAgent, PartState},
         repository::{KeptPart, RepositoryError},
     },
     names::{Generation, Incarnation, JobUid, MemberIndex},
@@ -39,15 +40,28 @@ pub fn terms(context: &Context, cases: &[(Arc<Snapshot>, Case)]) -> Terms {
     let evacuates = cases.iter().any(|(_, case)| is_evacuation(case.reason));
     let mut memory = context.memory();
     let sending = memory.agents.iter().filter_map(|(address, known)| {
-        let upload = known.state.as_ref()?.upload.as_ref()?;
-        let moves = is_moving(upload) && upload.waiting.is_none() && upload.reading_back.is_none();
-        (moves && upload.limit != Some(0)).then(|| (address.clone(), upload.moved.unwrap_or(upload.sent)))
+        let moved = known.state.as_ref().map(to_repository)?;
+        let sum = moved.into_iter().reduce(u64::saturating_add)?;
+        Some((address.clone(), sum))
     });
     let sending: Vec<(AgentAddress, u64)> = sending.collect();
     let most = limit.rate.filter(|_| limit.evacuations || !evacuates).map(|rate| rate as f64);
     let now = context.clock.now().as_millisecond() as f64 / 1000.0;
     memory.link.note(now, &sending, evacuates, most);
     Terms { senders: memory.link.senders(), rate: memory.link.rate(), limit }
+}
+
+/// Bytes that have left an agent for the repository, of each part that is on its way there.
+fn to_repository(state: &AgentState) -> Vec<u64> {
+    let own = state.upload.as_ref().filter(|upload| {
+        let stands = upload.waiting.is_some() || upload.reading_back.is_some() || upload.limit == Some(0);
+        is_moving(upload) && !stands && upload.collector.is_none()
+    });
+    let held = state.held.iter().filter(|held| {
+        held.whole && !held.done && held.error.is_none() && held.waiting.is_none() && held.limit != Some(0)
+    });
+    let own = own.map(|upload| upload.moved.unwrap_or(upload.sent));
+    own.into_iter().chain(held.map(|held| held.moved)).collect()
 }
 
 /// The snapshots whose bytes must still move, with all that is known of them.
@@ -109,7 +123,8 @@ async fn ask(context: &Context, address: &AgentAddress) {
 
 fn is_due(known: &Known, now: Timestamp) -> bool {
     let upload = known.state.as_ref().and_then(|state| state.upload.as_ref());
-    upload.is_some_and(is_moving) || known.state.is_none() || now.duration_since(known.asked) >= IDLE
+    let holds = known.state.iter().flat_map(|state| &state.held).any(|held| !held.done && held.error.is_none());
+    upload.is_some_and(is_moving) || holds || known.state.is_none() || now.duration_since(known.asked) >= IDLE
 }
 
 fn note(
@@ -182,6 +197,7 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
     let guests = found.as_deref().filter(|_| image.known().is_some()).map(GuestRecord::of);
     let created = snapshot.metadata.creation_timestamp.as_ref();
     let taken_at = status.taken_at.as_ref().or(created).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let collects = context.collectors && found.as_deref().is_some_and(may_collect) && is_taken(snapshot.reason());
     let memory = context.memory();
     let agents = status.members.iter().zip(addresses(snapshot)).map(|(member, address)| {
         let known = address.as_ref().and_then(|address| memory.agents.get(address));
@@ -192,6 +208,8 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
             silent: known.and_then(|known| known.silent),
             record: place.as_ref().and_then(|place| memory.records.get(place).cloned()),
             ordered: place.as_ref().and_then(|place| memory.ordered.get(place).cloned()),
+            carried: place.as_ref().and_then(|place| memory.carried.get(place).cloned()),
+            until: found.as_deref().and_then(|job| slot_end(job, member.index)),
             address,
         }
     });
@@ -216,9 +234,28 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
         published,
         publishing,
         refused: memory.refused.get(&uid).cloned(),
+        collects,
         agents: agents.collect(),
         uid,
     })
+}
+
+/// Whether members of this job may give their bytes to others. Without a complete generation there would be nothing to
+/// go back to if one that has them is lost.
+fn may_collect(job: &BestEffortJob) -> bool {
+    let status = job.status.as_ref();
+    job.spec.slots.allocation == Allocation::PerMember
+        && status.is_some_and(|status| status.snapshots.last_stored.is_some())
+}
+
+/// When the slot of a member is taken, as the operator knows.
+fn slot_end(job: &BestEffortJob, member: MemberIndex) -> Option<Timestamp> {
+    let status = job.status.as_ref()?;
+    let agent = status.members.iter().find(|known| known.index == member)?.agent.as_ref()?;
+    let slot = status.slots.iter().find(|slot| slot.id == agent.slot && slot.is_in_use())?;
+    let grace = SignedDuration::try_from(std::time::Duration::from(job.spec.snapshots.grace)).ok()?;
+    let noticed = slot.notice.as_ref().and_then(|notice| notice.0.checked_add(grace).ok());
+    noticed.into_iter().chain(slot.until.as_ref().map(|until| until.0)).min()
 }
 
 /// What the operator noted when it began the capture.

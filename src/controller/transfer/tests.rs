@@ -418,6 +418,7 @@ async fn a9_a_kget_that_no_longer_leads_orders_nothing() {
         incarnation: 1,
         ticket: "t".into(),
         limit: None,
+        collector: None,
     };
     for member in 0..2 {
         // whatever the new one has ordered

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{AgentError, Authority, CaptureOrder, CapturePart, PartState, STAY_DOWN_WITHIN, UploadOrder};
+use super::{AgentError, Authority, CaptureOrder, CapturePart, PartState, STAY_DOWN_WITHIN};
 use crate::{
     names::{Generation, Incarnation},
     store::manifest::MemberPart,
@@ -97,14 +97,14 @@ impl Barrier {
     }
 
     /// Refuses an upload for another incarnation, or ordered by a kget that no longer leads (A9).
-    pub fn admit_upload(&mut self, order: &UploadOrder) -> Result<(), AgentError> {
-        if order.incarnation != self.incarnation {
-            return refused(format!("incarnation {} is not {}", order.incarnation, self.incarnation));
+    pub fn admit_kget(&mut self, epoch: u64, incarnation: Incarnation) -> Result<(), AgentError> {
+        if incarnation != self.incarnation {
+            return refused(format!("incarnation {incarnation} is not {}", self.incarnation));
         }
-        if order.epoch < self.uploads {
-            return Err(AgentError::Superseded(format!("epoch {} is older than {}", order.epoch, self.uploads)));
+        if epoch < self.uploads {
+            return Err(AgentError::Superseded(format!("epoch {epoch} is older than {}", self.uploads)));
         }
-        self.uploads = order.epoch;
+        self.uploads = epoch;
         Ok(())
     }
 

@@ -106,7 +106,8 @@ pub(crate) async fn holds(agent: &dyn NodeAgent) {
     refuses(agent.stay_down(&last, Duration::from_secs(1))).await;
 
     // b1: only what was captured here, in this incarnation
-    let upload = UploadOrder { epoch: 2, generation: 4, incarnation: 1, ticket: "ticket".into(), limit: None };
+    let upload =
+        UploadOrder { epoch: 2, generation: 4, incarnation: 1, ticket: "ticket".into(), limit: None, collector: None };
     refuses(agent.upload(&UploadOrder { incarnation: 2, ..upload.clone() })).await;
     refuses(agent.upload(&UploadOrder { generation: 2, ..upload.clone() })).await;
     agent.upload(&upload).await.unwrap();

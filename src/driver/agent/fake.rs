@@ -14,9 +14,9 @@ use jiff::Timestamp;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{
-    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, ExecOrder,
-    ExecReply, GuestAccess, GuestState, LeaseState, LeaveCode, LoadFault, NodeAgent, PROTOCOL, UploadOrder,
-    UploadState, VmState,
+    Accelerator, AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CapturePart, CollectOrder,
+    ExecOrder, ExecReply, GuestAccess, GuestState, HeldPart, LeaseState, LeaveCode, LoadFault, NodeAgent, PROTOCOL,
+    UploadOrder, UploadState, VmState,
     barrier::{Barrier, Todo},
 };
 use crate::{
@@ -28,6 +28,12 @@ use crate::{
     },
     stream::{self, Connection, End},
 };
+
+fn stored_files(size: u64) -> Vec<PartFile> {
+    let file =
+        |kind| PartFile { kind, form: FileForm::Whole, size, stored: size / 2, packed: 0, digest: "00".repeat(32) };
+    vec![file(FileKind::Memory), file(FileKind::Disk), file(FileKind::Output)]
+}
 
 /// The calls of an agent, to script faults for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +54,8 @@ pub enum Call {
     StayDown,
     /// [`NodeAgent::upload`].
     Upload,
+    /// [`NodeAgent::collect`].
+    Collect,
     /// [`NodeAgent::leave`].
     Leave,
 }
@@ -123,6 +131,7 @@ impl FakeAgent {
             capture: None,
             earlier: Vec::new(),
             upload: None,
+            held: Vec::new(),
             ran: 0.0,
             machine: Some(machine_record()),
             offer: None,
@@ -261,15 +270,7 @@ impl FakeAgent {
     pub fn uploaded(&self) {
         let mut inner = self.lock();
         if let Some(upload) = inner.state.upload.as_mut().filter(|upload| upload.limit != Some(0)) {
-            let file = |kind| PartFile {
-                kind,
-                form: FileForm::Whole,
-                size: upload.total,
-                stored: upload.total / 2,
-                packed: 0,
-                digest: "00".repeat(32),
-            };
-            upload.files = vec![file(FileKind::Memory), file(FileKind::Disk), file(FileKind::Output)];
+            upload.files = stored_files(upload.total);
             upload.sent = upload.total;
             upload.done = true;
         }
@@ -290,6 +291,31 @@ impl FakeAgent {
         if ends {
             self.uploaded();
         }
+    }
+
+    /// All bytes of a member's part have come here from its agent.
+    pub fn takes(&self, member: MemberIndex, bytes: u64) {
+        self.of_held(member, |held| {
+            (held.size, held.stored, held.whole) = (bytes, bytes, true);
+        });
+    }
+
+    /// What is held for a member gets so many bytes further on its way to the repository, unless it is to stay.
+    pub fn brings(&self, member: MemberIndex, bytes: u64) {
+        self.of_held(member, |held| {
+            if !held.whole || held.done || held.limit == Some(0) {
+                return;
+            }
+            held.moved = held.stored.min(held.moved + bytes);
+            if held.moved == held.stored {
+                held.part.files = stored_files(held.size);
+                held.done = true;
+            }
+        });
+    }
+
+    fn of_held(&self, member: MemberIndex, change: impl Fn(&mut HeldPart)) {
+        self.change(|state| state.held.iter_mut().filter(|held| held.part.index == member).for_each(&change));
     }
 
     /// Lets limits pass that are due by the clock.
@@ -446,7 +472,7 @@ impl NodeAgent for FakeAgent {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         let prompt = self.call(Call::Upload, |inner| {
-            inner.barrier.admit_upload(order)?;
+            inner.barrier.admit_kget(order.epoch, order.incarnation)?;
             let part = inner.captured.iter().find(|part| part.generation == order.generation);
             let Some(part) = part else {
                 return Err(AgentError::Refused("this generation was not captured here".into()));
@@ -456,8 +482,11 @@ impl NodeAgent for FakeAgent {
                 return Err(AgentError::Refused(format!("generation {} is being sent", other.generation)));
             }
             let moved = inner.state.upload.as_ref().and_then(|upload| upload.moved).or(Some(0));
-            let same = inner.state.upload.take().filter(|upload| upload.generation == order.generation);
-            let fresh = UploadState { generation: order.generation, total, moved, ..UploadState::default() };
+            let collector = order.collector.as_ref().map(|collector| collector.member);
+            let same = inner.state.upload.take().filter(|upload| {
+                upload.generation == order.generation && upload.collector == collector && upload.error.is_none()
+            });
+            let fresh = UploadState { generation: order.generation, total, moved, collector, ..UploadState::default() };
             inner.state.upload = Some(UploadState { limit: order.limit, ..same.unwrap_or(fresh) });
             Ok(inner.prompt)
         })?;
@@ -465,6 +494,20 @@ impl NodeAgent for FakeAgent {
             self.uploaded();
         }
         Ok(())
+    }
+
+    async fn collect(&self, order: &CollectOrder) -> Result<(), AgentError> {
+        self.call(Call::Collect, |inner| {
+            inner.barrier.admit_kget(order.epoch, order.incarnation)?;
+            let same =
+                |held: &&mut HeldPart| held.generation == order.generation && held.part.index == order.part.index;
+            if let Some(held) = inner.state.held.iter_mut().find(same) {
+                held.limit = order.limit;
+                return Ok(());
+            }
+            inner.state.held.push(HeldPart::from(order));
+            Ok(())
+        })
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

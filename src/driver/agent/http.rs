@@ -13,8 +13,8 @@ use tokio_util::{
 };
 
 use super::{
-    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, ExecOrder, ExecReply, GuestAccess,
-    LeaveCode, NodeAgent, UploadOrder,
+    AgentAddress, AgentError, AgentState, Agents, Authority, CaptureOrder, CollectOrder, ExecOrder, ExecReply,
+    GuestAccess, LeaveCode, NodeAgent, UploadOrder,
 };
 use crate::{
     driver::repository::ByteStream,
@@ -230,6 +230,10 @@ impl NodeAgent for AgentHttp {
 
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError> {
         self.order("upload", order, QUESTION).await
+    }
+
+    async fn collect(&self, order: &CollectOrder) -> Result<(), AgentError> {
+        self.order("collect", order, QUESTION).await
     }
 
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError> {

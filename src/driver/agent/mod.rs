@@ -30,8 +30,11 @@ pub use self::{
     },
     derived::KeptKey,
     host_key::HostKey,
-    orders::{Authority, CaptureOrder, EXEC_LIMIT, ExecOrder, ExecReply, LeaveCode, STAY_DOWN_WITHIN, UploadOrder},
-    state::{AgentState, CapturePart, GuestState, LeaseState, LoadFault, PartState, UploadState, VmState},
+    orders::{
+        Authority, CaptureOrder, CollectOrder, Collector, EXEC_LIMIT, ExecOrder, ExecReply, LeaveCode,
+        STAY_DOWN_WITHIN, UploadOrder,
+    },
+    state::{AgentState, CapturePart, GuestState, HeldPart, LeaseState, LoadFault, PartState, UploadState, VmState},
 };
 use super::{DriverError, Retry, repository::ByteStream};
 use crate::{
@@ -141,6 +144,10 @@ pub trait NodeAgent: GuestAccess {
 
     /// Sends a captured generation to the repository; progress is in the state.
     async fn upload(&self, order: &UploadOrder) -> Result<(), AgentError>;
+
+    /// Takes another member's part from its agent, and brings it to the repository; progress is in the state. Refused
+    /// by one that has no room for it.
+    async fn collect(&self, order: &CollectOrder) -> Result<(), AgentError>;
 
     /// Kills the VM, removes its files, gives the slot up as `code` says, and ends the agent.
     async fn leave(&self, authority: Authority, code: LeaveCode) -> Result<(), AgentError>;

@@ -1,10 +1,13 @@
 //! What an agent is asked. Data only.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{Generation, Incarnation};
+use crate::{
+    names::{Generation, Incarnation, MemberIndex},
+    store::manifest::MemberPart,
+};
 
 /// A guest that was captured and does not run resumes after this time, unless
 /// [`super::NodeAgent::stay_down`] has come (safety B3).
@@ -54,6 +57,44 @@ pub struct UploadOrder {
     pub ticket: String,
     /// Most bytes a second; none: as many as go. With 0 the agent gets ready and stands still until it is told
     /// otherwise, and goes on then with what the repository lacks. A repeated order changes only this.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Who is sent packs and recipes instead of the repository, and was told to take them. One of the version before
+    /// sends to the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collector: Option<Collector>,
+}
+
+/// An agent that takes the bytes of another one of its job and incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Collector {
+    /// Its member.
+    pub member: MemberIndex,
+    /// Where it serves.
+    pub endpoint: SocketAddr,
+}
+
+/// Lets an agent take the part of another member, hold it, and bring it to the repository (safety D1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectOrder {
+    /// Of the kget that orders it.
+    pub epoch: u64,
+    /// The generation.
+    pub generation: Generation,
+    /// The incarnation it was captured in.
+    pub incarnation: Incarnation,
+    /// Whose part it is, and what the manifest will say of it but for its files.
+    pub part: MemberPart,
+    /// The barrier's nonce.
+    pub nonce: String,
+    /// Most bytes of the part: there must be room for them.
+    pub bytes: u64,
+    /// Permission to bring it, for the repository.
+    pub ticket: String,
+    /// Most bytes a second to the repository; none: as many as go. With 0 it is taken and held. A repeated order
+    /// changes only this and the ticket.
     #[serde(default)]
     pub limit: Option<u64>,
 }

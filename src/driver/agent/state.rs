@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::LeaveCode;
+use super::{CollectOrder, LeaveCode};
 use crate::{
     driver::repository::Brought,
     names::{Generation, Incarnation, JobUid, MemberIndex},
@@ -43,6 +43,9 @@ pub struct AgentState {
     pub earlier: Vec<CapturePart>,
     /// The newest upload.
     pub upload: Option<UploadState>,
+    /// Parts of other members that it takes, holds or has brought to the repository.
+    #[serde(default)]
+    pub held: Vec<HeldPart>,
     /// Seconds in which the guest has run in this incarnation, less pauses.
     pub ran: f64,
     /// How the VM is made; known once it is loaded.
@@ -207,4 +210,54 @@ pub struct UploadState {
     pub limit: Option<u64>,
     /// Bytes that have left the agent for the repository since it began; absent from one of the version before.
     pub moved: Option<u64>,
+    /// The member whose agent is sent them instead of the repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collector: Option<MemberIndex>,
+}
+
+/// Another member's part at its collector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldPart {
+    /// The generation.
+    pub generation: Generation,
+    /// The barrier's nonce.
+    pub nonce: String,
+    /// Whose it is, and what the manifest will say of it: with its files once the repository has confirmed them.
+    pub part: MemberPart,
+    /// Bytes of its files as they were captured, once all are here.
+    pub size: u64,
+    /// Bytes here that are for the repository.
+    pub stored: u64,
+    /// All are here, written to the disk and compared with their hashes.
+    pub whole: bool,
+    /// All are in the repository.
+    pub done: bool,
+    /// Why it cannot be brought.
+    pub error: Option<String>,
+    /// Why it stands still; it is tried again.
+    pub waiting: Option<String>,
+    /// The limit that was told last.
+    pub limit: Option<u64>,
+    /// Bytes of it that have left for the repository.
+    pub moved: u64,
+}
+
+impl From<&CollectOrder> for HeldPart {
+    /// Nothing of it has come.
+    fn from(order: &CollectOrder) -> Self {
+        Self {
+            generation: order.generation,
+            nonce: order.nonce.clone(),
+            part: order.part.clone(),
+            size: 0,
+            stored: 0,
+            whole: false,
+            done: false,
+            error: None,
+            waiting: None,
+            limit: order.limit,
+            moved: 0,
+        }
+    }
 }

@@ -166,9 +166,16 @@ impl Bench {
     pub(crate) fn ticket(&self, generation: Generation, member: MemberIndex, incarnation: Incarnation) -> String {
         let expires = jiff::Timestamp::now() + Duration::from_secs(60);
         match &self.key {
-            Some(key) => {
-                key.sign(&Ticket { job: job(), generation, member, incarnation, expires, most: None, quota: None })
-            }
+            Some(key) => key.sign(&Ticket {
+                job: job(),
+                generation,
+                member,
+                incarnation,
+                expires,
+                most: None,
+                quota: None,
+                bearer: None,
+            }),
             None => incarnation.to_string(),
         }
     }

@@ -443,6 +443,8 @@ async fn write(path: &Path, content: &[u8]) -> Result<(), RepositoryError> {
     tokio::fs::write(path, content).await.map_err(|e| refused(format!("{}: {e}", path.display())))
 }
 
+impl crate::driver::repository::carry::Carrying for FakeRepository {}
+
 #[async_trait]
 impl ByteStore for FakeRepository {
     async fn put_part(

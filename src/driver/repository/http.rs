@@ -27,6 +27,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct HttpRepository {
     client: reqwest::Client,
+    pub(super) credentials: Credentials,
+    /// Where packs and recipes go instead: the client and the address of another agent.
+    pub(super) to: Option<(reqwest::Client, String)>,
     /// What is being sent.
     pub(super) last: LastNamed,
     /// What the own node keeps.
@@ -39,7 +42,14 @@ impl HttpRepository {
     /// A client that speaks for the owner of `credentials` to the repository at `host:port`.
     pub fn new(credentials: &Credentials, endpoint: &str) -> Result<Self, TlsError> {
         let client = credentials.http_client(&Identity::Repository, endpoint)?;
-        Ok(Self { client, last: LastNamed::default(), kept: None, pace: Arc::default() })
+        Ok(Self {
+            client,
+            credentials: credentials.clone(),
+            to: None,
+            last: LastNamed::default(),
+            kept: None,
+            pace: Arc::default(),
+        })
     }
 
     /// The same, which looks first at what the own node keeps, and offers it what it sends.
@@ -54,10 +64,24 @@ impl HttpRepository {
         Self { pace, ..self }
     }
 
+    /// The same, which sends packs and recipes to another agent.
+    #[must_use]
+    pub(super) fn delivering(self, client: reqwest::Client, base: String) -> Self {
+        Self { to: Some((client, base)), ..self }
+    }
+
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client
             .request(method, format!("{}{path}", base_url(&Identity::Repository)))
             .header(wire::PROTOCOL, wire::VERSION)
+    }
+
+    /// A request that brings a pack or a recipe.
+    pub(super) fn deliver(&self, path: &str) -> RequestBuilder {
+        match &self.to {
+            None => self.request(Method::PUT, path),
+            Some((client, base)) => client.put(format!("{base}{path}")).header(wire::PROTOCOL, wire::VERSION),
+        }
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, RepositoryError> {

@@ -1,7 +1,8 @@
 //! The repository: the durable store of images and generations, outside every reservation.
 
+pub mod carry;
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 pub mod fake;
 pub mod http;
 pub mod pace;
@@ -320,7 +321,7 @@ pub type SendingProgress<'a> = &'a (dyn Fn(Sending) + Send + Sync);
 
 /// What agents and importers ask of the repository: bytes.
 #[async_trait]
-pub trait ByteStore: Send + Sync {
+pub trait ByteStore: carry::Carrying {
     /// The manifest of a complete generation: what a member restores from.
     async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError>;
 

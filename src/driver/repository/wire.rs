@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::RepositoryError;
@@ -22,7 +23,7 @@ pub const VERSION: u32 = 2;
 /// What is said to a request that is not known.
 pub const NO_PATH: &str = "no such path";
 /// What is said to a request of a later version that is not understood, with an [`ErrorReply`].
-pub const TOO_NEW: axum::http::StatusCode = axum::http::StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+pub const TOO_NEW: StatusCode = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
 /// Largest error that is read.
 pub const MAX_ERROR: usize = 16 << 10;
 /// Limit of a request that moves no files.
@@ -107,6 +108,20 @@ pub enum ErrorKind {
     Full,
     /// More than this job or member may store.
     TooLarge,
+}
+
+impl ErrorReply {
+    /// The status that it is sent with.
+    pub fn status(&self) -> StatusCode {
+        match self.kind {
+            ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Refused => StatusCode::FORBIDDEN,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Damaged => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Full => StatusCode::INSUFFICIENT_STORAGE,
+            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        }
+    }
 }
 
 impl From<RepositoryError> for ErrorReply {

@@ -170,8 +170,16 @@ async fn put(bench: &Bench, ticket: &str, kind: FileKind, content: &[u8]) -> Res
 async fn c2_a_part_has_no_more_bytes_than_its_ticket_says() {
     let bench = Bench::real().await;
     let expires = jiff::Timestamp::now() + std::time::Duration::from_secs(60);
-    let ticket =
-        Ticket { job: job(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20), quota: None };
+    let ticket = Ticket {
+        job: job(),
+        generation: 1,
+        member: 0,
+        incarnation: 1,
+        expires,
+        most: Some(1 << 20),
+        quota: None,
+        bearer: None,
+    };
     let ticket = bench.key.as_ref().unwrap().sign(&ticket);
     let all = noise(1600 << 10);
     let (memory, disk) = all.split_at(704 << 10);
@@ -478,8 +486,16 @@ async fn c2_the_second_of_two_that_begin_at_once_is_let_in_when_the_quota_has_ro
     let send = async |of: &str, limit: Option<u64>| {
         let of = crate::names::JobUid(of.to_owned());
         let quota = limit.map(|limit| Share { namespace: "alice".into(), limit, bytes: 700 << 10 });
-        let ticket =
-            Ticket { job: of.clone(), generation: 1, member: 0, incarnation: 1, expires, most: Some(1 << 20), quota };
+        let ticket = Ticket {
+            job: of.clone(),
+            generation: 1,
+            member: 0,
+            incarnation: 1,
+            expires,
+            most: Some(1 << 20),
+            quota,
+            bearer: None,
+        };
         let ticket = bench.key.as_ref().unwrap().sign(&ticket);
         let agent = bench.client(&Identity::Agent { job: of.clone(), member: 0, incarnation: 1 });
         let path = bench.file("part", &noise(1 << 10));

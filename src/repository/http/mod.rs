@@ -19,7 +19,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{DefaultBodyLimit, Request},
-    http::{StatusCode, header},
+    http::header,
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -132,15 +132,7 @@ impl<E: Into<RepositoryError>> From<E> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let reply = ErrorReply::from(self.0);
-        let status = match reply.kind {
-            ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Refused => StatusCode::FORBIDDEN,
-            ErrorKind::NotFound => StatusCode::NOT_FOUND,
-            ErrorKind::Damaged => StatusCode::UNPROCESSABLE_ENTITY,
-            ErrorKind::Full => StatusCode::INSUFFICIENT_STORAGE,
-            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        };
-        (status, Json(reply)).into_response()
+        (reply.status(), Json(reply)).into_response()
     }
 }
 

@@ -52,6 +52,7 @@ impl Bench {
             expires,
             most: Some(1 << 20),
             quota: None,
+            bearer: None,
         });
         let limits =
             Limits { part: 1 << 30, packs: 1 << 40, image: 0, output: 0, outputs: 0, output_files: 0, free: 0 };

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{AgentSeen, Case, ORDER_AGAIN, ORDERS, turn::Rank};
+use super::{AgentSeen, Case, ORDER_AGAIN, ORDERS, collect, turn::Rank};
 use crate::{
     driver::{
         agent::{CapturePart, LeaseState, PartState, UploadState},
         repository::KeptPart,
     },
     names::{Generation, Incarnation, JobUid, MemberIndex},
-    store::manifest::MemberPart,
+    store::manifest::{MemberPart, PartFile},
 };
 
 /// An agent that did not answer this long, and this often, has taken its bytes with it.
@@ -20,12 +20,46 @@ const LOST_POLLS: u32 = 5;
 
 /// Where a member is.
 pub(super) enum Stage {
-    Safe { size: u64 },
-    Arrived { part: KeptPart },
-    Sending { sent: u64, total: u64, limit: Option<u64>, stands: Option<String>, reading_back: Option<usize> },
-    Ready { bytes: u64 },
-    Waiting { why: String, bytes: Option<u64> },
-    Lost { why: String },
+    Safe {
+        size: u64,
+    },
+    Arrived {
+        part: KeptPart,
+    },
+    Sending {
+        sent: u64,
+        total: u64,
+        limit: Option<u64>,
+        stands: Option<String>,
+        reading_back: Option<usize>,
+    },
+    Ready {
+        bytes: u64,
+    },
+    /// It is to be given to another member, which may have to be told first.
+    Assigned {
+        bytes: u64,
+    },
+    /// On its way to another member.
+    Handing {
+        sent: u64,
+        total: u64,
+    },
+    /// With another member, all of it; so much is for the repository still.
+    Held {
+        size: u64,
+        left: u64,
+        limit: Option<u64>,
+        stands: Option<String>,
+        by: MemberIndex,
+    },
+    Waiting {
+        why: String,
+        bytes: Option<u64>,
+    },
+    Lost {
+        why: String,
+    },
 }
 
 /// A part that is being sent.
@@ -44,7 +78,9 @@ pub(super) fn last_parts(case: &Case) -> impl Iterator<Item = Sent<'_>> {
     };
     let half_sent = |agent: &&AgentSeen| {
         let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
-        upload.is_some_and(|u| u.generation == case.generation && is_moving(u) && u.sent > u.total / 2)
+        upload.is_some_and(|u| {
+            u.generation == case.generation && u.collector.is_none() && is_moving(u) && u.sent > u.total / 2
+        })
     };
     let parts =
         case.agents.iter().filter(half_sent).map(|agent| agent.member).filter(move |member| others_kept(*member));
@@ -60,9 +96,9 @@ pub(super) fn stages(case: &Case, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> 
         .iter()
         .map(|agent| match kept.get(&agent.member) {
             Some(kept) => Stage::Safe { size: size(&kept.part) },
-            None if known => agent_stage(case, agent, last, now),
+            None if known => own_stage(case, agent, last, now),
             // it may have the part already: nothing is lost, nor tried in vain, before it has said so
-            None => match agent_stage(case, agent, last, now) {
+            None => match own_stage(case, agent, last, now) {
                 Stage::Ready { .. } if agent.ordered.is_some() => silent_repository(case, agent),
                 Stage::Lost { .. } | Stage::Arrived { .. } => silent_repository(case, agent),
                 stage => stage,
@@ -71,13 +107,22 @@ pub(super) fn stages(case: &Case, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> 
         .collect()
 }
 
+/// Where it is with its own agent, or on its way by another one.
+fn own_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> Stage {
+    let own = agent_stage(case, agent, last, now);
+    match collect::entry(case, agent.member) {
+        Some(entry) => collect::stage(case, agent, entry, own, now),
+        None => own,
+    }
+}
+
 fn silent_repository(case: &Case, agent: &AgentSeen) -> Stage {
     let why = format!("member {}: the repository does not answer", agent.member);
     Stage::Waiting { why, bytes: captured_bytes(case, agent) }
 }
 
 /// Bytes of its part, once they are on its disk.
-fn captured_bytes(case: &Case, agent: &AgentSeen) -> Option<u64> {
+pub(super) fn captured_bytes(case: &Case, agent: &AgentSeen) -> Option<u64> {
     let state = agent.state.as_ref()?;
     let mut parts = state.capture.iter().chain(&state.earlier);
     let captured = |part: &&CapturePart| part.generation == case.generation && part.state == PartState::Captured;
@@ -86,6 +131,21 @@ fn captured_bytes(case: &Case, agent: &AgentSeen) -> Option<u64> {
 
 pub(super) fn size(part: &MemberPart) -> u64 {
     part.files.iter().fold(0, |sum, file| sum.saturating_add(file.size))
+}
+
+/// Why nothing can be had of an agent any more, if so.
+pub(super) fn gone(agent: &AgentSeen, now: Timestamp) -> Option<&'static str> {
+    if let Some((since, polls)) = agent.silent
+        && now.duration_since(since) >= LOST_AFTER
+        && polls >= LOST_POLLS
+    {
+        return Some("its agent does not answer any more");
+    }
+    let state = agent.state.as_ref()?;
+    if state.lease == LeaseState::Lost {
+        return Some("its slot was taken before its bytes were safe");
+    }
+    state.leaving.is_some().then_some("its agent left before its bytes were safe")
 }
 
 fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: Timestamp) -> Stage {
@@ -97,25 +157,16 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
         return lost("the snapshot does not say where its agent is".into());
     }
     let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
-    let own = upload.filter(|u| u.generation == case.generation);
+    // what went to another member did not go to the repository
+    let own = upload.filter(|u| u.generation == case.generation && u.collector.is_none());
     if let (Some(upload), Some((nonce, record))) = (own.filter(|u| u.done), &agent.record) {
         // whatever became of the agent since: whether all is there is for the repository to say
-        let part = MemberPart { files: upload.files.clone(), ran: milliseconds(record.ran), ..record.clone() };
-        return Stage::Arrived { part: KeptPart { incarnation: case.incarnation, nonce: nonce.clone(), part } };
+        return Stage::Arrived { part: arrived(case, nonce, record, &upload.files) };
     }
-    if let Some((since, polls)) = agent.silent
-        && now.duration_since(since) >= LOST_AFTER
-        && polls >= LOST_POLLS
-    {
-        return lost("its agent does not answer any more".into());
+    if let Some(why) = gone(agent, now) {
+        return lost(why.into());
     }
     let Some(state) = &agent.state else { return waiting("its agent has not answered yet".into()) };
-    if state.lease == LeaseState::Lost {
-        return lost("its slot was taken before its bytes were safe".into());
-    }
-    if state.leaving.is_some() {
-        return lost("its agent left before its bytes were safe".into());
-    }
     let of_this = state.capture.as_ref().filter(|part| part.generation == case.generation);
     match of_this.map(|part| &part.state) {
         Some(PartState::Abandoned { reason }) => return lost(format!("its capture was given up: {reason}")),
@@ -157,6 +208,12 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
             }
         }
     }
+}
+
+/// A part all of whose files are in the repository.
+pub(super) fn arrived(case: &Case, nonce: &str, record: &MemberPart, files: &[PartFile]) -> KeptPart {
+    let part = MemberPart { files: files.to_vec(), ran: milliseconds(record.ran), ..record.clone() };
+    KeptPart { incarnation: case.incarnation, nonce: nonce.to_owned(), part }
 }
 
 /// Whether it is neither done nor given up.

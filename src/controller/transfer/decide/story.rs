@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Case, Said};
+use super::{Case, Said, collect};
 use crate::api::{
     Reason,
     snapshot::{FreedMember, Transfer, TransferState},
@@ -30,11 +30,19 @@ fn seen(case: &Case, now: Timestamp) -> &Transfer {
 /// The transfer with its rate, its end and its freed members; `whole` if all bytes that are to be sent are in its
 /// total.
 pub(super) fn told(case: &Case, transfer: Transfer, whole: bool, now: Timestamp) -> Transfer {
-    let freed = transfer
-        .safe
-        .iter()
-        .map(|member| FreedMember { member: *member, at: Time(case.safe_since.get(member).copied().unwrap_or(now)) });
-    let mut freed: Vec<FreedMember> = freed.collect();
+    let since = |member: u32| case.safe_since.get(&member).copied();
+    let safe = transfer.safe.iter().map(|member| FreedMember {
+        member: *member,
+        at: Time(since(*member).unwrap_or(now)),
+        holder: None,
+    });
+    let said = &collect::latest(case).freed;
+    let held = collect::held(&transfer).map(|(member, by)| FreedMember {
+        member,
+        at: said.iter().find(|freed| freed.member == member).map_or(Time(now), |freed| freed.at.clone()),
+        holder: Some(by),
+    });
+    let mut freed: Vec<FreedMember> = safe.chain(held).collect();
     freed.sort_by_key(|freed| (freed.at.0, freed.member));
     let (rate, eta) = match &case.written {
         _ if transfer.state != TransferState::Sending || transfer.sent >= transfer.total => (None, None),
@@ -100,6 +108,12 @@ pub(super) fn events(case: &Case, transfer: &Transfer, now: Timestamp) -> Vec<Sa
             ),
         })
         .collect();
+    let free: BTreeSet<u32> = before.clone().flat_map(|transfer| &transfer.freed).map(|freed| freed.member).collect();
+    said.extend(collect::held(transfer).filter(|(member, _)| !free.contains(member)).map(|(member, by)| Said {
+        action: format!("CollectMember{member}"),
+        reason: Reason::MemberCollected,
+        message: format!("all bytes of member {member} are with member {by}, which brings them to the repository"),
+    }));
     let mut before = before;
     if transfer.state == TransferState::Published && before.all(|before| before.state != TransferState::Published) {
         let took = now.duration_since(case.taken_at).as_secs();

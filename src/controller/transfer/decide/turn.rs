@@ -95,8 +95,15 @@ pub(super) fn turns(
                     (*limit != Some(0), total.saturating_sub(*sent), reading_back.is_some())
                 }
                 Stage::Ready { bytes } => (false, *bytes, false),
+                // its turn is that of the one that has it
+                Stage::Held { left, limit, stands, .. } if stands.is_none() || *limit == Some(0) => {
+                    (*limit != Some(0), *left, false)
+                }
                 // one that stands still by itself leaves the link to others
                 Stage::Sending { .. }
+                | Stage::Held { .. }
+                | Stage::Assigned { .. }
+                | Stage::Handing { .. }
                 | Stage::Safe { .. }
                 | Stage::Arrived { .. }
                 | Stage::Waiting { .. }
@@ -104,7 +111,8 @@ pub(super) fn turns(
             };
             let ends = moves && !is_read && terms.rate.is_some_and(|rate| left as f64 <= AHEAD * rate);
             let is_last = moves && last.contains(&(&case.job, case.incarnation, case.generation, agent.member));
-            Some(Candidate { place: (number, at), rank: Rank::of(case, agent.member), moves, left, ends, is_last })
+            let sender = if let Stage::Held { by, .. } = stage { *by } else { agent.member };
+            Some(Candidate { place: (number, at), rank: Rank::of(case, sender), moves, left, ends, is_last })
         }));
     }
     all.sort_by_key(|one| (one.rank, !one.moves, one.place.0, one.left, one.place.1));

@@ -1,6 +1,7 @@
 //! Files of parts to and from the repository: as blocks that it lacks, and a recipe that says where all
 //! of them are. Held in memory are a few packs and the recipe.
 
+mod carry;
 mod fetch;
 mod kept;
 mod last;

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::store::{
     manifest::{FileForm, FileKind, PartFile},
-    pack::{BlockName, LEVEL, Packed},
+    pack::{BlockName, LEVEL, PackName, Packed},
     recipe::{Located, Recipe},
 };
 
@@ -38,7 +38,7 @@ const _: () = assert!(BATCH <= MOST_NAMES);
 /// A pack that was there when it was asked for, and is not any more, is sent again so often.
 const ROUNDS: u32 = 3;
 /// Packs that are sent at a time: while the repository checks and stores one, the next fills the link.
-const SENT: usize = 2;
+pub(super) const SENT: usize = 2;
 /// A recipe is sent so often while the repository reads none of the packs that it still has to.
 const STILL: u32 = 3;
 
@@ -55,6 +55,9 @@ impl HttpRepository {
         loop {
             round += 1;
             match self.send_blocks(ticket, which, &file, progress).await {
+                Ok(None) if self.to.is_some() => {
+                    return Err(RepositoryError::Refused("the repository is of an earlier version".into()));
+                }
                 Ok(None) => {
                     tracing::warn!("the repository is of an earlier version: files are sent whole");
                     self.last.forget();
@@ -103,7 +106,8 @@ impl HttpRepository {
         let building = self.build(ticket, which, file, full, progress);
         let packs = futures::stream::poll_fn(move |context| packs.poll_recv(context));
         // in their order, so that no more are under way than are known to be
-        let sending = packs.map(|pack| self.send_pack(ticket, which, pack)).buffered(SENT).try_collect::<()>();
+        let send = |Packed { pack, bytes }| self.send_pack(ticket, which, pack.name, bytes.into());
+        let sending = packs.map(send).buffered(SENT).try_collect::<()>();
         let (Some(recipe), ()) = tokio::try_join!(building, sending)? else { return Ok(None) };
         self.send_recipe(ticket, which, recipe, file.size, progress).await.map(Some)
     }
@@ -145,7 +149,7 @@ impl HttpRepository {
     }
 
     /// Which of these blocks the repository has; nothing if it is of an earlier version and does not understand.
-    async fn find_blocks(
+    pub(super) async fn find_blocks(
         &self,
         ticket: &str,
         Which { job, generation, member, kind }: Which<'_>,
@@ -173,45 +177,58 @@ impl HttpRepository {
         }
     }
 
-    async fn send_pack(
+    pub(super) async fn send_pack(
         &self,
         ticket: &str,
         Which { job, generation, member, kind }: Which<'_>,
-        Packed { pack, bytes }: Packed,
+        name: PackName,
+        bytes: Bytes,
     ) -> Result<(), RepositoryError> {
         let moved = Arc::new(AtomicU64::new(0));
         let request = self
-            .request(Method::PUT, &new_pack_path(job, generation, member, kind, pack.name))
+            .deliver(&new_pack_path(job, generation, member, kind, name))
             .header(TICKET, ticket)
             .header(reqwest::header::CONTENT_LENGTH, bytes.len())
-            .body(self.paced(bytes.into(), moved.clone()));
+            .body(self.paced(bytes, moved.clone()));
         watched(async { answered(request.send().await).await.map(drop) }, &moved, &|_| {}).await
     }
 
     async fn send_recipe(
         &self,
         ticket: &str,
-        Which { job, generation, member, kind }: Which<'_>,
+        which: Which<'_>,
         recipe: Recipe,
         size: u64,
         progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError> {
         let bytes = blocking("write a recipe", move || zstd::bulk::compress(&recipe.to_bytes()?, LEVEL)).await?;
         let own = PartFile {
-            kind,
+            kind: which.kind,
             form: FileForm::Recipe,
             size,
             stored: bytes.len() as u64,
             packed: 0,
             digest: blake3::hash(&bytes).to_string(),
         };
-        let bytes = Bytes::from(bytes);
+        self.offer_recipe(ticket, which, &own, bytes.into(), progress).await
+    }
+
+    /// Sends a recipe until what it needs has been read back; `own` is what is to be confirmed.
+    pub(super) async fn offer_recipe(
+        &self,
+        ticket: &str,
+        Which { job, generation, member, kind }: Which<'_>,
+        own: &PartFile,
+        bytes: Bytes,
+        progress: SendingProgress<'_>,
+    ) -> Result<PartFile, RepositoryError> {
+        let size = own.size;
         let path = format!("{}?size={size}&form=recipe", file_path(job, generation, member, kind));
         let (mut unread, mut still) = (usize::MAX, 0);
         let confirmed = loop {
             let moved = Arc::new(AtomicU64::new(0));
             let request = self
-                .request(Method::PUT, &path)
+                .deliver(&path)
                 .header(TICKET, ticket)
                 .header(reqwest::header::CONTENT_LENGTH, bytes.len())
                 .body(self.paced(bytes.clone(), moved.clone()));
@@ -238,7 +255,7 @@ impl HttpRepository {
             }
         };
         let packed = confirmed.packed;
-        if confirmed == (PartFile { packed, ..own }) {
+        if confirmed == (PartFile { packed, ..own.clone() }) {
             Ok(confirmed)
         } else {
             Err(RepositoryError::Damaged(format!("{kind}: the repository received something else")))

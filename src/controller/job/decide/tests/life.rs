@@ -440,6 +440,7 @@ impl Life {
                     capture: None,
                     earlier: Vec::new(),
                     upload: None,
+                    held: Vec::new(),
                     ran: 0.0,
                     machine: None,
                     offer: None,

@@ -60,6 +60,63 @@ pub(super) fn safe(life: &mut Life, members: &[u32]) {
     snapshot.status.transfer = Some(Transfer { safe: members.to_vec(), ..Transfer::default() });
 }
 
+/// The repository lists some members' bytes, and kget lets those members go that are `released`.
+fn lets_go(life: &mut Life, safe_ones: &[u32], released: &[u32]) {
+    safe(life, safe_ones);
+    let transfer = life.seen.snapshots.last_mut().unwrap().status.transfer.as_mut().unwrap();
+    transfer.released = Some(released.to_vec());
+}
+
+#[test]
+fn b15_a_slot_is_given_back_only_once_kget_says_that_nobody_needs_it() {
+    let mut life = running(3);
+    let slots: Vec<String> = (0..3).map(|member| slot_of(&life, member)).collect();
+    (life.stores, life.prompt) = (false, false);
+    for slot in &slots {
+        life.notice(slot, NoticeKind::Preemption);
+    }
+    life.run(3);
+    let used = |life: &Life| in_use(&life.status()).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    // member 0 is in the repository but takes the bytes of others
+    lets_go(&mut life, &[0], &[]);
+    life.run(3);
+    assert_eq!(used(&life), slots);
+    // it has those of member 1, which are not in the repository
+    lets_go(&mut life, &[0], &[1]);
+    life.run(3);
+    assert_eq!(used(&life), [slots[0].clone(), slots[2].clone()], "{:?}", life.whys);
+    lets_go(&mut life, &[0, 1], &[0, 1]);
+    life.run(3);
+    assert_eq!(used(&life), [slots[2].clone()]);
+    // the one before knows of no such thing
+    safe(&mut life, &[0, 1, 2]);
+    life.run(3);
+    assert_eq!(used(&life), [] as [String; 0]);
+}
+
+#[test]
+fn b15_a_generation_that_is_void_after_a_slot_was_given_back_is_not_gone_back_to() {
+    let mut life = running(3);
+    let complete = life.status().snapshots.last_stored;
+    (life.stores, life.prompt) = (false, false);
+    for member in 0..3 {
+        let slot = slot_of(&life, member);
+        life.notice(&slot, NoticeKind::Preemption);
+    }
+    life.run(3);
+    lets_go(&mut life, &[], &[1]);
+    life.run(3);
+    assert_eq!(in_use(&life.status()).len(), 2);
+    // the one that had its bytes is lost
+    let snapshot = life.seen.snapshots.last_mut().unwrap();
+    let transfer = snapshot.status.transfer.as_mut().unwrap();
+    transfer.state = crate::api::snapshot::TransferState::Failed;
+    transfer.message = Some("member 1 has left its node, and its collector, member 2: was lost".into());
+    life.run(60);
+    let status = life.status();
+    assert_eq!((status.phase, status.snapshots.last_stored), (JobPhase::Queued, complete), "{:?}", life.whys);
+}
+
 #[test]
 fn each_member_has_a_slot_of_its_own_and_all_start_together() {
     let mut life = one_by_one(3);
