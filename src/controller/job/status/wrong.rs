@@ -92,11 +92,11 @@ fn needs_a_person(reason: Reason) -> bool {
 }
 
 pub(super) fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
-    let noticed = status.slots.iter().filter(|slot| slot.state != SlotState::Ended && slot.notice.is_some());
+    let mut noticed = status.slots.iter().filter(|slot| slot.state != SlotState::Ended && slot.notice.is_some());
     let said = conditions::get(&status.conditions, ConditionType::Evicting);
     if let (Fact::Unknown { .. }, Some(said)) = (&seen.slots, said) {
         // silence takes nothing back
-        return noticed.last().map(|_| (cause(said), said.message.clone()));
+        return noticed.next().map(|_| (cause(said), said.message.clone()));
     }
     let announced = |slot: &SlotStatus| {
         let facts = seen.slots.known()?.iter().find(|facts| facts.id.0 == slot.id)?;

@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rstest::rstest;
 
-use super::{life::*, one_by_one::*};
+use super::one_by_one::*;
 use crate::{
     api::{Reason, snapshot::SnapshotReason},
     controller::job::plan::Effect,
