@@ -6,8 +6,8 @@ use std::{io::Write as _, path::Path, sync::Arc};
 
 use axum::{
     Extension, Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path as At, Query, State},
+    body::{Body, Bytes},
+    extract::{Path as At, Query, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::put,
@@ -31,12 +31,12 @@ use crate::{
 /// The addresses.
 pub(in super::super) fn routes() -> Router<Arc<Supervisor>> {
     const FILE: &str = "/v1/jobs/{job}/generations/{generation}/members/{member}/files/{kind}";
-    // as much as a recipe may have, which is more than a pack
-    let most = usize::try_from(recipe::MAX_STORED).unwrap_or(usize::MAX).max(pack::MAX_STORED);
-    Router::new()
-        .route(FILE, put(take_recipe))
-        .route(&format!("{FILE}/packs/{{pack}}"), put(take_pack))
-        .layer(DefaultBodyLimit::max(most))
+    Router::new().route(FILE, put(take_recipe)).route(&format!("{FILE}/packs/{{pack}}"), put(take_pack))
+}
+
+/// All of a body, once it is known who sends it.
+async fn whole(body: Body, most: usize) -> Result<Bytes, RepositoryError> {
+    axum::body::to_bytes(body, most).await.or_else(refused)
 }
 
 fn reply<T>(result: Result<T, RepositoryError>, good: impl FnOnce(T) -> Response) -> Response {
@@ -67,11 +67,12 @@ async fn take_pack(
     State(own): State<Arc<Supervisor>>,
     Extension(peer): Extension<Peer>,
     At((job, generation, member, kind, pack)): At<(JobUid, Generation, MemberIndex, String, String)>,
-    body: Bytes,
+    body: Body,
 ) -> Response {
     let taken = async {
         let coming = own.admit_to_shelf(&peer, &job, generation, member, &kind)?;
         let name: PackName = pack.parse().or_else(refused)?;
+        let body = whole(body, pack::MAX_STORED).await?;
         pack::check_whole(name, &body).map_err(|error| RepositoryError::Damaged(format!("pack {name}: {error}")))?;
         own.put_pack(coming, name, body).await
     };
@@ -83,14 +84,15 @@ async fn take_recipe(
     Extension(peer): Extension<Peer>,
     At((job, generation, member, kind)): At<(JobUid, Generation, MemberIndex, String)>,
     Query(FileQuery { size, form }): Query<FileQuery>,
-    body: Bytes,
+    body: Body,
 ) -> Response {
     let taken = async {
         let coming = own.admit_to_shelf(&peer, &job, generation, member, &kind)?;
         if form != FileForm::Recipe {
             return refused("only recipes are taken here");
         }
-        own.put_recipe(coming, size, body).await
+        let most = usize::try_from(recipe::MAX_STORED).unwrap_or(usize::MAX);
+        own.put_recipe(coming, size, whole(body, most).await?).await
     };
     reply(taken.await, |file| Json(file).into_response())
 }
