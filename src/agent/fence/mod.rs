@@ -145,8 +145,12 @@ impl Ender {
 
 /// Removes what is in the VM's directory; the directory itself may be a mount. Whether nothing stays.
 pub(super) fn clear(directory: &Path) -> bool {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => return error.kind() == std::io::ErrorKind::NotFound,
+    };
     let mut cleared = true;
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+    for entry in entries.flatten() {
         let path = entry.path();
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let removed = if is_directory { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

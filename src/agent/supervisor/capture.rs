@@ -80,6 +80,7 @@ impl Supervisor {
         if let Some(old) = vm.prepared.as_ref().map(|prepared| prepared.generation) {
             vm.discard(&self.paths, old).await;
         }
+        self.forget_held(order.generation).await;
         let uploading = self.uploading();
         vm.forget_old(&self.paths, uploading).await;
         self.view.change(|facts| facts.captured.retain(|part| vm.captured.contains_key(&part.generation)));

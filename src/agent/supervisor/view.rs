@@ -56,6 +56,11 @@ impl Facts {
         (self.ran + self.running_since.map(|since| since.elapsed()).unwrap_or_default()).as_secs_f64()
     }
 
+    /// Whether this agent has no future: nothing new is given to it.
+    pub(super) fn ends(&self) -> bool {
+        self.leaving.is_some() || self.lease == LeaseState::Lost || matches!(self.vm, VmState::Gone { .. })
+    }
+
     fn earlier(&self) -> Vec<CapturePart> {
         let newest = self.barrier.part().map(|part| part.generation);
         self.captured.iter().filter(|part| Some(part.generation) != newest).cloned().collect()

@@ -27,6 +27,8 @@ const TICKET: jiff::SignedDuration = jiff::SignedDuration::from_hours(12);
 const PUBLISH_AGAIN: Duration = Duration::from_secs(2);
 /// Longest time to wait for an agent to accept an order.
 const ORDER: Duration = Duration::from_secs(3);
+/// A collector that has answered none of so many orders in a row is given up.
+const UNANSWERED: u32 = 3;
 /// Longest time to wait for the API server to take a report.
 const REPORT: Duration = Duration::from_secs(20);
 
@@ -187,6 +189,9 @@ async fn collect(context: &Context, whose: &AgentAddress, by: &AgentAddress, car
         // what it said before the order says nothing of it
         known.asked = jiff::Timestamp::UNIX_EPOCH;
     }
+    let key = (whose.clone(), generation);
+    let earlier = memory.carried.get(&key).filter(|told| told.collector == Some(by.member));
+    let mut unanswered = 0;
     let refused = match answer {
         Ok(()) => None,
         Err(error @ AgentError::Superseded(_)) => {
@@ -194,16 +199,17 @@ async fn collect(context: &Context, whose: &AgentAddress, by: &AgentAddress, car
             memory.superseded.insert(by.job.clone());
             None
         }
-        Err(AgentError::Unreachable(_)) => None,
+        // whoever waits for it has a turn of its own to lose
+        Err(AgentError::Unreachable(why)) => {
+            unanswered = earlier.map_or(0, |told| told.times) + 1;
+            (unanswered >= UNANSWERED).then_some(why)
+        }
         Err(error @ (AgentError::Refused(_) | AgentError::Failed(_))) => {
             tracing::warn!(job = %by.job, member = by.member, %error, "an agent does not take another one's part");
             Some(error.to_string())
         }
     };
-    memory.carried.insert(
-        (whose.clone(), generation),
-        Ordered { times: 1, last: now, refused, limit, collector: Some(by.member) },
-    );
+    memory.carried.insert(key, Ordered { times: unanswered, last: now, refused, limit, collector: Some(by.member) });
 }
 
 async fn keep(

@@ -30,7 +30,7 @@ pub struct Memory {
     pub link: Link,
     /// Uploads ordered.
     pub ordered: HashMap<(AgentAddress, Generation), Ordered>,
-    /// What collectors were told, by the agent whose part it is.
+    /// What collectors were told, by the agent whose part it is, and how often in a row they did not answer.
     pub carried: HashMap<(AgentAddress, Generation), Ordered>,
     /// The repository's listings, by snapshot; forgotten when something was added.
     pub kept: HashMap<String, Vec<KeptPart>>,

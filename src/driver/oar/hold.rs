@@ -31,8 +31,9 @@
 //! file. No process but the holder itself has the lock's descriptor.
 //!
 //! **What the agent does.** It opens `lock` with `O_NOFOLLOW` and checks that it is a regular file of
-//! the site's user. It is armed when the line names its slot and its own nonce, a beat has been seen
-//! to rise, and a non-blocking `LOCK_SH` is then refused; it must not try the lock before the line is
+//! the site's user. It is armed when the line names its slot and its own nonce, which the holder can only have
+//! read at a beat since this agent came, and a non-blocking `LOCK_SH` is then refused; it must not try the lock before
+//! the line is
 //! there, or it would hinder the holder. Afterwards it waits for `LOCK_SH` and reads the beat; the
 //! lease is lost when it gets the lock or the beat stands still for 15 s of its own monotonic clock.
 //! A line that is read half written is read again.

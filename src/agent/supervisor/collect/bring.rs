@@ -10,7 +10,10 @@ use super::{
     Held,
 };
 use crate::{
-    driver::repository::{RepositoryError, carry::HeldFile},
+    driver::{
+        agent::LeaseState,
+        repository::{RepositoryError, carry::HeldFile},
+    },
     names::{Generation, MemberIndex},
     store::{
         manifest::{FileKind, PartFile},
@@ -32,9 +35,9 @@ impl Supervisor {
         }
         let own = self.clone();
         tokio::spawn(async move {
-            let stop = own.stop.clone();
+            // nobody else has it: it is brought with the VM lost, too
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = own.view.until(|facts| facts.leaving.is_some() || facts.lease == LeaseState::Lost) => {}
                 () = own.bring_part(generation, member) => {}
             }
         });

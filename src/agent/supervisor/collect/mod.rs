@@ -12,9 +12,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use super::Supervisor;
+use super::{Supervisor, vm::remove};
 use crate::{
     driver::{
         agent::{AgentError, CollectOrder, HeldPart},
@@ -26,6 +27,9 @@ use crate::{
         pack::PackName,
     },
 };
+
+/// The repository has this long to say whether a part may come from here: kget waits for the answer.
+const ASKED: Duration = Duration::from_secs(2);
 
 /// Another member's part.
 pub(super) struct Held {
@@ -53,6 +57,15 @@ impl Held {
 
     fn is(&self, generation: Generation, member: MemberIndex) -> bool {
         self.state.generation == generation && self.state.part.index == member
+    }
+
+    /// The ends of the names of its files.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.files.keys().map(|kind| format!("{kind}.recipe")).collect();
+        for (kind, packs) in &self.packs {
+            names.extend(packs.iter().map(|pack| format!("{kind}.{pack}")));
+        }
+        names
     }
 
     /// Bytes that may come still.
@@ -97,6 +110,21 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Forgets parts of other generations than this one, which is being captured: whoever is captured again is still
+    /// where it was, with all that it has given away.
+    pub(super) async fn forget_held(&self, generation: Generation) {
+        let is_other = |held: &Held| held.state.generation != generation;
+        if !self.view.read(|facts| facts.held.iter().any(is_other)) {
+            return;
+        }
+        let forgotten = self.view.change(|facts| facts.held.extract_if(.., |held| is_other(held)).collect::<Vec<_>>());
+        for held in forgotten {
+            for name in held.names() {
+                remove(&self.held_path(held.state.generation, held.state.part.index, &name)).await;
+            }
+        }
+    }
+
     async fn take_in(&self, order: &CollectOrder) -> Result<(), AgentError> {
         let (generation, member) = (order.generation, order.part.index);
         if member == self.config.member {
@@ -107,8 +135,11 @@ impl Supervisor {
             return Err(AgentError::Refused(format!("generation {generation} is not captured here")));
         }
         // nobody leaves its node for what the repository would not take from here
-        let asked = self.store.may_bring(&order.ticket, &self.config.job, generation, member).await;
-        asked.map_err(|error| AgentError::Refused(error.to_string()))?;
+        let asked = self.store.may_bring(&order.ticket, &self.config.job, generation, member);
+        let asked = tokio::time::timeout(ASKED, asked).await;
+        asked
+            .map_err(|_| AgentError::Refused("the repository does not answer it".into()))?
+            .map_err(|error| AgentError::Refused(error.to_string()))?;
         let directory = self.paths.held();
         let made = tokio::fs::create_dir_all(&directory).await.and_then(|()| free(&directory));
         let free = made.map_err(|error| AgentError::Failed(format!("{}: {error}", directory.display())))?;
@@ -126,8 +157,8 @@ impl Supervisor {
             underway: false,
         };
         self.view.change(|facts| {
-            if facts.leaving.is_some() {
-                return Err(AgentError::Refused("it leaves its node".into()));
+            if facts.ends() {
+                return Err(AgentError::Refused("it leaves its node, or has lost its VM".into()));
             }
             // two orders at once
             if facts.held.iter().any(|held| held.is(generation, member)) {

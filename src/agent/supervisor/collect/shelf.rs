@@ -13,7 +13,7 @@ use axum::{
     routing::put,
 };
 
-use super::super::{Supervisor, upload::KINDS};
+use super::super::{Supervisor, upload::KINDS, view::Facts};
 use crate::{
     driver::repository::{
         RepositoryError,
@@ -134,8 +134,8 @@ impl Supervisor {
             return refused(format!("{peer} sends no part of member {member} here"));
         }
         let kind = kind.parse().or_else(|_| refused("no such kind of file"))?;
-        if self.view.read(|facts| facts.leaving.is_some()) {
-            return refused("this agent leaves its node");
+        if self.view.read(Facts::ends) {
+            return refused("this agent leaves its node, or has lost its VM");
         }
         match self.of_held(generation, member, |held| held.state.whole) {
             Some(false) => Ok(Coming { generation, member, kind }),

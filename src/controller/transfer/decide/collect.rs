@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::snapshot::{CollectedMember, CollectedState, Transfer},
-    driver::agent::{HeldPart, LeaseState},
+    driver::agent::{HeldPart, LeaseState, VmState},
     names::MemberIndex,
 };
 
@@ -314,7 +314,9 @@ fn takers(case: &Case, stages: &[Stage], now: Timestamp, end: Timestamp) -> Vec<
     };
     let able = |agent: &AgentSeen, stage: &Stage| {
         let alive = agent.silent.is_none()
-            && agent.state.as_ref().is_some_and(|state| state.lease == LeaseState::Held)
+            && agent.state.as_ref().is_some_and(|state| {
+                state.lease == LeaseState::Held && !matches!(state.vm, VmState::Gone { .. })
+            })
             && gone(agent, now).is_none();
         let in_time = agent.until.is_some_and(|until| until >= end);
         let gives = entry(case, agent.member).is_some();
