@@ -38,7 +38,7 @@
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
-//! | `importer` | pod per `VmImage` | fetches and checks an image | nothing |
+//! | `importer` | pod per `VmImage` | fetches and checks an image, or makes one of an archive of a root file system | nothing |
 //! | `kget gather`, `kget node` | by hand, and on each host through a remote shell | copy a file from each of many hosts into one directory, by a token of the run instead of certificates | what lies beside a final name, with its journal |
 //!
 //! # The layers
@@ -69,7 +69,7 @@
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
 //! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
-//! | `image` | import of images |
+//! | `image` | import of images; `image::convert` makes a disk of an archive that it does not trust, in one pass and without privileges |
 //! | `leadership` | election by a Lease; its epoch is in every order |
 //! | `operator` | wires the operator together |
 //! | `repository` | the server around the store |

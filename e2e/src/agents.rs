@@ -90,7 +90,8 @@ pub struct World {
     root: tempfile::TempDir,
     guests: Guests,
     certificates: Certificates,
-    image: ResolvedImage,
+    /// What the guests start from.
+    pub image: ResolvedImage,
     server: Mutex<Option<Process>>,
 }
 
@@ -169,6 +170,18 @@ impl World {
     /// The repository, as somebody may use it.
     pub fn repository(&self, who: &Identity) -> Result<HttpRepository> {
         Ok(HttpRepository::new(&issue(&self.certificates, who)?, &repository_address(self.guests.members))?)
+    }
+
+    /// Where the repository listens.
+    pub fn repository_address(&self) -> String {
+        repository_address(self.guests.members)
+    }
+
+    /// A directory with the credentials of somebody.
+    pub fn credentials(&self, who: &Identity) -> Result<PathBuf> {
+        let directory = self.root.path().join("credentials");
+        write(&issue(&self.certificates, who)?, &directory)?;
+        Ok(directory)
     }
 
     /// Starts a member's agent as process 1 of its own namespace, and the holder of its lease.
@@ -341,7 +354,8 @@ fn network(members: u32, own: u32, incarnation: Incarnation) -> Value {
     })
 }
 
-fn guest_image() -> Result<PathBuf> {
+/// The guest image that the test bed's preparation has made.
+pub(crate) fn guest_image() -> Result<PathBuf> {
     let home = std::env::var_os("HOME").unwrap_or_default();
     let default = Path::new(&home).join(".cache/vmdeploy/guest/current");
     let directory = std::env::var_os("VMDEPLOY_GUEST_IMAGE").map_or(default, PathBuf::from);
@@ -359,11 +373,16 @@ pub fn program() -> Result<PathBuf> {
     found.with_context(|| format!("no vmdeploy near {}: cargo build", own.display()))
 }
 
-/// A program that the test bed's preparation has made.
-pub fn prepared(name: &str) -> Result<PathBuf> {
+/// Where the test bed's preparation keeps what it makes.
+pub fn cache() -> Result<PathBuf> {
     let cache = std::env::var_os("VMDEPLOY_CACHE").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vmdeploy"));
-    let program = cache.or_else(home).context("no HOME")?.join("bin").join(name);
+    cache.or_else(home).context("no HOME")
+}
+
+/// A program that the test bed's preparation has made.
+pub fn prepared(name: &str) -> Result<PathBuf> {
+    let program = cache()?.join("bin").join(name);
     ensure!(program.is_file(), "no {}: e2e/testbed/prepare", program.display());
     Ok(program)
 }

@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod bucket;
 pub mod chance;
+pub mod environment;
 pub mod goodput;
 pub mod hosts;
 pub mod job;

@@ -26,23 +26,61 @@ use super::quantity::Bytes;
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
-#[x_kube(cel)]
+#[x_kube(
+    cel,
+    validation = ("self.format == 'tar' || !has(self.os) || has(self.os.kernel)", "os.kernel is missing: name a kernel, or leave os out to start from the boot loader of the disk"),
+    validation = ("self.format != 'tar' || !has(self.os) || !(has(self.os.kernel) || has(self.os.initrd))", "with format tar the kernel and the initial ram disk are those in the archive: leave out os.kernel and os.initrd"),
+    validation = ("self.format == 'tar' || !has(self.diskSize)", "diskSize is the size of the disk that is made of an archive: leave it out, or set format to tar")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct VmImageSpec {
-    /// Where the disk comes from.
+    /// Where the disk, or the archive it is made of, comes from.
     pub source: ImageSource,
     /// Processor architecture of the guest.
     #[serde(default)]
     pub arch: Architecture,
-    /// Format of the disk.
+    /// Format of the file.
     #[serde(default)]
-    pub format: DiskFormat,
+    pub format: ImageFormat,
+    /// Size of the disk that is made of an archive; 10Gi if absent. What is not used takes no room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("quantity(string(self)).compareTo(quantity('256Mi')) >= 0 && quantity(string(self)).compareTo(quantity('1Ti')) <= 0", "diskSize must be between 256Mi and 1Ti"))]
+    pub disk_size: Option<Bytes>,
     /// How the guest is started, if not from the boot loader of its disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<OsSpec>,
     /// In the operator's namespace: makes the image usable from every namespace.
     #[serde(default)]
     pub standard: bool,
+}
+
+/// Command line with which the kernel of an archive finds the disk that was made of it; cards are called eth0 and so on.
+const ARCHIVE_PARAMS: &str = "root=/dev/vda rw console=ttyS0 net.ifnames=0";
+/// Size of the disk that is made of an archive, unless the spec says another one.
+const ARCHIVE_DISK: Bytes = Bytes(10 << 30);
+
+impl VmImageSpec {
+    /// Size of the disk that is made of an archive, in whole MiB; none if the file is a disk.
+    pub fn made_disk(&self) -> Option<Bytes> {
+        let archive = self.format.disk().is_none();
+        archive.then(|| Bytes::mebibytes(self.disk_size.unwrap_or(ARCHIVE_DISK).as_mebibytes()))
+    }
+
+    /// The kernel's command line.
+    pub fn params(&self) -> Option<String> {
+        let own = self.os.as_ref().and_then(|os| os.params.clone());
+        match self.format.disk() {
+            Some(_) => own,
+            None => Some(own.map_or_else(|| ARCHIVE_PARAMS.into(), |own| format!("{ARCHIVE_PARAMS} {own}"))),
+        }
+    }
+
+    /// All files that are fetched.
+    pub fn sources(&self) -> impl Iterator<Item = &ImageSource> {
+        let os = self.os.as_ref();
+        let boot = os.and_then(|os| os.kernel.as_ref()).into_iter().chain(os.and_then(|os| os.initrd.as_ref()));
+        std::iter::once(&self.source).chain(boot)
+    }
 }
 
 /// Where a file comes from.
@@ -99,6 +137,30 @@ pub enum Architecture {
     Amd64,
 }
 
+/// Format of the file of an image.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// A disk in QEMU's copy-on-write format.
+    #[default]
+    Qcow2,
+    /// A disk's bytes.
+    Raw,
+    /// An archive of a root file system, of which a disk is made.
+    Tar,
+}
+
+impl ImageFormat {
+    /// The format, if the file is a disk.
+    pub fn disk(self) -> Option<DiskFormat> {
+        match self {
+            Self::Qcow2 => Some(DiskFormat::Qcow2),
+            Self::Raw => Some(DiskFormat::Raw),
+            Self::Tar => None,
+        }
+    }
+}
+
 /// Format of a disk.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskFormat {
@@ -116,11 +178,12 @@ pub enum DiskFormat {
 #[serde(rename_all = "camelCase")]
 pub struct OsSpec {
     /// The kernel.
-    pub kernel: ImageSource,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<ImageSource>,
     /// The initial ram disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<ImageSource>,
-    /// Kernel command line.
+    /// Kernel command line; with an archive, what is added to the one that its disk needs.
     #[schemars(length(max = 2048))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub params: Option<String>,
@@ -147,6 +210,12 @@ pub struct VmImageStatus {
     /// Size of the disk as the guest sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_size: Option<Bytes>,
+    /// What the system in an archive calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// The end of what was noted while a disk was made of an archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
     /// Failures in a row of the import.
     pub failures: u32,
     /// The newest import that came to an end.

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod connect;
 pub mod console;
+pub mod convert;
 pub mod crds;
 pub mod exec;
 pub mod explain;
@@ -22,6 +23,8 @@ pub enum ByHand {
     Connect(connect::Args),
     /// Opens the serial console of a guest.
     Console(console::Args),
+    /// Makes a disk, a kernel and an initial ram disk of an archive of a root file system.
+    Convert(convert::Args),
     /// Copies files to a guest, or from it, by scp.
     Cp(ssh::CopyArgs),
     /// Runs a command in a guest, also in one without an ssh server.
@@ -41,6 +44,7 @@ pub fn run(command: ByHand) -> anyhow::Result<ExitCode> {
     match command {
         ByHand::Connect(args) => by_hand(connect::run(args)),
         ByHand::Console(args) => by_hand(console::run(args)),
+        ByHand::Convert(args) => convert::run(&args),
         ByHand::Cp(args) => by_hand(ssh::copy(args)),
         ByHand::Exec(args) => return by_hand(exec::run(args)),
         ByHand::Explain(args) => by_hand(explain::run(args)),

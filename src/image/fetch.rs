@@ -117,6 +117,17 @@ fn copy(order: &FileOrder, root: &Path, path: &str, to: &Path) -> Result<StoredF
     Ok(StoredFile { digest: format!("sha256:{:x}", digest.finalize()), size })
 }
 
+/// The digest and the size of a file that was made here.
+pub async fn stored(path: &Path) -> Result<StoredFile, Trouble> {
+    let path = path.to_owned();
+    let hashed = tokio::task::spawn_blocking(move || {
+        let mut digest = Sha256::new();
+        let size = std::io::copy(&mut File::open(path)?, &mut digest)?;
+        Ok(StoredFile { digest: format!("sha256:{:x}", digest.finalize()), size })
+    });
+    hashed.await.map_err(std::io::Error::other).flatten().map_err(|e| local(&e))
+}
+
 fn too_large(order: &FileOrder) -> Trouble {
     let message = format!("the file of {} ({}) is larger than {} bytes", order.field, place(order), order.limit);
     Trouble::refused(TroubleKind::Unusable, message)

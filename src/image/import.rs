@@ -2,7 +2,11 @@
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use super::{FileOrder, ImportOrder, Outcome, StoredFile, Trouble, TroubleKind, fetch::fetch};
+use super::{
+    FileOrder, ImportOrder, Outcome, StoredFile, Trouble, TroubleKind,
+    convert::{self, convert},
+    fetch::{fetch, stored},
+};
 use crate::{
     api::image::DiskFormat,
     driver::{
@@ -24,19 +28,73 @@ pub async fn import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> 
 }
 
 async fn try_import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Result<Outcome, Trouble> {
+    match (order.format.disk(), order.disk_size) {
+        (Some(format), _) => import_disk(order, format, store, work).await,
+        (None, Some(size)) => import_archive(order, size, store, work).await,
+        (None, None) => {
+            let message = "the order says no size for the disk: the operator is of another version";
+            Err(Trouble::passing(TroubleKind::Importer, message))
+        }
+    }
+}
+
+/// Makes a disk of an archive; what is stored are the disk, the kernel and the initial ram disk.
+async fn import_archive(
+    order: &ImportOrder,
+    size: u64,
+    store: &dyn ByteStore,
+    work: &Path,
+) -> Result<Outcome, Trouble> {
+    let archive = work.join("archive");
+    fetch(&order.disk, &archive).await?;
+    let directory = work.to_owned();
+    let converted = tokio::task::spawn_blocking(move || {
+        let converted = convert(&archive, &directory, size);
+        // what it takes on the disk is needed for the next file
+        let _ = std::fs::remove_file(&archive);
+        converted
+    });
+    let conversion = converted.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
+    let made = async |name: &str| {
+        let path = work.join(name);
+        let file = stored(&path).await?;
+        keep(store, &file, &path).await?;
+        Ok::<_, Trouble>(file)
+    };
+    let (kernel, initrd) = (made(convert::KERNEL).await?, made(convert::INITRD).await?);
+    let disk = made(convert::DISK).await?;
+    note(store, &disk, DiskRecord { format: DiskFormat::Qcow2, virtual_size: size }).await;
+    Ok(Outcome::Imported {
+        disk,
+        virtual_size: size,
+        kernel: Some(kernel),
+        initrd: Some(initrd),
+        conversion: Some(conversion),
+    })
+}
+
+async fn import_disk(
+    order: &ImportOrder,
+    format: DiskFormat,
+    store: &dyn ByteStore,
+    work: &Path,
+) -> Result<Outcome, Trouble> {
     // small files first: what is wrong with them is known before a large disk is fetched
     let kernel = optional(order.kernel.as_ref(), store, &work.join("kernel")).await?;
     let initrd = optional(order.initrd.as_ref(), store, &work.join("initrd")).await?;
     let path = work.join("disk");
     let disk = fetch(&order.disk, &path).await?;
-    let virtual_size = check_disk(order, &path).await?;
+    let virtual_size = check_disk(order, format, &path).await?;
     keep(store, &disk, &path).await?;
-    let record = DiskRecord { format: order.format, virtual_size };
+    note(store, &disk, DiskRecord { format, virtual_size }).await;
+    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion: None })
+}
+
+async fn note(store: &dyn ByteStore, disk: &StoredFile, record: DiskRecord) {
     if let Err(error) = store.note_disk(&disk.digest, &record).await {
         // the next image of this digest is imported once more
         tracing::warn!(%error, digest = disk.digest, "the repository did not note what the disk is");
     }
-    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd })
 }
 
 async fn optional(
@@ -62,11 +120,11 @@ async fn keep(store: &dyn ByteStore, file: &StoredFile, path: &Path) -> Result<(
 }
 
 /// Checks that the disk is what the spec says and stands alone; says the size the guest sees.
-async fn check_disk(order: &ImportOrder, path: &Path) -> Result<u64, Trouble> {
+async fn check_disk(order: &ImportOrder, format: DiskFormat, path: &Path) -> Result<u64, Trouble> {
     let unusable = |why: String| Trouble::refused(TroubleKind::Unusable, why);
     let field = &order.disk.field;
     let (found, virtual_size) = inspect_base(path).await.map_err(|e| unusable(format!("{field}: {e}")))?;
-    match (order.format, found) {
+    match (format, found) {
         (DiskFormat::Qcow2, Format::Qcow2) | (DiskFormat::Raw, Format::Raw) => {}
         (wanted, found) => {
             let wanted = match wanted {

@@ -4,6 +4,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::{
+    api::image::ImageFormat,
     driver::repository::{Repository as _, fake::FakeRepository},
     image::Place,
 };
@@ -13,8 +14,8 @@ fn from(directory: &Path, file: &str) -> FileOrder {
     FileOrder { field: "spec.source.claim".into(), place, digest: None, limit: 64 << 20 }
 }
 
-fn disk_order(directory: &Path, file: &str, format: DiskFormat) -> ImportOrder {
-    ImportOrder { disk: from(directory, file), format, kernel: None, initrd: None }
+fn disk_order(directory: &Path, file: &str, format: ImageFormat) -> ImportOrder {
+    ImportOrder { disk: from(directory, file), format, disk_size: None, kernel: None, initrd: None }
 }
 
 /// Makes a disk with qemu-img; skips the test's point nowhere: qemu-img is part of what is shipped.
@@ -38,11 +39,11 @@ async fn disk_kernel_and_initrd_reach_the_repository() {
     let order = ImportOrder {
         kernel: Some(from(directory.path(), "vmlinuz")),
         initrd: Some(from(directory.path(), "initrd.img")),
-        ..disk_order(directory.path(), "disk", DiskFormat::Qcow2)
+        ..disk_order(directory.path(), "disk", ImageFormat::Qcow2)
     };
     let repository = FakeRepository::new();
     let outcome = import(&order, &repository, &work(directory.path())).await;
-    let Outcome::Imported { disk, virtual_size, kernel: Some(kernel), initrd: Some(initrd) } = outcome else {
+    let Outcome::Imported { disk, virtual_size, kernel: Some(kernel), initrd: Some(initrd), .. } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(virtual_size, 3 << 20);
@@ -54,14 +55,14 @@ async fn disk_kernel_and_initrd_reach_the_repository() {
 }
 
 #[rstest]
-#[case::raw_called_qcow2("raw", DiskFormat::Qcow2, "is raw, but spec.format says qcow2")]
-#[case::qcow2_called_raw("plain", DiskFormat::Raw, "is qcow2, but spec.format says raw")]
-#[case::reads_another_file("overlay", DiskFormat::Qcow2, "overlay over another file")]
-#[case::data_elsewhere("split", DiskFormat::Qcow2, "data lies in another file")]
-#[case::rubbish_behind_the_head("rubbish", DiskFormat::Qcow2, "QEMU cannot open")]
-#[case::empty("empty", DiskFormat::Raw, "has no bytes")]
+#[case::raw_called_qcow2("raw", ImageFormat::Qcow2, "is raw, but spec.format says qcow2")]
+#[case::qcow2_called_raw("plain", ImageFormat::Raw, "is qcow2, but spec.format says raw")]
+#[case::reads_another_file("overlay", ImageFormat::Qcow2, "overlay over another file")]
+#[case::data_elsewhere("split", ImageFormat::Qcow2, "data lies in another file")]
+#[case::rubbish_behind_the_head("rubbish", ImageFormat::Qcow2, "QEMU cannot open")]
+#[case::empty("empty", ImageFormat::Raw, "has no bytes")]
 #[tokio::test]
-async fn a_disk_that_must_not_be_used_is_refused(#[case] file: &str, #[case] format: DiskFormat, #[case] words: &str) {
+async fn a_disk_that_must_not_be_used_is_refused(#[case] file: &str, #[case] format: ImageFormat, #[case] words: &str) {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     make(directory.path(), &["create", "-q", "-f", "raw", "raw", "1M"]);

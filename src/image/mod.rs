@@ -2,9 +2,10 @@
 //! ([`Outcome`], in the termination message of its pod).
 //!
 //! An importer knows nothing of Kubernetes: it fetches files with limits, checks them, and gives
-//! them to the repository.
+//! them to the repository. Of an archive of a root file system it first makes a disk ([`convert`]).
 
 pub mod command;
+pub mod convert;
 pub mod fetch;
 pub mod import;
 
@@ -12,16 +13,20 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Reason, image::DiskFormat};
+use self::convert::Conversion;
+use crate::api::{Reason, image::ImageFormat};
 
 /// What to import.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportOrder {
-    /// The disk.
+    /// The disk, or the archive it is made of.
     pub disk: FileOrder,
-    /// Format the disk must have.
-    pub format: DiskFormat,
+    /// Format the file must have.
+    pub format: ImageFormat,
+    /// Size of the disk that is made of an archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_size: Option<u64>,
     /// The kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<FileOrder>,
@@ -78,6 +83,9 @@ pub enum Outcome {
         /// The initial ram disk.
         #[serde(skip_serializing_if = "Option::is_none")]
         initrd: Option<StoredFile>,
+        /// What the conversion of an archive found out.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        conversion: Option<Conversion>,
     },
     /// It failed.
     Failed(Trouble),
@@ -174,7 +182,13 @@ mod tests {
     fn outcomes_survive_the_termination_message() {
         let file = |n: u64| StoredFile { digest: format!("sha256:{n:064x}"), size: n };
         let all = [
-            Outcome::Imported { disk: file(1), virtual_size: 9, kernel: Some(file(2)), initrd: None },
+            Outcome::Imported {
+                disk: file(1),
+                virtual_size: 9,
+                kernel: Some(file(2)),
+                initrd: None,
+                conversion: Some(Conversion { os: Some("Debian".into()), log: "\"".repeat(convert::LOG) }),
+            },
             Outcome::Failed(Trouble::refused(TroubleKind::Digest, "x".repeat(5000))),
         ];
         for outcome in all {

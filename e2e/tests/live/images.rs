@@ -57,7 +57,7 @@ async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
     image.metadata.name = Some("claimed".into());
     image.spec.source = on_claim("disk.qcow2");
     let os = image.spec.os.as_mut().context("the guest has no kernel of its own")?;
-    os.kernel = on_claim("vmlinuz");
+    os.kernel = Some(on_claim("vmlinuz"));
     os.initrd = Some(on_claim("initrd"));
     images.create(&PostParams::default(), &image).await?;
     let counting = Counting { ticks: 10, ..Counting::default() };

@@ -89,11 +89,14 @@ pub fn fingerprint(image: &VmImage) -> String {
     let spec = &image.spec;
     let sources: Vec<Option<&ImageSource>> = vec![
         Some(&spec.source),
-        spec.os.as_ref().map(|os| &os.kernel),
+        spec.os.as_ref().and_then(|os| os.kernel.as_ref()),
         spec.os.as_ref().and_then(|os| os.initrd.as_ref()),
     ];
     // plain data: writing it as text does not fail
-    let text = serde_json::to_string(&(sources, spec.format)).unwrap_or_default();
+    let mut text = serde_json::to_string(&(sources, spec.format)).unwrap_or_default();
+    if let Some(size) = spec.made_disk() {
+        text += &size.to_string();
+    }
     blake3::hash(text.as_bytes()).to_hex()[..12].into()
 }
 
@@ -207,12 +210,14 @@ impl Turn {
 
     fn ended(&mut self, outcome: &Outcome) -> Plan {
         match outcome {
-            Outcome::Imported { disk, virtual_size, kernel, initrd } => {
+            Outcome::Imported { disk, virtual_size, kernel, initrd, conversion } => {
                 self.status.digest = Some(disk.digest.clone());
                 self.status.size = Some(crate::api::quantity::Bytes(disk.size));
                 self.status.virtual_size = Some(crate::api::quantity::Bytes(*virtual_size));
                 self.status.kernel = kernel.as_ref().map(|file| file.digest.clone());
                 self.status.initrd = initrd.as_ref().map(|file| file.digest.clone());
+                self.status.os = conversion.as_ref().and_then(|conversion| conversion.os.clone());
+                self.status.log = conversion.as_ref().map(|conversion| conversion.log.clone());
                 self.status.failures = 0;
                 self.record(ImportResult::Imported);
                 self.show(&Notice::Imported);

@@ -27,6 +27,7 @@ fn image(url: &str) -> VmImage {
         source: ImageSource { http: Some(http), claim: None },
         arch: Default::default(),
         format: Default::default(),
+        disk_size: None,
         os: None,
         standard: false,
     };
@@ -46,7 +47,7 @@ fn unknown<T>() -> Fact<T> {
 
 fn imported() -> Importer {
     let disk = StoredFile { digest: digest(1), size: 7 };
-    Importer::Ended(Outcome::Imported { disk, virtual_size: 1 << 20, kernel: None, initrd: None })
+    Importer::Ended(Outcome::Imported { disk, virtual_size: 1 << 20, kernel: None, initrd: None, conversion: None })
 }
 
 fn failed(again: bool) -> Importer {

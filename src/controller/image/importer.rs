@@ -162,7 +162,8 @@ pub fn order(image: &VmImage) -> ImportOrder {
     ImportOrder {
         disk: file("spec.source", &spec.source, DISK_LIMIT),
         format: spec.format,
-        kernel: os.map(|os| file("spec.os.kernel", &os.kernel, BOOT_LIMIT)),
+        disk_size: spec.made_disk().map(|size| size.0),
+        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, BOOT_LIMIT)),
         initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, BOOT_LIMIT)),
     }
 }
@@ -188,10 +189,8 @@ fn file(field: &str, source: &ImageSource, limit: u64) -> FileOrder {
 
 /// Names of the claims the image needs, each once.
 fn claims(image: &VmImage) -> Vec<String> {
-    let os = image.spec.os.as_ref();
-    let sources = [Some(&image.spec.source), os.map(|os| &os.kernel), os.and_then(|os| os.initrd.as_ref())];
     let mut names: Vec<String> =
-        sources.into_iter().flatten().filter_map(|source| Some(source.claim.as_ref()?.name.clone())).collect();
+        image.spec.sources().filter_map(|source| Some(source.claim.as_ref()?.name.clone())).collect();
     names.sort();
     names.dedup();
     names

@@ -28,7 +28,12 @@ fn image(source: ImageSource) -> VmImage {
         source,
         arch: Default::default(),
         format: Default::default(),
-        os: Some(OsSpec { kernel: claim("boot", "vmlinuz"), initrd: Some(claim("boot", "initrd")), params: None }),
+        disk_size: None,
+        os: Some(OsSpec {
+            kernel: Some(claim("boot", "vmlinuz")),
+            initrd: Some(claim("boot", "initrd")),
+            params: None,
+        }),
         standard: false,
     };
     let mut image = VmImage::new("debian-12", spec);

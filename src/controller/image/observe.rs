@@ -89,7 +89,8 @@ fn proven(image: &VmImage, all: &[Arc<VmImage>], operator: &str) -> BTreeSet<Str
 }
 
 /// All files of the spec by their digests, if they are proven and the repository has them and once
-/// checked the disk. What does not answer is imported, which waits for the repository.
+/// checked the disk. What does not answer is imported, which waits for the repository; what is made of an archive is
+/// known by no digest of the spec.
 async fn present(image: &VmImage, repository: &dyn Repository, proven: &BTreeSet<String>) -> Option<Outcome> {
     let order = importer::order(image);
     let stored = async |file: &FileOrder| {
@@ -99,7 +100,7 @@ async fn present(image: &VmImage, repository: &dyn Repository, proven: &BTreeSet
     };
     let disk = stored(&order.disk).await?;
     let record = repository.disk_record(&disk.digest).await.ok()??;
-    if record.format != order.format {
+    if Some(record.format) != order.format.disk() {
         return None;
     }
     let kernel = match &order.kernel {
@@ -110,7 +111,7 @@ async fn present(image: &VmImage, repository: &dyn Repository, proven: &BTreeSet
         Some(initrd) => Some(stored(initrd).await?),
         None => None,
     };
-    Some(Outcome::Imported { disk, virtual_size: record.virtual_size, kernel, initrd })
+    Some(Outcome::Imported { disk, virtual_size: record.virtual_size, kernel, initrd, conversion: None })
 }
 
 async fn size(repository: &dyn Repository, digest: &str, now: Timestamp) -> Fact<u64> {
@@ -131,7 +132,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{VmImageStatus, image::ImportRecord},
+        api::{
+            VmImageStatus,
+            image::{DiskFormat, ImportRecord},
+        },
         driver::repository::{ByteStore as _, DiskRecord},
     };
 
@@ -178,10 +182,10 @@ mod tests {
         std::fs::write(&file, [7; 5000]).unwrap();
         let digest = crate::store::layout::image_name(&<sha2::Sha256 as sha2::Digest>::digest([7; 5000]));
         let mut wanted = image("bob", "mine", false);
-        wanted.spec.format = crate::api::image::DiskFormat::Raw;
+        wanted.spec.format = crate::api::image::ImageFormat::Raw;
         wanted.spec.source.http.as_mut().unwrap().digest.clone_from(&digest);
         repository.put_image(&digest, &file).await.unwrap();
-        repository.note_disk(&digest, &DiskRecord { format: wanted.spec.format, virtual_size: 5000 }).await.unwrap();
+        repository.note_disk(&digest, &DiskRecord { format: DiskFormat::Raw, virtual_size: 5000 }).await.unwrap();
         assert_eq!(present(&wanted, &repository, &BTreeSet::new()).await, None);
         let outcome = present(&wanted, &repository, &[digest].into()).await;
         assert!(matches!(outcome, Some(Outcome::Imported { virtual_size: 5000, .. })), "{outcome:?}");

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::{
-    api::{BestEffortJob, VmImage, image::ImageSource},
+    api::{BestEffortJob, VmImage},
     driver::{cluster::ClusterError, repository::RepositoryError},
     store::images::ImageReview,
 };
@@ -59,10 +59,7 @@ pub async fn review(context: &Context) -> Result<Vec<String>, Error> {
 fn named(images: &[VmImage], jobs: &[BestEffortJob]) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     for image in images {
-        let os = image.spec.os.as_ref();
-        let sources: [Option<&ImageSource>; 3] =
-            [Some(&image.spec.source), os.map(|os| &os.kernel), os.and_then(|os| os.initrd.as_ref())];
-        let wanted = sources.into_iter().flatten().flat_map(|source| {
+        let wanted = image.spec.sources().flat_map(|source| {
             let claimed = source.claim.as_ref().and_then(|claim| claim.digest.as_ref());
             source.http.as_ref().map(|http| &http.digest).into_iter().chain(claimed)
         });

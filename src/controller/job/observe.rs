@@ -251,7 +251,7 @@ fn image_seen(image: &VmImage) -> ImageSeen {
             virtual_size: status.virtual_size.or(status.size).unwrap_or_default().0,
             kernel: status.kernel.clone(),
             initrd: status.initrd.clone(),
-            params: image.spec.os.as_ref().and_then(|os| os.params.clone()),
+            params: image.spec.params(),
         });
     }
     let message = ready.map(|ready| ready.message.clone()).unwrap_or_default();

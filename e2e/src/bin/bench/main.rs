@@ -1,5 +1,6 @@
 //! The benchmarks: each prints metric, value and goal.
 
+mod convert;
 mod evict;
 mod faults;
 mod gather;
@@ -33,6 +34,8 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
+    /// Archives of root file systems made into images, beside mke2fs alone.
+    Convert,
     /// Files of 16, 32 and 64 hosts gathered, beside scp, kaget and TakTuk.
     Gather,
     /// The same with a holder that is killed.
@@ -59,6 +62,7 @@ async fn main() -> anyhow::Result<()> {
         Arguments::command().error(ErrorKind::ArgumentConflict, "--only is for parts of: snapshot").exit();
     }
     let measured = match arguments.name {
+        Name::Convert => tokio::task::spawn_blocking(convert::measure).await??,
         Name::Gather => tokio::task::spawn_blocking(move || gather::measure(&arguments.svg)).await??,
         Name::GatherFaults => tokio::task::spawn_blocking(faults::measure).await?,
         Name::Plan => plan::measure()?,

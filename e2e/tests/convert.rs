@@ -1,0 +1,152 @@
+//! Archives of root file systems that become images: by the importer, into the repository, to a guest that runs from
+//! what it has made; and archives that are refused.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{
+    agents::{COUNT, Guests, LIMIT, World, program},
+    environment::{Environment, with_mke2fs},
+};
+use vmdeploy::{
+    api::image::{ImageFormat, VmImageSpec},
+    image::{FileOrder, ImportOrder, Outcome, Place},
+    names::Identity,
+};
+
+const SIZE: u64 = 4 << 30;
+
+#[ignore = "boots guests: e2e/test --e2e"]
+#[test]
+fn a_debian_environment_becomes_an_image_and_a_guest_runs_from_it() -> Result<()> {
+    let environment = Environment::new()?;
+    let mut world = World::new(Guests { members: 1, memory: "192Mi", script: COUNT }, None)?;
+    for (incarnation, (name, compress)) in (1..).zip([("root.tar.zst", "zstd -3"), ("root.tar.gz", "gzip -1")]) {
+        let archive = environment.pack(name, compress)?;
+        let Some(outcome) = import(&world, &archive)? else { return Ok(()) };
+        fs::remove_file(archive)?;
+        let Outcome::Imported { disk, virtual_size: SIZE, kernel, initrd, conversion: Some(found) } = outcome else {
+            anyhow::bail!("{outcome:?}")
+        };
+        eprintln!("{name}: {} bytes\n{}", disk.size, found.log);
+        ensure!(found.os.is_some_and(|os| os.starts_with("Debian GNU/Linux 12")), "{}", found.log);
+        world.image.disk = disk.digest;
+        world.image.kernel = kernel.map(|file| file.digest);
+        world.image.initrd = initrd.map(|file| file.digest);
+        world.image.params = spec()?.params();
+        world.nodes.at_the_switch(runs(&world, incarnation))?;
+    }
+    Ok(())
+}
+
+/// The part of an image's spec that matters here.
+fn spec() -> Result<VmImageSpec> {
+    vmdeploy::yaml::read("{source: {claim: {name: environments, path: root.tar}}, format: tar, os: {params: quiet}}")
+        .map_err(Into::into)
+}
+
+/// Has an importer do what an operator would order; its outcome, unless the tool is not to be had here.
+fn import(world: &World, archive: &Path) -> Result<Option<Outcome>> {
+    let (root, path) = (archive.parent().context("no directory")?, archive.file_name().context("no name")?);
+    let place = Place::Beneath { root: root.into(), path: path.to_string_lossy().into() };
+    let order = ImportOrder {
+        disk: FileOrder { field: "spec.source.claim".into(), place, digest: None, limit: 1 << 30 },
+        format: ImageFormat::Tar,
+        disk_size: Some(SIZE),
+        kernel: None,
+        initrd: None,
+    };
+    let (work, outcome) = (root.join("work"), root.join("outcome"));
+    fs::create_dir_all(&work)?;
+    let credentials = world.credentials(&Identity::Importer)?;
+    let Some(importer) = with_mke2fs(program()?)? else {
+        eprintln!("skipped: this machine's Debian mirror has no newer mke2fs");
+        return Ok(None);
+    };
+    let mut command = world.nodes.command(0, importer.get_program());
+    command.args(importer.get_args()).args(["importer", "--repository", &world.repository_address()]);
+    command.arg("--credentials").arg(credentials).arg("--work").arg(&work);
+    command.arg("--order").arg(serde_json::to_string(&order)?).arg("--outcome").arg(&outcome);
+    let output = command.output()?;
+    let text = fs::read_to_string(&outcome).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let left: Vec<_> = fs::read_dir(&work)?.collect::<std::io::Result<_>>()?;
+    ensure!(left.is_empty(), "files of the import stay: {left:?}");
+    Ok(Some(Outcome::read(Some(&text))))
+}
+
+async fn runs(world: &World, incarnation: u32) -> Result<()> {
+    let agents = world.loaded(incarnation, None).await?;
+    let agent = agents.first().context("no agent")?;
+    agent.go().await?;
+    agent.counts_to(3, LIMIT).await?;
+    Ok(())
+}
+
+#[ignore = "needs mke2fs 1.47.1: e2e/test --e2e"]
+#[test]
+fn the_same_archive_makes_the_same_disk_and_bad_ones_leave_nothing() -> Result<()> {
+    let environment = Environment::new()?;
+    let good = environment.pack("root.tar", "cat")?;
+    let Some(sums) = convert(&environment, &good)? else { return Ok(()) };
+    let sums = sums.map_err(anyhow::Error::msg)?;
+    let check = r#"set -e; qemu-img convert -O raw out/disk.qcow2 check.raw; e2fsck -fn check.raw > /dev/null
+        ask() { debugfs -R "$1" check.raw 2> /dev/null; }
+        ask "stat /srv" | grep -q "User: *1234 *Group: *5678"; ask "stat /srv" | grep -q "Mode: *02750"
+        [ "$(ask "cat /etc/hostname")" = localhost ]; [ -z "$(ask "cat /etc/machine-id")" ]
+        ask "cat /etc/fstab" | grep -q '^LABEL=root'; [ -z "$(ask "ls /etc/ssh" | grep host)" ]
+        cmp out/vmlinuz root/vmlinuz; cmp out/initrd.img root/initrd.img; rm -r check.raw out"#;
+    let again = convert(&environment, &good)?.context("no mke2fs")?.map_err(anyhow::Error::msg)?;
+    ensure!(sums == again, "the same archive makes another disk");
+    environment.run(check, &[])?;
+
+    for (what, script, words) in [
+        (
+            "a parent",
+            "tar -C root -P --transform 's,^etc/hostname,../name,' -cf bad.tar etc/hostname",
+            "leads out of the archive",
+        ),
+        ("an absolute name", "tar -P -cf bad.tar $PWD/root/etc", "begins at the root"),
+        ("cut off", "head -c 20000000 root.tar > bad.tar", "ends too early"),
+        ("cut off, gzip", "gzip -1 < root.tar | head -c 9000000 > bad.tar", "ends too early"),
+        ("a bomb", "truncate -s 8G zeros; tar -cf - zeros | zstd -q -1 > bad.tar; rm zeros", "do not fit"),
+        ("no archive", "cp root/vmlinuz bad.tar", "not an archive of tar"),
+        ("no kernel", "tar -C root -cf bad.tar etc boot/initrd.img-6.1.0-test", "it has no kernel"),
+        ("a loop", "ln -sfn vmlinuz root/vmlinuz; tar -C root -cf bad.tar vmlinuz etc boot; ", "they are a loop"),
+        (
+            "made for metal",
+            "ln -sfn boot/vmlinuz-6.1.0-test root/vmlinuz; cd root; find etc/apt | cpio --quiet -o -H newc | gzip > boot/initrd.img-6.1.0-test; \
+             tar -cf ../bad.tar vmlinuz initrd.img etc boot",
+            "has no virtio_blk",
+        ),
+        (
+            "no kernel of x86",
+            "cd root; cp initrd.img boot/vmlinuz-6.1.0-test; tar -cf ../bad.tar vmlinuz initrd.img etc boot",
+            "no bzImage",
+        ),
+        ("a device", "cd root; mknod srv/sda b 8 0; tar -cf ../bad.tar srv", "is a device node (8:0)"),
+    ] {
+        environment.run(script, &[]).context(what)?;
+        let refused = convert(&environment, &environment.path().join("bad.tar"))?.context("no mke2fs")?;
+        let why = refused.err().with_context(|| format!("{what}: not refused"))?;
+        ensure!(why.contains(words), "{what}: {why}");
+        let left: Vec<_> = fs::read_dir(environment.path().join("out"))?.collect::<std::io::Result<_>>()?;
+        ensure!(left.is_empty(), "{what}: files stay: {left:?}");
+    }
+    Ok(())
+}
+
+/// Converts by hand into `out`: the digests of the files, or why not; none if the tool is not to be had here.
+fn convert(environment: &Environment, archive: &Path) -> Result<Option<Result<Vec<String>, String>>> {
+    let out = environment.path().join("out");
+    let Some(mut command) = with_mke2fs(program()?)? else {
+        eprintln!("skipped: this machine's Debian mirror has no newer mke2fs");
+        return Ok(None);
+    };
+    let output = command.arg("convert").arg(archive).arg("--to").arg(&out).args(["--size", "4Gi"]).output()?;
+    if !output.status.success() {
+        return Ok(Some(Err(String::from_utf8_lossy(&output.stderr).into_owned())));
+    }
+    let sum = |name| Ok(e2e::agents::digest(&fs::read(out.join(name))?));
+    let sums: Result<Vec<String>> = ["disk.qcow2", "vmlinuz", "initrd.img"].into_iter().map(sum).collect();
+    sums.map(|sums| Some(Ok(sums)))
+}

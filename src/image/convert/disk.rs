@@ -1,0 +1,115 @@
+//! The disk: an ext4 file system that `mke2fs` makes of an archive on its standard input, without privileges.
+//!
+//! Measured on the way from an archive of 168 MB to a disk of 10 GiB, on two busy cores: `mke2fs` 1.47.2 with libarchive
+//! 1.0 s (1.5 s with tables of inodes that the guest has not to clear later), `genext2fs` and `tune2fs` 2.2 s and without
+//! attributes of files, that is without capabilities. A tree that is unpacked under `fakeroot` for the `mke2fs` of Debian
+//! 12 took 5.6 s where the first took 2.8, and room for the tree.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use super::scrub::LABEL;
+use crate::image::{Trouble, TroubleKind};
+
+/// `mke2fs` at work.
+pub(super) struct Making {
+    child: Child,
+    words: File,
+    disk: PathBuf,
+}
+
+impl Making {
+    /// Starts it: the archive goes to the pipe. The same archive and the same name make the same disk.
+    pub(super) fn start(disk: &Path, size: u64, name: &str) -> Result<(Self, ChildStdin), Trouble> {
+        let words =
+            tempfile::tempfile_in(disk.parent().unwrap_or(disk)).map_err(|e| local("keep what mke2fs says", &e))?;
+        let mut command = Command::new("mke2fs");
+        command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-i"]).arg(super::stream::BYTES_A_FILE.to_string());
+        command.args(["-m", "1", "-L", LABEL, "-U", name, "-E"]);
+        command.arg(format!("root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,hash_seed={name}"));
+        command.args(["-d", "-"]).arg(disk).arg(format!("{}k", size >> 10));
+        command.env("SOURCE_DATE_EPOCH", "1").env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::null());
+        command.stderr(words.try_clone().map_err(|e| local("keep what mke2fs says", &e))?);
+        let mut child = command.spawn().map_err(|e| local("start mke2fs", &e))?;
+        let stdin = child.stdin.take().ok_or_else(|| Trouble::passing(TroubleKind::Importer, "mke2fs has no input"))?;
+        Ok((Self { child, words, disk: disk.to_owned() }, stdin))
+    }
+
+    /// Waits for its end, once the pipe is closed.
+    pub(super) fn finish(mut self) -> Result<(), Trouble> {
+        let status = self.child.wait().map_err(|e| local("wait for mke2fs", &e))?;
+        let mut words = String::new();
+        let _ = self.words.rewind().and_then(|()| (&self.words).take(2000).read_to_string(&mut words));
+        if status.success() {
+            return Ok(());
+        }
+        let words = words.trim();
+        let free = rustix::fs::statvfs(&self.disk).map_or(u64::MAX, |found| found.f_bavail * found.f_frsize);
+        if free < 1 << 20 || words.contains("No space left") {
+            let message = format!("no room is left for the disk while it is made: {words}");
+            return Err(Trouble::passing(TroubleKind::Importer, message));
+        }
+        let message = format!("mke2fs (1.47.1 or later, with libarchive) makes no disk of the archive: {words}");
+        Err(Trouble::refused(TroubleKind::Unusable, message))
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        // one that has ended is not there any more
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Checks the file system.
+pub(super) fn check(disk: &Path) -> Result<(), Trouble> {
+    run(Command::new("e2fsck").args(["-fn"]).arg(disk), "e2fsck")
+}
+
+/// Copies a file out of the disk. Its name comes from the archive: only what `debugfs` cannot misunderstand is asked for.
+pub(super) fn copy_out(disk: &Path, name: &[u8], size: u64, to: &Path) -> Result<(), Trouble> {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._+~-:@".contains(byte);
+    let name = std::str::from_utf8(name).ok().filter(|name| name.bytes().all(|byte| plain(&byte)));
+    let Some(name) = name else {
+        let message = "the kernel's name has other characters than letters, digits and /._+~-:@: rename it";
+        return Err(Trouble::refused(TroubleKind::Unusable, message));
+    };
+    // a fixed name in a directory of its own: the importer's directory may be called anything
+    let directory = tempfile::tempdir_in(to.parent().unwrap_or(to)).map_err(|e| local("copy a file", &e))?;
+    let mut command = Command::new("debugfs");
+    command.current_dir(directory.path()).arg("-R").arg(format!("dump \"/{name}\" file"));
+    command.arg(std::path::absolute(disk).map_err(|e| local("find the disk", &e))?);
+    run(&mut command, "debugfs")?;
+    let copied = directory.path().join("file");
+    let length = std::fs::metadata(&copied).map_err(|e| local(&format!("copy {name} out of the disk"), &e))?.len();
+    if length != size {
+        let message = format!("{name} has {size} bytes in the archive, but {length} on the disk");
+        return Err(Trouble::passing(TroubleKind::Importer, message));
+    }
+    std::fs::rename(&copied, to).map_err(|e| local("copy a file", &e))
+}
+
+/// Writes the disk as qcow2, without what is empty.
+pub(super) fn pack(disk: &Path, to: &Path) -> Result<(), Trouble> {
+    run(Command::new("qemu-img").args(["convert", "-q", "-f", "raw", "-O", "qcow2"]).arg(disk).arg(to), "qemu-img")
+}
+
+fn run(command: &mut Command, name: &str) -> Result<(), Trouble> {
+    let output =
+        command.stdin(Stdio::null()).env("LC_ALL", "C").output().map_err(|e| local(&format!("start {name}"), &e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = [output.stdout, output.stderr].concat();
+    let message = format!("{name} failed: {}", String::from_utf8_lossy(&words).trim());
+    Err(Trouble::passing(TroubleKind::Importer, message))
+}
+
+fn local(what: &str, error: &io::Error) -> Trouble {
+    Trouble::passing(TroubleKind::Importer, format!("failed to {what}: {error}"))
+}

@@ -1,0 +1,124 @@
+//! Makes a bootable disk of an archive of a root file system, without privileges.
+//!
+//! One pass: the archive is unpacked, every entry is looked at and passed on to `mke2fs` as it comes, but for what
+//! belongs to one machine (`scrub`), so that neither a tree nor a second archive takes room. Then kernel and initial ram
+//! disk are copied out of the disk, and it is written as qcow2. Archives come from strangers: what they say of themselves is
+//! bounded before it is believed, and links are only followed within the archive.
+
+mod boot;
+mod compression;
+mod disk;
+mod initrd;
+mod names;
+mod reader;
+mod scrub;
+mod stream;
+mod tree;
+mod writer;
+
+use std::{fs::File, path::Path};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use self::{
+    disk::Making,
+    stream::{Ended, Limits, Passed},
+};
+use super::{Trouble, TroubleKind};
+
+/// Most characters of the log that are kept.
+pub(super) const LOG: usize = 1000;
+
+/// What a conversion found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conversion {
+    /// What the system calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// What was done, a line each.
+    pub log: String,
+}
+
+/// Names of the files that a conversion leaves in its directory.
+pub const DISK: &str = "disk.qcow2";
+/// The kernel.
+pub const KERNEL: &str = "vmlinuz";
+/// The initial ram disk.
+pub const INITRD: &str = "initrd.img";
+
+/// Converts `archive` into files in `work`, with a disk of `size` bytes. Blocking. What was begun is removed after a
+/// failure.
+pub fn convert(archive: &Path, work: &Path, size: u64) -> Result<Conversion, Trouble> {
+    let raw = work.join("disk.raw");
+    let converted = try_convert(archive, work, &raw, size);
+    let begun: &[&str] = if converted.is_ok() { &[] } else { &[DISK, KERNEL, INITRD] };
+    for path in begun.iter().map(|name| work.join(name)).chain([raw]) {
+        let _ = std::fs::remove_file(path);
+    }
+    converted
+}
+
+fn try_convert(archive: &Path, work: &Path, raw: &Path, size: u64) -> Result<Conversion, Trouble> {
+    let mut log = Vec::new();
+    let passed = make_disk(archive, raw, size, &mut log)?;
+    disk::check(raw)?;
+    let (kernel, initrd) = boot::find(&passed.tree).map_err(refused)?;
+    for ((path, length), name) in [(&kernel, KERNEL), (&initrd, INITRD)] {
+        disk::copy_out(raw, path, *length, &work.join(name))?;
+        log.push(format!("/{name} is {}", names::show(path)));
+    }
+    boot::check_kernel(&work.join(KERNEL)).map_err(refused)?;
+    boot::check_initrd(&work.join(INITRD)).map_err(refused)?;
+    log.push("the initial ram disk has virtio_blk".into());
+    disk::pack(raw, &work.join(DISK))?;
+    Ok(Conversion { os: passed.os, log: tail(&log) })
+}
+
+fn make_disk(archive: &Path, raw: &Path, size: u64, log: &mut Vec<String>) -> Result<Passed, Trouble> {
+    let open =
+        |error: std::io::Error| Trouble::passing(TroubleKind::Importer, format!("failed to open the archive: {error}"));
+    let file = File::open(archive).map_err(open)?;
+    let limits = Limits { disk: size, archive: file.metadata().map_err(open)?.len() };
+    let name = uuid(archive).map_err(open)?;
+    let (compression, from) =
+        compression::open(file).map_err(|error| refused(format!("it cannot be read: {error}")))?;
+    let (making, pipe) = Making::start(raw, size, &name)?;
+    // the pipe is closed with this
+    let passed = match stream::pass(from, pipe, limits, log) {
+        Ok(passed) => passed,
+        Err(Ended::Refused(why)) => return Err(refused(why)),
+        Err(Ended::Writing(error)) => {
+            making.finish()?;
+            return Err(Trouble::passing(TroubleKind::Importer, format!("failed to write to mke2fs: {error}")));
+        }
+    };
+    making.finish()?;
+    let (files, mib) = (passed.tree.len(), passed.bytes >> 20);
+    log.insert(0, format!("archive: {compression}, {files} files, {mib} MiB"));
+    Ok(passed)
+}
+
+/// An identity for the file system that follows from the archive.
+fn uuid(archive: &Path) -> std::io::Result<String> {
+    let mut digest = Sha256::new();
+    std::io::copy(&mut File::open(archive)?, &mut digest)?;
+    let hex = format!("{:x}", digest.finalize());
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32]))
+}
+
+fn refused(why: String) -> Trouble {
+    Trouble::refused(TroubleKind::Unusable, format!("the archive is refused: {why}"))
+}
+
+/// The end of the log, as much as fits.
+fn tail(lines: &[String]) -> String {
+    let text = lines.join("\n");
+    let skipped = text.chars().count().saturating_sub(LOG);
+    text.chars().skip(skipped).collect()
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;
