@@ -385,6 +385,20 @@ async fn what_a_collector_does_not_take_goes_to_the_repository() {
     assert!(transfer.collected.iter().all(|one| one.state == CollectedState::GivenUp), "{transfer:?}");
     assert_eq!(world.freed.len(), 4);
 
+    // none answers, though kget and they see each other
+    let mut world = World::new(600, &[], Some(1)).await;
+    for member in 0..MEMBERS {
+        for _ in 0..400 {
+            let why = AgentError::Unreachable("no answer in time".into());
+            world.agent(member).fail(Call::Collect, Fault::Before(why));
+        }
+    }
+    assert_eq!(world.to_its_end().await, TransferState::Published);
+    let transfer = world.transfer();
+    assert!(!transfer.collected.is_empty(), "{transfer:?}");
+    assert!(transfer.collected.iter().all(|one| one.state == CollectedState::GivenUp), "{transfer:?}");
+    assert_eq!(world.freed.len(), 4);
+
     // it takes some, and then its disk is full
     let mut world = World::new(600, &[], Some(1)).await;
     let mut failed = false;

@@ -297,3 +297,31 @@ async fn a_collector_without_room_says_so_and_what_did_not_fit_goes_to_the_repos
     let state = sender.until("sent", |state| state.upload.as_ref().is_some_and(|upload| upload.done)).await;
     assert_eq!(state.upload.unwrap().collector, None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn b15_what_is_held_is_brought_with_the_vm_lost_and_nothing_more_is_taken() {
+    let (bench, sender, collector) = job_of_two().await;
+    // kept back until the VM is lost
+    collector.kget.collect(&grant(&bench, 0, Some(1), Some(0))).await.unwrap();
+    sender.send(&bench, Some(&collector)).await;
+    collector.until("held", |state| state.held.iter().any(|held| held.whole)).await;
+    collector.supervisor.lose_vm("its disk takes no data");
+    let refused = collector.kget.collect(&grant(&bench, 2, Some(1), Some(0))).await.unwrap_err();
+    assert!(matches!(&refused, AgentError::Refused(why) if why.contains("lost its VM")), "{refused}");
+    collector.kget.collect(&grant(&bench, 0, Some(1), None)).await.unwrap();
+    collector.until("brought", |state| state.held.iter().any(|held| held.done)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_of_a_capture_goes_with_the_next_one() {
+    let (bench, sender, collector) = job_of_two().await;
+    collector.kget.collect(&grant(&bench, 0, Some(1), Some(0))).await.unwrap();
+    sender.send(&bench, Some(&collector)).await;
+    collector.until("held", |state| state.held.iter().any(|held| held.whole)).await;
+    let files = || std::fs::read_dir(collector.supervisor.paths.held()).unwrap().count();
+    let before = files();
+    collector.supervisor.forget_held(GENERATION).await;
+    assert!(before >= KINDS.len() && files() == before, "{before}");
+    collector.supervisor.forget_held(GENERATION + 1).await;
+    assert_eq!((files(), collector.kget.state().await.unwrap().held.len()), (0, 0));
+}

@@ -314,9 +314,10 @@ fn takers(case: &Case, stages: &[Stage], now: Timestamp, end: Timestamp) -> Vec<
     };
     let able = |agent: &AgentSeen, stage: &Stage| {
         let alive = agent.silent.is_none()
-            && agent.state.as_ref().is_some_and(|state| {
-                state.lease == LeaseState::Held && !matches!(state.vm, VmState::Gone { .. })
-            })
+            && agent
+                .state
+                .as_ref()
+                .is_some_and(|state| state.lease == LeaseState::Held && !matches!(state.vm, VmState::Gone { .. }))
             && gone(agent, now).is_none();
         let in_time = agent.until.is_some_and(|until| until >= end);
         let gives = entry(case, agent.member).is_some();
