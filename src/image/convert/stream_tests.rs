@@ -38,8 +38,11 @@ fn archive(entries: &[(Entry, Vec<u8>)]) -> Vec<u8> {
     all
 }
 
-/// What a pass makes of an archive, by name.
-fn passed(data: Vec<u8>, limits: Limits) -> Result<(BTreeMap<String, (Entry, Vec<u8>)>, Passed, Vec<String>), String> {
+/// Entries with their content by name, what was found, and the log.
+type Made = (BTreeMap<String, (Entry, Vec<u8>)>, Passed, Vec<String>);
+
+/// What a pass makes of an archive.
+fn passed(data: Vec<u8>, limits: Limits) -> Result<Made, String> {
     let (mut to, mut log) = (Vec::new(), Vec::new());
     let (_, from) = open(Cursor::new(data)).unwrap();
     let passed = match pass(from, &mut to, limits, &mut log) {
