@@ -9,13 +9,16 @@ use crate::api::crds::{all, file_name, file_text};
 /// Arguments of `vmdeploy crds`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory for one file per kind; standard output if absent.
+    /// Directory for one file per kind, made if it is not there; standard output if absent.
     #[arg(long)]
     out: Option<PathBuf>,
 }
 
 /// Writes the definitions where the arguments say.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(directory) = &args.out {
+        fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
+    }
     for crd in all() {
         let text = file_text(&crd)?;
         match &args.out {

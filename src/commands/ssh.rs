@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use kube::Api;
 
-use super::member::{Member, cluster};
+use super::member::{Member, cluster, of_objects};
 use crate::api::BestEffortJob;
 
 /// Port of ssh servers.
@@ -111,7 +111,7 @@ impl Guest {
     async fn find(member: Member, namespace: Option<&str>) -> anyhow::Result<Self> {
         let (client, namespace) = cluster(namespace).await?;
         let jobs: Api<BestEffortJob> = Api::namespaced(client, &namespace);
-        let job = jobs.get(&member.job).await.map_err(super::member::in_words)?;
+        let job = jobs.get(&member.job).await.map_err(of_objects)?;
         let uid = job.metadata.uid.context("the job has no uid")?;
         let cache = cache(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&cache);

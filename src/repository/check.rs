@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -66,7 +66,15 @@ impl Target {
             return Ok((Files::of_bucket(objects, scratch.path())?, Some(scratch)));
         }
         let root = self.root.as_deref().context("say --root or --bucket")?;
-        Ok((Files::directory(root)?, None))
+        let files = Files::directory(root)?;
+        // whoever serves a store makes both folders before anything is kept there
+        std::fs::metadata(root).with_context(|| format!("failed to look at {}", root.display()))?;
+        anyhow::ensure!(
+            [JOBS, IMAGES].iter().any(|folder| root.join(folder).is_dir()),
+            "{} is no store: it has neither {JOBS} nor {IMAGES}; say --root with the directory that the repository serves",
+            root.display()
+        );
+        Ok((files, None))
     }
 }
 
@@ -81,7 +89,7 @@ impl Command {
                 for line in &report.problems {
                     println!("DAMAGED {line}");
                 }
-                println!("{} generations, {} files, {} bytes read", report.generations, report.files, report.bytes);
+                println!("{report}");
                 anyhow::ensure!(report.problems.is_empty(), "{} problems", report.problems.len());
             }
             Self::Usage(target) => {
@@ -113,6 +121,15 @@ pub struct Report {
     pub bytes: u64,
     /// What is damaged or missing.
     pub problems: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.files == 0 && self.generations == 0 && self.problems.is_empty() {
+            return write!(f, "nothing is stored there");
+        }
+        write!(f, "{} generations, {} files, {} bytes read", self.generations, self.files, self.bytes)
+    }
 }
 
 /// The packs that a job's generations need, and which of these need each.
@@ -205,5 +222,32 @@ fn verify_packs(files: &Files, job: &JobUid, needed: &Needed, report: &mut Repor
         };
         let generations: Vec<String> = generations.iter().map(ToString::to_string).collect();
         report.problems.push(format!("{job}: pack {name} {wrong}; needed by generations {}", generations.join(", ")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(root: &Path) -> anyhow::Result<(Files, Option<tempfile::TempDir>)> {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            target: Target,
+        }
+        let cli: Cli = clap::Parser::try_parse_from([Path::new("verify"), Path::new("--root"), root])?;
+        cli.target.open()
+    }
+
+    #[test]
+    fn only_a_store_is_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        for (root, says) in [("absent", "failed to look at"), (".", "is no store")] {
+            let said = format!("{:#}", opened(&directory.path().join(root)).unwrap_err());
+            assert!(said.contains(says), "{said}");
+        }
+        std::fs::create_dir(directory.path().join(JOBS)).unwrap();
+        let (files, _) = opened(directory.path()).unwrap();
+        assert_eq!(verify(&files).unwrap().to_string(), "nothing is stored there");
     }
 }

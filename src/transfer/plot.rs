@@ -70,7 +70,7 @@ pub fn svg(title: &str, input: &Input, curves: &[Curve]) -> String {
         &[(all, 0.0), (all, nodes as f64)],
     );
     for (curve, color) in curves.iter().zip(COLORS.iter().cycle()) {
-        let name = format!("{}: {:.1} node-seconds", curve.name, curve.free.iter().sum::<f64>());
+        let name = format!("{}: {:.1} node-seconds", curve.name, curve.free.iter().fold(0.0, |sum, free| sum + free));
         draw(&name, &format!("stroke=\"{color}\" stroke-width=\"2\""), &steps(curve.free.clone(), end));
     }
     let least = format!("no plan with equal sizes: {:.1}", input.node_seconds());

@@ -1,11 +1,17 @@
 //! What `vmdeploy kget gather` is told.
 
-use std::path::PathBuf;
+use std::{
+    num::{ParseFloatError, ParseIntError},
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 
 use super::set;
-use crate::{api::quantity::Bytes, transfer::plan::Policy};
+use crate::{
+    api::quantity::{Bytes, ParseBytesError},
+    transfer::plan::Policy,
+};
 
 /// Copies a file from each of many hosts into one directory here, so that most hosts hold nothing any more that is not
 /// safe elsewhere long before the last byte is here.
@@ -27,10 +33,10 @@ pub struct Args {
     #[command(flatten)]
     wanted: Wanted,
     /// Most bytes a second that a node sends.
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
     pub(super) rate: Option<Bytes>,
     /// So many send here at a time; otherwise as many as fill the link.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = senders)]
     pub(super) senders: Option<usize>,
     /// Bytes that are sent, and acknowledged, at a time.
     #[arg(long, default_value = "256Ki", value_name = "BYTES")]
@@ -61,7 +67,7 @@ pub struct Args {
 #[group(multiple = false)]
 struct Wanted {
     /// This share of the hosts free as soon as possible, then the others.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     target: Option<f64>,
     /// The sum of the times that hosts are held as small as possible.
     #[arg(long)]
@@ -102,6 +108,25 @@ impl Args {
     }
 }
 
+fn rate(text: &str) -> Result<Bytes, String> {
+    let rate: Bytes = text.parse().map_err(|error: ParseBytesError| error.to_string())?;
+    if rate.0 == 0 {
+        Err("with none nothing would ever move: write 1 or more, for example 50Mi".into())
+    } else {
+        Ok(rate)
+    }
+}
+
+fn senders(text: &str) -> Result<usize, String> {
+    let senders: usize = text.parse().map_err(|error: ParseIntError| error.to_string())?;
+    if senders == 0 { Err("with none nothing would come here: write 1 or more".into()) } else { Ok(senders) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    if share > 0.0 && share <= 1.0 { Ok(share) } else { Err("a share is more than 0 and at most 1".into()) }
+}
+
 fn duration(text: &str) -> Result<f64, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return if seconds > 0.0 { Ok(seconds) } else { Err("no time".into()) };
@@ -140,6 +165,13 @@ mod tests {
         }
         for line in ["s d", "-m a -f b s d", "-m a --paper --target 0.5 s d", "-m a --deadline 0s s d", "-m a s"] {
             assert!(parsed(line).is_err(), "{line}");
+        }
+        for line in ["--rate 0", "--rate x", "--senders 0", "--target 0", "--target 2", "--target=-0.5", "--target NaN"]
+        {
+            assert!(parsed(&format!("-m a {line} s d")).is_err(), "{line}");
+        }
+        for line in ["--rate 1", "--senders 1", "--target 1"] {
+            assert!(parsed(&format!("-m a {line} s d")).is_ok(), "{line}");
         }
         assert_eq!(parsed("-m a --paper s d").unwrap().fixed(), Some(1));
         assert_eq!(parsed("-m n[1-3]!n2 s d").unwrap().hosts().unwrap(), ["n1", "n3"]);

@@ -90,14 +90,14 @@ async fn one(shells: &Shells, host: String, begin: Begin, words: UnboundedSender
     };
     let hello = timeout(PATIENCE, hello).await.map_err(|_| "it does not say what it has".to_owned())?;
     let Some((files, room, port, here, seen)) = hello else {
-        return Err(started.said.last().unwrap_or_else(|| "it has ended".into()));
+        return Err(started.said.last().await.unwrap_or_else(|| "it has ended".into()));
     };
     let (Some(here), Some(seen)) = (here, seen) else {
         return Err("it reaches this machine by none of its addresses".into());
     };
     let address = SocketAddr::new(seen, port);
     shells.spread.add(address, &token);
-    let Started { child, mut input, mut output, said, given } = started;
+    let Started { child, mut input, mut output, mut said, given } = started;
     drop(given);
     let (orders, mut waiting) = mpsc::unbounded_channel::<Order>();
     tokio::spawn(async move {
@@ -120,6 +120,7 @@ async fn one(shells: &Shells, host: String, begin: Begin, words: UnboundedSender
         }
         let reason = said
             .last()
+            .await
             .map_or("its remote shell has ended".to_owned(), |said| format!("its remote shell has ended: {said}"));
         let _ = words.send(Word::Gone(number, reason));
     });

@@ -14,17 +14,17 @@ pub(super) fn plan(input: &Input, policy: Policy, senders: usize, chunk: u64) ->
 }
 
 /// The schedule and the bounds of these nodes.
-pub(super) fn schedule(hosts: &[String], input: &Input, run: &Run) -> String {
+pub(super) fn schedule(hosts: &[&str], input: &Input, run: &Run) -> String {
     let mut text = String::from("   second  what\n");
     for (at, going) in &run.schedule {
         let to = match going.to {
             Place::Repository => "here",
-            Place::Node(node) => &hosts[node],
+            Place::Node(node) => hosts[node],
         };
         let _ = writeln!(text, "{at:9.2}  {} sends {} bytes to {to}", hosts[going.from], going.bytes);
     }
-    let mut free: Vec<(f64, &String)> =
-        run.free.iter().zip(hosts).filter_map(|(free, host)| Some(((*free)?, host))).collect();
+    let mut free: Vec<(f64, &str)> =
+        run.free.iter().zip(hosts).filter_map(|(free, host)| Some(((*free)?, *host))).collect();
     free.sort_by(|a, b| a.0.total_cmp(&b.0));
     text.push_str("   second  free\n");
     for (number, (at, host)) in free.iter().enumerate() {
@@ -53,6 +53,7 @@ mod tests {
     fn the_plan_is_told_with_its_bounds() {
         let hosts: Vec<String> = (0..16).map(|node| format!("n{node}")).collect();
         let input = Input { sizes: vec![1000; 16], node: 1000.0, repository: 1000.0, room: u64::MAX / 2 };
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let text = schedule(&hosts, &input, &plan(&input, Policy::Target { share: 0.8 }, 1, 1));
         assert!(text.contains("sends 1000 bytes to here") && text.contains("(13 of 16, bound 3.25)"), "{text}");
         assert!(text.contains("all bytes are here after 16.00 s, bound 16.00 s"), "{text}");

@@ -52,6 +52,15 @@ impl Journal {
         Ok((Self(file), Spans::default()))
     }
 
+    /// What is known of this file, without a change and whoever has it open.
+    pub(super) fn look(path: &Path, subject: &Subject) -> io::Result<Spans> {
+        match std::fs::read(path) {
+            Ok(text) => Ok(read(&text, subject).map(|(spans, _)| spans).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Spans::default()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Notes ranges that are synced.
     pub(super) fn note(&mut self, ranges: &[Range<u64>]) -> io::Result<()> {
         let mut lines = Vec::new();

@@ -50,6 +50,12 @@ pub struct Outcome {
     pub missing: Vec<Missing>,
 }
 
+/// The sum of the times at which hosts were free.
+pub(super) fn node_seconds(freed: &[Freed]) -> f64 {
+    // the sum of none would be the zero below zero
+    freed.iter().fold(0.0, |sum, freed| sum + freed.seconds)
+}
+
 impl Outcome {
     /// In words, a line each.
     pub fn text(&self) -> String {
@@ -72,6 +78,12 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_nothing_was_free_nothing_is_the_sum() {
+        let text = Outcome { node_seconds: node_seconds(&[]), ..Outcome::default() }.text();
+        assert!(text.contains("0 hosts free, 0.0 node-seconds"), "{text}");
+    }
 
     #[test]
     fn what_is_missing_is_named_with_its_reason() {

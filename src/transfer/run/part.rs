@@ -40,11 +40,8 @@ impl Part {
     /// Goes on with what an earlier run has left, or begins.
     pub(super) fn open(whole: &Path, subject: &Subject) -> io::Result<Begun> {
         let identity = subject.identity;
-        let (directory, name) = whole.parent().zip(whole.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
-        let name = name.to_string_lossy();
-        let (unfinished, noted) =
-            (directory.join(format!(".{name}.part")), directory.join(format!(".{name}.part.journal")));
-        if fs::metadata(whole).is_ok_and(|known| known.is_file() && Identity::from(&known) == identity) {
+        let Beside { directory, unfinished, noted } = Beside::of(whole)?;
+        if is_whole(whole, identity) {
             // of a run that ended between the two
             let _ = fs::remove_file(noted);
             return Ok(Begun::Whole);
@@ -52,8 +49,7 @@ impl Part {
         fs::create_dir_all(directory)?;
         let (mut journal, mut stored) = Journal::open(&noted, subject)?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&unfinished)?;
-        let end = stored.iter().last().map_or(0, |last| last.end);
-        if file.metadata()?.len() < end {
+        if file.metadata()?.len() < end(&stored) {
             // somebody has cut it
             drop(journal);
             fs::remove_file(&noted)?;
@@ -66,9 +62,15 @@ impl Part {
         Ok(Begun::Part(Self { file, journal, whole: whole.to_owned(), unfinished, noted, identity }, stored))
     }
 
-    /// Bytes that it takes when it is whole.
-    pub(super) fn size(&self) -> u64 {
-        self.identity.size
+    /// What an earlier run has left; nothing is changed. None: all of it.
+    pub(super) fn look(whole: &Path, subject: &Subject) -> io::Result<Option<Spans>> {
+        if is_whole(whole, subject.identity) {
+            return Ok(None);
+        }
+        let Beside { unfinished, noted, .. } = Beside::of(whole)?;
+        let stored = Journal::look(&noted, subject)?;
+        let written = fs::metadata(unfinished).map_or(0, |known| known.len());
+        Ok(Some(if end(&stored) > written { Spans::default() } else { stored }))
     }
 
     pub(super) fn write(&self, start: u64, bytes: &[u8]) -> io::Result<()> {
@@ -107,6 +109,32 @@ impl Part {
     }
 }
 
+/// Where a file is until it is whole.
+struct Beside<'a> {
+    directory: &'a Path,
+    unfinished: PathBuf,
+    noted: PathBuf,
+}
+
+impl<'a> Beside<'a> {
+    fn of(whole: &'a Path) -> io::Result<Self> {
+        let (directory, name) = whole.parent().zip(whole.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+        let name = name.to_string_lossy();
+        let (unfinished, noted) =
+            (directory.join(format!(".{name}.part")), directory.join(format!(".{name}.part.journal")));
+        Ok(Self { directory, unfinished, noted })
+    }
+}
+
+fn is_whole(path: &Path, identity: Identity) -> bool {
+    fs::metadata(path).is_ok_and(|known| known.is_file() && Identity::from(&known) == identity)
+}
+
+/// Where the last of these ranges ends.
+fn end(stored: &Spans) -> u64 {
+    stored.iter().last().map_or(0, |last| last.end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +155,8 @@ mod tests {
     fn it_has_its_name_once_it_is_whole() {
         let directory = tempfile::tempdir().unwrap();
         let whole = directory.path().join("d/n1");
+        assert_eq!(Part::look(&whole, &subject(6)).unwrap(), Some(Spans::default()));
+        assert!(!directory.path().join("d").exists(), "who looks makes nothing");
         let (begun, stored) = part(Part::open(&whole, &subject(6)).unwrap());
         assert!(stored.is_empty());
         begun.write(3, b"def").unwrap();
@@ -135,12 +165,14 @@ mod tests {
         drop(begun);
         let (begun, stored) = part(Part::open(&whole, &subject(6)).unwrap());
         assert_eq!(stored, Spans::of(3..6));
+        assert_eq!(Part::look(&whole, &subject(6)).unwrap(), Some(stored));
         assert!(!whole.exists());
         begun.write(0, b"abc").unwrap();
         begun.sync(std::slice::from_ref(&(0..3))).unwrap();
         begun.finish().unwrap();
         assert_eq!(fs::read(&whole).unwrap(), b"abcdef");
         assert!(matches!(Part::open(&whole, &subject(6)).unwrap(), Begun::Whole));
+        assert_eq!(Part::look(&whole, &subject(6)).unwrap(), None);
         assert_eq!(fs::read_dir(directory.path().join("d")).unwrap().count(), 1);
         // another file by the same name
         let (_, stored) = part(Part::open(&whole, &subject(7)).unwrap());
@@ -156,6 +188,7 @@ mod tests {
         begun.sync(std::slice::from_ref(&(0..6))).unwrap();
         drop(begun);
         OpenOptions::new().write(true).open(directory.path().join(".n1.part")).unwrap().set_len(2).unwrap();
+        assert_eq!(Part::look(&whole, &subject(6)).unwrap(), Some(Spans::default()));
         assert!(part(Part::open(&whole, &subject(6)).unwrap()).1.is_empty());
     }
 }

@@ -12,7 +12,8 @@ use std::{
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -34,8 +35,8 @@ echo '{"unfit":{"reason":"the binary did not come as it was sent"}}'; exit 1"#;
 /// For a host to answer, and for it to do what it was asked; a binary may take longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(600);
-/// For a remote shell that has failed to end.
-const WHY: Duration = Duration::from_secs(1);
+/// For a remote shell that has failed to say why.
+const WHY: Duration = Duration::from_secs(2);
 
 /// How hosts are reached.
 #[derive(Clone, Debug)]
@@ -59,19 +60,35 @@ pub(super) struct Started {
     pub(super) given: Option<Taken>,
 }
 
-/// The last line that a remote shell said on its standard error: the reason, if it ends.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Said(Arc<Mutex<String>>);
+/// What a remote shell says on its standard error; the last line is the reason, if it ends.
+#[derive(Debug)]
+pub(super) struct Said {
+    line: Arc<Mutex<String>>,
+    reading: JoinHandle<()>,
+}
 
 impl Said {
-    fn note(&self, line: &str) {
-        if !line.trim().is_empty() {
-            line.trim().clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        }
+    fn read(errors: ChildStderr) -> Self {
+        let line = Arc::new(Mutex::new(String::new()));
+        let last = line.clone();
+        let reading = tokio::spawn(async move {
+            let mut errors = BufReader::new(errors).lines();
+            while let Ok(Some(line)) = errors.next_line().await {
+                if !line.trim().is_empty() {
+                    line.trim().clone_into(&mut last.lock().unwrap_or_else(PoisonError::into_inner));
+                }
+            }
+        });
+        Self { line, reading }
     }
 
-    pub(super) fn last(&self) -> Option<String> {
-        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// The last line of one that ends: it may still be under way when all else is known.
+    pub(super) async fn last(&mut self) -> Option<String> {
+        if !self.reading.is_finished() {
+            // somebody else who holds the pipe is not waited for
+            let _ = timeout(WHY, &mut self.reading).await;
+        }
+        let said = self.line.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (!said.is_empty()).then_some(said)
     }
 }
@@ -108,14 +125,7 @@ impl Shells {
         let missing = || std::io::Error::other("a pipe is missing");
         let input = child.stdin.take().ok_or_else(missing)?;
         let output = BufReader::new(child.stdout.take().ok_or_else(missing)?).lines();
-        let mut errors = BufReader::new(child.stderr.take().ok_or_else(missing)?).lines();
-        let said = Said::default();
-        let note = said.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = errors.next_line().await {
-                note.note(&line);
-            }
-        });
+        let said = Said::read(child.stderr.take().ok_or_else(missing)?);
         Ok(Started { child, input, output, said, given: None })
     }
 
@@ -148,8 +158,8 @@ impl Shells {
                 Report::Unfit { reason } => {
                     // it ends with its input, once it has said why
                     drop(started.input);
-                    let _ = timeout(WHY, started.child.wait()).await;
-                    let said = started.said.last().map(|said| format!(": {}", advised(&said))).unwrap_or_default();
+                    let said =
+                        started.said.last().await.map(|said| format!(": {}", advised(&said))).unwrap_or_default();
                     return Err(Ended::Failed(format!("{reason}{said}")));
                 }
                 Report::Ready { version, binary } => {
@@ -199,7 +209,7 @@ impl Started {
             return Ended::Other;
         }
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        Ended::Failed(self.said.last().map_or(status, |said| advised(&said)))
+        Ended::Failed(self.said.last().await.map_or(status, |said| advised(&said)))
     }
 }
 
@@ -236,6 +246,13 @@ mod tests {
         assert!(advised("Host key verification failed.").contains("by hand"));
         assert!(advised("root@n1: Permission denied (publickey).").contains("-e 'ssh -i KEY'"));
         assert_eq!(advised("mktemp: Permission denied"), "mktemp: Permission denied");
+    }
+
+    #[tokio::test]
+    async fn the_reason_is_known_though_it_comes_after_the_end() {
+        let late = "sh -c '{ sleep 0.1; echo no route to it >&2; } > /dev/null & exit 255'";
+        let shells = Shells { rsh: late.into(), known: None, lines: None, spread: Arc::default() };
+        assert_eq!(shells.start("n1").await.unwrap_err(), "no route to it");
     }
 
     #[test]

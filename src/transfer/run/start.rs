@@ -23,7 +23,7 @@ use super::{
     here::{self, Here},
     journal::Subject,
     ledger::{End, Ledger},
-    outcome::{Freed, Missing, Outcome},
+    outcome::{Freed, Missing, Outcome, node_seconds},
     part::{Begun, Part},
     pattern,
     progress::Progress,
@@ -45,7 +45,9 @@ const TICK: Duration = Duration::from_millis(50);
 pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let hosts = args.hosts()?;
     ensure!((1..=data::LARGEST).contains(&args.chunk.0), "--chunk has to be from 1 byte to 16Mi");
-    std::fs::create_dir_all(&args.dest).with_context(|| format!("failed to make {}", args.dest.display()))?;
+    if !args.plan {
+        std::fs::create_dir_all(&args.dest).with_context(|| format!("failed to make {}", args.dest.display()))?;
+    }
     allow_files();
     let listener = data::listen().await.context("failed to listen")?;
     let token: Arc<str> = data::token().into();
@@ -75,7 +77,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut found = Found::new(args, &hosts, peers);
     found.open(args, &here)?;
     if args.plan {
-        return found.tell(args, &hosts);
+        return found.tell(args);
     }
     // what could not be drawn is said before anything moves
     if let Some(path) = &args.plot {
@@ -160,15 +162,25 @@ impl Found {
             let host = &self.hosts[id.node()].name;
             self.bytes += identity.size;
             let subject = Subject { host: host.clone(), path: path.clone(), identity: *identity };
-            match Part::open(&args.dest.join(name), &subject) {
-                Ok(Begun::Whole) => {
+            let path = args.dest.join(name);
+            // a plan only looks
+            let begun = if args.plan {
+                Part::look(&path, &subject).map(|left| left.map(|stored| (None, stored)))
+            } else {
+                Part::open(&path, &subject).map(|begun| match begun {
+                    Begun::Whole => None,
+                    Begun::Part(part, stored) => Some((Some(part), stored)),
+                })
+            };
+            match begun {
+                Ok(None) => {
                     self.earlier += identity.size;
                     self.ledger.add(*id, identity.size, Spans::of(0..identity.size));
                     self.ledger.end(*id, End::Whole);
                 }
-                Ok(Begun::Part(part, stored)) => {
+                Ok(Some((part, stored))) => {
                     self.earlier += stored.bytes();
-                    rest.push((part.size() - stored.bytes(), *id, part, stored));
+                    rest.push((identity.size - stored.bytes(), *id, part, stored));
                 }
                 Err(error) => {
                     let reason = format!("failed to write it here: {error}");
@@ -181,47 +193,51 @@ impl Found {
         for (missing, id, part, stored) in rest {
             if missing <= free {
                 free -= missing;
-                self.ledger.add(id, part.size(), stored);
-                here.add(id, part);
+                self.ledger.add(id, self.identities[&id].1.size, stored);
+                part.into_iter().for_each(|part| here.add(id, part));
                 continue;
             }
             let (host, item) = (self.hosts[id.node()].name.clone(), Some(self.names[&id].clone()));
             let reason = format!("no room here: it needs {missing} bytes more, and {free} are left for it");
             self.missing.push(Missing { host, item, reason });
-            if stored.is_empty() {
+            if let Some(part) = part.filter(|_| stored.is_empty()) {
                 part.discard();
             }
         }
         Ok(())
     }
 
+    /// The hosts that answer: others have no place in a plan.
+    fn answering(&self) -> impl Iterator<Item = usize> {
+        (0..self.hosts.len()).filter(|node| self.ledger.nodes[*node].answers)
+    }
+
     /// What is to be moved, on links of this rate.
     fn input(&self, rate: f64) -> Input {
-        let nodes = 0..self.hosts.len();
         Input {
-            sizes: nodes.map(|node| self.ledger.held(node)).collect(),
+            sizes: self.answering().map(|node| self.ledger.held(node)).collect(),
             node: rate,
             repository: rate,
-            room: self.ledger.nodes.iter().filter(|node| node.answers).map(|node| node.limit).min().unwrap_or(0),
+            room: self.answering().map(|node| self.ledger.nodes[node].limit).min().unwrap_or(0),
         }
     }
 
-    fn tell(&self, args: &Args, hosts: &[String]) -> anyhow::Result<ExitCode> {
+    fn tell(&self, args: &Args) -> anyhow::Result<ExitCode> {
         let rate = args.rate.as_ref().map_or(ASSUMED, |rate| rate.0 as f64);
         let input = self.input(rate);
         let senders = args.fixed().unwrap_or(1);
         let mut output = std::io::stdout().lock();
-        writeln!(output, "on links of {rate:.0} bytes a second:")?;
+        let hosts: Vec<&str> = self.answering().map(|node| self.hosts[node].name.as_str()).collect();
+        writeln!(output, "{} of {} hosts answer; on links of {:.1} MB/s:", hosts.len(), self.hosts.len(), rate / 1e6)?;
         let run = forecast::plan(&input, args.policy(), senders, args.chunk.0);
-        write!(output, "{}", forecast::schedule(hosts, &input, &run))?;
+        write!(output, "{}", forecast::schedule(&hosts, &input, &run))?;
         if let Some(path) = &args.plot {
             draw(path, picture(&input, "the plan", run.free.into_iter().flatten().collect()))?;
         }
         if let Policy::Deadline { within } = args.policy() {
             writeln!(output, "{}", promise(&input, within, senders, args.chunk.0))?;
         }
-        let missing = Outcome { missing: self.missing.clone(), ..Outcome::default() };
-        for missing in &missing.missing {
+        for missing in &self.missing {
             writeln!(output, "missing: {}: {}", missing.item.as_ref().unwrap_or(&missing.host), missing.reason)?;
         }
         Ok(if self.missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -362,7 +378,7 @@ fn outcome(gather: &Gather, mut missing: Vec<Missing>, bytes: u64, earlier: u64)
         earlier,
         stored: gather.stored,
         seconds: gather.last,
-        node_seconds: freed.iter().map(|freed| freed.seconds).sum(),
+        node_seconds: node_seconds(&freed),
         senders: gather.senders(),
         freed,
         missing,
@@ -371,6 +387,8 @@ fn outcome(gather: &Gather, mut missing: Vec<Missing>, bytes: u64, earlier: u64)
 
 /// Bytes that the disk of a directory has free.
 fn free(directory: &Path) -> anyhow::Result<u64> {
+    // what is not there yet comes onto the disk of what is
+    let directory = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
     let disk = rustix::fs::statvfs(directory).with_context(|| format!("failed to look at {}", directory.display()))?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

@@ -158,8 +158,8 @@ impl<'a> Draft<'a> {
             Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
             Fact::Absent => {
                 let message = format!(
-                    "site {} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key",
-                    spec.slots.site
+                    "site {site} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key, or have sites.{site}.users or defaultAccount set in the chart",
+                    site = spec.slots.site
                 );
                 return wrong(Reason::CredentialsMissing, message);
             }

@@ -20,6 +20,7 @@ type Change = fn(&mut Life);
 #[case::no_image(|l: &mut Life| l.seen.image = Fact::Absent, "ImageNotFound", "debian-12")]
 #[case::wrong_digest(|l: &mut Life| l.seen.image = Fact::Known(ImageSeen::Broken(Reason::DigestMismatch, "not it".into())), "DigestMismatch", "not it")]
 #[case::no_account(|l: &mut Life| l.seen.account = Fact::Absent, "CredentialsMissing", "slots.credentials")]
+#[case::no_account_of_the_chart(|l: &mut Life| l.seen.account = Fact::Absent, "CredentialsMissing", "sites.rennes.users")]
 #[case::bad_secret(|l: &mut Life| l.seen.account = Fact::Known(Err("Secret x lacks y".into())), "CredentialsMissing", "lacks y")]
 #[case::no_input(|l: &mut Life| l.seen.missing_inputs = Fact::Known(vec!["key a of ConfigMap b".into()]), "InputMissing", "key a")]
 #[case::too_large(|l: &mut Life| l.job.spec.vm.memory = Bytes(1 << 40), "MemoryTooLarge", "4Gi")]
