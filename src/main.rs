@@ -19,20 +19,20 @@ struct Cli {
 /// One line per subcommand; each module has `Args` and `run`.
 #[derive(Subcommand)]
 enum Command {
-    /// Supervises one virtual machine on a slot's node.
-    Agent(commands::agent::Args),
-    /// Writes the CustomResourceDefinitions.
-    Crds(commands::crds::Args),
     #[command(flatten)]
     ByHand(commands::ByHand),
-    /// Imports one image; started by the operator.
-    Importer(image::command::Args),
-    /// Reconciles jobs, images and snapshots.
-    Operator(operator::Args),
-    /// Moves captured generations to the repository.
+    /// Copies files from many hosts (`kget gather`); else moves captured generations, as the chart starts it.
     Kget(transfer::Args),
-    /// Keeps images and generations on a directory.
+    /// Writes the CustomResourceDefinitions.
+    Crds(commands::crds::Args),
+    /// Started by the chart: reconciles jobs, images and snapshots.
+    Operator(operator::Args),
+    /// Started by the chart: keeps images and generations. `verify` and `usage` are for people, where its volume is.
     Repository(Box<repository::Args>),
+    /// Started by the operator: supervises one virtual machine on a slot's node.
+    Agent(commands::agent::Args),
+    /// Started by the operator: imports one image.
+    Importer(image::command::Args),
 }
 
 fn main() -> anyhow::Result<ExitCode> {

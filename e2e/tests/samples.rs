@@ -52,6 +52,23 @@ fn samples_are_valid() -> Result<()> {
     Ok(())
 }
 
+/// Else it would be refused with SnapshotMismatch.
+#[test]
+fn the_clone_is_shaped_as_the_job_of_its_snapshot() -> Result<()> {
+    let all = samples()?;
+    let spec = |kind: &str, name: &str| {
+        let named = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
+        all.iter().map(|(_, object)| object).find(named).map(|object| &object["spec"]).context(name.to_owned())
+    };
+    let clone = spec("BestEffortJob", "counter-again")?;
+    let from = clone["restoreFrom"]["snapshot"].as_str().context("no snapshot")?;
+    let job = spec("BestEffortJob", spec("Snapshot", from)?["job"].as_str().context("no job")?)?;
+    for field in ["members", "vm", "run"] {
+        ensure!(!job[field].is_null() && clone[field] == job[field], "{field}: {} is not {}", clone[field], job[field]);
+    }
+    Ok(())
+}
+
 /// A namespace of the real API server, with our kinds served.
 struct Place {
     bed: TestBed,

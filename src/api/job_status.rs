@@ -51,7 +51,9 @@ pub struct BestEffortJobStatus {
     pub observed_generation: i64,
     /// Where the life of the job has got to.
     pub phase: JobPhase,
-    /// Conditions; their types and reasons are documented with `ConditionType` and `Reason`.
+    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `Adopted`, `ImageReady`, `Admitted`, `Provisioned`, `Running`, `Snapshotted`, `Evicting`,
+    /// `SchedulerUnavailable`, `SnapshotFailed`, `SnapshotDamaged`, `GuestDegraded`, `Complete`, `Failed`. Those that say that something is
+    /// wrong are there only while it is; each message says what.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Runs of the job between two losses, for people.

@@ -97,7 +97,10 @@ pub fn start(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(command) = by_hand {
         return shutdown::by_hand(run::run(command));
     }
-    let controller = controller.context("--repository, --tls and --ticket-key, or a subcommand, have to be given")?;
+    let controller = controller.context(
+        "people run `vmdeploy kget gather`, which copies files from many hosts; to move snapshots, as the chart has it \
+             do, give --repository, --tls and --ticket-key",
+    )?;
     shutdown::until_told(|stop| control(controller, stop))?;
     Ok(ExitCode::SUCCESS)
 }

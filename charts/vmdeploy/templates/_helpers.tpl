@@ -56,7 +56,7 @@ agents:
   accelerator: {{ .Values.agents.accelerator }}
   guestNetwork: {{ .Values.agents.guestNetwork }}
   imageCache: {{ .Values.agents.imageCache }}
-  captureCache: {{ .Values.agents.captureCache | quote }}
+  captureCache: {{ include "vmdeploy.bytes" .Values.agents.captureCache | quote }}
 {{- end }}
 
 {{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}
@@ -70,6 +70,11 @@ labels:
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{- /* Bytes as they were written: helm reads large numbers as fractions. */ -}}
+{{- define "vmdeploy.bytes" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
 {{- end }}
 
 {{- define "vmdeploy.podPlacement" -}}

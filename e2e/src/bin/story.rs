@@ -25,6 +25,9 @@ struct Args {
     /// The job to apply.
     #[arg(long, default_value = "manifests/samples/counter.yaml")]
     sample: PathBuf,
+    /// Its TICKS, ten a second: the story needs no more.
+    #[arg(long, default_value_t = 240)]
+    ticks: u64,
     /// Where to apply it.
     #[arg(long, default_value = "demo")]
     namespace: String,
@@ -53,11 +56,11 @@ async fn main() -> Result<()> {
     let bed = TestBed::find().await?.context("start the test bed first")?;
     bed.namespace_named(&args.namespace).await?;
     let text = fs::read_to_string(&args.sample).with_context(|| args.sample.display().to_string())?;
-    let object: BestEffortJob = vmdeploy::yaml::read(&text)?;
-    let total: u64 = object.spec.run.env.get("TICKS").and_then(|text| text.parse().ok()).context("no TICKS")?;
+    let mut object: BestEffortJob = vmdeploy::yaml::read(&text)?;
+    *object.spec.run.env.get_mut("TICKS").context("no TICKS")? = args.ticks.to_string();
     let job = Job::create(&bed, &args.namespace, &object).await?;
     let seen = watch(&bed, &job, &args).await.with_context(|| job.output.tail(20))?;
-    tell(&job, &seen, total).await
+    tell(&job, &seen, args.ticks).await
 }
 
 /// Shows the job's progress and plays the other user, until the job has ended.
