@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     process::{Command, Output, Stdio},
 };
@@ -28,12 +29,12 @@ fn configure(world: &Hosts, ssh: &Ssh, unknown: Option<usize>, refused: Option<u
     for node in 0..world.count() {
         let address = Nodes::address(node);
         let identity = if refused == Some(node) { other.display().to_string() } else { key.to_string() };
-        config += &format!("Host {}\n HostName {address}\n IdentityFile {identity}\n", world.nodes.name(node));
+        writeln!(config, "Host {}\n HostName {address}\n IdentityFile {identity}", world.nodes.name(node))?;
         if unknown != Some(node) {
-            keys += &format!("{address} {public}");
+            write!(keys, "{address} {public}")?;
         }
     }
-    config += &format!("Host *\n User root\n IdentitiesOnly yes\n UserKnownHostsFile {}\n", known.display());
+    writeln!(config, "Host *\n User root\n IdentitiesOnly yes\n UserKnownHostsFile {}", known.display())?;
     fs::write(known, keys)?;
     fs::write(world.path("config"), config)?;
     world.shell("rsh", "exec ssh -F $root/config -o BatchMode=yes -o ConnectTimeout=10 \"$host\" \"$*\"")

@@ -3,7 +3,6 @@
 
 mod access;
 mod clone;
-mod collectors;
 mod cut;
 mod deleted;
 mod ends;

@@ -255,7 +255,7 @@ impl World {
     }
 
     /// Until it is published or given up.
-    async fn to_its_end(&mut self) -> TransferState {
+    async fn run_to_its_end(&mut self) -> TransferState {
         for _ in 0..300 * STEPS {
             let state = self.transfer().state;
             if matches!(state, TransferState::Published | TransferState::Failed) {
@@ -282,7 +282,7 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn most_are_free_before_the_repository_has_the_bytes_of_half() {
     let mut world = World::new(600, &[], Some(1)).await;
-    assert_eq!(world.to_its_end().await, TransferState::Published);
+    assert_eq!(world.run_to_its_end().await, TransferState::Published);
     let (two, three, all) = (world.free_after(2), world.free_after(3), world.free_after(4));
     // one by one it would be 16, 24 and 32 seconds
     assert!(two < 13.0 && three < 20.0 && all < 36.0, "{two} {three} {all}: {:?}", world.freed);
@@ -296,7 +296,7 @@ async fn most_are_free_before_the_repository_has_the_bytes_of_half() {
 #[tokio::test(start_paused = true)]
 async fn who_stays_takes_the_bytes_of_who_leaves() {
     let mut world = World::new(600, &[1, 2], Some(1)).await;
-    assert_eq!(world.to_its_end().await, TransferState::Published);
+    assert_eq!(world.run_to_its_end().await, TransferState::Published);
     let collectors = world.collectors();
     assert!(!collectors.is_empty() && collectors.is_subset(&[0, 3].into()), "{collectors:?}");
     assert!(world.free_after(2) < 13.0, "{:?}", world.freed);
@@ -311,7 +311,7 @@ async fn in_doubt_all_send_to_the_repository() {
             let context = World::kget(1, &world.clock, &world.cluster, &world.agents, &world.repository);
             world.context = Arc::new(Arc::into_inner(context).unwrap().without_collectors());
         }
-        assert_eq!(world.to_its_end().await, TransferState::Published);
+        assert_eq!(world.run_to_its_end().await, TransferState::Published);
         assert_eq!(world.collectors(), [].into(), "grace {grace}, complete {complete:?}");
         assert_eq!(world.freed.len(), 4);
     }
@@ -322,7 +322,7 @@ async fn b15_kget_that_dies_after_any_of_its_writes_goes_on_from_what_is_written
     let writes = |world: &World| world.cluster.writes().values().sum::<u64>();
     let mut undisturbed = World::new(600, &[], Some(1)).await;
     let before = writes(&undisturbed);
-    undisturbed.to_its_end().await;
+    undisturbed.run_to_its_end().await;
     let all = writes(&undisturbed) - before;
     for n in 0..all {
         let mut world = World::new(600, &[], Some(1)).await;
@@ -339,14 +339,14 @@ async fn b15_kget_that_dies_after_any_of_its_writes_goes_on_from_what_is_written
         for (before, after) in known.iter().zip(moved(&world)) {
             assert!(before <= &after, "after {n} writes something is sent again");
         }
-        assert_eq!(world.to_its_end().await, TransferState::Published, "after {n} writes");
+        assert_eq!(world.run_to_its_end().await, TransferState::Published, "after {n} writes");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn b15_a_collector_that_dies_takes_with_it_what_only_it_has_and_no_more() {
     let mut undisturbed = World::new(600, &[], Some(1)).await;
-    undisturbed.to_its_end().await;
+    undisturbed.run_to_its_end().await;
     let mut ends = BTreeMap::new();
     for n in 0..undisturbed.steps {
         let mut world = World::new(600, &[], Some(1)).await;
@@ -358,7 +358,7 @@ async fn b15_a_collector_that_dies_takes_with_it_what_only_it_has_and_no_more() 
         let Some(victim) = victim.filter(|victim| !world.gone.contains(victim)) else { continue };
         world.gone.insert(victim);
         world.agent(victim).lose_lease();
-        let end = world.to_its_end().await;
+        let end = world.run_to_its_end().await;
         let transfer = world.transfer();
         *ends.entry(format!("{end:?}")).or_insert(0) += 1;
         if end == TransferState::Failed {
@@ -379,7 +379,7 @@ async fn what_a_collector_does_not_take_goes_to_the_repository() {
             world.agent(member).fail(Call::Collect, Fault::Before(why));
         }
     }
-    assert_eq!(world.to_its_end().await, TransferState::Published);
+    assert_eq!(world.run_to_its_end().await, TransferState::Published);
     let transfer = world.transfer();
     assert!(!transfer.collected.is_empty(), "{transfer:?}");
     assert!(transfer.collected.iter().all(|one| one.state == CollectedState::GivenUp), "{transfer:?}");
@@ -393,7 +393,7 @@ async fn what_a_collector_does_not_take_goes_to_the_repository() {
             world.agent(member).fail(Call::Collect, Fault::Before(why));
         }
     }
-    assert_eq!(world.to_its_end().await, TransferState::Published);
+    assert_eq!(world.run_to_its_end().await, TransferState::Published);
     let transfer = world.transfer();
     assert!(!transfer.collected.is_empty(), "{transfer:?}");
     assert!(transfer.collected.iter().all(|one| one.state == CollectedState::GivenUp), "{transfer:?}");
@@ -409,13 +409,13 @@ async fn what_a_collector_does_not_take_goes_to_the_repository() {
             let half = agent.peek().upload.is_some_and(|u| u.collector.is_some() && !u.done && u.sent > BYTES / 2);
             if half {
                 agent.change(|state| {
-                    state.upload.as_mut().unwrap().error = Some("the repository is full: no room".into())
+                    state.upload.as_mut().unwrap().error = Some("the repository is full: no room".into());
                 });
                 failed = true;
             }
         }
     }
-    assert_eq!(world.to_its_end().await, TransferState::Published);
+    assert_eq!(world.run_to_its_end().await, TransferState::Published);
     let given_up = world.transfer().collected.iter().filter(|one| one.state == CollectedState::GivenUp).count();
     assert_eq!((given_up, world.freed.len()), (1, 4), "{:?}", world.transfer());
 }

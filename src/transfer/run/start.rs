@@ -194,7 +194,9 @@ impl Found {
             if missing <= free {
                 free -= missing;
                 self.ledger.add(id, self.identities[&id].1.size, stored);
-                part.into_iter().for_each(|part| here.add(id, part));
+                if let Some(part) = part {
+                    here.add(id, part);
+                }
                 continue;
             }
             let (host, item) = (self.hosts[id.node()].name.clone(), Some(self.names[&id].clone()));

@@ -100,9 +100,9 @@ impl Node {
     }
 
     /// What its agent is ordered to send, and where.
-    async fn send(&self, bench: &Bench, collector: Option<&Node>) {
+    async fn send(&self, bench: &Bench, collector: Option<&Self>) {
         let member = self.address.member;
-        let to = |node: &Node| Collector { member: node.address.member, endpoint: node.address.endpoint };
+        let to = |node: &Self| Collector { member: node.address.member, endpoint: node.address.endpoint };
         let order = UploadOrder {
             epoch: 1,
             generation: GENERATION,
