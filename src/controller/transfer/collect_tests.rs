@@ -7,8 +7,9 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use kube::core::ObjectMeta;
+use rstest::rstest;
 
-use super::*;
+use super::{tests::kget, *};
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, LABEL_JOB_UID, Reason, Snapshot, SnapshotSpec, SnapshotStatus,
@@ -87,7 +88,7 @@ impl World {
         cluster.patch_job_status(&job.metadata, &status).await.unwrap();
         let job = JobUid(job.metadata.uid.clone().unwrap());
         let (agents, repository) = (FakeAgents::default(), FakeRepository::trusting());
-        let context = Self::kget(1, &clock, &cluster, &agents, &repository);
+        let context = kget(1, &clock, &cluster, &agents, &repository);
         for member in 0..MEMBERS {
             let agent = FakeAgent::loaded(job.clone(), member, 1, Duration::from_secs(2), clock.clone());
             let agent = agents.add(agent);
@@ -100,24 +101,10 @@ impl World {
         world
     }
 
-    fn kget(
-        epoch: u64,
-        clock: &Clock,
-        cluster: &FakeCluster,
-        agents: &FakeAgents,
-        repository: &FakeRepository,
-    ) -> Arc<Context> {
-        let (ledger, repository) = (Arc::new(repository.clone()), Arc::new(repository.clone()));
-        let (board, agents) = (Arc::new(cluster.clone()), Arc::new(agents.clone()));
-        let key = TicketKey::new(b"a secret for the tests only").unwrap();
-        let changed = Arc::new(Notify::new());
-        Arc::new(Context::new(epoch, clock.clone(), board, agents, repository, ledger, key, changed))
-    }
-
     /// A new process that remembers nothing.
     fn restart(&mut self) {
         let epoch = self.context.epoch + 1;
-        self.context = Self::kget(epoch, &self.clock, &self.cluster, &self.agents, &self.repository);
+        self.context = kget(epoch, &self.clock, &self.cluster, &self.agents, &self.repository);
     }
 
     fn agent(&self, member: u32) -> Arc<FakeAgent> {
@@ -308,7 +295,7 @@ async fn in_doubt_all_send_to_the_repository() {
     for (grace, complete, on) in [(600, None, true), (40, Some(1), true), (600, Some(1), false)] {
         let mut world = World::new(grace, &[], complete).await;
         if !on {
-            let context = World::kget(1, &world.clock, &world.cluster, &world.agents, &world.repository);
+            let context = kget(1, &world.clock, &world.cluster, &world.agents, &world.repository);
             world.context = Arc::new(Arc::into_inner(context).unwrap().without_collectors());
         }
         assert_eq!(world.run_to_its_end().await, TransferState::Published);
@@ -370,27 +357,16 @@ async fn b15_a_collector_that_dies_takes_with_it_what_only_it_has_and_no_more() 
     assert!(ends["Failed"] > 10, "{ends:?}");
 }
 
+#[rstest]
+#[case::refused(AgentError::Refused("no room".into()))]
+// though kget and they see each other
+#[case::unanswered(AgentError::Unreachable("no answer in time".into()))]
 #[tokio::test(start_paused = true)]
-async fn what_a_collector_does_not_take_goes_to_the_repository() {
-    let mut world = World::new(600, &[], Some(1)).await;
-    for member in 0..MEMBERS {
-        for _ in 0..9 {
-            let why = AgentError::Refused("no room".into());
-            world.agent(member).fail(Call::Collect, Fault::Before(why));
-        }
-    }
-    assert_eq!(world.run_to_its_end().await, TransferState::Published);
-    let transfer = world.transfer();
-    assert!(!transfer.collected.is_empty(), "{transfer:?}");
-    assert!(transfer.collected.iter().all(|one| one.state == CollectedState::GivenUp), "{transfer:?}");
-    assert_eq!(world.freed.len(), 4);
-
-    // none answers, though kget and they see each other
+async fn what_no_collector_takes_goes_to_the_repository(#[case] why: AgentError) {
     let mut world = World::new(600, &[], Some(1)).await;
     for member in 0..MEMBERS {
         for _ in 0..400 {
-            let why = AgentError::Unreachable("no answer in time".into());
-            world.agent(member).fail(Call::Collect, Fault::Before(why));
+            world.agent(member).fail(Call::Collect, Fault::Before(why.clone()));
         }
     }
     assert_eq!(world.run_to_its_end().await, TransferState::Published);
@@ -398,8 +374,10 @@ async fn what_a_collector_does_not_take_goes_to_the_repository() {
     assert!(!transfer.collected.is_empty(), "{transfer:?}");
     assert!(transfer.collected.iter().all(|one| one.state == CollectedState::GivenUp), "{transfer:?}");
     assert_eq!(world.freed.len(), 4);
+}
 
-    // it takes some, and then its disk is full
+#[tokio::test(start_paused = true)]
+async fn what_a_collector_has_no_room_for_in_the_middle_goes_to_the_repository() {
     let mut world = World::new(600, &[], Some(1)).await;
     let mut failed = false;
     while !failed {

@@ -36,6 +36,21 @@ fn start() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
+/// A process that remembers nothing.
+pub(super) fn kget(
+    epoch: u64,
+    clock: &Clock,
+    cluster: &FakeCluster,
+    agents: &FakeAgents,
+    repository: &FakeRepository,
+) -> Arc<Context> {
+    let (ledger, repository) = (Arc::new(repository.clone()), Arc::new(repository.clone()));
+    let (board, agents) = (Arc::new(cluster.clone()), Arc::new(agents.clone()));
+    let key = TicketKey::new(b"a secret for the tests only").unwrap();
+    let changed = Arc::new(Notify::new());
+    Arc::new(Context::new(epoch, clock.clone(), board, agents, repository, ledger, key, changed))
+}
+
 impl World {
     /// A job with two running members.
     async fn new() -> Self {
@@ -52,7 +67,7 @@ impl World {
         cluster.patch_job_status(&job.metadata, &status).await.unwrap();
         let job = JobUid(job.metadata.uid.clone().unwrap());
         let (agents, repository) = (FakeAgents::default(), FakeRepository::trusting());
-        let context = Self::kget(1, &clock, &cluster, &agents, &repository);
+        let context = kget(1, &clock, &cluster, &agents, &repository);
         let world = Self { clock, cluster, agents, repository, context, job };
         for member in 0..2 {
             let agent = FakeAgent::loaded(world.job.clone(), member, 1, Duration::from_secs(2), world.clock.clone());
@@ -63,24 +78,10 @@ impl World {
         world
     }
 
-    fn kget(
-        epoch: u64,
-        clock: &Clock,
-        cluster: &FakeCluster,
-        agents: &FakeAgents,
-        repository: &FakeRepository,
-    ) -> Arc<Context> {
-        let (ledger, repository) = (Arc::new(repository.clone()), Arc::new(repository.clone()));
-        let (board, agents) = (Arc::new(cluster.clone()), Arc::new(agents.clone()));
-        let key = TicketKey::new(b"a secret for the tests only").unwrap();
-        let changed = Arc::new(Notify::new());
-        Arc::new(Context::new(epoch, clock.clone(), board, agents, repository, ledger, key, changed))
-    }
-
     /// A new process that remembers nothing.
     fn restart(&mut self) {
         let epoch = self.context.epoch + 1;
-        self.context = Self::kget(epoch, &self.clock, &self.cluster, &self.agents, &self.repository);
+        self.context = kget(epoch, &self.clock, &self.cluster, &self.agents, &self.repository);
     }
 
     fn agent(&self, member: u32) -> Arc<FakeAgent> {

@@ -26,7 +26,7 @@ use super::{
 /// What the node's shell does: `p` is the path of a binary that may be the same, or nothing. What it says are reports.
 const SCRIPT: &str = r#"if [ -n "$p" ] && [ -x "$p" ]; then exec "$p" kget node; fi; \
 echo '"need"'; read -r d s w b k a || exit 1; \
-t=$(mktemp "${TMPDIR:-/var/tmp}/.vmdeploy-XXXXXX") || exit 1; trap 'rm -f "$t"' EXIT; trap 'exit 1' HUP INT TERM; \
+t=$(mktemp -p "${TMPDIR:-/var/tmp}") || exit 1; trap 'rm -f "$t"' EXIT; trap 'exit 1' HUP INT TERM; \
 right() { echo "$d  $t" | sha256sum -c >/dev/null 2>&1; }; \
 if [ "$w" = here ]; then head -c "$s" >"$t"; \
 else for x in $a; do bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "%s\n\"binary\"\n" "$3" >&3 && cat <&3' bash "$x" "$b" "$k" >"$t" && right && break; done; fi; \
