@@ -1,7 +1,7 @@
 //! A job as its user sees it: apply, watch, wait.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -37,11 +37,13 @@ pub struct Counting {
     pub period: u32,
     /// Walltime of a slot, in seconds.
     pub walltime: u32,
+    /// KiB that each writes now and then, which no earlier capture has.
+    pub noise: u32,
 }
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { members: 1, talk: false, ticks: 125, grace: 60, period: 10, walltime: 3600 }
+        Self { members: 1, talk: false, ticks: 125, grace: 60, period: 10, walltime: 3600, noise: 0 }
     }
 }
 
@@ -49,11 +51,15 @@ impl Counting {
     /// The object.
     pub fn object(&self, name: &str) -> Result<BestEffortJob> {
         let command = if self.talk { talk::COMMAND } else { ticks::COMMAND };
+        let mut env = BTreeMap::from([("TICKS", self.ticks.to_string())]);
+        if self.noise > 0 {
+            env.insert("NOISE", self.noise.to_string());
+        }
         Ok(serde_json::from_value(json!({
             "apiVersion": "vmdeploy.io/v1alpha1", "kind": "BestEffortJob", "metadata": {"name": name},
             "spec": {
                 "members": self.members, "image": {"name": IMAGE}, "vm": {"cpus": 1, "memory": "256Mi"},
-                "run": {"command": ["sh", "-c", command], "env": {"TICKS": self.ticks.to_string()}},
+                "run": {"command": ["sh", "-c", command], "env": env},
                 "outputs": [{"path": "/data/result"}],
                 "slots": {"site": "testbed", "walltime": format!("{}s", self.walltime)},
                 "snapshots": {"period": format!("{}s", self.period), "grace": format!("{}s", self.grace)},

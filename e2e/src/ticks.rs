@@ -3,10 +3,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The command: counts to `$TICKS` and keeps the nonce in a shell variable.
+/// The command: counts to `$TICKS` and keeps the nonce in a shell variable. With `$NOISE` it writes so many KiB that
+/// nobody has seen before, at every 25th tick.
 pub const COMMAND: &str = r#"nonce=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')
 n=0
-while [ $n -lt "$TICKS" ]; do n=$((n + 1)); echo "tick $n $nonce"; sleep 0.2; done
+while [ $n -lt "$TICKS" ]; do n=$((n + 1)); echo "tick $n $nonce"; sleep 0.2
+[ -z "$NOISE" ] || [ $((n % 25)) != 0 ] || head -c "${NOISE}k" /dev/urandom > /tmp/noise; done
 mkdir -p /data && echo "$n $nonce" > /data/result"#;
 
 /// One line of the job's output.

@@ -3,6 +3,7 @@
 
 mod access;
 mod clone;
+mod collectors;
 mod cut;
 mod deleted;
 mod ends;

@@ -16,7 +16,7 @@ use crate::world::{BOOT, LIFE, computed, ends_right, taken};
 const MEMBERS: u32 = 4;
 
 /// The slot and the node of each member.
-fn places(job: &BestEffortJob) -> Result<BTreeMap<u32, (String, String)>> {
+pub(crate) fn places(job: &BestEffortJob) -> Result<BTreeMap<u32, (String, String)>> {
     let members = job.status.iter().flat_map(|status| &status.members);
     let place = |member: &vmdeploy::api::job_status::MemberStatus| {
         let slot = member.agent.clone().context("no agent")?.slot;
@@ -37,7 +37,7 @@ async fn runs_again(job: &Job, attempt: u32) -> Result<BestEffortJob> {
 }
 
 /// The hold has ended by itself, told that all is saved, within the grace.
-async fn left_in_time(slot: &str, grace: u32) -> Result<i64> {
+pub(crate) async fn left_in_time(slot: &str, grace: u32) -> Result<i64> {
     let job = OarJob::read(slot).await?;
     ensure!(job.state == "Terminated" || job.state == "Error", "slot {slot} is {}", job.state);
     let notice = job.first("CHECKPOINT").with_context(|| format!("slot {slot} had no notice"))?;

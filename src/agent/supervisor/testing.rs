@@ -214,8 +214,8 @@ impl ByteStore for FileStore {
         Ok(whole(kind, &content))
     }
 
-    async fn ready(&self, _: FileKind, _: &Path) -> Result<(), RepositoryError> {
-        Ok(())
+    async fn ready(&self, _: FileKind, _: &Path) -> Result<Option<u64>, RepositoryError> {
+        Ok(None)
     }
 
     async fn get_part(

@@ -34,6 +34,8 @@ const NICE: i32 = 10;
 /// The upload that was ordered last.
 pub(super) struct Upload {
     pub(super) state: UploadState,
+    /// Bytes that will have left the agent once it is done, as far as that is known.
+    goal: Option<u64>,
     /// Ends it: another is to be sent.
     replaced: CancellationToken,
     pace: Arc<Pace>,
@@ -42,7 +44,9 @@ pub(super) struct Upload {
 impl Upload {
     /// As others see it.
     pub(super) fn shown(&self) -> UploadState {
-        UploadState { limit: self.pace.limit(), moved: Some(self.pace.moved()), ..self.state.clone() }
+        let moved = self.pace.moved();
+        let left = self.goal.map(|goal| goal.saturating_sub(moved));
+        UploadState { limit: self.pace.limit(), moved: Some(moved), left, ..self.state.clone() }
     }
 
     fn is_over(&self) -> bool {
@@ -99,7 +103,7 @@ impl Supervisor {
             let state = UploadState { generation: order.generation, total, collector, ..UploadState::default() };
             let replaced = CancellationToken::new();
             self.pace.set(order.limit);
-            facts.upload = Some(Upload { state, replaced: replaced.clone(), pace: self.pace.clone() });
+            facts.upload = Some(Upload { state, goal: None, replaced: replaced.clone(), pace: self.pace.clone() });
             Ok(Some(replaced))
         })?;
         if let Some(replaced) = fresh {
@@ -126,6 +130,7 @@ impl Supervisor {
     }
 
     async fn upload(self: &Arc<Self>, order: &UploadOrder, store: &dyn ByteStore) {
+        self.look_ahead(order.generation).await;
         let mut files: Vec<PartFile> = Vec::new();
         for kind in KINDS {
             match self.send(order, store, kind, files.iter().map(|file| file.size).sum()).await {
@@ -149,6 +154,20 @@ impl Supervisor {
             upload.done = true;
         });
         self.settle(order.generation);
+    }
+
+    /// How much is to be sent, by the memory: of the other files as much is taken to have changed.
+    async fn look_ahead(&self, generation: Generation) {
+        let memory = self.paths.part(generation, FileKind::Memory);
+        // what is wrong is found out when it is sent
+        let Ok(Some(changed)) = self.store.ready(FileKind::Memory, &memory).await else { return };
+        let Ok(size) = tokio::fs::metadata(&memory).await.map(|data| data.len()) else { return };
+        self.view.change(|facts| {
+            if let Some(now) = facts.upload.as_mut().filter(|now| now.state.generation == generation) {
+                let share = changed as f64 / size.max(1) as f64;
+                now.goal = Some(now.pace.moved() + (now.state.total as f64 * share) as u64);
+            }
+        });
     }
 
     /// Keeps what was sent for the next agent here: it is not long before it is complete, and nothing of the

@@ -56,8 +56,8 @@ impl ByteStore for Moody {
         self.inner.put_part(ticket, job, generation, member, kind, file, progress).await
     }
 
-    async fn ready(&self, _: FileKind, _: &Path) -> Result<(), RepositoryError> {
-        Ok(())
+    async fn ready(&self, _: FileKind, _: &Path) -> Result<Option<u64>, RepositoryError> {
+        Ok(None)
     }
 
     async fn get_part(

@@ -280,7 +280,7 @@ pub fn decide(cases: &[Case], terms: &Terms, now: Timestamp) -> Plan {
     let over = staged.iter().enumerate().filter(|(_, (case, stages))| over(case, stages).is_some());
     let over: BTreeSet<usize> = over.map(|(number, _)| number).collect();
     let turns = turns(&staged, &over, &last, terms);
-    let mut anew = collect::assign(&staged, &over, &turns, now);
+    let mut anew = collect::assign(&staged, &over, &turns, (terms.rate, now));
     let mut plan = Plan::default();
     for (number, (case, stages)) in staged.iter().enumerate() {
         let transfer = one(case, stages, &Own { turns: &turns, number, now }, &mut plan.effects);
@@ -398,7 +398,7 @@ fn one(case: &Case, stages: &[Stage], own: &Own<'_>, effects: &mut Vec<Effect>) 
                 waiting = waiting.or_else(|| stands.clone()).or(reads);
             }
             Stage::Ready { bytes } | Stage::Assigned { bytes } => transfer.total += bytes,
-            Stage::Handing { sent, total } => {
+            Stage::Handing { sent, total, .. } => {
                 transfer.sent += sent;
                 transfer.total += total;
             }

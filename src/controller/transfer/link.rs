@@ -73,7 +73,9 @@ impl Link {
         }
         self.meter.came(came);
         if let Some(passed) = self.counted.map(|before| now - before).filter(|passed| *passed > 0.0) {
-            let (last, known) = (came as f64 / passed, self.rate.unwrap_or_default());
+            let last = came as f64 / passed;
+            // before the first bytes it only begins
+            let known = self.rate.filter(|known| *known > 0.0).unwrap_or(last);
             self.rate = Some(known + (last - known) * (1.0 - (-passed / MOMENT).exp()));
         }
         self.counted = (!senders.is_empty()).then_some(now);

@@ -210,6 +210,9 @@ pub struct UploadState {
     pub limit: Option<u64>,
     /// Bytes that have left the agent for the repository since it began; absent from one of the version before.
     pub moved: Option<u64>,
+    /// Bytes that are to leave the agent yet, as far as the node knows what the repository has of earlier generations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<u64>,
     /// The member whose agent is sent them instead of the repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collector: Option<MemberIndex>,

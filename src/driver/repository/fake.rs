@@ -470,8 +470,8 @@ impl ByteStore for FakeRepository {
         self.manifest(job, generation).await
     }
 
-    async fn ready(&self, _: FileKind, _: &Path) -> Result<(), RepositoryError> {
-        Ok(())
+    async fn ready(&self, _: FileKind, _: &Path) -> Result<Option<u64>, RepositoryError> {
+        Ok(None)
     }
 
     async fn get_part(

@@ -339,8 +339,9 @@ pub trait ByteStore: carry::Carrying {
         progress: SendingProgress<'_>,
     ) -> Result<PartFile, RepositoryError>;
 
-    /// Does with a file what needs no repository, before it is sent.
-    async fn ready(&self, kind: FileKind, file: &Path) -> Result<(), RepositoryError>;
+    /// Does with a file what needs no repository, before it is sent. Bytes of it that are not as the node kept them of
+    /// an earlier generation; nothing where it kept none.
+    async fn ready(&self, kind: FileKind, file: &Path) -> Result<Option<u64>, RepositoryError>;
 
     /// Fetches a file of a generation to `to`, checked against its digest while it is written. Where it came from.
     async fn get_part(

@@ -200,7 +200,7 @@ impl ByteStore for HttpRepository {
         self.send_file(ticket, Which { job, generation, member, kind }, file, progress).await
     }
 
-    async fn ready(&self, kind: FileKind, file: &Path) -> Result<(), RepositoryError> {
+    async fn ready(&self, kind: FileKind, file: &Path) -> Result<Option<u64>, RepositoryError> {
         self.name_blocks(kind, file).await
     }
 

@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     AgentSeen, Carried, Case, Effect, ORDER_AGAIN,
-    stage::{Stage, captured_bytes, gone, size},
+    stage::{Stage, captured_bytes, gone, left, size},
     turn::{Rank, Turn, Turns},
 };
 use crate::{
@@ -105,9 +105,7 @@ pub(super) fn stage(case: &Case, agent: &AgentSeen, entry: &CollectedMember, own
         }
         let stands =
             held.waiting.as_ref().map(|why| format!("member {member}, by member {}: tried again: {why}", entry.by));
-        // as it was captured, like all that is compared with it
-        let share = held.stored.saturating_sub(held.moved) as f64 / held.stored.max(1) as f64;
-        let left = (held.size as f64 * share) as u64;
+        let left = held.stored.saturating_sub(held.moved);
         return Stage::Held { size: held.size, left, limit: held.limit, stands, by: entry.by };
     }
     let waiting = |why: &str| {
@@ -127,7 +125,10 @@ pub(super) fn stage(case: &Case, agent: &AgentSeen, entry: &CollectedMember, own
     let upload = agent.state.as_ref().and_then(|state| state.upload.as_ref());
     match upload.filter(|u| u.generation == case.generation && u.collector == Some(entry.by)) {
         Some(upload) if upload.done => waiting("it is about to say that it has all"),
-        Some(upload) => Stage::Handing { sent: upload.sent, total: upload.total },
+        Some(upload) => {
+            let there = by.and_then(|by| listed(case, by, member)).map_or(0, |held| held.stored);
+            Stage::Handing { sent: upload.sent, total: upload.total, left: left(upload).saturating_add(there) }
+        }
         None => Stage::Assigned { bytes: captured_bytes(case, agent).unwrap_or_default() },
     }
 }
@@ -211,15 +212,15 @@ pub(super) fn assign(
     staged: &[(&Case, Vec<Stage>)],
     over: &BTreeSet<usize>,
     turns: &Turns,
-    now: Timestamp,
+    (rate, now): (Option<f64>, Timestamp),
 ) -> BTreeMap<usize, Vec<CollectedMember>> {
+    let Some(rate) = rate.filter(|rate| *rate > 0.0) else { return BTreeMap::new() };
     let open = || staged.iter().enumerate().filter(|(number, _)| !over.contains(number));
     let left: Option<u64> = open().map(|(_, (case, stages))| still_to_come(case, stages)).sum();
     let Some(left) = left else { return BTreeMap::new() };
     // what the repository has says who may be let go
     let cases = open().filter(|(_, (case, _))| case.collects && case.kept.known().is_some());
     let pairs = cases.filter_map(|(number, (case, stages))| {
-        let rate = rate(case, stages)?;
         let time = SignedDuration::try_from_secs_f64(left as f64 / rate * CERTAIN).ok()?;
         let end = now.checked_add(time).ok()?.checked_add(RESERVE).ok()?;
         Some((number, in_case(case, stages, (number, turns), rate, (now, end))))
@@ -227,15 +228,8 @@ pub(super) fn assign(
     pairs.collect()
 }
 
-/// Bytes a second, as they were captured, by which a case comes to the repository: what it has in common with earlier
-/// ones goes fast. Those that go to other members meanwhile are in what was measured.
-fn rate(case: &Case, stages: &[Stage]) -> Option<f64> {
-    let handed = stages.iter().filter(|stage| matches!(stage, Stage::Handing { .. })).count();
-    latest(case).rate.map(|rate| rate as f64 / (1 + handed) as f64).filter(|rate| *rate > 0.0)
-}
-
-/// Bytes of members that leave which are to cross the repository's link yet, as they were captured: those of others
-/// wait for them. None if that is not known.
+/// Bytes of members that leave which are to cross the repository's link yet: those of others wait for them. None if
+/// that is not known.
 fn still_to_come(case: &Case, stages: &[Stage]) -> Option<u64> {
     let leaving = case.agents.iter().zip(stages).filter(|(agent, _)| Rank::of(case, agent.member) == Rank::Leaving);
     leaving.map(|(_, stage)| to_come(stage)).sum()
@@ -244,10 +238,8 @@ fn still_to_come(case: &Case, stages: &[Stage]) -> Option<u64> {
 fn to_come(stage: &Stage) -> Option<u64> {
     match stage {
         Stage::Safe { .. } | Stage::Arrived { .. } => Some(0),
-        Stage::Sending { sent, total, .. } => Some(total.saturating_sub(*sent)),
         Stage::Ready { bytes } | Stage::Assigned { bytes } => Some(*bytes),
-        Stage::Handing { total, .. } => Some(*total),
-        Stage::Held { left, .. } => Some(*left),
+        Stage::Sending { left, .. } | Stage::Handing { left, .. } | Stage::Held { left, .. } => Some(*left),
         Stage::Waiting { bytes, .. } => *bytes,
         Stage::Lost { .. } => None,
     }
@@ -268,7 +260,7 @@ fn in_case(
         let leaves = Rank::of(case, agent.member) == Rank::Leaving;
         let bytes = match stage {
             Stage::Ready { bytes } => *bytes,
-            Stage::Sending { sent, total, limit: Some(0), .. } => total.saturating_sub(*sent),
+            Stage::Sending { left, limit: Some(0), .. } => *left,
             Stage::Sending { .. } | Stage::Held { .. } if matches!(turn(at), Some(Turn::Sends(_))) => {
                 first += to_come(stage).unwrap_or_default() as f64;
                 continue;

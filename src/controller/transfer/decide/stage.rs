@@ -29,6 +29,8 @@ pub(super) enum Stage {
     Sending {
         sent: u64,
         total: u64,
+        /// Bytes that are to cross the link yet.
+        left: u64,
         limit: Option<u64>,
         stands: Option<String>,
         reading_back: Option<usize>,
@@ -44,6 +46,8 @@ pub(super) enum Stage {
     Handing {
         sent: u64,
         total: u64,
+        /// Bytes that are for the repository once it has them.
+        left: u64,
     },
     /// With another member, all of it; so much is for the repository still.
     Held {
@@ -191,7 +195,7 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
     if let Some(upload) = own.filter(|u| is_moving(u)) {
         let stands = upload.waiting.as_ref().map(|why| format!("member {member}: tried again: {why}"));
         let UploadState { sent, total, limit, reading_back, .. } = *upload;
-        return Stage::Sending { sent, total, limit, stands, reading_back };
+        return Stage::Sending { sent, total, left: left(upload), limit, stands, reading_back };
     }
     let failure = own.and_then(|u| u.error.clone());
     let ready = Stage::Ready { bytes: bytes.unwrap_or_default() };
@@ -214,6 +218,11 @@ fn agent_stage(case: &Case, agent: &AgentSeen, last: &BTreeSet<Sent<'_>>, now: T
 pub(super) fn arrived(case: &Case, nonce: &str, record: &MemberPart, files: &[PartFile]) -> KeptPart {
     let part = MemberPart { files: files.to_vec(), ran: milliseconds(record.ran), ..record.clone() };
     KeptPart { incarnation: case.incarnation, nonce: nonce.to_owned(), part }
+}
+
+/// Bytes that are to leave an agent yet; as they were captured where it does not know what the repository has.
+pub(super) fn left(upload: &UploadState) -> u64 {
+    upload.left.unwrap_or_else(|| upload.total.saturating_sub(upload.sent))
 }
 
 /// Whether it is neither done nor given up.

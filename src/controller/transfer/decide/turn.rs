@@ -89,10 +89,8 @@ pub(super) fn turns(
         all.extend(places.filter_map(|(at, (agent, stage))| {
             let (moves, left, is_read) = match stage {
                 // one that was told to stand still is asked for nothing else until it may go on
-                Stage::Sending { sent, total, limit, stands, reading_back }
-                    if stands.is_none() || *limit == Some(0) =>
-                {
-                    (*limit != Some(0), total.saturating_sub(*sent), reading_back.is_some())
+                Stage::Sending { left, limit, stands, reading_back, .. } if stands.is_none() || *limit == Some(0) => {
+                    (*limit != Some(0), *left, reading_back.is_some())
                 }
                 Stage::Ready { bytes } => (false, *bytes, false),
                 // its turn is that of the one that has it

@@ -83,9 +83,15 @@ impl HttpRepository {
         }
     }
 
-    /// Names the blocks of a file ahead; only the last one's are kept.
-    pub(in super::super) async fn name_blocks(&self, kind: FileKind, path: &Path) -> Result<(), RepositoryError> {
-        self.named(kind, path).await.map(drop)
+    /// Names the blocks of a file ahead; only the last one's are kept. Bytes that have changed, as far as the node knows.
+    pub(in super::super) async fn name_blocks(
+        &self,
+        kind: FileKind,
+        path: &Path,
+    ) -> Result<Option<u64>, RepositoryError> {
+        let file = self.named(kind, path).await?;
+        let Some(kept) = self.kept.clone() else { return Ok(None) };
+        blocking("compare a capture with what is kept", move || kept.changed(kind, &file)).await
     }
 
     async fn named(&self, kind: FileKind, path: &Path) -> Result<Arc<NamedFile>, RepositoryError> {

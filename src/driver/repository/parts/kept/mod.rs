@@ -7,6 +7,7 @@
 //! is given the node next finds noise. And nothing here is needed: what is torn, strange or missing is fetched, and
 //! all of it goes where the node's disk wants the room.
 
+mod changed;
 mod fill;
 mod names;
 mod sealed;

@@ -116,7 +116,7 @@ impl Kept {
     }
 
     /// Generations whose names are there, and where.
-    fn named(&self) -> io::Result<Vec<(Generation, PathBuf)>> {
+    pub(super) fn named(&self) -> io::Result<Vec<(Generation, PathBuf)>> {
         let mut named = Vec::new();
         for entry in std::fs::read_dir(&self.directory)?.flatten() {
             let of = entry.file_name().to_str().and_then(names::generation);

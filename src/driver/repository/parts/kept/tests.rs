@@ -123,6 +123,27 @@ fn the_next_agent_fetches_nothing_of_what_the_last_one_kept() {
 }
 
 #[test]
+fn what_has_changed_since_is_counted_place_by_place() {
+    let mut node = Node::new(1 << 30);
+    let kept = node.kept();
+    let path = node.root.path().join("now");
+    let changed = |content: &[u8]| {
+        fs::write(&path, content).unwrap();
+        kept.changed(FileKind::Disk, &NamedFile::read(&path, FileKind::Disk).unwrap()).unwrap()
+    };
+    let mut disk = random(3, 6 * BLOCK);
+    assert_eq!(changed(&disk), None, "nothing is kept yet");
+    node.send(&kept, 1, &random(4, 6 * BLOCK));
+    node.send(&kept, 2, &disk);
+    assert_eq!(changed(&disk), Some(0));
+    disk[BLOCK] ^= 1;
+    disk[3 * BLOCK..4 * BLOCK].fill(0);
+    disk.extend_from_slice(&random(5, 2 * BLOCK));
+    assert_eq!(changed(&disk), Some(3 * BLOCK as u64), "one changed, one is zero now, two are new");
+    assert_eq!(changed(&disk[..BLOCK]), Some(0));
+}
+
+#[test]
 fn whatever_is_damaged_is_fetched() {
     type Harm = fn(&Path);
     let harms: [(&str, Harm); 6] = [
