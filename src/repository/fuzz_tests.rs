@@ -16,6 +16,7 @@ use tower_service::Service as _;
 
 use super::{
     arrivals::Arrivals,
+    bearers::Bearers,
     durable::AllSteps,
     http::{Service, router},
     packs_tests::recipe,
@@ -151,7 +152,7 @@ fn service(root: &Path, key: &TicketKey) -> Router {
     let store = Store::open(root, Box::new(AllSteps), jiff::Timestamp::now()).unwrap();
     let limits = Limits { part: 200, packs: 1 << 40, image: 200, output: 200, outputs: 900, output_files: 9, free: 0 };
     let (arrivals, clock) = (Arrivals::default(), Clock::system());
-    router(Service { store: Arc::new(store), key: key.clone(), limits, arrivals, clock })
+    router(Service { store: Arc::new(store), key: key.clone(), limits, arrivals, bearers: Bearers::default(), clock })
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@
 mod access;
 mod adopt;
 pub mod arrivals;
+pub mod bearers;
 mod blocks;
 pub mod bucket;
 pub mod check;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Serve,
     arrivals::Arrivals,
+    bearers::Bearers,
     bucket::{Moment, Use},
     collect,
     durable::{AllSteps, Root, disk_error},
@@ -76,7 +77,8 @@ impl Server {
         let (shown, clock, metrics) = (store.clone(), self.clock.clone(), self.metrics.clone());
         tokio::spawn(usage::keep_showing(shown, clock, metrics, self.stop.clone()));
         let (limits, arrivals, clock) = (args.limits(), Arrivals::default(), self.clock.clone());
-        let router = http::router(Service { store: store.clone(), key, limits, arrivals, clock });
+        let router =
+            http::router(Service { store: store.clone(), key, limits, arrivals, bearers: Bearers::default(), clock });
         self.gate.serve(router, args.bucket.bucket.is_some().then(Moment::now));
         self.readiness.ready(STORE);
         if args.bucket.bucket.is_none() {

@@ -17,7 +17,7 @@ use vmdeploy::api::{
 
 use crate::{
     per_member::{left_in_time, places},
-    world::{LIFE, computed, ends_right, taken},
+    world::{GONE, LIFE, computed, counted_right, ends_right, nothing_left, taken},
 };
 
 const MEMBERS: u32 = 4;
@@ -135,10 +135,10 @@ async fn a_collector_that_is_killed_takes_no_complete_generation_with_it() -> Re
             bail!("member {} has no agent in {members:?}", held.by);
         };
         bed.run(&["kubectl", "-n", SYSTEM, "delete", "pod", &collector.pod, "--force", "--grace-period=0"])?;
-        Ok((snapshot.metadata.name, held.clone()))
+        Ok((snapshot.metadata.name, held.clone(), collector.node.clone()))
     };
     let (taking, killed) = futures::future::join(taken(&bed, &nodes(&now)), killed).await;
-    let (name, held) = killed?;
+    let (name, held, held_on) = killed?;
     taking?;
     let failed = until("the generation to be void", Duration::from_secs(120), async || {
         let all = job.snapshots().await?;
@@ -149,7 +149,11 @@ async fn a_collector_that_is_killed_takes_no_complete_generation_with_it() -> Re
     let said = failed.message.unwrap_or_default();
     ensure!(said.contains(&format!("member {}", held.by)), "it does not say what happened: {said}");
     drop(narrow);
-    let end = ends_right(&bed, &job, &counting).await?;
+    let end = counted_right(&job, &counting).await?;
+    job.delete(GONE).await?;
+    // the agent that would have removed its lease's directory was killed: the next one on that node does
+    let lease = format!("{held_on}: /var/lib/vmdeploy/leases/");
+    nothing_left(&bed, &job, |line| line.starts_with(&lease)).await?;
     let origin = end.status.and_then(|status| status.origin).and_then(|origin| origin.generation);
     ensure!(origin.is_some_and(|generation| generation >= complete), "it went back to {origin:?}, before {complete}");
     Ok(())

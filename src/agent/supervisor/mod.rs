@@ -75,6 +75,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// Time for the last state to reach those who watch.
 const FAREWELL: Duration = Duration::from_millis(300);
 
+/// A QEMU that was being started as its agent left has ended by then.
+const QEMU_LIMIT: Duration = Duration::from_secs(2);
 /// What another agent has is waited for this long, looked at this often.
 const KEPT_LIMIT: Duration = Duration::from_secs(5);
 const KEPT_PACE: Duration = Duration::from_millis(100);
@@ -282,7 +284,8 @@ impl Supervisor {
         }
         let directory = self.paths.vm.clone();
         // whoever wants the slot need not wait until our pod has ended
-        let cleared = tokio::task::spawn_blocking(move || fence::clear(&directory)).await.unwrap_or_default();
+        let clear = move || fence::kill::no_qemu(&directory, QEMU_LIMIT) && fence::clear(&directory);
+        let cleared = tokio::task::spawn_blocking(clear).await.unwrap_or_default();
         self.view.change(|facts| facts.cleared = cleared);
         self.left.cancel();
         tracing::info!(?code, took_ms = begun.elapsed().as_millis(), "left");

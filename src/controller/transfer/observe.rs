@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::{
-        BestEffortJob, Snapshot,
+        BestEffortJob, ConditionType, Snapshot, conditions,
         job::Allocation,
         snapshot::{SnapshotPhase, SnapshotStatus, Transfer, TransferState},
     },
@@ -240,12 +240,15 @@ async fn case(context: &Context, snapshot: &Snapshot, status: &SnapshotStatus) -
     })
 }
 
-/// Whether members of this job may give their bytes to others. Without a complete generation there would be nothing to
-/// go back to if one that has them is lost.
+/// Whether members of this job may give their bytes to others. Without a complete generation that is whole there would
+/// be nothing to go back to if one that has them is lost.
 fn may_collect(job: &BestEffortJob) -> bool {
     let status = job.status.as_ref();
     job.spec.slots.allocation == Allocation::PerMember
-        && status.is_some_and(|status| status.snapshots.last_stored.is_some())
+        && status.is_some_and(|status| {
+            let damaged = conditions::get(&status.conditions, ConditionType::SnapshotDamaged).is_some();
+            status.snapshots.last_stored.is_some() && !damaged
+        })
 }
 
 /// When the slot of a member is taken, as the operator knows.

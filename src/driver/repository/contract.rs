@@ -17,6 +17,7 @@ use crate::{
     names::{Generation, Identity, Incarnation, JobUid, MemberIndex},
     repository::{
         arrivals::Arrivals,
+        bearers::Bearers,
         bucket::testing::{Kind, TestStore},
         durable::AllSteps,
         http::{Service, router},
@@ -119,7 +120,8 @@ impl Bench {
             free,
         };
         let (arrivals, clock) = (Arrivals::default(), Clock::system());
-        let service = Service { store: Arc::new(store), key: key.clone(), limits, arrivals, clock };
+        let service =
+            Service { store: Arc::new(store), key: key.clone(), limits, arrivals, bearers: Bearers::default(), clock };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();

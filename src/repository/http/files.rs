@@ -105,6 +105,7 @@ pub(super) async fn admit(
     let ticket =
         service.key.verify(ticket, service.clock.now()).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let incarnation = may_write_part(peer, &ticket, (job, generation, member)).map_err(RepositoryError::Refused)?;
+    service.bearers.admit(&ticket, service.clock.now()).map_err(RepositoryError::Refused)?;
     let most = ticket.most.unwrap_or(u64::MAX).min(service.limits.part);
     let (job, quota, now) = (job.clone(), ticket.quota, service.clock.now());
     let admit = move |store: &Store| {

@@ -32,6 +32,7 @@ use tokio_util::io::ReaderStream;
 use super::{
     access::{Action, may},
     arrivals::Arrivals,
+    bearers::Bearers,
     collect,
     durable::disk_error,
     files::Opened,
@@ -62,6 +63,8 @@ pub struct Service {
     pub limits: Limits,
     /// What is being received.
     pub arrivals: Arrivals,
+    /// Who brings what.
+    pub bearers: Bearers,
     /// The time.
     pub clock: Clock,
 }

@@ -13,6 +13,7 @@ use crate::{
     names::Identity,
     repository::{
         arrivals::Arrivals,
+        bearers::Bearers,
         durable::AllSteps,
         packs_tests::{job, packed, recipe_of, sum_of},
         room::Limits,
@@ -57,7 +58,8 @@ impl Bench {
         let limits =
             Limits { part: 1 << 30, packs: 1 << 40, image: 0, output: 0, outputs: 0, output_files: 0, free: 0 };
         let (arrivals, clock) = (Arrivals::default(), Clock::system());
-        let router = router(Service { store: Arc::new(store), key, limits, arrivals, clock });
+        let router =
+            router(Service { store: Arc::new(store), key, limits, arrivals, bearers: Bearers::default(), clock });
         Self { directory, router, ticket }
     }
 
