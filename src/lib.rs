@@ -67,7 +67,7 @@
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
-//! | `driver` | sites and OAR, Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
+//! | `driver` | sites and OAR, deployment servers (Kadeploy), Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
 //! | `image` | import of images; `image::convert` makes a disk of an archive that it does not trust, in one pass and without privileges |
 //! | `leadership` | election by a Lease; its epoch is in every order |

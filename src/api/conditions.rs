@@ -155,6 +155,14 @@ pub enum Reason {
     Succeeded,
     /// The site does not answer.
     SiteUnreachable,
+    /// The deployment server does not answer.
+    KadeployUnreachable,
+    /// The deployment server gives no rights to the slot's nodes, or not yet.
+    RightsMissing,
+    /// The deployment server has no such environment.
+    EnvironmentNotFound,
+    /// The deployment server refused the request; the message says what to change.
+    DeploymentRefused,
     /// The repository does not answer.
     RepositoryUnreachable,
     /// The repository has no room.

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod guest;
+pub mod kadeploy;
 pub mod network;
 pub mod oar;
 pub mod qemu;
