@@ -1,13 +1,17 @@
 //! The operator's configuration: a YAML file that the chart renders.
 
 mod check;
+mod kadeploy;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
 
-pub use self::check::ConfigError;
+pub use self::{
+    check::ConfigError,
+    kadeploy::{Flavour, KadeployConfig, certificate_user, digest},
+};
 use crate::driver::agent::{Accelerator, GuestNetwork};
 
 /// Everything an administrator decides.
@@ -111,6 +115,9 @@ pub struct SiteConfig {
     /// Most memory a guest may have: what the nodes can spare.
     #[serde(default)]
     pub max_memory: Option<crate::api::quantity::Bytes>,
+    /// The server that puts environments on the site's nodes; without it, none is put there.
+    #[serde(default)]
+    pub kadeploy: Option<KadeployConfig>,
     /// By which properties the site tells nodes apart that offer different things.
     #[serde(default)]
     pub properties: NodeProperties,

@@ -79,6 +79,7 @@ impl SiteConfig {
         if self.max_memory.is_some_and(|most| most.as_mebibytes() < 32) {
             return Err(format!("{field}.maxMemory must be at least 32Mi: no guest has less"));
         }
+        self.kadeploy.iter().try_for_each(|kadeploy| kadeploy.check(&format!("{field}.kadeploy")))?;
         let models = self.properties.cpu_models.iter();
         let models = models.map(|(model, property)| (format!("{field}.properties.cpuModels.{model}"), property));
         let kvm = self.properties.kvm.iter().map(|property| (format!("{field}.properties.kvm"), property));
@@ -203,6 +204,28 @@ sites:
         "properties: {kvm: 'f(1)'}",
         "sites.rennes.properties.kvm, \"f(1)\": property may"
     )]
+    #[case::deployment(
+        "isolation: 2m",
+        "kadeploy: {url: 'kadeploy:25300'}",
+        "sites.rennes.kadeploy.url must begin with http"
+    )]
+    #[case::pin(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', pin: 'sha256:1'}",
+        "kadeploy.pin must be sha256: and 64"
+    )]
+    #[case::two_trusts("isolation: 2m", "kadeploy: {url: 'https://k', pin: x, ca: y}", "takes ca or pin, not both")]
+    #[case::header(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', headerPrefix: 'X: '}",
+        "kadeploy.headerPrefix may hold letters"
+    )]
+    #[case::program(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', partitionField: timeout_reboot_kexec}",
+        "kadeploy.partitionField must be the name of the field"
+    )]
+    #[case::partition("isolation: 2m", "kadeploy: {url: 'https://k', partition: 'a b'}", "kadeploy.partition may hold")]
     #[case::quota("agents:", "quota: {default: 1Mi}\nagents:", "quota.default must be at least 96Mi, not 1Mi")]
     #[case::quota_of_one("agents:", "quota: {namespaces: {team-a: 0}}\nagents:", "quota.namespaces.team-a")]
     #[case::of_a_model("isolation: 2m", "properties: {cpuModels: {x: 'a;b'}}", "properties.cpuModels.x")]

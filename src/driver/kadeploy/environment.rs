@@ -174,7 +174,7 @@ impl Environment {
     }
 }
 
-fn number<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+pub(super) fn number<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
     match Value::deserialize(input)? {
         Value::Null => Ok(None),
         Value::String(text) => text.trim().parse().map(Some).map_err(serde::de::Error::custom),
@@ -183,7 +183,7 @@ fn number<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> 
     }
 }
 
-fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
+pub(super) fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(input)?.unwrap_or_default())
 }
 

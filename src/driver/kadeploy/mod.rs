@@ -3,21 +3,45 @@
 //! A deployment is a workflow over several nodes. Each node comes to an end of its own, and the workflow is known to the
 //! server only as long as that process lives: afterwards the nodes' records are all there is. So what is asked is
 //! always how *our nodes* stand, and the answer says by what it is known.
+//!
+//! `wire` is what Kadeploy 3 sends and takes; `errors` and `judge` turn that into the types here, without IO; `rest` is
+//! the client, `http` one exchange of it, with `pin` for servers whose certificate nobody signed. `g5k` speaks to
+//! Kadeploy through the API of Grid'5000: it was written from public descriptions and never called.
 
 pub mod contract;
 pub mod environment;
+mod errors;
 pub mod fake;
+mod g5k;
+#[cfg(test)]
+mod g5k_tests;
+#[cfg(test)]
+mod golden;
+mod hosts;
+mod http;
+mod judge;
 pub mod names;
+mod pin;
+#[cfg(test)]
+mod replay_tests;
+mod rest;
+mod wire;
+#[cfg(test)]
+mod wire_tests;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::{environment::Environment, names::EnvironmentName};
-use super::{DriverError, Retry};
-use crate::{api::Reason, names::NodeName};
+use super::{DriverError, Retry, site::Credentials};
+use crate::{
+    api::Reason,
+    config::{Flavour, SiteConfig},
+    names::NodeName,
+};
 
 /// Id of a workflow at its server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -214,4 +238,14 @@ pub trait Kadeploy: Send + Sync {
 
     /// Cancels a workflow, or has the server forget one that is over. One that it does not know is no error.
     async fn forget(&self, workflow: &WorkflowId) -> Result<(), KadeployError>;
+}
+
+/// A client of a site's deployment server, for one account. Nothing is asked of the server yet.
+pub fn connect(site: &SiteConfig, credentials: &Credentials) -> Result<Arc<dyn Kadeploy>, KadeployError> {
+    let missing = "it has no kadeploy section: only an administrator can say where its nodes are deployed";
+    let server = site.kadeploy.as_ref().ok_or_else(|| KadeployError::Configuration(missing.into()))?;
+    Ok(match server.flavour {
+        Flavour::Native => Arc::new(rest::KadeployRest::new(site, server, credentials)?),
+        Flavour::G5k => Arc::new(g5k::Grid5000::new(site, server, credentials)?),
+    })
 }

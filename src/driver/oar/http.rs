@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
 use reqwest::{Client, Method, StatusCode, header::HeaderMap};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{errors, wire};
 use crate::{
     config::SiteConfig,
-    driver::site::{Credentials, SiteError},
+    driver::{
+        exchange,
+        site::{Credentials, SiteError},
+    },
 };
 
 /// Largest body that is read.
@@ -99,14 +101,7 @@ impl Http {
         }
         let reply = request.send().await.map_err(|e| failed(&e))?;
         let status = reply.status();
-        let mut stream = reply.bytes_stream();
-        let mut bytes = Vec::new();
-        while let Some(part) = stream.next().await {
-            bytes.extend_from_slice(&part.map_err(|e| failed(&e))?);
-            if bytes.len() > MAX_BODY {
-                return Err(SiteError::Unreachable("an answer larger than any of OAR's".into()));
-            }
-        }
+        let bytes = exchange::body(reply, MAX_BODY).await.map_err(SiteError::Unreachable)?;
         Ok((status, bytes))
     }
 }
@@ -121,13 +116,7 @@ fn parse<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, Site
     })
 }
 
-/// The whole chain of causes: the outer ones only say that a request failed.
 fn failed(error: &reqwest::Error) -> SiteError {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
+    let text = exchange::causes(error);
     if error.is_builder() { SiteError::Configuration(text) } else { SiteError::Unreachable(text) }
 }

@@ -1,0 +1,114 @@
+//! A site's deployment server. Names of headers and fields differ between its versions, so they are settings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::driver::kadeploy::names;
+
+/// Where a site's nodes are deployed. The account is the one of the slots: a user by a header that the server trusts from
+/// the operator's address, a user with a password, or a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KadeployConfig {
+    /// Base address of its REST API, for example `https://kadeploy.example:25300`; with flavour g5k of the site in the
+    /// API, for example `https://api.example/3.0/sites/rennes`.
+    pub url: String,
+    /// Which API it has.
+    #[serde(default)]
+    pub flavour: Flavour,
+    /// Certificate authorities of the server, PEM; the system's if absent.
+    #[serde(default)]
+    pub ca: Option<String>,
+    /// The server's certificate itself, `sha256:` and the digest of its DER form: for the one that it makes for itself,
+    /// which no authority has signed.
+    #[serde(default)]
+    pub pin: Option<String>,
+    /// What the names of its own headers begin with; it tells at `/auth_headers_prefix`.
+    #[serde(default = "header_prefix")]
+    pub header_prefix: String,
+    /// The partition that environments are put on, where it is not the server's default.
+    #[serde(default)]
+    pub partition: Option<String>,
+    /// What the server calls that in a request: `deploy_partition`, or `deploy_part` where it is newer.
+    #[serde(default = "partition_field")]
+    pub partition_field: String,
+    /// The disk that environments are put on, where it is not the server's default.
+    #[serde(default)]
+    pub block_device: Option<String>,
+}
+
+/// Which API a deployment server has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flavour {
+    /// Kadeploy's own.
+    #[default]
+    Native,
+    /// That of Grid'5000 in front of it. It was written from public descriptions and never called.
+    G5k,
+}
+
+fn header_prefix() -> String {
+    "X-Kadeploy-".into()
+}
+fn partition_field() -> String {
+    "deploy_partition".into()
+}
+
+impl KadeployConfig {
+    /// What must be right before anything is asked of the server.
+    pub(super) fn check(&self, field: &str) -> Result<(), String> {
+        if !(self.url.starts_with("http://") || self.url.starts_with("https://")) {
+            return Err(format!("{field}.url must begin with http:// or https://, not {:?}", self.url));
+        }
+        if self.url.contains(['?', '#', '@']) {
+            return Err(format!("{field}.url must have no user, query or fragment, not {:?}", self.url));
+        }
+        if self.pin.is_some() && self.ca.is_some() {
+            return Err(format!("{field} takes ca or pin, not both"));
+        }
+        if self.pin.is_some() && !self.url.starts_with("https://") {
+            return Err(format!("{field}.pin is of an https server, and the url is {:?}", self.url));
+        }
+        if self.pin.as_deref().is_some_and(|pin| digest(pin).is_none()) {
+            return Err(format!("{field}.pin must be sha256: and 64 hexadecimal digits"));
+        }
+        let token = |text: &str, more: &[u8]| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+        };
+        if !token(&self.header_prefix, b"-") {
+            return Err(format!("{field}.headerPrefix may hold letters, digits and -, not {:?}", self.header_prefix));
+        }
+        // the server runs two of its fields, timeouts, as a program
+        if !token(&self.partition_field, b"_") || self.partition_field.contains("timeout") {
+            return Err(format!(
+                "{field}.partitionField must be the name of the field with the partition, not {:?}",
+                self.partition_field
+            ));
+        }
+        for (name, value) in [("partition", &self.partition), ("blockDevice", &self.block_device)] {
+            if value.as_deref().is_some_and(|value| !token(value, b"._-/")) {
+                return Err(format!("{field}.{name} may hold letters, digits and ._-/, not {value:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a digest that is written as `pin` is.
+pub fn digest(pin: &str) -> Option<[u8; 32]> {
+    let digits = pin.strip_prefix("sha256:").filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let mut bytes = [0; 32];
+    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&digits[at..at + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// The user that a client certificate of the site speaks for: the only one the site has.
+pub fn certificate_user(site: &super::SiteConfig) -> Result<&str, String> {
+    let mut all = site.uids.keys();
+    match (all.next(), all.next()) {
+        (Some(only), None) => names::user(only).map(|()| only.as_str()).map_err(|error| error.to_string()),
+        _ => Err("with a client certificate the site's uids must name exactly one user".into()),
+    }
+}
