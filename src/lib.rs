@@ -188,7 +188,7 @@
 //!
 //! # Where this version differs from the plan
 //!
-//! - **Collectors are told by kget itself**, where whoever runs it has asked for them. A member's bytes go to another one whole: packs and recipes at the addresses
+//! - **Collectors are told by kget itself**, unless whoever runs it wants none. A member's bytes go to another one whole: packs and recipes at the addresses
 //!   that the repository has for them, questions for blocks still to the repository. The grant is kget's own order to the
 //!   collector, over mutual TLS, so that agents need no key; the ticket that goes with it names the collector, and the
 //!   repository takes the part from nobody else by it. Who gives to whom follows the policy of [`transfer::plan`] in
