@@ -52,6 +52,8 @@ fn import(world: &World, archive: &Path) -> Result<Option<Outcome>> {
     let order = ImportOrder {
         disk: FileOrder { field: "spec.source.claim".into(), place, digest: None, limit: 1 << 30 },
         format: ImageFormat::Tar,
+        boot: None,
+        check: spec()?.params(),
         disk_size: Some(SIZE),
         kernel: None,
         initrd: None,

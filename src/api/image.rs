@@ -30,7 +30,9 @@ use super::quantity::Bytes;
     cel,
     validation = ("self.format == 'tar' || !has(self.os) || has(self.os.kernel)", "os.kernel is missing: name a kernel, or leave os out to start from the boot loader of the disk"),
     validation = ("self.format != 'tar' || !has(self.os) || !(has(self.os.kernel) || has(self.os.initrd))", "with format tar the kernel and the initial ram disk are those in the archive: leave out os.kernel and os.initrd"),
-    validation = ("self.format == 'tar' || !has(self.diskSize)", "diskSize is the size of the disk that is made of an archive: leave it out, or set format to tar")
+    validation = ("self.format == 'tar' || !has(self.diskSize)", "diskSize is the size of the disk that is made of an archive: leave it out, or set format to tar"),
+    validation = ("!has(self.source.environment) || self.format == 'tar' || self.format == 'dd'", "set format to what image.kind of the environment's description is: tar or dd"),
+    validation = ("!has(self.os) || ((!has(self.os.kernel) || !has(self.os.kernel.environment)) && (!has(self.os.initrd) || !has(self.os.initrd.environment)))", "a kernel or an initial ram disk is no environment: name a file by http or claim")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VmImageSpec {
@@ -49,9 +51,17 @@ pub struct VmImageSpec {
     /// How the guest is started, if not from the boot loader of its disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<OsSpec>,
+    /// Whether an archive's disk is taken into use without being started once. Otherwise it is started under QEMU first,
+    /// without a network, and refused if it does not come up.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub skip_boot_check: bool,
     /// In the operator's namespace: makes the image usable from every namespace.
     #[serde(default)]
     pub standard: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Command line with which the kernel of an archive finds the disk that was made of it; cards are called eth0 and so on.
@@ -86,12 +96,55 @@ impl VmImageSpec {
 /// Where a file comes from.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("(has(self.http)?1:0) + (has(self.claim)?1:0) == 1", "a source takes exactly one of http and claim"))]
+#[x_kube(validation = ("(has(self.http)?1:0) + (has(self.claim)?1:0) + (has(self.environment)?1:0) == 1", "a source takes exactly one of http, claim and environment"))]
 pub struct ImageSource {
     /// From a web server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
     /// From a file on a PersistentVolumeClaim of this namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<ClaimSource>,
+    /// The files of an environment of Kadeploy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<EnvironmentSource>,
+}
+
+impl ImageSource {
+    /// The web address that it names itself, and the digest of the file there.
+    pub fn web(&self) -> Option<&HttpSource> {
+        self.http.as_ref().or_else(|| self.environment.as_ref()?.http.as_ref())
+    }
+
+    /// The claim.
+    pub fn on_claim(&self) -> Option<&ClaimSource> {
+        self.claim.as_ref().or_else(|| self.environment.as_ref()?.claim.as_ref())
+    }
+
+    /// The digest that the file must have, if it is said.
+    pub fn digest(&self) -> Option<&String> {
+        let described = self.environment.as_ref().and_then(|environment| environment.digest.as_ref());
+        self.web().map(|web| &web.digest).or_else(|| self.on_claim()?.digest.as_ref()).or(described)
+    }
+}
+
+/// An environment of Kadeploy: its description, and where its files are.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) == 1", "an environment takes exactly one of digest (of the file that image.file names), http and claim"))]
+pub struct EnvironmentSource {
+    /// The description, as `kaenv3 -p` prints it. Its kernel and initial ram disk are used; its command line, its scripts
+    /// and what it says of partitions are meant for metal, and are not.
+    #[schemars(length(min = 1, max = 65536))]
+    pub description: String,
+    /// Digest of the file that image.file of the description names, which must be an http or https address then.
+    #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
+    #[schemars(length(max = 80))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The same file on a web server, where image.file is none that can be fetched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSource>,
+    /// The same file on a claim of this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claim: Option<ClaimSource>,
 }
@@ -148,13 +201,16 @@ pub enum ImageFormat {
     Raw,
     /// An archive of a root file system, of which a disk is made.
     Tar,
+    /// A disk's bytes, compressed with gzip, bzip2, xz or zstd, or not at all.
+    Dd,
 }
 
 impl ImageFormat {
     /// The format, if the file is a disk.
     pub fn disk(self) -> Option<DiskFormat> {
         match self {
-            Self::Qcow2 => Some(DiskFormat::Qcow2),
+            // what was packed is written anew
+            Self::Qcow2 | Self::Dd => Some(DiskFormat::Qcow2),
             Self::Raw => Some(DiskFormat::Raw),
             Self::Tar => None,
         }

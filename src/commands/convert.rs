@@ -6,7 +6,10 @@ use anyhow::Context as _;
 
 use crate::{
     api::quantity::Bytes,
-    image::convert::{DISK, INITRD, KERNEL, convert},
+    image::{
+        BootPaths,
+        convert::{DISK, INITRD, KERNEL, convert},
+    },
 };
 
 /// Arguments of `vmdeploy convert`.
@@ -25,7 +28,7 @@ pub struct Args {
 /// Converts, and says what was found.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.to).with_context(|| format!("failed to make {}", args.to.display()))?;
-    let conversion = convert(&args.archive, &args.to, args.size.0)?;
+    let conversion = convert(&args.archive, &args.to, args.size.0, &BootPaths::default())?;
     let os = conversion.os.as_deref().unwrap_or("a system without os-release");
     let log = conversion.log;
     writeln!(std::io::stdout(), "{os}\n{log}\nmade {DISK}, {KERNEL} and {INITRD} in {}", args.to.display())?;

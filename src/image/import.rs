@@ -3,12 +3,12 @@
 use std::{path::Path, process::Stdio, time::Duration};
 
 use super::{
-    FileOrder, ImportOrder, Outcome, StoredFile, Trouble, TroubleKind,
-    convert::{self, convert},
+    FileOrder, ImportOrder, Outcome, StoredFile, Trouble, TroubleKind, boot_check,
+    convert::{self, Conversion, convert},
     fetch::{fetch, stored},
 };
 use crate::{
-    api::image::DiskFormat,
+    api::image::{DiskFormat, ImageFormat},
     driver::{
         DriverError as _, Retry,
         qemu::img::{Format, inspect_base},
@@ -29,6 +29,7 @@ pub async fn import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> 
 
 async fn try_import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Result<Outcome, Trouble> {
     match (order.format.disk(), order.disk_size) {
+        (Some(_), _) if order.format == ImageFormat::Dd => import_packed(order, store, work).await,
         (Some(format), _) => import_disk(order, format, store, work).await,
         (None, Some(size)) => import_archive(order, size, store, work).await,
         (None, None) => {
@@ -47,14 +48,18 @@ async fn import_archive(
 ) -> Result<Outcome, Trouble> {
     let archive = work.join("archive");
     fetch(&order.disk, &archive).await?;
-    let directory = work.to_owned();
+    let (directory, boot) = (work.to_owned(), order.boot.clone().unwrap_or_default());
     let converted = tokio::task::spawn_blocking(move || {
-        let converted = convert(&archive, &directory, size);
+        let converted = convert(&archive, &directory, size, &boot);
         // what it takes on the disk is needed for the next file
         let _ = std::fs::remove_file(&archive);
         converted
     });
-    let conversion = converted.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
+    let mut conversion = converted.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
+    if let Some(params) = &order.check {
+        let seen = boot_check::starts(work, params).await?;
+        conversion.log = convert::tail(&[conversion.log, seen]);
+    }
     let made = async |name: &str| {
         let path = work.join(name);
         let file = stored(&path).await?;
@@ -71,6 +76,28 @@ async fn import_archive(
         initrd: Some(initrd),
         conversion: Some(conversion),
     })
+}
+
+/// Unpacks a disk; what is stored is as qcow2.
+async fn import_packed(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Result<Outcome, Trouble> {
+    let kernel = optional(order.kernel.as_ref(), store, &work.join("kernel")).await?;
+    let initrd = optional(order.initrd.as_ref(), store, &work.join("initrd")).await?;
+    let (packed, path) = (work.join("packed"), work.join(convert::DISK));
+    fetch(&order.disk, &packed).await?;
+    let (to, most, has_kernel) = (path.clone(), order.disk.limit, kernel.is_some());
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let unpacked = convert::dd::unpack(&packed, &to, most, has_kernel);
+        // what it takes on the disk is needed for the next file
+        let _ = std::fs::remove_file(&packed);
+        unpacked
+    });
+    let unpacked = unpacked.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
+    let virtual_size = unpacked.virtual_size;
+    let disk = stored(&path).await?;
+    keep(store, &disk, &path).await?;
+    note(store, &disk, DiskRecord { format: DiskFormat::Qcow2, virtual_size }).await;
+    let conversion = Some(Conversion { os: None, log: unpacked.log });
+    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion })
 }
 
 async fn import_disk(

@@ -15,7 +15,15 @@ fn from(directory: &Path, file: &str) -> FileOrder {
 }
 
 fn disk_order(directory: &Path, file: &str, format: ImageFormat) -> ImportOrder {
-    ImportOrder { disk: from(directory, file), format, disk_size: None, kernel: None, initrd: None }
+    ImportOrder {
+        disk: from(directory, file),
+        format,
+        boot: None,
+        check: None,
+        disk_size: None,
+        kernel: None,
+        initrd: None,
+    }
 }
 
 /// Makes a disk with qemu-img; skips the test's point nowhere: qemu-img is part of what is shipped.

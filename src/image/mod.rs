@@ -4,6 +4,7 @@
 //! An importer knows nothing of Kubernetes: it fetches files with limits, checks them, and gives
 //! them to the repository. Of an archive of a root file system it first makes a disk ([`convert`]).
 
+mod boot_check;
 pub mod command;
 pub mod convert;
 pub mod fetch;
@@ -24,6 +25,12 @@ pub struct ImportOrder {
     pub disk: FileOrder,
     /// Format the file must have.
     pub format: ImageFormat,
+    /// What an archive is started with, if its description says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootPaths>,
+    /// The kernel's command line with which what was made of an archive is started once; not started if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<String>,
     /// Size of the disk that is made of an archive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<u64>,
@@ -33,6 +40,18 @@ pub struct ImportOrder {
     /// The initial ram disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<FileOrder>,
+}
+
+/// Paths within an archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BootPaths {
+    /// The kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// The initial ram disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
 }
 
 /// One file to import.

@@ -51,7 +51,7 @@ async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
     let on_claim = |file: &str| ImageSource {
         claim: Some(ClaimSource { name: "images".into(), path: file.into(), digest: None }),
-        http: None,
+        ..ImageSource::default()
     };
     let mut image = bed.image()?;
     image.metadata.name = Some("claimed".into());

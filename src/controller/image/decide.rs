@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
+    environment,
     observe::{Importer, Seen},
     status::{self, Notice},
 };
@@ -97,6 +98,9 @@ pub fn fingerprint(image: &VmImage) -> String {
     if let Some(size) = spec.made_disk() {
         text += &size.to_string();
     }
+    if spec.skip_boot_check {
+        text += " unchecked";
+    }
     blake3::hash(text.as_bytes()).to_hex()[..12].into()
 }
 
@@ -114,7 +118,12 @@ pub fn decide(image: &VmImage, seen: &Seen, now: Timestamp) -> Plan {
         // the spec names something else now
         status = VmImageStatus { conditions: status.conditions, observed_generation: generation, ..Default::default() };
     }
-    let mut turn = Turn { status, fingerprint, now };
+    let mut turn = Turn { status, fingerprint, unused: environment::unused(&image.spec), now };
+    if turn.status.import.is_none()
+        && let Err(refused) = environment::read(&image.spec)
+    {
+        return turn.failed(&refused);
+    }
     match turn.status.import.as_ref().map(|record| record.result) {
         Some(ImportResult::Imported) => turn.imported(seen),
         // what is to be done is in the conditions since it was refused
@@ -131,6 +140,8 @@ pub fn decide(image: &VmImage, seen: &Seen, now: Timestamp) -> Plan {
 struct Turn {
     status: VmImageStatus,
     fingerprint: String,
+    /// What of an environment's description is not used.
+    unused: Vec<String>,
     now: Timestamp,
 }
 
@@ -217,7 +228,9 @@ impl Turn {
                 self.status.kernel = kernel.as_ref().map(|file| file.digest.clone());
                 self.status.initrd = initrd.as_ref().map(|file| file.digest.clone());
                 self.status.os = conversion.as_ref().and_then(|conversion| conversion.os.clone());
-                self.status.log = conversion.as_ref().map(|conversion| conversion.log.clone());
+                let made = conversion.iter().map(|conversion| conversion.log.clone());
+                let log: Vec<String> = self.unused.iter().cloned().chain(made).collect();
+                self.status.log = (!log.is_empty()).then(|| log.join("\n"));
                 self.status.failures = 0;
                 self.record(ImportResult::Imported);
                 self.show(&Notice::Imported);

@@ -24,11 +24,12 @@ fn digest(n: u8) -> String {
 fn image(url: &str) -> VmImage {
     let http = HttpSource { url: url.into(), digest: digest(1) };
     let spec = VmImageSpec {
-        source: ImageSource { http: Some(http), claim: None },
+        source: ImageSource { http: Some(http), ..ImageSource::default() },
         arch: Default::default(),
         format: Default::default(),
         disk_size: None,
         os: None,
+        skip_boot_check: false,
         standard: false,
     };
     let mut image = VmImage::new("debian-12", spec);

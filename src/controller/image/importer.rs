@@ -13,7 +13,7 @@ use k8s_openapi::{
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{Context, decide::fingerprint};
+use super::{Context, decide::fingerprint, environment};
 use crate::{
     api::{LABEL_COMPONENT, VmImage, image::ImageSource},
     driver::cluster::ClusterError,
@@ -37,6 +37,9 @@ const WORK: &str = "/work";
 const DISK_LIMIT: u64 = 1 << 40;
 /// Largest kernel or initial ram disk.
 const BOOT_LIMIT: u64 = 1 << 30;
+/// Most memory of an importer, and of one that starts what it has made.
+const MEMORY: &str = "512Mi";
+const STARTING_MEMORY: &str = "1536Mi";
 /// A user that owns nothing.
 const NOBODY: i64 = 65534;
 
@@ -78,7 +81,9 @@ fn job(
     name: &str,
     secret: &str,
 ) -> Result<Job, serde_json::Error> {
-    let order = serde_json::to_string(&order(image))?;
+    let order = order(image);
+    let starts = order.check.is_some();
+    let order = serde_json::to_string(&order)?;
     let agents = &context.config.agents;
     let mut volumes = vec![
         json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o444}}),
@@ -127,7 +132,10 @@ fn job(
                         "args": ["importer", "--repository", context.config.repository, "--credentials", CREDENTIALS,
                             "--work", WORK, "--order", order],
                         "volumeMounts": mounts,
-                        "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+                        "resources": {
+                            "requests": {"cpu": "100m", "memory": "64Mi"},
+                            "limits": {"memory": if starts { STARTING_MEMORY } else { MEMORY }},
+                        },
                         "securityContext": {
                             "allowPrivilegeEscalation": false,
                             "readOnlyRootFilesystem": true,
@@ -161,6 +169,8 @@ pub fn order(image: &VmImage) -> ImportOrder {
     let os = spec.os.as_ref();
     ImportOrder {
         disk: file("spec.source", &spec.source, DISK_LIMIT),
+        boot: environment::boot(spec),
+        check: spec.made_disk().filter(|_| !spec.skip_boot_check).and_then(|_| spec.params()),
         format: spec.format,
         disk_size: spec.made_disk().map(|size| size.0),
         kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, BOOT_LIMIT)),
@@ -169,28 +179,30 @@ pub fn order(image: &VmImage) -> ImportOrder {
 }
 
 fn file(field: &str, source: &ImageSource, limit: u64) -> FileOrder {
-    match (&source.http, &source.claim) {
-        (Some(http), _) => FileOrder {
-            field: format!("{field}.http"),
-            place: Place::Url(http.url.clone()),
-            digest: Some(http.digest.clone()),
-            limit,
-        },
+    let field = if source.environment.is_some() { format!("{field}.environment") } else { field.into() };
+    let digest = source.digest().cloned();
+    match (source.web(), source.on_claim()) {
+        (Some(web), _) => {
+            FileOrder { field: format!("{field}.http"), place: Place::Url(web.url.clone()), digest, limit }
+        }
         (None, Some(claim)) => FileOrder {
             field: format!("{field}.claim"),
             place: Place::Beneath { root: PathBuf::from(CLAIMS).join(&claim.name), path: claim.path.clone() },
-            digest: claim.digest.clone(),
+            digest,
             limit,
         },
-        // the schema lets no such source in; the importer says that the address is wrong
-        (None, None) => FileOrder { field: field.into(), place: Place::Url(String::new()), digest: None, limit },
+        // without a description the schema lets no such source in; the importer says that the address is wrong
+        (None, None) => {
+            let url = source.environment.as_ref().and_then(environment::address).unwrap_or_default();
+            FileOrder { field, place: Place::Url(url), digest, limit }
+        }
     }
 }
 
 /// Names of the claims the image needs, each once.
 fn claims(image: &VmImage) -> Vec<String> {
     let mut names: Vec<String> =
-        image.spec.sources().filter_map(|source| Some(source.claim.as_ref()?.name.clone())).collect();
+        image.spec.sources().filter_map(|source| Some(source.on_claim()?.name.clone())).collect();
     names.sort();
     names.dedup();
     names

@@ -20,7 +20,10 @@ agents: {image: "registry.example/vmdeploy:1"}
 "#;
 
 fn claim(name: &str, path: &str) -> ImageSource {
-    ImageSource { claim: Some(ClaimSource { name: name.into(), path: path.into(), digest: None }), http: None }
+    ImageSource {
+        claim: Some(ClaimSource { name: name.into(), path: path.into(), digest: None }),
+        ..ImageSource::default()
+    }
 }
 
 fn image(source: ImageSource) -> VmImage {
@@ -34,6 +37,7 @@ fn image(source: ImageSource) -> VmImage {
             initrd: Some(claim("boot", "initrd")),
             params: None,
         }),
+        skip_boot_check: false,
         standard: false,
     };
     let mut image = VmImage::new("debian-12", spec);
@@ -44,7 +48,7 @@ fn image(source: ImageSource) -> VmImage {
 
 fn http() -> ImageSource {
     let http = HttpSource { url: "https://x/disk".into(), digest: "sha256:00".into() };
-    ImageSource { http: Some(http), claim: None }
+    ImageSource { http: Some(http), ..ImageSource::default() }
 }
 
 fn context() -> Context {

@@ -6,6 +6,7 @@
 
 pub mod act;
 pub mod decide;
+mod environment;
 pub mod importer;
 pub mod observe;
 pub mod review;

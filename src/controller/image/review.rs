@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::{
-    api::{BestEffortJob, VmImage},
+    api::{BestEffortJob, VmImage, image::ImageSource},
     driver::{cluster::ClusterError, repository::RepositoryError},
     store::images::ImageReview,
 };
@@ -59,11 +59,7 @@ pub async fn review(context: &Context) -> Result<Vec<String>, Error> {
 fn named(images: &[VmImage], jobs: &[BestEffortJob]) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     for image in images {
-        let wanted = image.spec.sources().flat_map(|source| {
-            let claimed = source.claim.as_ref().and_then(|claim| claim.digest.as_ref());
-            source.http.as_ref().map(|http| &http.digest).into_iter().chain(claimed)
-        });
-        named.extend(wanted.cloned());
+        named.extend(image.spec.sources().filter_map(ImageSource::digest).cloned());
         let status = image.status.iter().flat_map(|status| [&status.digest, &status.kernel, &status.initrd]);
         named.extend(status.flatten().cloned());
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{initrd, names::show, tree::Tree};
+use crate::image::BootPaths;
 
 /// What is looked for, in order: what boot loaders of all distributions are given.
 const KERNELS: [&str; 2] = ["vmlinuz", "boot/vmlinuz"];
@@ -20,11 +21,25 @@ const LIMIT: u64 = 1 << 30;
 /// A file of the archive, with its size.
 pub(super) type Found = (Vec<u8>, u64);
 
-/// The kernel and the initial ram disk.
-pub(super) fn find(tree: &Tree) -> Result<(Found, Found), String> {
-    let kernel = one_of(tree, "kernel", "/vmlinuz", &KERNELS, &[KERNEL])?;
-    let initrd = one_of(tree, "initial ram disk", "/initrd.img", &INITRDS, &INITRD)?;
+/// The kernel and the initial ram disk: those that are named, or else those that are there.
+pub(super) fn find(tree: &Tree, named: &BootPaths) -> Result<(Found, Found), String> {
+    let kernel = match &named.kernel {
+        Some(path) => described(tree, "kernel", path)?,
+        None => one_of(tree, "kernel", "/vmlinuz", &KERNELS, &[KERNEL])?,
+    };
+    let initrd = match &named.initrd {
+        Some(path) => described(tree, "initial ram disk", path)?,
+        None => one_of(tree, "initial ram disk", "/initrd.img", &INITRDS, &INITRD)?,
+    };
     Ok((kernel, initrd))
+}
+
+fn described(tree: &Tree, what: &str, path: &str) -> Result<Found, String> {
+    let found = tree.file(path.trim_start_matches('/').as_bytes())?;
+    bounded(
+        what,
+        found.ok_or_else(|| format!("the description names the {what} {path}, which is no file of the archive"))?,
+    )
 }
 
 fn one_of(tree: &Tree, what: &str, usual: &str, names: &[&str], begins: &[&str]) -> Result<Found, String> {
@@ -95,7 +110,7 @@ mod tests {
             tree.add(path.as_bytes(), node.clone()).unwrap();
         }
         let text = |found: Found| String::from_utf8(found.0).unwrap();
-        find(&tree).map(|(kernel, initrd)| (text(kernel), text(initrd)))
+        find(&tree, &BootPaths::default()).map(|(kernel, initrd)| (text(kernel), text(initrd)))
     }
 
     fn link(to: &str) -> Node {
@@ -115,6 +130,19 @@ mod tests {
         assert_eq!(find_in(&files), wanted("boot/vmlinuz-6.2", "boot/initrd.img-6.2"));
         let one = [("boot/vmlinuz-5", Node::File(1)), ("boot/initramfs-5.img", Node::File(1))];
         assert_eq!(find_in(&one), wanted("boot/vmlinuz-5", "boot/initramfs-5.img"));
+    }
+
+    #[test]
+    fn what_the_description_names_comes_first() {
+        let mut tree = Tree::default();
+        for path in ["vmlinuz", "initrd.img", "boot/vmlinuz-9"] {
+            tree.add(path.as_bytes(), Node::File(1)).unwrap();
+        }
+        let named = |kernel: &str| BootPaths { kernel: Some(kernel.into()), initrd: None };
+        let (kernel, initrd) = find(&tree, &named("/boot/vmlinuz-9")).unwrap();
+        assert_eq!((kernel.0.as_slice(), initrd.0.as_slice()), (&b"boot/vmlinuz-9"[..], &b"initrd.img"[..]));
+        let error = find(&tree, &named("/boot/vmlinuz-8")).unwrap_err();
+        assert!(error.contains("names the kernel /boot/vmlinuz-8"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod boot;
 mod compression;
+pub(super) mod dd;
 mod disk;
 mod initrd;
 mod names;
@@ -25,7 +26,7 @@ use self::{
     disk::Making,
     stream::{Ended, Limits, Passed},
 };
-use super::{Trouble, TroubleKind};
+use super::{BootPaths, Trouble, TroubleKind};
 
 /// Most characters of the log that are kept.
 pub(super) const LOG: usize = 1000;
@@ -48,11 +49,11 @@ pub const KERNEL: &str = "vmlinuz";
 /// The initial ram disk.
 pub const INITRD: &str = "initrd.img";
 
-/// Converts `archive` into files in `work`, with a disk of `size` bytes. Blocking. What was begun is removed after a
+/// Converts `archive` into files in `work`, with a disk of `size` bytes, that boots with what is named. Blocking. What was begun is removed after a
 /// failure.
-pub fn convert(archive: &Path, work: &Path, size: u64) -> Result<Conversion, Trouble> {
+pub fn convert(archive: &Path, work: &Path, size: u64, boot: &BootPaths) -> Result<Conversion, Trouble> {
     let raw = work.join("disk.raw");
-    let converted = try_convert(archive, work, &raw, size);
+    let converted = try_convert(archive, work, &raw, (size, boot));
     let begun: &[&str] = if converted.is_ok() { &[] } else { &[DISK, KERNEL, INITRD] };
     for path in begun.iter().map(|name| work.join(name)).chain([raw]) {
         let _ = std::fs::remove_file(path);
@@ -60,11 +61,16 @@ pub fn convert(archive: &Path, work: &Path, size: u64) -> Result<Conversion, Tro
     converted
 }
 
-fn try_convert(archive: &Path, work: &Path, raw: &Path, size: u64) -> Result<Conversion, Trouble> {
+fn try_convert(
+    archive: &Path,
+    work: &Path,
+    raw: &Path,
+    (size, boot): (u64, &BootPaths),
+) -> Result<Conversion, Trouble> {
     let mut log = Vec::new();
     let passed = make_disk(archive, raw, size, &mut log)?;
     disk::check(raw)?;
-    let (kernel, initrd) = boot::find(&passed.tree).map_err(refused)?;
+    let (kernel, initrd) = boot::find(&passed.tree, boot).map_err(refused)?;
     for ((path, length), name) in [(&kernel, KERNEL), (&initrd, INITRD)] {
         disk::copy_out(raw, path, *length, &work.join(name))?;
         log.push(format!("/{name} is {}", names::show(path)));
@@ -113,7 +119,7 @@ fn refused(why: String) -> Trouble {
 }
 
 /// The end of the log, as much as fits.
-fn tail(lines: &[String]) -> String {
+pub(super) fn tail(lines: &[String]) -> String {
     let text = lines.join("\n");
     let skipped = text.chars().count().saturating_sub(LOG);
     text.chars().skip(skipped).collect()

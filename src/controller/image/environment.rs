@@ -1,0 +1,155 @@
+//! What an environment's description says of the VM that is made of it. Pure.
+//!
+//! A description is meant for metal: partitions, scripts that run on a deployed node and the kernel's command line are
+//! left out, and that is said. What a VM cannot have is refused.
+
+use crate::{
+    api::{
+        VmImageSpec,
+        image::{EnvironmentSource, ImageFormat},
+    },
+    driver::kadeploy::environment::{Environment, ImageKind},
+    image::{BootPaths, Trouble, TroubleKind},
+};
+
+fn refused<T>(why: &str) -> Result<T, Trouble> {
+    Err(Trouble::refused(TroubleKind::Unusable, format!("spec.source.environment: {why}")))
+}
+
+/// The description, if the image is of an environment that can become a VM's disk.
+pub(super) fn read(spec: &VmImageSpec) -> Result<Option<Environment>, Trouble> {
+    let Some(source) = &spec.source.environment else { return Ok(None) };
+    let described = Environment::from_yaml(&source.description).or_else(|error| refused(&error.to_string()))?;
+    let word = &described.image.kind_word;
+    match (described.image.kind(), spec.format) {
+        (ImageKind::Tar, ImageFormat::Tar) | (ImageKind::Dd, ImageFormat::Dd) => {}
+        (ImageKind::Tar, _) => return refused(&format!("its image.kind is {word:?}: set spec.format to tar")),
+        (ImageKind::Dd, _) => return refused(&format!("its image.kind is {word:?}: set spec.format to dd")),
+        (ImageKind::Fsa, _) => {
+            return refused("its files are an archive of fsarchiver, which is not read here: save it as a tar archive");
+        }
+        (ImageKind::Other, _) => return refused(&format!("its image.kind {word:?} is not known: tar or dd")),
+    }
+    if described.multipart {
+        return refused("it is of several partitions: save its root file system as one tar archive, or the disk as dd");
+    }
+    if let Some(os) = described.os.as_deref().filter(|os| *os != "linux") {
+        return refused(&format!("it is of os {os:?}: only linux is started as a VM"));
+    }
+    if source.digest.is_some() && !is_address(&described.image.file) {
+        let file = &described.image.file;
+        return refused(&format!(
+            "its image.file {file:?} is no http or https address: put the file on a web server or a claim, and name it with \
+             http or claim in place of digest"
+        ));
+    }
+    Ok(Some(described))
+}
+
+fn is_address(file: &str) -> bool {
+    file.starts_with("http://") || file.starts_with("https://")
+}
+
+/// Where the description says that the files are.
+pub(super) fn address(source: &EnvironmentSource) -> Option<String> {
+    let file = Environment::from_yaml(&source.description).ok()?.image.file;
+    is_address(&file).then_some(file)
+}
+
+/// What the description says that is started.
+pub(super) fn boot(spec: &VmImageSpec) -> Option<BootPaths> {
+    let boot = read(spec).ok()??.boot;
+    (boot.kernel.is_some() || boot.initrd.is_some()).then_some(BootPaths { kernel: boot.kernel, initrd: boot.initrd })
+}
+
+/// What of the description is not used, a line each.
+pub(super) fn unused(spec: &VmImageSpec) -> Vec<String> {
+    let Ok(Some(described)) = read(spec) else { return Vec::new() };
+    let mut lines = vec![format!("environment {}", described.id())];
+    if let Some(params) = described.boot.kernel_params.filter(|params| !params.is_empty()) {
+        lines.push(format!(
+            "not used, being for metal: boot.kernel_params {params:?} (spec.os.params adds to the VM's)"
+        ));
+    }
+    let scripts = described.preinstall.iter().chain(&described.postinstalls).map(|one| one.archive.as_str());
+    let scripts: Vec<&str> = scripts.collect();
+    if !scripts.is_empty() {
+        lines.push(format!("not run, being for metal: {}", scripts.join(", ")));
+    }
+    if described.destructive {
+        lines.push("destructive says nothing of a VM".into());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    const DESCRIPTION: &str = "
+name: debian12-min
+version: 3
+os: linux
+image: {file: 'https://images.example/debian12.tar.zst', kind: tar, compression: zstd}
+postinstalls: [{archive: 'server:///g5k.tgz', compression: gzip, script: g5k --net debian}]
+boot: {kernel: /boot/vmlinuz-1, initrd: /boot/initrd-1, kernel_params: console=ttyS1}
+destructive: true
+filesystem: ext4
+";
+
+    fn spec(description: &str, rest: &serde_json::Value) -> VmImageSpec {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let mut spec =
+            json!({"format": "tar", "source": {"environment": {"description": description, "digest": digest}}});
+        for (key, value) in rest.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn what_a_vm_can_use_is_used_and_the_rest_is_told() {
+        let spec = spec(DESCRIPTION, &json!({}));
+        let boot = boot(&spec).unwrap();
+        assert_eq!((boot.kernel.as_deref(), boot.initrd.as_deref()), (Some("/boot/vmlinuz-1"), Some("/boot/initrd-1")));
+        let source = spec.source.environment.as_ref().unwrap();
+        assert_eq!(address(source).as_deref(), Some("https://images.example/debian12.tar.zst"));
+        let told = unused(&spec).join("\n");
+        for word in ["debian12-min:3", "console=ttyS1", "server:///g5k.tgz", "destructive"] {
+            assert!(told.contains(word), "{told}");
+        }
+        assert!(unused(&VmImageSpec { source: crate::api::image::ImageSource::default(), ..spec }).is_empty());
+    }
+
+    #[rstest]
+    #[case::rubbish("[1, 2]", json!({}), "cannot be read")]
+    #[case::no_file("name: x", json!({}), "names no image.file")]
+    #[case::another_format("name: x\nimage: {file: 'https://a/b', kind: ddgz}", json!({}), "set spec.format to dd")]
+    #[case::archive_as_dd("name: x\nimage: {file: 'https://a/b', kind: tgz}", json!({"format": "dd"}), "set spec.format to tar")]
+    #[case::fsa("name: x\nimage: {file: 'https://a/b', kind: fsa1}", json!({}), "fsarchiver")]
+    #[case::unknown("name: x\nimage: {file: 'https://a/b', kind: iso}", json!({}), "\"iso\" is not known")]
+    #[case::parts("name: x\nimage: {file: 'https://a/b', kind: tar}\nmultipart: true", json!({}), "several partitions")]
+    #[case::xen("name: x\nimage: {file: 'https://a/b', kind: tar}\nos: xen", json!({}), "only linux")]
+    #[case::elsewhere("name: x\nimage: {file: 'server:///a', kind: tar}", json!({}), "name it with http or claim")]
+    fn what_no_vm_can_be_made_of_is_refused_in_words(
+        #[case] description: &str,
+        #[case] rest: serde_json::Value,
+        #[case] words: &str,
+    ) {
+        let refused = read(&spec(description, &rest)).unwrap_err();
+        assert!(refused.message.contains(words) && !refused.again, "{refused}");
+    }
+
+    #[test]
+    fn files_of_the_deployment_server_may_come_from_elsewhere() {
+        let mut spec = spec("name: x\nimage: {file: 'server:///a.tgz', kind: tar}", &json!({}));
+        let source = spec.source.environment.as_mut().unwrap();
+        source.claim = serde_json::from_value(json!({"name": "images", "path": "a.tgz"})).unwrap();
+        source.digest = None;
+        assert!(read(&spec).unwrap().is_some());
+        assert_eq!(spec.source.on_claim().unwrap().path, "a.tgz");
+    }
+}
