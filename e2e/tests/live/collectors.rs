@@ -16,8 +16,8 @@ use vmdeploy::api::{
 };
 
 use crate::{
-    per_member::{left_in_time, places},
-    world::{GONE, LIFE, computed, counted_right, ends_right, nothing_left, taken},
+    per_member::{left_in_time, places, runs_again},
+    world::{BOOT, GONE, LIFE, computed, counted_right, nothing_left, taken},
 };
 
 const MEMBERS: u32 = 4;
@@ -78,17 +78,12 @@ async fn one_is_held(job: &Job) -> Result<(Snapshot, Transfer)> {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes: e2e/test --each"]
-async fn nodes_are_left_before_the_repository_has_what_was_on_them() -> Result<()> {
-    let Some(bed) = Turn::alone().await? else { return Ok(()) };
-    let counting =
-        Counting { members: MEMBERS, ticks: 600, grace: GRACE, period: 60, noise: NOISE, ..Counting::default() };
-    let job = over_a_narrow_link(&bed, &counting).await?;
-    let narrow = Narrow::make(&bed)?;
+/// All nodes are wanted: members give their bytes to others, and their slots end before the repository has all.
+async fn left_early(bed: &TestBed, job: &Job) -> Result<()> {
     let now = job.get().await?;
     let before = places(&now)?;
-    let (taking, watching) = futures::future::join(taken(&bed, &nodes(&now)), one_is_held(&job)).await;
+    let held = nodes(&now);
+    let (taking, watching) = futures::future::join(taken(bed, &held), one_is_held(job)).await;
     let (snapshot, transfer) = watching?;
     taking?;
     let member = transfer.freed.iter().find_map(|freed| freed.holder.map(|_| freed.member)).context("nobody")?;
@@ -112,23 +107,15 @@ async fn nodes_are_left_before_the_repository_has_what_was_on_them() -> Result<(
         *first < freed.at.0.as_second() + 30,
         "member {member} was free at {freed:?}, and its slot ended at {first}"
     );
-    drop(narrow);
-    ends_right(&bed, &job, &counting).await?;
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes: e2e/test --each"]
-async fn a_collector_that_is_killed_takes_no_complete_generation_with_it() -> Result<()> {
-    let Some(bed) = Turn::alone().await? else { return Ok(()) };
-    let counting =
-        Counting { members: MEMBERS, ticks: 600, grace: GRACE, period: 60, noise: NOISE, ..Counting::default() };
-    let job = over_a_narrow_link(&bed, &counting).await?;
-    let narrow = Narrow::make(&bed)?;
+/// All nodes are wanted again, and the first agent that has bytes of others is killed: that generation is void, and says
+/// why. The node of that agent.
+async fn collector_killed(bed: &TestBed, job: &Job) -> Result<String> {
     let now = job.get().await?;
-    let complete = now.status.as_ref().and_then(|status| status.snapshots.last_stored).context("none is complete")?;
     let killed = async {
-        let (snapshot, transfer) = one_is_held(&job).await?;
+        let (snapshot, transfer) = one_is_held(job).await?;
         let held = transfer.collected.iter().find(|one| one.state == CollectedState::Held).context("nobody")?;
         let members = snapshot.status.map(|status| status.members).unwrap_or_default();
         let Some(collector) = members.iter().find(|member| member.index == held.by) else {
@@ -137,22 +124,40 @@ async fn a_collector_that_is_killed_takes_no_complete_generation_with_it() -> Re
         bed.run(&["kubectl", "-n", SYSTEM, "delete", "pod", &collector.pod, "--force", "--grace-period=0"])?;
         Ok((snapshot.metadata.name, held.clone(), collector.node.clone()))
     };
-    let (taking, killed) = futures::future::join(taken(&bed, &nodes(&now)), killed).await;
-    let (name, held, held_on) = killed?;
+    let held = nodes(&now);
+    let (taking, killed) = futures::future::join(taken(bed, &held), killed).await;
+    let (name, held, node) = killed?;
     taking?;
     let failed = until("the generation to be void", Duration::from_secs(120), async || {
         let all = job.snapshots().await?;
         let found = all.into_iter().find(|found| found.metadata.name == name).and_then(|found| found.status);
         Ok(found.filter(|status| status.phase == SnapshotPhase::Failed))
     });
-    let failed = failed.await?.transfer.unwrap_or_default();
-    let said = failed.message.unwrap_or_default();
+    let said = failed.await?.transfer.unwrap_or_default().message.unwrap_or_default();
     ensure!(said.contains(&format!("member {}", held.by)), "it does not say what happened: {said}");
+    Ok(node)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
+async fn nodes_are_left_early_and_a_killed_collector_takes_no_complete_generation_with_it() -> Result<()> {
+    let Some(bed) = Turn::alone().await? else { return Ok(()) };
+    let counting =
+        Counting { members: MEMBERS, ticks: 500, grace: GRACE, period: 60, noise: NOISE, ..Counting::default() };
+    let job = over_a_narrow_link(&bed, &counting).await?;
+    let narrow = Narrow::make(&bed)?;
+    left_early(&bed, &job).await?;
+    let runs = runs_again(&job, 2).await?;
+    let complete = runs.status.and_then(|status| status.snapshots.last_stored).context("none is complete")?;
+    // something new again
+    let reached = (0..MEMBERS).filter_map(|member| job.output.last_tick(member)).max().unwrap_or(0);
+    job.wait_tick(reached + 30, MEMBERS, BOOT).await?;
+    let node = collector_killed(&bed, &job).await?;
     drop(narrow);
     let end = counted_right(&job, &counting).await?;
     job.delete(GONE).await?;
     // the agent that would have removed its lease's directory was killed: the next one on that node does
-    let lease = format!("{held_on}: /var/lib/vmdeploy/leases/");
+    let lease = format!("{node}: /var/lib/vmdeploy/leases/");
     nothing_left(&bed, &job, |line| line.starts_with(&lease)).await?;
     let origin = end.status.and_then(|status| status.origin).and_then(|origin| origin.generation);
     ensure!(origin.is_some_and(|generation| generation >= complete), "it went back to {origin:?}, before {complete}");

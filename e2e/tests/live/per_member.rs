@@ -25,7 +25,7 @@ pub(crate) fn places(job: &BestEffortJob) -> Result<BTreeMap<u32, (String, Strin
     members.map(place).collect()
 }
 
-async fn runs_again(job: &Job, attempt: u32) -> Result<BestEffortJob> {
+pub(crate) async fn runs_again(job: &Job, attempt: u32) -> Result<BestEffortJob> {
     let runs = |found: &BestEffortJob| {
         let status = found.status.as_ref()?;
         let computes = matches!(status.phase, JobPhase::Running | JobPhase::Snapshotting);
