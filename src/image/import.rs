@@ -57,7 +57,7 @@ async fn import_archive(
     });
     let mut conversion = converted.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
     if let Some(params) = &order.check {
-        let seen = boot_check::starts(work, params).await?;
+        let seen = boot_check::starts(work, params).await.inspect_err(|_| convert::remove(work))?;
         conversion.log = convert::tail(&[conversion.log, seen]);
     }
     let made = async |name: &str| {

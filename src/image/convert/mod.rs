@@ -54,11 +54,20 @@ pub const INITRD: &str = "initrd.img";
 pub fn convert(archive: &Path, work: &Path, size: u64, boot: &BootPaths) -> Result<Conversion, Trouble> {
     let raw = work.join("disk.raw");
     let converted = try_convert(archive, work, &raw, (size, boot));
-    let begun: &[&str] = if converted.is_ok() { &[] } else { &[DISK, KERNEL, INITRD] };
-    for path in begun.iter().map(|name| work.join(name)).chain([raw]) {
-        let _ = std::fs::remove_file(path);
+    if converted.is_err() {
+        remove(work);
     }
+    // what was never begun is not there
+    let _ = std::fs::remove_file(raw);
     converted
+}
+
+/// Removes what a conversion has left in its directory.
+pub(super) fn remove(work: &Path) {
+    for name in [DISK, KERNEL, INITRD] {
+        // what was never begun is not there
+        let _ = std::fs::remove_file(work.join(name));
+    }
 }
 
 fn try_convert(
