@@ -104,10 +104,10 @@ fn is_discarded(step: &Step) -> bool {
 /// A step in the server's words.
 fn words(step: &Step) -> String {
     let known: Vec<&str> = [&step.large, &step.small].into_iter().flatten().map(String::as_str).collect();
-    match known.is_empty() {
-        true => bounded(step.state.as_deref().unwrap_or("begun")),
-        false => bounded(&known.join(": ")),
+    if known.is_empty() {
+        return bounded(step.state.as_deref().unwrap_or("begun"));
     }
+    bounded(&known.join(": "))
 }
 
 fn reason(step: &Step) -> String {

@@ -6,7 +6,11 @@
 //!
 //! `wire` is what Kadeploy 3 sends and takes; `errors` and `judge` turn that into the types here, without IO; `rest` is
 //! the client, `http` one exchange of it, with `pin` for servers whose certificate nobody signed. `g5k` speaks to
-//! Kadeploy through the API of Grid'5000: it was written from public descriptions and never called.
+//! Kadeploy through the API of Grid'5000.
+//!
+//! What the clients were tried on: `rest` on what a real Kadeploy 3.3.11 with simulated hardware was recorded to say, and
+//! at each run of the tests on `kadeploy-sim`, which does as that one did; `g5k` on bodies written from public
+//! descriptions. Nothing here was ever run against Grid'5000.
 
 pub mod contract;
 pub mod environment;

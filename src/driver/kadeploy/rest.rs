@@ -139,10 +139,7 @@ impl Kadeploy for KadeployRest {
         let none = || KadeployError::NoEnvironment(name.to_string());
         let mut query = format!("/environments?name={}", name.name);
         query.extend(name.user.iter().map(|user| format!("&username={user}")));
-        match name.version {
-            Some(version) => query.push_str(&format!("&version={version}")),
-            None => query.push_str("&last"),
-        }
+        query.push_str(&name.version.map_or("&last".into(), |version| format!("&version={version}")));
         let found: Vec<Environment> = match self.http.get(&query).await?.read() {
             Ok(found) => found,
             Err(Refusal::NotFound(_)) => return Err(none()),

@@ -122,9 +122,8 @@ async fn a_workflow_is_followed_to_its_end_and_beyond() {
 #[tokio::test]
 async fn a_workflow_of_which_no_node_is_left_did_nothing() {
     let broken = WorkflowId("D-5cdaf106-e95c-440b-af54-c8564e9a34d6".into());
-    let server = Replay::start(|line| match line.ends_with("/error") {
-        true => recorded("dep_same_nodes_error"),
-        false => recorded("dep_same_nodes_poll"),
+    let server = Replay::start(|line| {
+        recorded(if line.ends_with("/error") { "dep_same_nodes_error" } else { "dep_same_nodes_poll" })
     })
     .await;
     let client = connect(&server.site(""), &alice()).unwrap();
@@ -141,7 +140,7 @@ async fn ones_own_workflows_are_listed_with_their_nodes() {
     let list = client.workflows().await.unwrap();
     assert_eq!((list[0].id.clone(), &list[0].nodes, list[0].done), (id(), &nodes(), false));
     assert_eq!(list[0].environment.to_string(), "hv:1@alice");
-    assert_eq!(list[0].started.map(|at| at.as_second()), Some(1_795_325_920));
+    assert_eq!(list[0].started.map(jiff::Timestamp::as_second), Some(1_795_325_920));
     assert_eq!((list[1].nodes.len(), list[1].done), (0, true));
 }
 
@@ -162,8 +161,9 @@ async fn what_is_forgotten_already_is_no_error() {
 #[tokio::test]
 async fn an_environment_is_found_or_not() {
     let server = Replay::start(|line| match line {
-        "GET /environments?name=hv&last" => recorded("env_get_name"),
-        "GET /environments?name=hv&username=alice&version=2" => recorded("env_get_name"),
+        "GET /environments?name=hv&last" | "GET /environments?name=hv&username=alice&version=2" => {
+            recorded("env_get_name")
+        }
         "GET /environments?name=nope&last" => recorded("env_get_missing"),
         "GET /environments?name=empty&last" => recorded("env_list_empty"),
         _ => recorded("path_unknown"),
@@ -226,7 +226,7 @@ mod pinned {
         crate::tls::install_provider();
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-        let digest: String = Sha256::digest(certificate.der()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = format!("{:x}", Sha256::digest(certificate.der()));
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = rustls::ServerConfig::builder().with_no_client_auth();
         let config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();

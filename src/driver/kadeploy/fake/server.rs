@@ -73,7 +73,9 @@ impl Server {
             let hit = |running: &Running| !running.settled && running.nodes.contains(node);
             let ids: Vec<_> =
                 self.workflows.iter().filter(|(_, running)| hit(running)).map(|(id, _)| id.clone()).collect();
-            ids.iter().for_each(|id| self.forget(id, now));
+            for id in ids {
+                self.forget(&id, now);
+            }
         }
     }
 

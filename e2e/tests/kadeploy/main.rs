@@ -1,0 +1,26 @@
+//! Whether a deployment server is what our driver takes it for: the client's contract, and the oddities it relies on.
+//!
+//! The suite knows an address and settings, not which server it talks to. Without `VMDEPLOY_KADEPLOY_URL` each test
+//! starts a simulator of its own. With it, all of them use that server, one after the other:
+//!
+//! | setting | what | if absent |
+//! |---|---|---|
+//! | `VMDEPLOY_KADEPLOY_USER` | the account, by the header, or with the password | `alice` |
+//! | `VMDEPLOY_KADEPLOY_PASSWORD` | its password | by the header |
+//! | `VMDEPLOY_KADEPLOY_NODES` | two nodes, comma between them, for the suite alone | it must be set |
+//! | `VMDEPLOY_KADEPLOY_ENVIRONMENT` | one that can be put on both | it must be set |
+//! | `VMDEPLOY_KADEPLOY_ADMIN` | an administrator, by the header | rights are as they are |
+//! | `VMDEPLOY_KADEPLOY_OTHER` | another user, by the header | what others see is not tested |
+//! | `VMDEPLOY_KADEPLOY_FILES` | a directory that this machine can write and the server reads | files that change are not tested |
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests, in functions of their own too")]
+
+mod contract;
+mod deployments;
+mod environments;
+mod files;
+mod raw;
+mod requests;
+mod rights;
+mod simulator;
+mod world;

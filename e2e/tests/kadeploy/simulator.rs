@@ -1,0 +1,86 @@
+//! A simulator of one test's own.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A running simulator. It ends with this.
+pub(crate) struct Simulator {
+    directory: TempDir,
+    child: Mutex<Child>,
+    pub(crate) url: String,
+}
+
+impl Simulator {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("hv.tgz"), "an image").unwrap();
+        let (child, url) = spawn(&directory, "127.0.0.1:0");
+        Self { directory, child: Mutex::new(child), url }
+    }
+
+    /// Kills it, and starts it again where it was.
+    pub(crate) fn restart(&self) {
+        let mut child = self.child.lock().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (new, url) = spawn(&self.directory, self.url.strip_prefix("http://").unwrap());
+        assert_eq!(url, self.url);
+        *child = new;
+    }
+
+    /// Makes deployments of a node fail, or no longer.
+    pub(crate) fn break_node(&self, node: &str, broken: bool) {
+        let fault = json!({node: {"does": "fail", "error": "Unreachable after the reboot"}});
+        self.plan(&json!({"nodes": if broken { fault } else { json!({}) }}));
+    }
+
+    /// What goes wrong from now on.
+    pub(crate) fn plan(&self, faults: &Value) {
+        let (path, new) = (self.directory.path().join("faults"), self.directory.path().join("faults.new"));
+        fs::write(&new, faults.to_string()).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&self) -> Option<i32> {
+        self.child.lock().unwrap().wait().unwrap().code()
+    }
+
+    /// Where its files are.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn spawn(directory: &TempDir, listen: &str) -> (Child, String) {
+    let file = |name: &str| directory.path().join(name);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kadeploy-sim"))
+        .args(["--dummy", "--step", "150", "--trust", "127.0.0.1", "--user", "carol:secret", "--listen", listen])
+        .args(["--cluster", "one=node-1.test,node-2.test,node-3.test", "--cluster", "two=other-1.test,other-2.test"])
+        .arg("--state")
+        .arg(file("state"))
+        .arg("--faults")
+        .arg(file("faults"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (child, line.trim().to_owned())
+}

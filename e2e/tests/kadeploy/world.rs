@@ -1,0 +1,213 @@
+//! The server under test, by its settings.
+
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
+use vmdeploy::{
+    config::SiteConfig,
+    driver::{
+        kadeploy::{
+            EnvironmentName, Kadeploy, connect,
+            contract::{Power, World},
+        },
+        site::Credentials,
+    },
+    names::NodeName,
+};
+
+use crate::{
+    raw::{self, Account, Reply},
+    simulator::Simulator,
+};
+
+/// One server for all: one test at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// A server with settings.
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) account: Account,
+    pub(crate) user: String,
+    pub(crate) admin: Option<Account>,
+    pub(crate) other: Option<Account>,
+    pub(crate) nodes: Vec<String>,
+    pub(crate) environment: String,
+    pub(crate) files: Option<PathBuf>,
+    pub(crate) simulator: Option<Simulator>,
+    client: Arc<dyn Kadeploy>,
+    _turn: Option<MutexGuard<'static, ()>>,
+}
+
+fn setting(name: &str) -> Option<String> {
+    env::var(format!("VMDEPLOY_KADEPLOY_{name}")).ok().filter(|value| !value.is_empty())
+}
+
+impl Server {
+    /// The server under test, with an environment and, where that is in our power, rights to both nodes.
+    pub(crate) async fn find() -> Self {
+        let server = match setting("URL") {
+            Some(url) => Self::given(url).await,
+            None => Self::simulated().await,
+        };
+        for node in &server.nodes {
+            server.grant(&server.user, node).await;
+        }
+        server
+    }
+
+    async fn given(url: String) -> Self {
+        let wanted = |name: &str| setting(name).unwrap_or_else(|| panic!("VMDEPLOY_KADEPLOY_{name} is not set"));
+        let user = setting("USER").unwrap_or_else(|| "alice".into());
+        let nodes: Vec<String> = wanted("NODES").split(',').map(str::to_owned).collect();
+        assert_eq!(nodes.len(), 2, "VMDEPLOY_KADEPLOY_NODES must name two nodes");
+        let account = match setting("PASSWORD") {
+            Some(password) => Account::Basic(user.clone(), password),
+            None => Account::Header(user.clone()),
+        };
+        Self {
+            client: client(&url, &account),
+            account,
+            user,
+            admin: setting("ADMIN").map(Account::Header),
+            other: setting("OTHER").map(Account::Header),
+            nodes,
+            environment: wanted("ENVIRONMENT"),
+            files: setting("FILES").map(PathBuf::from),
+            simulator: None,
+            url,
+            _turn: Some(TURN.lock().await),
+        }
+    }
+
+    async fn simulated() -> Self {
+        let simulator = Simulator::start();
+        let account = Account::Header("alice".into());
+        let server = Self {
+            client: client(&simulator.url, &account),
+            url: simulator.url.clone(),
+            account,
+            user: "alice".into(),
+            admin: Some(Account::Header("oar".into())),
+            other: Some(Account::Header("bob".into())),
+            nodes: vec!["node-1.test".into(), "node-2.test".into()],
+            environment: "hv".into(),
+            files: Some(simulator.files()),
+            simulator: Some(simulator),
+            _turn: None,
+        };
+        let image = server.files.as_ref().unwrap().join("hv.tgz");
+        let reply = server.post("/environments", &json!({"environment": described("hv", &image)})).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        server
+    }
+
+    /// Asks as the account under test.
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Reply {
+        raw::ask(&self.url, &self.account, method, path, body).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.ask("GET", path, None).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.ask("POST", path, Some(body)).await
+    }
+
+    /// Gives a user rights to a node, if that is in our power; it is no matter if there are some.
+    pub(crate) async fn grant(&self, user: &str, node: &str) -> bool {
+        let Some(admin) = &self.admin else { return false };
+        let body = json!({"username": user, "nodes": [node], "overwrite": true});
+        let reply = raw::ask(&self.url, admin, "POST", "/rights", Some(&body)).await;
+        assert!(matches!(reply.codes(), (200, None) | (400, Some(14))), "{reply:?}");
+        true
+    }
+
+    /// Takes them away.
+    pub(crate) async fn revoke(&self, user: &str, node: &str) -> bool {
+        let Some(admin) = &self.admin else { return false };
+        let body = json!({"nodes": [node]});
+        let reply = raw::ask(&self.url, admin, "DELETE", &format!("/rights/{user}"), Some(&body)).await;
+        assert!(matches!(reply.codes(), (200, None) | (400, Some(14))), "{reply:?}");
+        true
+    }
+
+    /// The body of a request for a deployment of the environment on these nodes.
+    pub(crate) fn deployment(&self, nodes: &[String]) -> Value {
+        json!({"nodes": nodes, "environment": {"kind": "database", "name": self.environment, "user": self.user}})
+    }
+
+    /// Begins a deployment on these nodes.
+    pub(crate) async fn begin(&self, nodes: &[String]) -> String {
+        let reply = self.post("/deployment", &self.deployment(nodes)).await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.json()["wid"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a workflow is over.
+    pub(crate) async fn over(&self, id: &str) -> Value {
+        for _ in 0..4000 {
+            let poll = self.get(&format!("/deployment/{id}")).await.json();
+            if poll["done"] == true {
+                return poll;
+            }
+            self.pass().await;
+        }
+        panic!("{id} does not end");
+    }
+}
+
+/// An environment with this image.
+pub(crate) fn described(name: &str, image: &std::path::Path) -> Value {
+    json!({
+        "name": name, "version": 1, "description": "for tests", "author": "a@b.c", "os": "linux", "filesystem": "ext4",
+        "image": {"file": format!("server://{}", image.display()), "kind": "tar", "compression": "gzip"},
+        "boot": {"kernel": "/vmlinuz", "initrd": "/initrd.img"},
+    })
+}
+
+fn client(url: &str, account: &Account) -> Arc<dyn Kadeploy> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let text = format!("kind: oar2\nurl: http://nowhere\nuids: {{}}\nkadeploy: {{url: '{url}'}}\n");
+    let site: SiteConfig = vmdeploy::yaml::read(&text).unwrap();
+    let credentials = match account {
+        Account::Basic(username, password) => {
+            Credentials::Basic { username: username.clone(), password: password.clone() }
+        }
+        Account::Header(user) => Credentials::Header { user: user.clone() },
+        Account::Nobody => panic!("a client is somebody's"),
+    };
+    connect(&site, &credentials).unwrap()
+}
+
+#[async_trait]
+impl World for Server {
+    fn server(&self) -> &dyn Kadeploy {
+        self.client.as_ref()
+    }
+    fn nodes(&self) -> Vec<NodeName> {
+        self.nodes.iter().map(|node| node.as_str().into()).collect()
+    }
+    fn environment(&self) -> EnvironmentName {
+        EnvironmentName::newest(&self.environment)
+    }
+    async fn pass(&self) {
+        tokio::time::sleep(Duration::from_millis(if self.simulator.is_some() { 50 } else { 500 })).await;
+    }
+    async fn use_power(&self, power: Power<'_>) -> bool {
+        match power {
+            Power::Grant(node) => self.grant(&self.user, &node.0).await,
+            Power::Revoke(node) => self.revoke(&self.user, &node.0).await,
+            Power::Break(node, broken) => {
+                self.simulator.iter().for_each(|simulator| simulator.break_node(&node.0, broken));
+                self.simulator.is_some()
+            }
+            Power::Restart => {
+                self.simulator.iter().for_each(Simulator::restart);
+                self.simulator.is_some()
+            }
+        }
+    }
+}
