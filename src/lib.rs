@@ -78,7 +78,7 @@
 //! | `stream` | a byte stream within a WebSocket: to a port of a guest |
 //! | `subresources` | `vmdeploy logs`, `get`, `connect`, `exec` and `console`, behind the cluster's API server |
 //! | `tls` | the authority, certificates, mutual TLS |
-//! | `transfer` | kget: who sends what to the repository; `transfer::plan` decides the order in which nodes are emptied, `transfer::run` does it with files of many hosts, without Kubernetes |
+//! | `transfer` | kget: who sends what to the repository; `transfer::plan` decides the order in which nodes are emptied, and the chain by which an image comes to many; `transfer::run` empties them of files of many hosts, without Kubernetes |
 //!
 //! # The life of a job
 //!
@@ -116,7 +116,8 @@
 //!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
-//!    fetching only what the node has not kept of earlier captures; the guest stands still, and only when all are
+//!    fetching only what the node has not kept of earlier captures, and images from the agent before it in the job's
+//!    chain (`distribution: Broadcast`), which sends on what it still receives; the guest stands still, and only when all are
 //!    loaded do they run. Where an old member was only silent, its
 //!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
 //!    time has passed after that.
@@ -182,6 +183,10 @@
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
+//! - **What an image is**: its SHA-256, compared on each node at each use. Its pieces have names of their own, which the
+//!   repository finds out once: by them a node knows that what another agent sends is right before it writes it or sends
+//!   it on. Whom it fetches from is its own decision, by what those before it say of themselves
+//!   ([`transfer::plan::chain`]); whatever they say, the repository is there in the end.
 //! - **Images**: whoever has fetched one, or the operator for all. A digest alone gives no namespace what
 //!   another one has fetched. The repository removes one that nothing has named for `imageGrace`: no VmImage and no
 //!   job, which the operator asks the API server for, and no complete generation. Since when is noted beside it.
@@ -216,6 +221,9 @@
 //!   job's lock, so that a fence may wait for a large one.
 //! - **Fewer contacts.** Only the leading operator and the repository keep an agent from isolating itself:
 //!   kget and other agents know nothing of a fence.
+//! - **One chain, not one for each switch.** Nodes of a switch (label `vmdeploy.io/switch`) stand together and the next
+//!   switch is fed by the last of them, since only the end of a chain has a link to spare. The first agent is passed over
+//!   when it is dead, but not for being slow: those behind it cannot tell it from a slow repository.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new
 //!   jobs get none.
 //! - **Connections are called `portforward`, consoles `attach`** in the subresource API, names under which the

@@ -192,23 +192,17 @@ impl World {
         let identity = Identity::Agent { job: JOB.into(), member, incarnation };
         write(&issue(&self.certificates, &identity)?, &directory)?;
         let endpoint = endpoint(member, incarnation)?;
-        let lease = format!("3f2b8a10-{slot}");
-        let config = json!({
-            "protocol": 1, "job": JOB, "jobName": "job", "namespace": "default", "member": member,
-            "members": self.guests.members, "incarnation": incarnation, "slot": slot, "listen": endpoint,
-            "lease": {
-                "root": root.join("leases"), "directory": lease, "owner": 0,
-                "armWithin": {"secs": 30, "nanos": 0}, "beatLimit": {"secs": 15, "nanos": 0},
-            },
-            "isolation": {"secs": 60, "nanos": 0}, "notAfter": jiff::Timestamp::now() + Duration::from_secs(3600),
-            "repository": repository_address(self.guests.members), "image": self.image,
+        let lease = lease(&slot);
+        let mut config = told(root, (member, self.guests.members), incarnation, &slot, &json!(self.image))?;
+        let more = json!({
             "vm": {"memory": self.guests.memory}, "restore": restore,
-            "run": {"command": ["sh", "-c", self.guests.script]}, "outputs": [], "inputs": {}, "sshKeys": [],
-            "hostname": format!("job-{member}"), "address": address(member), "mac": mac(member, 1),
+            "run": {"command": ["sh", "-c", self.guests.script]},
             "network": network(self.guests.members, member, incarnation),
-            "maxPause": {"secs": 2, "nanos": 0}, "accelerator": "Tcg", "guestNetwork": "Isolated",
             "kept": {"key": KEPT_KEY, "limit": 1_u64 << 30},
         });
+        for (name, value) in more.as_object().context("no object")? {
+            config[name] = value.clone();
+        }
         std::fs::write(directory.join("config.json"), config.to_string())?;
         std::fs::create_dir_all(root.join("leases"))?;
         let vm = root.join(format!("vm-{slot}"));
@@ -322,12 +316,39 @@ fn nonce(generation: Generation) -> String {
     format!("cut-{generation}")
 }
 
-fn repository_address(members: u32) -> String {
+pub(crate) fn repository_address(members: u32) -> String {
     format!("{}:{REPOSITORY_PORT}", Nodes::address(members as usize))
 }
 
+/// What every agent is told: which member of how many it is, its slot and its image.
+pub(crate) fn told(
+    root: &Path,
+    (member, members): (u32, u32),
+    incarnation: Incarnation,
+    slot: &str,
+    image: &Value,
+) -> Result<Value> {
+    Ok(json!({
+        "protocol": 1, "job": JOB, "jobName": "job", "namespace": "default", "member": member, "members": members,
+        "incarnation": incarnation, "slot": slot, "listen": endpoint(member, incarnation)?,
+        "lease": {
+            "root": root.join("leases"), "directory": lease(slot), "owner": 0,
+            "armWithin": {"secs": 30, "nanos": 0}, "beatLimit": {"secs": 15, "nanos": 0},
+        },
+        "isolation": {"secs": 60, "nanos": 0}, "notAfter": jiff::Timestamp::now() + Duration::from_secs(3600),
+        "repository": repository_address(members), "image": image, "vm": {}, "outputs": [], "inputs": {},
+        "sshKeys": [], "hostname": format!("job-{member}"), "maxPause": {"secs": 2, "nanos": 0},
+        "accelerator": "Tcg", "guestNetwork": "Isolated",
+    }))
+}
+
+/// Name of a slot's lease.
+fn lease(slot: &str) -> String {
+    format!("3f2b8a10-{slot}")
+}
+
 /// Where a member's agent listens.
-fn endpoint(member: u32, incarnation: Incarnation) -> Result<SocketAddr> {
+pub(crate) fn endpoint(member: u32, incarnation: Incarnation) -> Result<SocketAddr> {
     Ok((Nodes::address(member as usize), 17700 + u16::try_from(incarnation % 50)?).into())
 }
 

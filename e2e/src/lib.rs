@@ -6,6 +6,7 @@
 
 pub mod agents;
 pub mod bucket;
+pub mod chain;
 pub mod chance;
 pub mod environment;
 pub mod goodput;

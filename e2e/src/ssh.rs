@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     agents::{Process, program},
+    chain::Spread,
     hosts::Hosts,
     nodes::Nodes,
 };
@@ -38,7 +39,7 @@ pub struct Ssh {
     pub key: PathBuf,
     /// A command that takes a host and a command.
     pub shell: PathBuf,
-    /// Where each host's file is, on all of them.
+    /// Where each host's file is, or comes to, on all of them.
     pub source: PathBuf,
     _servers: Vec<Process>,
 }
@@ -57,7 +58,19 @@ impl Ssh {
     }
 
     fn after(hosts: &Hosts, first: &str) -> Result<Self> {
-        let (key, shell, own) = (hosts.path("key"), hosts.path("ssh"), hosts.path("own"));
+        let directories: Vec<PathBuf> = (0..hosts.count()).map(|node| hosts.path(hosts.nodes.name(node))).collect();
+        Self::serve(&hosts.nodes, &directories, &hosts.path(""), first)
+    }
+
+    /// Starts one on each node that is to have an image.
+    pub fn to(spread: &Spread) -> Result<Self> {
+        let directories: Vec<PathBuf> = (0..spread.count()).map(|node| spread.node(node)).collect();
+        Self::serve(&spread.nodes, &directories, &spread.path(""), "")
+    }
+
+    /// One on each of the nodes that has a directory; they are reached from the one behind them.
+    fn serve(nodes: &Nodes, directories: &[PathBuf], root: &Path, first: &str) -> Result<Self> {
+        let (key, shell, own) = (root.join("key"), root.join("ssh"), root.join("own"));
         let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status()?;
         ensure!(made.success(), "ssh-keygen failed");
         fs::create_dir(&own)?;
@@ -71,13 +84,13 @@ impl Ssh {
             key = key.display()
         );
         let mut servers = Vec::new();
-        for node in 0..hosts.count() {
-            let mut command = hosts.nodes.command(node, "unshare");
-            command.args(["-m", "sh", "-c", &server, "sh"]).arg(hosts.path(hosts.nodes.name(node)));
+        for (node, directory) in directories.iter().enumerate() {
+            let mut command = nodes.command(node, "unshare");
+            command.args(["-m", "sh", "-c", &server, "sh"]).arg(directory);
             servers.push(Process(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?));
         }
-        for node in 0..hosts.count() {
-            hosts.nodes.on(hosts.count(), || answers(SocketAddr::new(Nodes::address(node).into(), 22)))??;
+        for node in 0..directories.len() {
+            nodes.on(directories.len(), || answers(SocketAddr::new(Nodes::address(node).into(), 22)))??;
         }
         Ok(Self { key, shell, source: own.join("image"), _servers: servers })
     }

@@ -32,6 +32,9 @@ pub struct AgentArgs {
     /// Run as the supervisor that the fence starts.
     #[arg(long, hide = true)]
     pub supervise: bool,
+    /// Only bring the images, say so on standard output, and serve them to the job's other agents.
+    #[arg(long, hide = true, conflicts_with = "supervise")]
+    pub images: bool,
 }
 
 /// Why an agent cannot start.
@@ -69,6 +72,9 @@ const FRUGAL: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRE
 /// Runs the agent to its end; `connect` makes its client of the repository.
 pub fn run(args: &AgentArgs, connect: &supervisor::Connect) -> Result<ExitCode, AgentFailure> {
     let config = read_config(&args.config)?;
+    if args.images {
+        return supervisor::only_images::run(args, config, connect);
+    }
     if args.supervise {
         return supervisor::run(args, config, connect);
     }

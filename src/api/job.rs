@@ -92,6 +92,9 @@ pub struct BestEffortJobSpec {
     pub inputs: Vec<InputFile>,
     /// Where and how the nodes are asked for.
     pub slots: SlotSpec,
+    /// How the image comes to the nodes: read when agents are placed.
+    #[serde(default)]
+    pub distribution: Distribution,
     /// When to take snapshots and how many to keep.
     #[serde(default)]
     pub snapshots: SnapshotPolicy,
@@ -323,6 +326,17 @@ pub enum Allocation {
     /// n reservations of one node: they can be given back one by one, and when some are wanted back only those are
     /// left. The others stand by until there are as many new ones.
     PerMember,
+}
+
+/// How an image comes to the nodes of a job. A node that has it already fetches nothing.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Distribution {
+    /// From node to node: about one image leaves the repository for all of them. Nodes whose label
+    /// `vmdeploy.io/switch` has the same value stand next to each other.
+    #[default]
+    Broadcast,
+    /// Each node fetches it from the repository.
+    NodeCache,
 }
 
 /// Filters for OAR; they never change how many nodes are asked for.

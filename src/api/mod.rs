@@ -47,5 +47,7 @@ pub const LABEL_INCARNATION: &str = "vmdeploy.io/incarnation";
 /// was captured, as `{"generation":7,"capturedAt":"2026-11-26T16:00:00Z"}`. What was computed since then is lost if
 /// the job is killed now. Absent as long as nothing is stored.
 pub const LAST_STORED: &str = "vmdeploy.io/last-stored";
+/// Label of a node: the switch that it is on, by whatever name.
+pub const LABEL_SWITCH: &str = "vmdeploy.io/switch";
 /// Label: which part of vmdeploy an object is (`agent`, `operator`, `kget`, `repository`, `importer`).
 pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";

@@ -72,7 +72,8 @@ impl Store {
                 }
                 Fate::Goes => {
                     // the image last: where this ends early it is found again
-                    for path in [layout::disk_record(&digest)?, mark, layout::image(&digest)?] {
+                    let (record, pieces) = (layout::disk_record(&digest)?, layout::image_pieces(&digest)?);
+                    for path in [record, pieces, mark, layout::image(&digest)?] {
                         self.root.discard(&path).map_err(|e| disk_error(&e))?;
                     }
                     tracing::info!(

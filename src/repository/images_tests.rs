@@ -75,6 +75,7 @@ fn b12_an_image_goes_after_the_grace_also_when_the_process_was_another_one_meanw
     bench.put(&one);
     bench.put(&two);
     bench.store.root.write(&layout::disk_record(&two).unwrap(), b"{}").unwrap();
+    bench.store.root.write(&layout::image_pieces(&two).unwrap(), b"names").unwrap();
     assert_eq!(bench.review(&[&one], 0), Ok(vec![]));
     let bench = bench.again();
     assert_eq!(bench.review(&[&one], HOUR - 1), Ok(vec![]));

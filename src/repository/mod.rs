@@ -29,6 +29,7 @@ pub mod http;
 mod images;
 mod indices;
 mod packs;
+mod pieces;
 mod publish;
 mod readback;
 mod receive;

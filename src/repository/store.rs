@@ -47,6 +47,8 @@ pub struct Store {
     locks: Mutex<HashMap<JobUid, Arc<Mutex<()>>>>,
     /// Held while images come and go; taken after a job's.
     pub(super) images: Mutex<()>,
+    /// Held while the pieces of an image are named.
+    pub(super) naming: Mutex<()>,
     /// Where the blocks of the jobs are.
     pub(super) indices: Indices,
     /// What came for files that are not published.
@@ -94,6 +96,7 @@ impl Store {
             root,
             locks: Mutex::default(),
             images: Mutex::default(),
+            naming: Mutex::default(),
             indices: Indices::default(),
             uploads: Uploads::default(),
             damage: Damage::default(),

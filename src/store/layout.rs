@@ -10,6 +10,7 @@
 //! images/<sha256>.damaged                was read and is not what its name says; for a person to look at
 //! images/<sha256>.json                   format and size as a disk, once an import has checked it
 //! images/<sha256>.unnamed                since when nothing names it
+//! images/<sha256>.pieces                 the names of its pieces: made again from the image when they are lost
 //! jobs/<uid>/record.json                 fence, highest number
 //! jobs/<uid>/generations/<n>/manifest.json
 //! jobs/<uid>/generations/<n>/i<incarnation>.m<member>.<kind>.<size>.<blake3>[.recipe]
@@ -46,6 +47,8 @@ pub const TRASH: &str = "trash";
 pub const IMAGES: &str = "images";
 /// Extension of an image that is not what its name says.
 pub const DAMAGED: &str = "damaged";
+/// Extension of the names of an image's pieces.
+const IMAGE_PIECES: &str = "pieces";
 /// Directory of the jobs.
 pub const JOBS: &str = "jobs";
 /// Directory of the generations in a job's.
@@ -133,6 +136,11 @@ pub fn unnamed_image(digest: &str) -> Result<PathBuf, BadName> {
     Ok(image(digest)?.with_extension("unnamed"))
 }
 
+/// Where the names of an image's pieces are kept.
+pub fn image_pieces(digest: &str) -> Result<PathBuf, BadName> {
+    Ok(image(digest)?.with_extension(IMAGE_PIECES))
+}
+
 /// The digest of an image by its name in the directory of images.
 pub fn parse_image_name(name: &str) -> Option<String> {
     is_digest(name).then(|| format!("sha256:{name}"))
@@ -155,13 +163,17 @@ fn names(below: &Path) -> Vec<&str> {
 
 /// Whether a file is made again from others when it is lost.
 pub fn is_derived(below: &Path) -> bool {
-    matches!(names(below)[..], [JOBS, _, BLOCKS])
+    match names(below)[..] {
+        [JOBS, _, BLOCKS] => true,
+        [IMAGES, name] => name.ends_with(&format!(".{IMAGE_PIECES}")),
+        _ => false,
+    }
 }
 
 /// Whether a file is a note: small, and read again and again.
 pub fn is_note(below: &Path) -> bool {
     match names(below)[..] {
-        [IMAGES, name] => name.contains('.') && !name.ends_with(DAMAGED),
+        [IMAGES, name] => name.contains('.') && !name.ends_with(DAMAGED) && !is_derived(below),
         [JOBS, _, RECORD] => true,
         [JOBS, _, GENERATIONS, _, name] => {
             name == MANIFEST || matches!(PartName::parse(name), Some(PartName::Record { .. }))

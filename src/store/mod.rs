@@ -8,6 +8,7 @@ pub mod machine;
 pub mod manifest;
 pub mod migration;
 pub mod pack;
+pub mod pieces;
 pub mod quota;
 pub mod recipe;
 pub mod retention;

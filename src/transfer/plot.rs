@@ -1,4 +1,4 @@
-//! Free nodes over time as a picture, with what no plan can beat. Pure.
+//! Nodes over time as a picture, with what no plan can beat: those that are free, or that have an image. Pure.
 
 use std::fmt::Write as _;
 
@@ -22,15 +22,71 @@ const COLORS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 pub struct Curve {
     /// What it is.
     pub name: String,
-    /// When nodes were free, in seconds, in any order.
+    /// When nodes were free, or had the image, in seconds, in any order.
     pub free: Vec<f64>,
+}
+
+/// A line of the picture.
+struct Line {
+    name: String,
+    style: String,
+    points: Vec<(f64, f64)>,
+}
+
+impl Line {
+    fn new(name: &str, style: &str, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.into(), style: style.into(), points }
+    }
+
+    /// Runs in colours of their own, each named by this.
+    fn of_runs(curves: &[Curve], end: f64, name: impl Fn(&Curve) -> String) -> impl Iterator<Item = Self> {
+        curves.iter().zip(COLORS.iter().cycle()).map(move |(curve, color)| {
+            let style = format!("stroke=\"{color}\" stroke-width=\"2\"");
+            Self { name: name(curve), style, points: steps(curve.free.clone(), end) }
+        })
+    }
+}
+
+/// Where the picture ends.
+fn end(curves: &[Curve], least: f64) -> f64 {
+    let ends = curves.iter().flat_map(|curve| &curve.free).copied().chain([least]);
+    ends.fold(0.0, f64::max).max(1e-3) * 1.02
 }
 
 /// Runs over the same nodes, and the bounds for these.
 pub fn svg(title: &str, input: &Input, curves: &[Curve]) -> String {
-    let nodes = input.sizes.len();
-    let ends = curves.iter().flat_map(|curve| &curve.free).copied().chain([input.all()]);
-    let end = ends.fold(0.0, f64::max).max(1e-3) * 1.02;
+    let (nodes, all) = (input.sizes.len(), input.all());
+    let end = end(curves, all);
+    let bound: Vec<f64> = (1..=nodes).map(|count| input.free(count)).collect();
+    let mut lines = vec![
+        Line::new("no plan frees more", "stroke=\"#888888\" stroke-dasharray=\"6 4\"", steps(bound, end)),
+        Line::new(
+            &format!("no plan ends before {all:.2} s"),
+            "stroke=\"#888888\" stroke-dasharray=\"2 3\"",
+            vec![(all, 0.0), (all, nodes as f64)],
+        ),
+    ];
+    let sum = |curve: &Curve| curve.free.iter().fold(0.0, |sum, free| sum + free);
+    lines.extend(Line::of_runs(curves, end, |curve| format!("{}: {:.1} node-seconds", curve.name, sum(curve))));
+    let least = format!("no plan with equal sizes: {:.1}", input.node_seconds());
+    picture(title, "nodes free", (end, nodes), &lines, &least)
+}
+
+/// Runs by which so many nodes got an image that no node can have before `bound` seconds.
+pub fn spread(title: &str, nodes: usize, bound: f64, curves: &[Curve]) -> String {
+    let end = end(curves, bound);
+    let least = Line::new(
+        &format!("no node has it before {bound:.2} s"),
+        "stroke=\"#888888\" stroke-dasharray=\"2 3\"",
+        vec![(bound, 0.0), (bound, nodes as f64)],
+    );
+    let last = |curve: &Curve| curve.free.iter().copied().fold(0.0, f64::max);
+    let runs = Line::of_runs(curves, end, |curve| format!("{}: {:.1} s", curve.name, last(curve)));
+    let lines: Vec<Line> = std::iter::once(least).chain(runs).collect();
+    picture(title, "nodes with the image", (end, nodes), &lines, "")
+}
+
+fn picture(title: &str, what: &str, (end, nodes): (f64, usize), lines: &[Line], note: &str) -> String {
     let place = |(second, count): (f64, f64)| {
         let x = LEFT + (RIGHT - LEFT) * second / end;
         let y = BOTTOM - (BOTTOM - TOP) * count / nodes.max(1) as f64;
@@ -44,37 +100,24 @@ pub fn svg(title: &str, input: &Input, curves: &[Curve]) -> String {
         SIZE.1,
         escaped(title)
     );
-    axes(&mut text, end, nodes);
-    let bound: Vec<f64> = (1..=nodes).map(|count| input.free(count)).collect();
-    let mut legend = 0.0;
-    let mut draw = |name: &str, style: &str, points: &[(f64, f64)]| {
-        let line: Vec<String> = points.iter().copied().map(place).collect();
-        let (x, y) = (RIGHT + 20.0, TOP + 10.0 + LINE * legend);
-        legend += 1.0;
+    axes(&mut text, what, end, nodes);
+    let mut y = TOP + 10.0;
+    for Line { name, style, points } in lines {
+        let points: Vec<String> = points.iter().copied().map(place).collect();
+        let x = RIGHT + 20.0;
         let _ = write!(
             text,
             "<polyline fill=\"none\" {style} points=\"{}\"/>\n\
              <line x1=\"{x}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\" {style}/>\n<text x=\"{}\" y=\"{}\">{}</text>\n",
-            line.join(" "),
+            points.join(" "),
             x + 24.0,
             x + 32.0,
             y + 4.0,
             escaped(name)
         );
-    };
-    draw("no plan frees more", "stroke=\"#888888\" stroke-dasharray=\"6 4\"", &steps(bound, end));
-    let all = input.all();
-    draw(
-        &format!("no plan ends before {all:.2} s"),
-        "stroke=\"#888888\" stroke-dasharray=\"2 3\"",
-        &[(all, 0.0), (all, nodes as f64)],
-    );
-    for (curve, color) in curves.iter().zip(COLORS.iter().cycle()) {
-        let name = format!("{}: {:.1} node-seconds", curve.name, curve.free.iter().fold(0.0, |sum, free| sum + free));
-        draw(&name, &format!("stroke=\"{color}\" stroke-width=\"2\""), &steps(curve.free.clone(), end));
+        y += LINE;
     }
-    let least = format!("no plan with equal sizes: {:.1}", input.node_seconds());
-    let _ = write!(text, "<text x=\"{}\" y=\"{}\">{least}</text>\n</svg>\n", RIGHT + 52.0, TOP + 14.0 + LINE * legend);
+    let _ = write!(text, "<text x=\"{}\" y=\"{}\">{note}</text>\n</svg>\n", RIGHT + 52.0, y + 4.0);
     text
 }
 
@@ -89,12 +132,12 @@ fn steps(mut times: Vec<f64>, end: f64) -> Vec<(f64, f64)> {
     points
 }
 
-fn axes(text: &mut String, end: f64, nodes: usize) {
+fn axes(text: &mut String, what: &str, end: f64, nodes: usize) {
     let _ = writeln!(
         text,
         "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" stroke=\"black\"/>\n\
          <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">seconds</text>\n\
-         <text x=\"18\" y=\"{}\" text-anchor=\"middle\" transform=\"rotate(-90 18 {})\">nodes free</text>",
+         <text x=\"18\" y=\"{}\" text-anchor=\"middle\" transform=\"rotate(-90 18 {})\">{what}</text>",
         f64::midpoint(LEFT, RIGHT),
         BOTTOM + 38.0,
         f64::midpoint(TOP, BOTTOM),
@@ -173,6 +216,17 @@ mod tests {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         assert!(text.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn who_has_the_image_is_drawn_with_what_nobody_beats() {
+        let curve = Curve { name: "chain".into(), free: vec![2.0, 2.5] };
+        let text = spread("an image", 2, 2.0, &[curve]);
+        for part in ["chain: 2.5 s", "no node has it before 2.00 s", "nodes with the image", "an image"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("<polyline")).collect();
+        assert_eq!((lines.len(), points(lines[1]).len()), (2, 6));
     }
 
     #[test]

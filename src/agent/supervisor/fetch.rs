@@ -163,8 +163,9 @@ impl Supervisor {
             self.view.quietly(|facts| facts.set_vm(progress.shown()));
         };
         let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
-        let fetched =
-            async |digest: &str| images::image(self.store.as_ref(), cache, digest, &progress).await.map_err(awaited);
+        let fetched = async |digest: &str| {
+            images::image(self.store.as_ref(), &self.chain, cache, digest, &progress).await.map_err(awaited)
+        };
         let mut held = Vec::new();
         let mut place = |cached: images::Cached| {
             let path = cached.path.clone();

@@ -4,7 +4,7 @@
 //! holds is removed, the longest unused first, when all together are larger than the limit or the disk
 //! is full. A name is never given to another file while it has one, and is taken away only under the
 //! lock of the directory, so that who holds a file finds it under its name. Other users of the node
-//! reach neither files nor locks.
+//! reach neither files nor locks. A fetch that is interrupted leaves what it has under a name of its own, for the next one.
 
 use std::{
     fs::{File, Permissions},
@@ -20,6 +20,7 @@ use rustix::{
 };
 use sha2::{Digest as _, Sha256};
 
+use super::chain::{Chain, PARTIAL, Proven};
 use crate::driver::{
     qemu::process,
     repository::{ByteStore, RepositoryError},
@@ -65,6 +66,7 @@ fn local(error: io::Error) -> RepositoryError {
 /// The file of an image, fetched if the node has none that is right.
 pub(super) async fn image(
     store: &dyn ByteStore,
+    chain: &Chain,
     cache: &Cache<'_>,
     digest: &str,
     progress: &(dyn Fn(u64) + Send + Sync),
@@ -76,25 +78,32 @@ pub(super) async fn image(
     for _ in 0..ATTEMPTS {
         if let Some(cached) = hold(&path).await.map_err(local)? {
             if is(&cached, digest).await.map_err(local)? {
-                return Ok(cached);
+                return shown(cached, chain, digest);
             }
             tracing::warn!(path = %path.display(), "a cached image is damaged and is fetched again");
             forget(cached.path, cached.lock).await.map_err(local)?;
         }
-        let fetched = match fetch(store, cache.directory, digest, &path, progress).await {
+        let fetched = match fetch(store, chain, cache.directory, digest, &path, progress).await {
             Err(RepositoryError::Local { why, full: true }) => {
                 tracing::warn!(why, "the disk of the cache is full: what nobody uses is removed");
                 clear(cache.directory, 0).await;
-                fetch(store, cache.directory, digest, &path, progress).await
+                fetch(store, chain, cache.directory, digest, &path, progress).await
             }
             other => other,
         };
         if fetched? && let Some(cached) = hold(&path).await.map_err(local)? {
             clear(cache.directory, cache.limit).await;
-            return Ok(cached);
+            return shown(cached, chain, digest);
         }
     }
     Err(RepositoryError::Unreachable(format!("{digest} was taken away each time")))
+}
+
+/// An image that is right, for others of the job as well.
+fn shown(cached: Cached, chain: &Chain, digest: &str) -> Result<Cached, RepositoryError> {
+    // with no part in the lock, which is given up before
+    chain.has(digest, File::open(&cached.path).map_err(local)?);
+    Ok(cached)
 }
 
 /// Makes the directory, for us and for QEMU to pass through.
@@ -139,7 +148,7 @@ async fn hold(path: &Path) -> io::Result<Option<Cached>> {
 }
 
 /// Whether the path still names the open file: it may have been removed or replaced before it was held.
-fn is_still(file: &File, path: &Path) -> bool {
+pub(super) fn is_still(file: &File, path: &Path) -> bool {
     let (held, named) = (file.metadata(), std::fs::metadata(path));
     held.is_ok_and(|held| named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())))
 }
@@ -186,11 +195,12 @@ fn sweep(directory: &Path, limit: u64) -> io::Result<()> {
         // other agents change the directory, too
         let Ok(found) = entry.metadata() else { continue };
         let (name, used) = (entry.file_name(), found.modified()?);
-        if name.as_encoded_bytes().starts_with(b".") {
+        let is_part = name.as_encoded_bytes().starts_with(PARTIAL.as_bytes());
+        if name.as_encoded_bytes().starts_with(b".") && !is_part {
             if used.elapsed().is_ok_and(|age| age > ABANDONED) {
                 std::fs::remove_file(entry.path())?;
             }
-        } else if name.as_encoded_bytes().starts_with(b"sha256-") && found.is_file() {
+        } else if (is_part || name.as_encoded_bytes().starts_with(b"sha256-")) && found.is_file() {
             total = total.saturating_add(found.len());
             files.push((used, found.len(), entry.path()));
         }
@@ -213,16 +223,22 @@ fn sweep(directory: &Path, limit: u64) -> io::Result<()> {
 /// Brings an image under its name. False: another agent was first.
 async fn fetch(
     store: &dyn ByteStore,
+    chain: &Chain,
     directory: &Path,
     digest: &str,
     path: &Path,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<bool, RepositoryError> {
-    let new = directory.join(format!(".{:032x}", rand::random::<u128>()));
-    let placed = match store.get_image(digest, &new, progress).await {
-        Ok(()) => put(&new, path).map_err(local),
-        Err(error) => Err(error),
+    let brought = chain.bring(store, directory, digest, progress).await?;
+    let (new, whole) = match &brought {
+        Some(Proven { path, .. }) => (path.clone(), Ok(())),
+        None => {
+            let new = directory.join(format!(".{:032x}", rand::random::<u128>()));
+            let whole = store.get_image(digest, &new, progress).await;
+            (new, whole)
+        }
     };
+    let placed = whole.and_then(|()| put(&new, path).map_err(local));
     if !matches!(placed, Ok(true)) {
         // the store may not have made it
         let _ = tokio::fs::remove_file(&new).await;

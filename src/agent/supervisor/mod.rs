@@ -5,6 +5,7 @@
 //! and ends with its fence.
 
 mod capture;
+mod chain;
 mod collect;
 mod console;
 mod contact;
@@ -18,6 +19,7 @@ mod load;
 mod machine;
 mod master;
 mod network;
+pub(super) mod only_images;
 mod orders;
 mod output;
 mod problems;
@@ -49,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 pub use orders::Orders;
 
 use self::{
+    chain::Chain,
     console::Console,
     contact::Contact,
     view::View,
@@ -99,6 +102,8 @@ pub struct Supervisor {
     pace: Arc<Pace>,
     view: Arc<View>,
     contact: Contact,
+    /// Through which images come, and go on to others.
+    chain: Chain,
     vm: Mutex<Option<Vm>>,
     /// How many orders wait for the VM that cannot wait for a merge.
     urgent: watch::Sender<usize>,
@@ -134,6 +139,7 @@ impl Supervisor {
         Arc::new(Self {
             view: Arc::new(View::new(&config, clock)),
             contact: Contact::new(fence),
+            chain: Chain::of(&config),
             config,
             paths,
             store,
@@ -308,11 +314,19 @@ impl Supervisor {
     }
 }
 
+async fn listen(config: &AgentConfig) -> Result<tokio::net::TcpListener, AgentFailure> {
+    let listen = config.listen;
+    tokio::net::TcpListener::bind(listen).await.map_err(AgentFailure::io(format!("serve on {listen}")))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, AgentFailure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(AgentFailure::io("start the runtime"))
+}
+
 /// Serves until the agent has left or lost its lease; the exit code.
 async fn serve_until_left(supervisor: &Arc<Supervisor>, credentials: &Credentials) -> Result<u8, AgentFailure> {
-    let listen = supervisor.config.listen;
-    let listener =
-        tokio::net::TcpListener::bind(listen).await.map_err(AgentFailure::io(format!("serve on {listen}")))?;
+    let listener = listen(&supervisor.config).await?;
     let silence = u32::try_from(supervisor.silence_limit().as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&listener, silence)
         .map_err(|errno| AgentFailure::io("limit the silence of peers")(errno.into()))?;
@@ -357,12 +371,11 @@ pub(super) fn run(args: &AgentArgs, config: AgentConfig, connect: &Connect) -> R
     let kept = open_kept(&args.node_dir.join("captures"), &config);
     let pace = Arc::<Pace>::default();
     let store = connect(&credentials, &config.repository, kept.clone(), pace.clone())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(AgentFailure::io("start the runtime"))?;
+    let runtime = runtime()?;
     let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(AgentFailure::io("reach the fence"))?;
     let fence = UnixStream::from(input);
     let reading = fence.try_clone().map_err(AgentFailure::io("hear the fence"))?;
-    let paths = Paths { vm: args.vm_dir.clone(), cache: args.node_dir.join("images") };
+    let paths = Paths::of(args);
     let code = runtime.block_on(async {
         let supervisor = Supervisor::new(config, paths, store, kept, pace, Clock::system(), Some(fence));
         let hearing = supervisor.clone();

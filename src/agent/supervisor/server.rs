@@ -14,7 +14,7 @@ use axum::{
 use futures::StreamExt as _;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Supervisor, collect, orders::Orders, visit};
+use super::{Supervisor, chain, collect, orders::Orders, visit};
 use crate::{
     driver::agent::{
         AgentError, CaptureOrder, CollectOrder, ExecOrder, GuestAccess as _, NodeAgent as _, UploadOrder,
@@ -54,6 +54,7 @@ pub(super) fn router(supervisor: Arc<Supervisor>) -> Router {
         .layer(middleware::from_fn_with_state(supervisor.clone(), known_only))
         // from other agents of the job; it is looked at there who sends what
         .merge(collect::routes())
+        .merge(chain::routes())
         .with_state(supervisor)
 }
 
@@ -116,9 +117,9 @@ pub(super) fn refusal(error: &AgentError) -> Response {
 
 /// From which byte on.
 #[derive(Deserialize)]
-struct From {
+pub(super) struct From {
     #[serde(default)]
-    from: u64,
+    pub(super) from: u64,
 }
 
 async fn output(State(supervisor): State<Arc<Supervisor>>, Query(From { from }): Query<From>) -> Response {

@@ -81,6 +81,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         guest_network: GuestNetwork::Isolated,
         image_cache: 1 << 40,
         kept: None,
+        chain: Vec::new(),
     }
 }
 
@@ -190,6 +191,8 @@ fn broken(error: impl std::fmt::Display) -> RepositoryError {
 }
 
 impl crate::driver::repository::carry::Carrying for FileStore {}
+
+impl crate::driver::repository::piecewise::Piecewise for FileStore {}
 
 #[async_trait]
 impl ByteStore for FileStore {

@@ -33,6 +33,8 @@ struct Moody {
 
 impl crate::driver::repository::carry::Carrying for Moody {}
 
+impl crate::driver::repository::piecewise::Piecewise for Moody {}
+
 #[async_trait]
 impl ByteStore for Moody {
     async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError> {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::{images::Cached, output::Output};
+use super::{super::AgentArgs, images::Cached, output::Output};
 use crate::{
     driver::{
         guest::channel::Channel,
@@ -39,6 +39,9 @@ pub(super) struct Paths {
 }
 
 impl Paths {
+    pub(super) fn of(args: &AgentArgs) -> Self {
+        Self { vm: args.vm_dir.clone(), cache: args.node_dir.join("images") }
+    }
     pub(super) fn sockets(&self) -> PathBuf {
         self.vm.join("s")
     }

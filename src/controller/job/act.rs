@@ -18,14 +18,17 @@ use super::{
     pods,
 };
 use crate::{
-    api::{BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, Snapshot, SnapshotSpec, SnapshotStatus},
+    api::{
+        BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, LABEL_SWITCH, Snapshot, SnapshotSpec,
+        SnapshotStatus,
+    },
     driver::{
         DriverError as _, Retry,
         agent::{AgentAddress, AgentError, Authority, NodeAgent},
         cluster::{ClusterError, EventRecord, Kind, Shown},
         site::{Credentials, Site, SiteError, SlotRequest},
     },
-    names::{Identity, JobUid},
+    names::{Identity, JobUid, MemberIndex, NodeName},
     store::adoption::Adoption,
 };
 
@@ -262,8 +265,9 @@ async fn create_agent(
         Err(missing) => return Err(Error::Vanished(format!("inputs not found: {}", missing.join(", ")))),
     };
     let keys = pods::Keys::of_job(&ctx.authority.key, uid);
-    let told = pods::config(job, placement, &ctx.config, site, owner, inputs, keys)
+    let mut told = pods::config(job, placement, &ctx.config, site, owner, inputs, keys)
         .ok_or_else(|| vanished("the job was never accepted"))?;
+    told.chain = pods::chain(job, placement, &switches(job, ctx));
     let identity = Identity::Agent { job: uid.clone(), member: placement.member, incarnation: placement.incarnation };
     let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;
     let issued = ctx.authority.issue(&identity, ctx.clock.now(), lifetime)?;
@@ -271,6 +275,14 @@ async fn create_agent(
     let pod = pods::pod(job, placement, &ctx.config);
     let pod = ctx.cluster.create_agent_pod(&pod).await?;
     Ok(ctx.cluster.create_agent_secret(&secret, &pod).await?)
+}
+
+/// The switches that the members' nodes are on, as far as their labels say so.
+fn switches(job: &BestEffortJob, ctx: &Context) -> BTreeMap<MemberIndex, String> {
+    let members = job.status.iter().flat_map(|status| &status.members);
+    let of =
+        |node: &String| ctx.view.node(&NodeName(node.clone()))?.metadata.labels.as_ref()?.get(LABEL_SWITCH).cloned();
+    members.filter_map(|member| Some((member.index, of(member.node.as_ref()?)?))).collect()
 }
 
 /// Where an agent is and who it must be.

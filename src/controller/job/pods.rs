@@ -22,16 +22,18 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::RunMembers, job_status::NetworkStatus,
+        job::{Distribution, RunMembers},
+        job_status::{MemberStatus, NetworkStatus},
     },
     config::{Config, SiteConfig, vxlan_port},
     driver::agent::{
-        AgentConfig, CONFIG_DIR, HostKey, KeptConfig, KeptKey, LeaseConfig, MasterConfig, MasterPlace, MemberNetwork,
-        NODE_DIR, NetworkMember, PROTOCOL, Role, VM_DIR, guest_silence,
+        AgentConfig, CONFIG_DIR, ChainPeer, HostKey, KeptConfig, KeptKey, LeaseConfig, MasterConfig, MasterPlace,
+        MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, Role, VM_DIR, guest_silence,
     },
-    names::{JobUid, lease_directory},
+    names::{JobUid, MemberIndex, lease_directory},
     store::manifest::{MOST_OUTPUT, most_of_part},
     tls::Credentials,
+    transfer::plan::chain::{Place, before},
 };
 
 /// A beat older than this is a lost lease (safety A2).
@@ -116,8 +118,32 @@ pub fn config(
         image_cache: config.agents.image_cache.0,
         kept: Some(KeptConfig { key: keys.kept, limit: config.agents.capture_cache.0 })
             .filter(|kept| has_vm && kept.limit > 0),
+        chain: Vec::new(),
         job_name: name,
     })
+}
+
+/// Whom an agent fetches images from, the nearest first: nobody else, unless all of its incarnation are placed.
+pub fn chain(
+    job: &BestEffortJob,
+    placement: &AgentPlacement,
+    switches: &BTreeMap<MemberIndex, String>,
+) -> Vec<ChainPeer> {
+    let members = job.status.as_ref().map_or(&[][..], |status| &status.members);
+    if job.spec.distribution == Distribution::NodeCache || !has_vm(job, placement) {
+        return Vec::new();
+    }
+    let peer = |member: &MemberStatus| {
+        let agent = member.agent.as_ref().filter(|agent| agent.incarnation == placement.incarnation)?;
+        Some((member.index, agent.endpoint.parse().ok()?))
+    };
+    let Some(endpoints) = members.iter().map(peer).collect::<Option<BTreeMap<MemberIndex, SocketAddr>>>() else {
+        return Vec::new();
+    };
+    let places: Vec<Place> =
+        endpoints.keys().map(|member| Place { member: *member, switch: switches.get(member).cloned() }).collect();
+    let before = before(&places, placement.member);
+    before.into_iter().filter_map(|member| Some(ChainPeer { member, endpoint: *endpoints.get(&member)? })).collect()
 }
 
 /// Whether it has a virtual machine; a master on a node of its own has none.

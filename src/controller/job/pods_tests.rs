@@ -157,3 +157,37 @@ fn an_agent_is_told_what_it_needs() {
     assert_eq!(read, told);
     assert_eq!(secret.metadata.name.as_deref(), Some(placement.pod.as_str()));
 }
+
+#[test]
+fn an_agent_fetches_images_from_those_before_it_and_from_nobody_that_is_not_placed() {
+    let (mut job, mut placement, _) = parts();
+    let members = |job: &BestEffortJob, placement: &AgentPlacement, switches: &[(u32, &str)]| {
+        let switches = switches.iter().map(|(member, switch)| (*member, (*switch).to_owned())).collect();
+        chain(job, placement, &switches)
+            .into_iter()
+            .map(|peer| (peer.member, peer.endpoint.to_string()))
+            .collect::<Vec<_>>()
+    };
+    let mut third = job.status.as_ref().unwrap().members[1].clone();
+    third.index = 2;
+    third.agent.as_mut().unwrap().endpoint = "192.0.2.3:17703".into();
+    job.status.as_mut().unwrap().members.push(third);
+    job.spec.members = 3;
+    let at = |member: u32| (member, format!("192.0.2.{}:17703", member + 1));
+    placement.member = 2;
+    assert_eq!(members(&job, &placement, &[]), [at(1), at(0)]);
+    // the second one's switch comes behind that of the others
+    assert_eq!(members(&job, &placement, &[(0, "a"), (1, "b"), (2, "a")]), [at(0)]);
+    placement.member = 0;
+    assert_eq!(members(&job, &placement, &[]), []);
+    placement.member = 2;
+    let master = AgentPlacement { member: 3, ..placement.clone() };
+    assert_eq!(members(&job, &master, &[]), [], "it has no image");
+    let cached = BestEffortJob {
+        spec: crate::api::BestEffortJobSpec { distribution: Distribution::NodeCache, ..job.spec.clone() },
+        ..job.clone()
+    };
+    assert_eq!(members(&cached, &placement, &[]), []);
+    job.status.as_mut().unwrap().members[0].agent.as_mut().unwrap().incarnation = 2;
+    assert_eq!(members(&job, &placement, &[]), [], "that is another incarnation's");
+}

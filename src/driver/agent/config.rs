@@ -95,9 +95,22 @@ pub struct AgentConfig {
     /// Most bytes of images that the node keeps beyond those in use.
     #[serde(default = "image_cache")]
     pub image_cache: u64,
+    /// Whom images are fetched from, the nearest first; absent: from the repository only.
+    #[serde(default)]
+    pub chain: Vec<ChainPeer>,
     /// What the node keeps of the job's captures for the next agent; absent: nothing.
     #[serde(default)]
     pub kept: Option<KeptConfig>,
+}
+
+/// The agent of another member, as it passes images on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChainPeer {
+    /// Its member.
+    pub member: MemberIndex,
+    /// Address it serves on.
+    pub endpoint: SocketAddr,
 }
 
 /// What a node keeps of a job's captures.

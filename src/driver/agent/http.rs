@@ -111,6 +111,12 @@ impl AgentHttp {
         check(request.send().await.map_err(unreachable)?).await.map(|_| ())
     }
 
+    /// Asks for something whose end may be long in coming.
+    pub(super) async fn ask(&self, method: Method, path: &str) -> Result<reqwest::Response, AgentError> {
+        let reply = tokio::time::timeout(QUESTION, self.request(method, path)?.send()).await;
+        check(reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?).await
+    }
+
     /// Asks for a stream to or from the guest.
     async fn stream(&self, path: &str) -> Result<Connection, AgentError> {
         let request = self
@@ -160,10 +166,8 @@ async fn bounded(mut reply: reqwest::Response) -> Result<Vec<u8>, AgentError> {
 #[async_trait]
 impl GuestAccess for AgentHttp {
     async fn output(&self, from: u64) -> Result<ByteStream, AgentError> {
-        let request = self.request(Method::GET, &format!("output?from={from}"))?.send();
-        let reply = tokio::time::timeout(QUESTION, request).await;
-        let reply = reply.map_err(|_| AgentError::Unreachable("no answer".into()))?.map_err(unreachable)?;
-        Ok(check(reply).await?.bytes_stream().map_err(std::io::Error::other).boxed())
+        let reply = self.ask(Method::GET, &format!("output?from={from}")).await?;
+        Ok(reply.bytes_stream().map_err(std::io::Error::other).boxed())
     }
 
     async fn connect(&self, port: u16) -> Result<Connection, AgentError> {

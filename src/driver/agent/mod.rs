@@ -16,6 +16,7 @@ mod host_key;
 pub mod http;
 pub mod limits;
 mod orders;
+pub mod peer;
 mod state;
 
 use std::{net::SocketAddr, time::Duration};
@@ -25,7 +26,7 @@ use futures::stream::BoxStream;
 
 pub use self::{
     config::{
-        Accelerator, AgentConfig, CONFIG_DIR, GuestNetwork, IMAGE_DIR, KeptConfig, LEASE_ROOT, LeaseConfig,
+        Accelerator, AgentConfig, CONFIG_DIR, ChainPeer, GuestNetwork, IMAGE_DIR, KeptConfig, LEASE_ROOT, LeaseConfig,
         MasterConfig, MasterPlace, MemberNetwork, NODE_DIR, NetworkMember, Role, VM_DIR, VNI_LIMIT, guest_silence,
     },
     derived::KeptKey,

@@ -84,7 +84,7 @@ impl Bench {
     pub(crate) async fn of_the_first_version() -> Self {
         async fn older(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
             use axum::response::IntoResponse as _;
-            let mut reply = if request.uri().path().ends_with("/blocks") {
+            let mut reply = if ["/blocks", "/pieces"].iter().any(|new| request.uri().path().ends_with(new)) {
                 let error = super::wire::ErrorReply::from(RepositoryError::NotFound(super::wire::NO_PATH.into()));
                 (axum::http::StatusCode::NOT_FOUND, axum::Json(error)).into_response()
             } else {
@@ -94,6 +94,17 @@ impl Bench {
             reply
         }
         Self::serving(Kind::Directory, 0, |router| router.layer(axum::middleware::from_fn(older))).await
+    }
+
+    /// The real one, and which addresses of images are asked of it.
+    pub(crate) async fn of_images(asked: Arc<std::sync::Mutex<Vec<String>>>) -> Self {
+        let note = move |request: axum::extract::Request, next: axum::middleware::Next| {
+            if request.uri().path().starts_with(super::wire::IMAGES_PATH) {
+                asked.lock().unwrap().push(request.uri().to_string());
+            }
+            next.run(request)
+        };
+        Self::serving(Kind::Directory, 0, |router| router.layer(axum::middleware::from_fn(note))).await
     }
 
     /// The real one, with a bucket.

@@ -445,6 +445,8 @@ async fn write(path: &Path, content: &[u8]) -> Result<(), RepositoryError> {
 
 impl crate::driver::repository::carry::Carrying for FakeRepository {}
 
+impl crate::driver::repository::piecewise::Piecewise for FakeRepository {}
+
 #[async_trait]
 impl ByteStore for FakeRepository {
     async fn put_part(

@@ -9,6 +9,7 @@ pub mod pace;
 #[cfg(test)]
 mod pace_tests;
 mod parts;
+pub mod piecewise;
 mod streams;
 pub mod wire;
 #[cfg(test)]
@@ -321,7 +322,7 @@ pub type SendingProgress<'a> = &'a (dyn Fn(Sending) + Send + Sync);
 
 /// What agents and importers ask of the repository: bytes.
 #[async_trait]
-pub trait ByteStore: carry::Carrying {
+pub trait ByteStore: carry::Carrying + piecewise::Piecewise {
     /// The manifest of a complete generation: what a member restores from.
     async fn get_manifest(&self, job: &JobUid, generation: Generation) -> Result<Manifest, RepositoryError>;
 

@@ -24,6 +24,15 @@ pub const VERSION: u32 = 2;
 pub const NO_PATH: &str = "no such path";
 /// What is said to a request of a later version that is not understood, with an [`ErrorReply`].
 pub const TOO_NEW: StatusCode = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+/// Which bytes of an image are wanted.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct BytesQuery {
+    /// The first.
+    pub from: u64,
+    /// The one after the last.
+    pub to: u64,
+}
+
 /// Largest error that is read.
 pub const MAX_ERROR: usize = 16 << 10;
 /// Limit of a request that moves no files.
@@ -223,6 +232,16 @@ pub fn image_path(digest: &str) -> String {
 /// Path of what is noted of an image as a disk.
 pub fn disk_record_path(digest: &str) -> String {
     format!("{}/disk", image_path(digest))
+}
+
+/// Path of the names of an image's pieces. A repository that does not know it is of an earlier version.
+pub fn image_pieces_path(digest: &str) -> String {
+    format!("{}/pieces", image_path(digest))
+}
+
+/// Path of some of an image's bytes.
+pub fn image_bytes_path(digest: &str, BytesQuery { from, to }: BytesQuery) -> String {
+    format!("{}/bytes?from={from}&to={to}", image_path(digest))
 }
 
 /// Text as one segment of a path: whatever it holds, it stays one.

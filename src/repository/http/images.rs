@@ -57,7 +57,16 @@ pub(super) async fn receive_image(
     if digest != received.digest {
         return Err(RepositoryError::Damaged(format!("the image is {}", received.digest)).into());
     }
-    Ok(service.blocking(move |store| store.keep_image(&digest, &received.staged)).await?)
+    let named = digest.clone();
+    service.blocking(move |store| store.keep_image(&digest, &received.staged)).await?;
+    // before anybody asks for them
+    let store = service.store;
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = store.image_pieces(&named) {
+            tracing::warn!(digest = named, %error, "the pieces of an image are named when they are asked for");
+        }
+    });
+    Ok(())
 }
 
 pub(super) async fn review(
@@ -100,7 +109,7 @@ pub(super) async fn send(
 
 /// Puts a damaged image aside, unless another one has taken its place already, or only what was on the disk is damaged
 /// and the bucket has it as it was.
-fn put_aside(store: &Arc<Store>, digest: &str, read: Option<FileIdentity>) {
+pub(super) fn put_aside(store: &Arc<Store>, digest: &str, read: Option<FileIdentity>) {
     let done = (|| {
         let path = layout::image(digest)?;
         store.root.doubt(&path).map_err(|e| disk_error(&e))?;

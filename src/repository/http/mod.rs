@@ -7,6 +7,7 @@ mod generations;
 mod images;
 mod outputs;
 mod packs;
+mod pieces;
 
 use std::{
     io::{Seek as _, SeekFrom},
@@ -98,6 +99,8 @@ pub fn router(service: Service) -> Router {
         .route("/v1/usage", get(generations::usage))
         .route("/v1/images", put(images::review))
         .route("/v1/images/{digest}/disk", get(images::disk).put(images::note_disk))
+        .route("/v1/images/{digest}/pieces", get(pieces::names))
+        .route("/v1/images/{digest}/bytes", get(pieces::bytes))
         .route("/v1/images/{digest}", get(images::send).put(images::receive_image))
         .fallback(|| async { Failure(RepositoryError::NotFound(NO_PATH.into())) })
         // streams have their own limits; this is for what is read into memory

@@ -19,6 +19,7 @@
 
 pub mod admission;
 pub mod bounds;
+pub mod chain;
 mod doubling;
 pub mod meter;
 mod model;

@@ -1,5 +1,6 @@
 //! The benchmarks: each prints metric, value and goal.
 
+mod chain;
 mod convert;
 mod evict;
 mod faults;
@@ -27,13 +28,15 @@ struct Arguments {
     /// Only this part of what is measured of snapshots.
     #[arg(long)]
     only: Option<snapshot::Part>,
-    /// Where the picture of a gather goes.
-    #[arg(long, default_value = "target/bench/gather.svg", value_name = "FILE")]
-    svg: PathBuf,
+    /// Where the picture of a gather or a chain goes; by default below target/bench.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
+    /// An image to 8 and 16 nodes, beside scp, rsync and TakTuk.
+    Chain,
     /// Archives of root file systems made into images, beside mke2fs alone.
     Convert,
     /// Files of 16, 32 and 64 hosts gathered, beside scp, kaget and TakTuk.
@@ -61,9 +64,17 @@ async fn main() -> anyhow::Result<()> {
     if arguments.only.is_some() && arguments.name != Name::Snapshot {
         Arguments::command().error(ErrorKind::ArgumentConflict, "--only is for parts of: snapshot").exit();
     }
+    let picture = |name: &str| arguments.svg.clone().unwrap_or_else(|| format!("target/bench/{name}.svg").into());
     let measured = match arguments.name {
+        Name::Chain => {
+            let picture = picture("chain");
+            tokio::task::spawn_blocking(move || chain::measure(&picture)).await??
+        }
         Name::Convert => tokio::task::spawn_blocking(convert::measure).await??,
-        Name::Gather => tokio::task::spawn_blocking(move || gather::measure(&arguments.svg)).await??,
+        Name::Gather => {
+            let picture = picture("gather");
+            tokio::task::spawn_blocking(move || gather::measure(&picture)).await??
+        }
         Name::GatherFaults => tokio::task::spawn_blocking(faults::measure).await?,
         Name::Plan => plan::measure()?,
         Name::Kill => kill::measure().await?,

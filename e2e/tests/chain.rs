@@ -1,0 +1,111 @@
+//! Images from agent to agent with real processes on nodes of their own: whoever is killed, cut off or slow, the others
+//! have the right image in the end, and soon.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::chain::{Bringing, Spread, here};
+
+const MEMBERS: u32 = 5;
+/// Who does not do its part.
+const BAD: usize = 2;
+const SIZE: usize = 12 << 20;
+/// The image takes 2.5 s over it.
+const RATE: &str = "40mbit";
+
+fn spread(size: usize) -> Result<Spread> {
+    let spread = Spread::new(&std::env::temp_dir(), MEMBERS, size, RATE)?;
+    spread.clear()?;
+    Ok(spread)
+}
+
+/// Waits until a node has so much of the image.
+fn has(spread: &Spread, node: usize, bytes: u64) -> Result<()> {
+    let begun = Instant::now();
+    let part = || fs::read_dir(spread.node(node).join("images")).ok()?.flatten().find(is_part)?.metadata().ok();
+    while part().is_none_or(|part| part.len() < bytes) {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "node {node} does not have {bytes} bytes");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn is_part(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with(".part-")
+}
+
+/// Runs a command on the node that does not do its part.
+fn on_bad(spread: &Spread, words: &str) -> Result<()> {
+    let (program, words) = words.split_once(' ').context("no words")?;
+    let done = spread.nodes.command(BAD, program).args(words.split(' ')).status()?;
+    ensure!(done.success(), "{program} {words}");
+    Ok(())
+}
+
+/// All but the one have the image; how long that took.
+fn others(spread: &Spread, mut agents: Vec<Bringing>, begun: Instant) -> Result<f64> {
+    let bad = agents.remove(BAD);
+    let seconds = here(&mut agents, begun)?;
+    for agent in &agents {
+        spread.right(agent.member() as usize)?;
+    }
+    drop(bad);
+    let took = seconds.into_iter().fold(0.0, f64::max);
+    eprintln!("the others took {took:.1} s, and {} bytes left the repository", spread.sent(spread.count())?);
+    Ok(took)
+}
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn a_killed_node_in_the_middle_does_not_keep_the_image_from_the_others() -> Result<()> {
+    let spread = spread(SIZE)?;
+    let (begun, mut agents) = (Instant::now(), spread.start_all()?);
+    has(&spread, BAD, SIZE as u64 / 3)?;
+    agents[BAD].kill()?;
+    let took = others(&spread, agents, begun)?;
+    // nobody fetched anything twice
+    ensure!(spread.sent(spread.count())? < SIZE as u64 * 3 / 2 && took < 20.0, "{took}");
+    // the node comes again with what it had, and then all are warm
+    let before = spread.sent(spread.count())?;
+    let mut again = spread.start_all()?;
+    here(&mut again, Instant::now())?;
+    for node in 0..spread.count() {
+        spread.right(node)?;
+        ensure!(
+            !fs::read_dir(spread.node(node).join("images"))?.flatten().any(|entry| is_part(&entry)),
+            "a part is left"
+        );
+    }
+    let repaired = spread.sent(spread.count())? - before;
+    ensure!(repaired < SIZE as u64 / 10, "{repaired} bytes of the repository for a chain of warm nodes");
+    Ok(())
+}
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn a_node_that_is_cut_off_is_passed_over_soon() -> Result<()> {
+    let spread = spread(SIZE)?;
+    let (begun, agents) = (Instant::now(), spread.start_all()?);
+    has(&spread, BAD, SIZE as u64 / 3)?;
+    on_bad(&spread, "ip link set e0 down")?;
+    let took = others(&spread, agents, begun)?;
+    ensure!(spread.sent(spread.count())? < SIZE as u64 * 3 / 2 && took < 30.0, "{took}");
+    Ok(())
+}
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn a_slow_node_does_not_slow_down_those_behind_it() -> Result<()> {
+    // over a link of 3 Mbit/s it takes 90 s
+    let size = 32 << 20;
+    let spread = spread(size)?;
+    on_bad(&spread, "tc qdisc replace dev e0 root tbf rate 3mbit burst 64kb latency 30ms")?;
+    let (begun, agents) = (Instant::now(), spread.start_all()?);
+    let took = others(&spread, agents, begun)?;
+    ensure!(took < 45.0, "{took}");
+    ensure!(spread.sent(spread.count())? < size as u64 * 3 / 2, "the repository is not for the slow");
+    Ok(())
+}

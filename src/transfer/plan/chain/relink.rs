@@ -1,0 +1,219 @@
+//! Whether to go on with the one that an image comes from. Pure.
+//!
+//! A node is slow because it is, or because the one before it is: then it is that one which is to be passed over, by
+//! the one behind it. So a source is left for being slow only where its own source is not.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    driver::agent::peer::{Origin, Report},
+    names::MemberIndex,
+};
+
+/// Seconds without a word, where there is one each second.
+const SILENT: f64 = 5.0;
+/// Seconds without a byte, while others have more.
+const IDLE: f64 = 10.0;
+/// The same, of one that ought to have more itself.
+const LONG_IDLE: f64 = 60.0;
+/// Slower than this share of what is usual is slow.
+const SLOW: f64 = 0.5;
+/// Bytes that a source has and does not send on, where its link is slow.
+const BEHIND: u64 = 4 << 20;
+
+/// What is known at a node of the one that it fetches from.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Whom it fetches from.
+    pub source: MemberIndex,
+    /// Bytes it has.
+    pub have: u64,
+    /// Bytes a second that come, if enough have come to say.
+    pub pace: Option<f64>,
+    /// Seconds since anything came from the source.
+    pub silent: f64,
+    /// Seconds since bytes came from it.
+    pub idle: f64,
+    /// How far those are that stand before it, as they say.
+    pub known: &'a [Report],
+    /// Whether another agent could take the source's place.
+    pub others: bool,
+    /// Whether a slow link was left already: the slow one may be its own.
+    pub left_a_slow_link: bool,
+}
+
+/// Why a source is passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It says nothing any more.
+    Silent,
+    /// It sends nothing, and others have more.
+    Idle,
+    /// It is slow, and whom it fetches from is not.
+    Slow,
+    /// It has more, and sends it slowly.
+    SlowLink,
+}
+
+/// What is wrong with the source, if anything is.
+pub fn fault(view: &View<'_>) -> Option<Fault> {
+    if view.silent >= SILENT {
+        return Some(Fault::Silent);
+    }
+    let of = |member: MemberIndex| view.known.iter().find(|report| report.member == member);
+    let source = of(view.source);
+    let others_have_more = view.known.iter().any(|report| report.member != view.source && report.have > view.have);
+    // one that waits for bytes as well will send them on when they come
+    let owes = source.is_none_or(|source| source.have > view.have || source.from == Origin::Nobody);
+    if (view.idle >= IDLE && others_have_more) || (view.idle >= LONG_IDLE && owes) {
+        return Some(Fault::Idle);
+    }
+    // the repository's link is everybody's: it is not for the slow
+    if !view.others {
+        return None;
+    }
+    let (source, pace, usual) = (source?, view.pace?, usual(view.known)?);
+    let is_slow = |pace: f64| pace < usual * SLOW;
+    if !is_slow(pace) {
+        return None;
+    }
+    if source.pace.is_some_and(is_slow) {
+        let above = match source.from {
+            Origin::Member(above) => of(above).and_then(|report| report.pace),
+            Origin::Repository | Origin::Nobody => None,
+        };
+        return (!above.is_some_and(is_slow)).then_some(Fault::Slow);
+    }
+    (!view.left_a_slow_link && source.have.saturating_sub(view.have) >= BEHIND).then_some(Fault::SlowLink)
+}
+
+/// The median of the paces, if there are enough of them to speak of one.
+fn usual(known: &[Report]) -> Option<f64> {
+    let mut paces: Vec<f64> = known.iter().filter_map(|report| report.pace).filter(|pace| pace.is_finite()).collect();
+    paces.sort_by(f64::total_cmp);
+    if paces.len() < 2 { None } else { paces.get(paces.len() / 2).copied() }
+}
+
+/// Whom to fetch from: the nearest of those before it that was not passed over.
+pub fn next(before: &[MemberIndex], passed: &BTreeSet<MemberIndex>) -> Origin {
+    let nearest = before.iter().find(|member| !passed.contains(member));
+    nearest.map_or(Origin::Repository, |member| Origin::Member(*member))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn report(member: MemberIndex, have: u64, pace: f64) -> Report {
+        let from = member.checked_sub(1).map_or(Origin::Repository, Origin::Member);
+        Report { member, have, pace: (pace > 0.0).then_some(pace), from }
+    }
+
+    /// The source is member 3.
+    fn view(known: &[Report]) -> View<'_> {
+        View {
+            source: 3,
+            have: 10 << 20,
+            pace: Some(10.0),
+            silent: 0.5,
+            idle: 0.5,
+            known,
+            others: true,
+            left_a_slow_link: false,
+        }
+    }
+
+    const HAVE: u64 = 10 << 20;
+    const MORE: u64 = 40 << 20;
+
+    #[rstest]
+    #[case::all_as_fast([10.0, 10.0, 10.0, 10.0], HAVE, 10.0, None)]
+    #[case::a_slow_source([10.0, 10.0, 10.0, 4.0], HAVE, 4.0, Some(Fault::Slow))]
+    #[case::not_that_slow([10.0, 10.0, 10.0, 6.0], HAVE, 6.0, None)]
+    #[case::the_one_before_is_the_slow_one([10.0, 10.0, 4.0, 4.0], HAVE, 4.0, None)]
+    #[case::all_are_slow_behind_the_first([10.0, 1.0, 1.0, 1.0], HAVE, 1.0, None)]
+    #[case::a_slow_link([10.0, 10.0, 10.0, 10.0], MORE, 3.0, Some(Fault::SlowLink))]
+    #[case::a_warm_source_with_a_slow_link([10.0, 10.0, 10.0, 0.0], MORE, 3.0, Some(Fault::SlowLink))]
+    #[case::little_is_known([0.0, 0.0, 0.0, 4.0], HAVE, 1.0, None)]
+    fn who_is_slow_is_passed_over_by_the_one_behind(
+        #[case] paces: [f64; 4],
+        #[case] source_has: u64,
+        #[case] pace: f64,
+        #[case] expected: Option<Fault>,
+    ) {
+        let known: Vec<Report> = (0..4)
+            .map(|member: u32| report(member, if member == 3 { source_has } else { MORE }, paces[member as usize]))
+            .collect();
+        let seen = View { pace: Some(pace), ..view(&known) };
+        assert_eq!(fault(&seen), expected);
+        assert_eq!(fault(&View { others: false, ..seen }), None, "the repository is not for the slow");
+        assert_eq!(fault(&View { pace: None, ..seen }), None, "it has only begun");
+        let again = fault(&View { left_a_slow_link: true, ..seen });
+        assert_eq!(again, expected.filter(|fault| *fault != Fault::SlowLink), "it may be its own link");
+    }
+
+    #[rstest]
+    #[case::a_word_each_second(4.9, 4.9, HAVE, HAVE, Origin::Member(2), None)]
+    #[case::not_a_word(5.0, 5.0, HAVE, HAVE, Origin::Member(2), Some(Fault::Silent))]
+    #[case::all_wait(1.0, 600.0, HAVE, HAVE, Origin::Member(2), None)]
+    #[case::others_have_more(1.0, 10.0, HAVE, MORE, Origin::Member(2), Some(Fault::Idle))]
+    #[case::for_a_moment(1.0, 9.0, MORE, MORE, Origin::Member(2), None)]
+    #[case::it_does_not_send_what_it_has(1.0, 60.0, MORE, HAVE, Origin::Member(2), Some(Fault::Idle))]
+    #[case::it_does_nothing(1.0, 60.0, 0, HAVE, Origin::Nobody, Some(Fault::Idle))]
+    fn who_sends_nothing_is_passed_over_where_others_would(
+        #[case] silent: f64,
+        #[case] idle: f64,
+        #[case] source_has: u64,
+        #[case] first_has: u64,
+        #[case] from: Origin,
+        #[case] expected: Option<Fault>,
+    ) {
+        let known = [Report { from, ..report(3, source_has, 0.0) }, report(0, first_has, 0.0)];
+        let seen = View { silent, idle, pace: None, ..view(&known) };
+        assert_eq!(fault(&seen), expected);
+        assert_eq!(fault(&View { others: false, ..seen }), expected, "then the repository is asked");
+    }
+
+    #[test]
+    fn a_source_that_says_nothing_of_itself_is_waited_for_no_longer() {
+        let seen = View { idle: LONG_IDLE, pace: None, ..view(&[]) };
+        assert_eq!(fault(&seen), Some(Fault::Idle));
+    }
+
+    fn reports() -> impl Strategy<Value = Vec<Report>> {
+        let from = prop_oneof![Just(Origin::Nobody), Just(Origin::Repository), (0..9u32).prop_map(Origin::Member)];
+        let one = (0..9u32, any::<u64>(), proptest::option::of(any::<f64>()), from);
+        proptest::collection::vec(one.prop_map(|(member, have, pace, from)| Report { member, have, pace, from }), 0..9)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_others_say_the_repository_is_reached_in_the_end(
+            known in reports(),
+            have: u64,
+            pace in proptest::option::of(any::<f64>()),
+            (silent, idle) in (0.0..100.0, 0.0..100.0),
+            chain in 0..9u32,
+        ) {
+            let before: Vec<MemberIndex> = (0..chain).rev().collect();
+            let mut passed = BTreeSet::new();
+            for _ in 0..=chain {
+                let Origin::Member(source) = next(&before, &passed) else { break };
+                let others = passed.len() + 1 < before.len();
+                let (known, left_a_slow_link) = (&known[..], false);
+                let seen = View { source, have, pace, silent, idle, known, others, left_a_slow_link };
+                match fault(&seen) {
+                    Some(Fault::Slow | Fault::SlowLink) => prop_assert!(others && pace.is_some()),
+                    Some(Fault::Silent) => prop_assert!(silent >= SILENT),
+                    Some(Fault::Idle) => prop_assert!(idle >= IDLE),
+                    None => {}
+                }
+                prop_assert!(passed.insert(source), "nobody is asked again");
+            }
+            prop_assert_eq!(next(&before, &passed), Origin::Repository);
+        }
+    }
+}
