@@ -22,6 +22,7 @@ use crate::{
     agents::{
         JOB, Process, digest, endpoint, give_repository, issue, log, program, repository_address, serve, told, write,
     },
+    limit::Limit,
     nodes::Nodes,
 };
 
@@ -159,6 +160,11 @@ impl Spread {
         Ok(text.trim().parse()?)
     }
 
+    /// From now on the repository has no more memory than this.
+    pub fn limit_repository(&self, limit: &Limit) -> Result<()> {
+        limit.holds_for(self.server.0.id())
+    }
+
     /// Most memory that the repository has had, in bytes.
     pub fn repository_peak(&self) -> Result<u64> {
         peak(&self.server.0)
@@ -176,6 +182,11 @@ impl Bringing {
     /// Its member.
     pub fn member(&self) -> u32 {
         self.member
+    }
+
+    /// From now on it has no more memory than this.
+    pub fn limit(&self, limit: &Limit) -> Result<()> {
+        limit.holds_for(self.child.0.id())
     }
 
     /// Most memory that it has had, in bytes.

@@ -13,6 +13,7 @@ pub mod goodput;
 pub mod hosts;
 pub mod job;
 pub mod left;
+pub mod limit;
 pub mod nodes;
 pub mod output;
 pub mod rival;

@@ -5,6 +5,7 @@
 //! Ours is timed from the start of the first agent's process to the last one's word, and the rivals from their start to
 //! their end.
 
+mod cliff;
 mod rivals;
 
 use std::{
@@ -88,6 +89,10 @@ pub(crate) fn measure(picture: &Path) -> Result<Measured> {
             draw(picture, &drawn(&title, spread.count(), bound, &curves))?;
         }
     }
+    match cliff::measure() {
+        Ok(figures) => found.figures.extend(figures),
+        Err(error) => found.failed.push(format!("the cliff: {error:#}")),
+    }
     Ok(found.measured())
 }
 
@@ -146,7 +151,7 @@ impl Found {
     fn rivals(&mut self, spread: &Spread, size: &Size, ours: f64, curves: &mut Vec<Curve>) -> Result<()> {
         let ssh = Ssh::to(spread)?;
         for rival in &rivals::ALL {
-            let done = match rival.run(spread, &ssh) {
+            let done = match rival.does.run(spread, &ssh, None) {
                 Ok(done) => done,
                 Err(error) => {
                     self.failed.push(format!("{} to {} nodes: {error:#}", rival.name, size.members));

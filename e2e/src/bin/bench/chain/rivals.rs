@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use e2e::{
     Nodes,
     chain::{Spread, peak},
+    limit::Limit,
     ssh::{OPTIONS, Ssh},
 };
 
@@ -23,11 +24,11 @@ pub(super) struct Rival {
     pub(super) name: &'static str,
     /// Its time in ours, on 8 nodes and on 16.
     pub(super) metrics: [&'static str; 2],
-    does: Does,
+    pub(super) does: Does,
 }
 
 #[derive(Clone, Copy)]
-enum Does {
+pub(super) enum Does {
     ScpInTurn,
     ScpAtOnce,
     RsyncAtOnce,
@@ -79,24 +80,25 @@ pub(super) fn install() -> Result<()> {
     ])
 }
 
-impl Rival {
-    /// Copies the image to all nodes, which have nothing before; an error unless every copy is right.
-    pub(super) fn run(&self, spread: &Spread, ssh: &Ssh) -> Result<Done> {
+impl Does {
+    /// Copies the image to all nodes, which have nothing before, with this much memory; an error unless every copy is
+    /// right.
+    pub(super) fn run(self, spread: &Spread, ssh: &Ssh, limit: Option<&Limit>) -> Result<Done> {
         for node in 0..spread.count() {
             let _ = std::fs::remove_file(spread.node(node).join("image"));
         }
         let begun = Instant::now();
         let all = 0..spread.count();
-        let done = match self.does {
-            Does::ScpInTurn => {
-                let here = all.map(|node| to_its_end(&mut scp(spread, ssh, node), begun).map(|(here, _)| here));
+        let done = match self {
+            Self::ScpInTurn => {
+                let here = all.map(|node| to_its_end(&mut scp(spread, ssh, node), begun, limit).map(|(here, _)| here));
                 Done { here: here.collect::<Result<_>>()?, peak: None }
             }
-            Does::ScpAtOnce => at_once(all.map(|node| scp(spread, ssh, node)), begun)?,
-            Does::RsyncAtOnce => at_once(all.map(|node| rsync(spread, ssh, node)), begun)?,
-            Does::TakTuk(options) => {
+            Self::ScpAtOnce => at_once(all.map(|node| scp(spread, ssh, node)), begun)?,
+            Self::RsyncAtOnce => at_once(all.map(|node| rsync(spread, ssh, node)), begun)?,
+            Self::TakTuk(options) => {
                 // it says nothing before its end: until then no node is known to have it
-                let (here, peak) = to_its_end(&mut taktuk(spread, ssh, options), begun)?;
+                let (here, peak) = to_its_end(&mut taktuk(spread, ssh, options), begun, limit)?;
                 Done { here: vec![here; spread.count()], peak: Some(peak) }
             }
         };
@@ -135,7 +137,8 @@ fn taktuk(spread: &Spread, ssh: &Ssh, options: &[&str]) -> Command {
 }
 
 fn at_once(commands: impl Iterator<Item = Command>, begun: Instant) -> Result<Done> {
-    let copies: Vec<_> = commands.map(|mut command| thread::spawn(move || to_its_end(&mut command, begun))).collect();
+    let copies: Vec<_> =
+        commands.map(|mut command| thread::spawn(move || to_its_end(&mut command, begun, None))).collect();
     let here = copies.into_iter().map(|copy| {
         let (here, _) = copy.join().map_err(|_| anyhow!("a copy panicked"))??;
         Ok(here)
@@ -144,8 +147,9 @@ fn at_once(commands: impl Iterator<Item = Command>, begun: Instant) -> Result<Do
 }
 
 /// Runs a command to its end: when that was, and the most memory that it had.
-pub(super) fn to_its_end(command: &mut Command, begun: Instant) -> Result<(f64, u64)> {
+fn to_its_end(command: &mut Command, begun: Instant, limit: Option<&Limit>) -> Result<(f64, u64)> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    limit.map_or(Ok(()), |limit| limit.holds_for(child.id()))?;
     let mut most = 0;
     while child.try_wait()?.is_none() {
         // one that has just ended has none
@@ -153,6 +157,7 @@ pub(super) fn to_its_end(command: &mut Command, begun: Instant) -> Result<(f64, 
         thread::sleep(LOOK);
     }
     let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let (status, said) = (output.status, String::from_utf8_lossy(&output.stderr));
+    ensure!(status.success(), "{command:?}: {}; {status}", said.trim());
     Ok((begun.elapsed().as_secs_f64(), most))
 }

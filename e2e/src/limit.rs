@@ -1,0 +1,47 @@
+//! Processes that may have no more than so much memory, as on a small machine.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+/// Gone when this is dropped, once its processes have ended.
+pub struct Limit(PathBuf);
+
+impl Limit {
+    /// A group of processes that have so many bytes together; what they keep of files counts as long as it is needed.
+    pub fn new(name: &str, bytes: u64) -> Result<Self> {
+        let controller = Path::new("/sys/fs/cgroup/memory");
+        // where there is one hierarchy for all
+        let (root, file) = if controller.is_dir() {
+            (controller, "memory.limit_in_bytes")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max")
+        };
+        let limit = Self(root.join(format!("vmdeploy-{}-{name}", std::process::id())));
+        fs::create_dir(&limit.0).with_context(|| limit.0.display().to_string())?;
+        fs::write(limit.0.join(file), bytes.to_string()).with_context(|| format!("{name}: {file}"))?;
+        Ok(limit)
+    }
+
+    /// From now on it holds for a process, and for all that this one starts.
+    pub fn holds_for(&self, process: u32) -> Result<()> {
+        fs::write(self.0.join("cgroup.procs"), process.to_string()).context("limit a process")
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        // processes that were killed take a moment
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
