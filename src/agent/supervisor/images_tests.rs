@@ -53,6 +53,21 @@ async fn the_longest_unused_goes_first_and_nothing_that_is_used() {
 }
 
 #[tokio::test]
+async fn what_an_interrupted_fetch_has_left_stays_until_its_room_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (left, going) = (dir.path().join(format!("{PARTIAL}aa")), dir.path().join(format!("{PARTIAL}bb")));
+    for path in [&left, &going] {
+        std::fs::write(path, "ten bytes.").unwrap();
+    }
+    let fetching = File::open(&going).unwrap();
+    flock(&fetching, FlockOperation::LockExclusive).unwrap();
+    clear(dir.path(), 20).await;
+    assert!(left.exists() && going.exists());
+    clear(dir.path(), 0).await;
+    assert!(!left.exists() && going.exists(), "one that comes is somebody's");
+}
+
+#[tokio::test]
 async fn names_that_are_no_digests_reach_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let store = FileStore::new(dir.path());
