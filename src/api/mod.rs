@@ -49,5 +49,7 @@ pub const LABEL_INCARNATION: &str = "vmdeploy.io/incarnation";
 pub const LAST_STORED: &str = "vmdeploy.io/last-stored";
 /// Label of a node: the switch that it is on, by whatever name.
 pub const LABEL_SWITCH: &str = "vmdeploy.io/switch";
+/// Of a VmImage: another value has it imported again, though its spec is the same.
+pub const ANNOTATION_IMPORT: &str = "vmdeploy.io/import";
 /// Label: which part of vmdeploy an object is (`agent`, `operator`, `kget`, `repository`, `importer`).
 pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{
-        Reason, VmImage, VmImageStatus,
+        ANNOTATION_IMPORT, Reason, VmImage, VmImageStatus,
         image::{ImageSource, ImportRecord, ImportResult},
     },
     backoff::Backoff,
@@ -85,7 +85,8 @@ pub fn wanted(image: &VmImage) -> Wanted {
     }
 }
 
-/// Stands for everything of the spec that is imported: another value is another import.
+/// Stands for everything of the spec that is imported, and for what a person asks of it: another value is another
+/// import.
 pub fn fingerprint(image: &VmImage) -> String {
     let spec = &image.spec;
     let sources: Vec<Option<&ImageSource>> = vec![
@@ -100,6 +101,9 @@ pub fn fingerprint(image: &VmImage) -> String {
     }
     if spec.skip_boot_check {
         text += " unchecked";
+    }
+    if let Some(asked) = image.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_IMPORT)) {
+        text += asked;
     }
     blake3::hash(text.as_bytes()).to_hex()[..12].into()
 }

@@ -186,3 +186,13 @@ fn what_the_repository_has_already_needs_no_importer() {
     assert_eq!((plan.status.digest, plan.status.virtual_size.map(|size| size.0)), (Some(digest(1)), Some(1 << 20)));
     assert!(is_true(&plan.status.conditions, ConditionType::Ready));
 }
+
+#[test]
+fn an_image_is_imported_again_when_a_person_asks() {
+    let mut image = after(image("https://example.org/a"), failed(false));
+    assert_eq!(decide(&image, &seen(Fact::Absent), now()).effects, [], "refused until something changes");
+    image.metadata.annotations = Some([(crate::api::ANNOTATION_IMPORT.to_owned(), "1".to_owned())].into());
+    assert_eq!(decide(&image, &seen(Fact::Absent), now()).effects, [Effect::StartImporter]);
+    let image = after(image, imported());
+    assert_eq!(wanted(&image).digests, [digest(1)], "once");
+}
