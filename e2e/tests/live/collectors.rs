@@ -95,11 +95,15 @@ async fn left_early(bed: &TestBed, job: &Job) -> Result<()> {
     }
     ends.sort_unstable();
     eprintln!("slots ended, by member: {ends:?}");
-    let name = snapshot.metadata.name.clone();
-    let all = job.snapshots().await?;
-    let stored = all.into_iter().find(|found| found.metadata.name == name).context("its snapshot is gone")?;
-    let status = stored.status.context("no status")?;
-    ensure!(status.phase == SnapshotPhase::Stored, "{status:?}");
+    // slots are left when all bytes are safe; that is read back then, and published
+    let status = until("the generation to be complete", Duration::from_secs(60), async || {
+        let all = job.snapshots().await?;
+        let found = all.into_iter().find(|found| found.metadata.name == snapshot.metadata.name);
+        let status = found.context("its snapshot is gone")?.status.context("no status")?;
+        ensure!(status.phase != SnapshotPhase::Failed, "{status:?}");
+        Ok((status.phase == SnapshotPhase::Stored).then_some(status))
+    });
+    let status = status.await?;
     let transfer = status.transfer.unwrap_or_default();
     let freed = transfer.freed.iter().find(|freed| freed.member == member).context("never free")?;
     let (first, _) = ends.iter().find(|(_, of)| *of == member).context("it has no slot")?;
