@@ -8,10 +8,11 @@
 //! | `VMDEPLOY_KADEPLOY_USER` | the account, by the header, or with the password | `alice` |
 //! | `VMDEPLOY_KADEPLOY_PASSWORD` | its password | by the header |
 //! | `VMDEPLOY_KADEPLOY_NODES` | two nodes, comma between them, for the suite alone | it must be set |
-//! | `VMDEPLOY_KADEPLOY_ENVIRONMENT` | one that can be put on both | it must be set |
+//! | `VMDEPLOY_KADEPLOY_ENVIRONMENT` | one that can be put on both, `NAME` or, of another user, `NAME@USER` | it must be set |
 //! | `VMDEPLOY_KADEPLOY_ADMIN` | an administrator, by the header | rights are as they are |
 //! | `VMDEPLOY_KADEPLOY_OTHER` | another user, by the header | what others see is not tested |
 //! | `VMDEPLOY_KADEPLOY_FILES` | a directory that this machine can write and the server reads | files that change are not tested |
+//! | `TESTBED` | the test bed's command: what it deploys goes with OAR's jobs | that is not tested |
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests, in functions of their own too")]
 
@@ -23,4 +24,5 @@ mod raw;
 mod requests;
 mod rights;
 mod simulator;
+mod slots;
 mod world;

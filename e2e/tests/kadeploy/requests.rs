@@ -8,7 +8,7 @@ use crate::{raw, world::Server};
 async fn each_mistake_has_its_code() {
     let server = Server::find().await;
     let node = &server.nodes[0];
-    let environment = json!({"name": server.environment, "user": server.user});
+    let environment = json!({"name": server.environment, "user": server.owner});
     for (what, body, status, code) in [
         ("no nodes", json!({"environment": environment}), 400, Some(2)),
         ("unknown node", json!({"nodes": ["nope"], "environment": environment}), 400, Some(2)),

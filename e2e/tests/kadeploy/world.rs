@@ -34,6 +34,8 @@ pub(crate) struct Server {
     pub(crate) other: Option<Account>,
     pub(crate) nodes: Vec<String>,
     pub(crate) environment: String,
+    /// Whose it is.
+    pub(crate) owner: String,
     pub(crate) files: Option<PathBuf>,
     pub(crate) simulator: Option<Simulator>,
     client: Arc<dyn Kadeploy>,
@@ -60,6 +62,11 @@ impl Server {
     async fn given(url: String) -> Self {
         let wanted = |name: &str| setting(name).unwrap_or_else(|| panic!("VMDEPLOY_KADEPLOY_{name} is not set"));
         let user = setting("USER").unwrap_or_else(|| "alice".into());
+        let environment = wanted("ENVIRONMENT");
+        let (environment, owner) = match environment.split_once('@') {
+            Some((name, owner)) => (name, owner.to_owned()),
+            None => (environment.as_str(), user.clone()),
+        };
         let nodes: Vec<String> = wanted("NODES").split(',').map(str::to_owned).collect();
         assert_eq!(nodes.len(), 2, "VMDEPLOY_KADEPLOY_NODES must name two nodes");
         let account = match setting("PASSWORD") {
@@ -73,7 +80,8 @@ impl Server {
             admin: setting("ADMIN").map(Account::Header),
             other: setting("OTHER").map(Account::Header),
             nodes,
-            environment: wanted("ENVIRONMENT"),
+            environment: environment.to_owned(),
+            owner,
             files: setting("FILES").map(PathBuf::from),
             simulator: None,
             url,
@@ -93,6 +101,7 @@ impl Server {
             other: Some(Account::Header("bob".into())),
             nodes: vec!["node-1.test".into(), "node-2.test".into()],
             environment: "hv".into(),
+            owner: "alice".into(),
             files: Some(simulator.files()),
             simulator: Some(simulator),
             _turn: None,
@@ -136,7 +145,7 @@ impl Server {
 
     /// The body of a request for a deployment of the environment on these nodes.
     pub(crate) fn deployment(&self, nodes: &[String]) -> Value {
-        json!({"nodes": nodes, "environment": {"kind": "database", "name": self.environment, "user": self.user}})
+        json!({"nodes": nodes, "environment": {"kind": "database", "name": self.environment, "user": self.owner}})
     }
 
     /// Begins a deployment on these nodes.

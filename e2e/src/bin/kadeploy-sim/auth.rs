@@ -14,7 +14,7 @@ pub(crate) const PREFIX: &str = "X-Kadeploy-";
 pub(crate) fn user(settings: &Settings, from: IpAddr, headers: &HeaderMap) -> Result<String, Refusal> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let named = text("x-kadeploy-user");
-    if let Some(user) = named.filter(|_| settings.trusted.contains(&from)) {
+    if let Some(user) = named.filter(|_| settings.trusted.iter().any(|network| network.contains(&from))) {
         return Ok(user.into());
     }
     match (text(header::AUTHORIZATION.as_str()), named) {

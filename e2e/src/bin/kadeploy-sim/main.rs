@@ -15,10 +15,11 @@ mod rights;
 mod server;
 mod store;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 
 /// What is simulated.
@@ -37,9 +38,9 @@ struct Args {
     /// A plan of faults, read again before each step; see `faults`.
     #[arg(long)]
     faults: Option<PathBuf>,
-    /// An address from which the header X-Kadeploy-User is believed.
+    /// A network from which the header X-Kadeploy-User is believed.
     #[arg(long = "trust")]
-    trusted: Vec<IpAddr>,
+    trusted: Vec<IpNet>,
     /// A user with a password: NAME:PASSWORD.
     #[arg(long = "user")]
     users: Vec<String>,
@@ -55,7 +56,8 @@ struct Args {
     /// Simulated steps.
     #[arg(long, group = "how")]
     dummy: bool,
-    /// The command that does the steps: `prepare NODE`, `unpack NODE IMAGE`, `boot NODE IMAGE`.
+    /// The command that does the steps: `prepare NODE`, `unpack NODE IMAGE [KEY]`, `boot NODE IMAGE`, KEY as the request
+    /// says it.
     #[arg(long, group = "how")]
     deployer: Option<PathBuf>,
 }
@@ -65,7 +67,7 @@ struct Args {
 struct Settings {
     /// Nodes of each cluster.
     clusters: BTreeMap<String, Vec<String>>,
-    trusted: Vec<IpAddr>,
+    trusted: Vec<IpNet>,
     passwords: BTreeMap<String, String>,
     almighty: Vec<String>,
     purge: Duration,

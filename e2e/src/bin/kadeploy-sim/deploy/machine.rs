@@ -22,11 +22,17 @@ impl Drop for Group {
 }
 
 /// Has the deployer do a step; what it says on its standard error is why it failed.
-pub(super) async fn order(deployer: &Path, order: Order, node: &str, image: &str) -> Result<(), String> {
+pub(super) async fn order(
+    deployer: &Path,
+    order: Order,
+    node: &str,
+    image: &str,
+    key: Option<&str>,
+) -> Result<(), String> {
     let mut command = Command::new(deployer);
     match order {
         Order::Prepare => command.args(["prepare", node]),
-        Order::Unpack => command.args(["unpack", node, image]),
+        Order::Unpack => command.args(["unpack", node, image]).args(key),
         Order::Boot => command.args(["boot", node, image]),
     };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
@@ -39,5 +45,5 @@ pub(super) async fn order(deployer: &Path, order: Order, node: &str, image: &str
         return Ok(());
     }
     let said: String = String::from_utf8_lossy(&output.stderr).chars().take(SHOWN).collect();
-    Err(if said.is_empty() { format!("{order:?} failed") } else { said })
+    Err(if said.is_empty() { format!("{order:?} failed") } else { said.trim_end().into() })
 }

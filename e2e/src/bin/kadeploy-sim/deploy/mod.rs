@@ -60,7 +60,8 @@ async fn post(server: &Arc<Server>, asked: &Asked<'_>) -> Answer {
     if body["environment"].is_null() {
         return Err(Refusal::Crash("undefined method `multipart' for nil:NilClass"));
     }
-    let environment = environment(server, asked, &body["environment"]).await?;
+    let key = body["ssh_authorized_keys"].as_str().map(str::to_owned);
+    let environment = environment(server, asked, &body["environment"], key).await?;
     let mut state = server.state();
     let rights = state.store.kept.rights.get(&asked.user);
     if !asked.admin && !nodes.iter().all(|node| rights.is_some_and(|has| has.contains(node))) {
@@ -100,9 +101,16 @@ pub(crate) struct Environment {
     pub(crate) record: Option<(String, u64, String)>,
     /// What its image was when it was recorded.
     pub(crate) checksum: String,
+    /// Where the ssh keys for it are.
+    pub(crate) key: Option<String>,
 }
 
-async fn environment(server: &Arc<Server>, asked: &Asked<'_>, given: &Value) -> Result<Environment, Refusal> {
+async fn environment(
+    server: &Arc<Server>,
+    asked: &Asked<'_>,
+    given: &Value,
+    key: Option<String>,
+) -> Result<Environment, Refusal> {
     if given["kind"] == "anonymous" {
         let mut described = given.clone();
         if let Value::Object(fields) = &mut described {
@@ -111,7 +119,7 @@ async fn environment(server: &Arc<Server>, asked: &Asked<'_>, given: &Value) -> 
         let fields = environments::normalised(&described)?;
         let file = fields["image"]["file"].as_str().unwrap_or_default();
         let checksum = environments::checksum(file).await?;
-        return Ok(Environment { fields, record: None, checksum });
+        return Ok(Environment { fields, record: None, checksum, key });
     }
     let user = given["user"].as_str().unwrap_or(&asked.user);
     let name = given["name"].as_str().unwrap_or_default();
@@ -123,7 +131,7 @@ async fn environment(server: &Arc<Server>, asked: &Asked<'_>, given: &Value) -> 
         return Err(none());
     }
     let record = Some((found.name().to_owned(), found.version(), user.to_owned()));
-    Ok(Environment { fields: found.fields.clone(), record, checksum: found.checksum.clone() })
+    Ok(Environment { fields: found.fields.clone(), record, checksum: found.checksum.clone(), key })
 }
 
 /// Cancels a workflow, or forgets it.

@@ -88,10 +88,14 @@ async fn one(server: &Server, id: &str, node: &str, (large, small, order): Step,
         Some(fault) => Err(fault.error.clone()),
         None => match (order, &server.settings.deployer) {
             (Some(order), Some(deployer)) => {
-                let file = with(server, id, |w| w.environment.fields["image"]["file"].as_str().map(str::to_owned));
-                let file = file.flatten().unwrap_or_default();
+                let Some((file, key)) = with(server, id, |w| {
+                    let file = w.environment.fields["image"]["file"].as_str().unwrap_or_default().to_owned();
+                    (file, w.environment.key.clone())
+                }) else {
+                    return;
+                };
                 let image = file.strip_prefix("server://").unwrap_or(&file);
-                machine::order(deployer, order, node, image).await
+                machine::order(deployer, order, node, image, key.as_deref()).await
             }
             _ => {
                 pause(server.settings.step).await;
