@@ -37,6 +37,8 @@ struct Arguments {
 enum Name {
     /// An image to 8 and 16 nodes, beside scp, rsync and TakTuk.
     Chain,
+    /// The same with little memory on every machine, beside TakTuk.
+    ChainCliff,
     /// Archives of root file systems made into images, beside mke2fs alone.
     Convert,
     /// Files of 16, 32 and 64 hosts gathered, beside scp, kaget and TakTuk.
@@ -71,6 +73,7 @@ async fn main() -> anyhow::Result<()> {
             tokio::task::spawn_blocking(move || chain::measure(&picture)).await??
         }
         Name::Convert => tokio::task::spawn_blocking(convert::measure).await??,
+        Name::ChainCliff => tokio::task::spawn_blocking(chain::cliff::measure).await??,
         Name::Gather => {
             let picture = picture("gather");
             tokio::task::spawn_blocking(move || gather::measure(&picture)).await??

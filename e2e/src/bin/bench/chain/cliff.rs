@@ -15,7 +15,7 @@ use e2e::{
 use super::{FILLING, MIB, rivals};
 use crate::{
     gather::MEMORY,
-    report::{Figure, figure},
+    report::{Measured, figure},
 };
 
 const BYTES: usize = 64 * MIB;
@@ -28,7 +28,8 @@ const WHY: &str = "  TakTuk's root keeps the whole file in memory once for each 
     whatever the image\n  and the number of nodes.";
 
 /// How far each comes.
-pub(super) fn measure() -> Result<Vec<Figure>> {
+pub(crate) fn measure() -> Result<Measured> {
+    rivals::install()?;
     eprintln!("the cliff: {} MiB from and to machines of {} MiB, links of {RATE}", BYTES / MIB, MACHINE / MIB as u64);
     let (mut reached, mut ratio) = (0, f64::NAN);
     for members in [2, 4, 8] {
@@ -71,7 +72,7 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
         ),
         figure("cliff_ours_vs_bound", &[ratio], 0.5, "ratio", None, Some("8 small machines")),
     ];
-    Ok(figures.into_iter().flatten().collect())
+    Ok(Measured { figures: figures.into_iter().flatten().collect(), failed: Vec::new() })
 }
 
 fn ours(spread: &Spread, members: u32) -> Result<f64> {

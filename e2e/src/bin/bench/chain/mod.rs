@@ -5,7 +5,7 @@
 //! Ours is timed from the start of the first agent's process to the last one's word, and the rivals from their start to
 //! their end.
 
-mod cliff;
+pub(crate) mod cliff;
 mod rivals;
 
 use std::{
@@ -88,10 +88,6 @@ pub(crate) fn measure(picture: &Path) -> Result<Measured> {
             let title = format!("{} MiB to {} nodes, links of {}", size.bytes / MIB, size.members, size.rate);
             draw(picture, &drawn(&title, spread.count(), bound, &curves))?;
         }
-    }
-    match cliff::measure() {
-        Ok(figures) => found.figures.extend(figures),
-        Err(error) => found.failed.push(format!("the cliff: {error:#}")),
     }
     Ok(found.measured())
 }
