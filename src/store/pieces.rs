@@ -3,12 +3,11 @@
 
 use std::ops::Range;
 
-/// Of small images, so that the last node of a chain is not far behind the first.
-const SMALL_PIECE: u32 = 256 << 10;
-/// Of large ones, so that their names are few.
+/// Bytes of a piece, of images up to so many bytes: few enough that the last node of a chain is not far behind the
+/// first, and as many as leave the names short.
+const SIZES: [(u64, u32); 2] = [(64 << 20, 64 << 10), (1 << 30, 256 << 10)];
+/// Of all larger ones.
 const LARGE_PIECE: u32 = 1 << 20;
-/// An image of this size is a large one.
-const LARGE: u64 = 1 << 30;
 /// What a file of names begins with.
 const MAGIC: &[u8; 16] = b"vmdeploy-piece-1";
 /// Magic, size of the image, size of a piece.
@@ -94,7 +93,7 @@ pub struct Naming {
 impl Naming {
     /// Of an image of this size.
     pub fn of(size: u64) -> Self {
-        let piece = if size < LARGE { SMALL_PIECE } else { LARGE_PIECE };
+        let piece = SIZES.into_iter().find(|(most, _)| size <= *most).map_or(LARGE_PIECE, |(_, piece)| piece);
         Self { pieces: Pieces { size, piece, names: Vec::new() }, current: blake3::Hasher::new(), filled: 0, seen: 0 }
     }
 

@@ -108,7 +108,7 @@ impl Arriving {
     }
 
     /// Others send from here on: what came of a piece that is not whole is forgotten.
-    pub(super) fn from_here(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.buffer.clear();
     }
 
@@ -158,14 +158,14 @@ mod tests {
         let mut first = open();
         assert_eq!(first.have(), 0);
         first.add(&image[..600_000]).unwrap();
-        assert_eq!(first.have(), 512 << 10);
+        assert_eq!(first.have(), 576 << 10);
         // another agent of the node meanwhile
         let other = open();
         assert!(other.path != first.path && other.have() == 0);
         let path = first.path.clone();
         drop(first);
         let mut spoilt = std::fs::read(&path).unwrap();
-        assert_eq!(open().have(), 512 << 10);
+        assert_eq!(open().have(), 576 << 10);
         spoilt[300_000] ^= 1;
         std::fs::write(&path, &spoilt).unwrap();
         let mut again = open();
@@ -188,11 +188,11 @@ mod tests {
         let mut arriving = Arriving::open(directory.path(), &digest, pieces).unwrap();
         image[400_000] ^= 1;
         assert!(matches!(arriving.add(&image), Err(NotTaken::Wrong)));
-        assert_eq!(arriving.have(), 256 << 10);
-        assert_eq!(std::fs::metadata(&arriving.path).unwrap().len(), 256 << 10);
+        assert_eq!(arriving.have(), 384 << 10);
+        assert_eq!(std::fs::metadata(&arriving.path).unwrap().len(), 384 << 10);
         image[400_000] ^= 1;
-        arriving.from_here();
-        arriving.add(&image[256 << 10..]).unwrap();
+        arriving.restart();
+        arriving.add(&image[384 << 10..]).unwrap();
         assert!(matches!(arriving.add(b"more"), Err(NotTaken::Wrong)));
         assert!(arriving.proven(&digest).is_some());
     }

@@ -189,7 +189,7 @@ impl Chain {
         course: &mut Course<'_>,
         progress: Progress<'_>,
     ) -> Result<(Arriving, Result<(), Ended>), RepositoryError> {
-        arriving.from_here();
+        arriving.restart();
         course.pace.anew();
         let mut left = course.size - arriving.have();
         let (into, mut blocks) = mpsc::channel::<Bytes>(AHEAD);
