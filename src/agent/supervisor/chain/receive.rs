@@ -196,11 +196,12 @@ impl Chain {
         let image = course.image.clone();
         let writer = tokio::task::spawn_blocking(move || {
             while let Some(block) = blocks.blocking_recv() {
-                if let Err(error) = arriving.add(&block) {
-                    return (arriving, Err(error));
-                }
+                let added = arriving.add(&block);
                 let have = arriving.have();
                 image.send_if_modified(|standing| std::mem::replace(&mut standing.have, have) != have);
+                if added.is_err() {
+                    return (arriving, added);
+                }
             }
             (arriving, Ok(()))
         });
