@@ -163,6 +163,8 @@
 //!   in a database that is made anew from them when it is lost.
 //! - **Slots**: the site. Its answers are facts with an age; no answer is `Unknown`, and neither destroys
 //!   nor starts anything.
+//! - **What is put on nodes**: the deployment server. It knows its workflows only until it is restarted, and then the record
+//!   of each node, which says whether our environment was put there to the end.
 //! - **Intent**: the job's status, written before what cannot be repeated: a submission, a release, an
 //!   incarnation, a generation's number.
 //! - **Addresses**: the job's status. The operator offers a subnet that no status has; the network on a
