@@ -36,10 +36,15 @@ impl Limit {
 
 impl Drop for Limit {
     fn drop(&mut self) {
+        let parent = self.0.parent().unwrap_or(&self.0).join("cgroup.procs");
         // processes that were killed take a moment
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;
+            }
+            // for those that go on it does not hold any more
+            for process in fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = fs::write(&parent, process);
             }
             thread::sleep(Duration::from_millis(20));
         }

@@ -51,7 +51,7 @@ pub(crate) fn measure() -> Result<Measured> {
                 let why = format!("{error:#}");
                 eprintln!(
                     "  {members} nodes: taktuk put does not get there: {}",
-                    why.lines().last().unwrap_or_default()
+                    why.rsplit("; ").next().unwrap_or_default()
                 );
             }
         }
