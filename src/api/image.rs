@@ -53,15 +53,11 @@ pub struct VmImageSpec {
     pub os: Option<OsSpec>,
     /// Whether an archive's disk is taken into use without being started once. Otherwise it is started under QEMU first,
     /// without a network, and refused if it does not come up.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub skip_boot_check: bool,
     /// In the operator's namespace: makes the image usable from every namespace.
     #[serde(default)]
     pub standard: bool,
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// Command line with which the kernel of an archive finds the disk that was made of it; cards are called eth0 and so on.

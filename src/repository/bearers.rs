@@ -21,8 +21,9 @@ type Part = (JobUid, Generation, MemberIndex);
 pub struct Bearers(Arc<Mutex<HashMap<Part, Timestamp>>>);
 
 impl Bearers {
-    /// Whether whoever has this ticket may bring its part still, or why not.
-    pub(super) fn admit(&self, ticket: &Ticket, now: Timestamp) -> Result<(), String> {
+    /// Whether whoever has this ticket may bring its part still, or why not. `brings` if it does so now: one that gives its
+    /// part to a collector asks the repository as well, and that ends nothing.
+    pub(super) fn admit(&self, ticket: &Ticket, brings: bool, now: Timestamp) -> Result<(), String> {
         let part = (ticket.job.clone(), ticket.generation, ticket.member);
         let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let latest = own.get(&part).copied();
@@ -31,6 +32,7 @@ impl Bearers {
                 Err(format!("member {} sends its part itself again: member {bearer} brings it no more", ticket.member))
             }
             Some(_) => Ok(()),
+            None if !brings => Ok(()),
             None => {
                 if latest.is_none() {
                     own.retain(|_, until| *until > now);
@@ -62,16 +64,18 @@ mod tests {
             bearer,
         };
         let bearers = Bearers::default();
-        let admitted = |ticket: &Ticket| bearers.admit(ticket, start).is_ok();
+        let admitted = |ticket: &Ticket| bearers.admit(ticket, true, start).is_ok();
         assert!(admitted(&ticket(10, None)), "it has been told to get ready");
         assert!(admitted(&ticket(12, Some(1))), "then another one takes its part");
+        bearers.admit(&ticket(13, None), false, start).unwrap();
+        assert!(admitted(&ticket(12, Some(1))), "to whom it gives its part it only asks questions");
         assert!(admitted(&ticket(14, None)), "which is given up");
         assert!(admitted(&ticket(10, None)), "an own request may come late");
         assert!(!admitted(&ticket(12, Some(1))) && !admitted(&ticket(13, Some(3))));
         assert!(admitted(&Ticket { member: 3, ..ticket(12, Some(1)) }), "another part");
         // what has expired is not known for ever
         let later = start + SignedDuration::from_secs(20);
-        bearers.admit(&Ticket { generation: 5, ..ticket(30, None) }, later).unwrap();
+        bearers.admit(&Ticket { generation: 5, ..ticket(30, None) }, true, later).unwrap();
         assert_eq!(bearers.0.lock().unwrap().len(), 1);
     }
 }

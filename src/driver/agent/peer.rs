@@ -146,7 +146,7 @@ mod tests {
             Report { member: 3, have: 7, pace: Some(0.5), from: Origin::Member(2) },
             Report { member: 2, have: 9, pace: None, from: Origin::Repository },
         ];
-        let sent = [part(b"some bytes"), reports(&said), part(&[7; PORTION]), reports(&[])].concat();
+        let sent = [part(b"some bytes"), reports(&said), part(&vec![7; PORTION]), reports(&[])].concat();
         for step in [1, 4, 1000, sent.len()] {
             let (mut frames, mut buffer, mut come) = (Frames, BytesMut::new(), Vec::new());
             for piece in sent.chunks(step) {

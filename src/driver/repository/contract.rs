@@ -177,7 +177,7 @@ impl Bench {
     }
 
     pub(crate) fn ticket(&self, generation: Generation, member: MemberIndex, incarnation: Incarnation) -> String {
-        let expires = jiff::Timestamp::now() + Duration::from_secs(60);
+        let expires = jiff::Timestamp::now() + Duration::from_secs(3600);
         match &self.key {
             Some(key) => key.sign(&Ticket {
                 job: job(),

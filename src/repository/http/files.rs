@@ -48,7 +48,7 @@ pub(super) async fn receive_part(
     body: Body,
 ) -> Reply<Response> {
     let admitted = match kind_of(&kind) {
-        Ok(kind) => admit(&service, &peer, (&job, generation, member, kind), &headers).await,
+        Ok(kind) => admit(&service, &peer, (&job, generation, member, kind), &headers, true).await,
         Err(error) => Err(error),
     };
     let Admitted { kind, incarnation, room, most } = match admitted {
@@ -94,18 +94,19 @@ pub(super) struct Admitted {
     pub(super) most: u64,
 }
 
-/// Whether the file may be sent, or what comes for it.
+/// Whether the file may be sent, or what comes for it; `brings` unless it is only asked about.
 pub(super) async fn admit(
     service: &Service,
     Peer(peer): &Peer,
     (job, generation, member, kind): (&JobUid, Generation, MemberIndex, FileKind),
     headers: &HeaderMap,
+    brings: bool,
 ) -> Result<Admitted, RepositoryError> {
     let ticket = headers.get(TICKET).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let ticket =
         service.key.verify(ticket, service.clock.now()).map_err(|e| RepositoryError::Refused(e.to_string()))?;
     let incarnation = may_write_part(peer, &ticket, (job, generation, member)).map_err(RepositoryError::Refused)?;
-    service.bearers.admit(&ticket, service.clock.now()).map_err(RepositoryError::Refused)?;
+    service.bearers.admit(&ticket, brings, service.clock.now()).map_err(RepositoryError::Refused)?;
     let most = ticket.most.unwrap_or(u64::MAX).min(service.limits.part);
     let (job, quota, now) = (job.clone(), ticket.quota, service.clock.now());
     let admit = move |store: &Store| {

@@ -44,7 +44,7 @@ pub(super) async fn find(
     body: Bytes,
 ) -> Reply<Vec<u8>> {
     let kind = kind_of(&kind)?;
-    let admitted = admit(&service, &peer, (&job, generation, member, kind), &headers).await?;
+    let admitted = admit(&service, &peer, (&job, generation, member, kind), &headers, false).await?;
     let names = read_names(&body).ok_or_else(|| RepositoryError::Refused("these are no names of blocks".into()))?;
     let (origin, now) = (Origin { generation, incarnation: admitted.incarnation, member, kind }, service.clock.now());
     let found = service.blocking(move |store| store.find_blocks(&job, origin, &names, now)).await?;
@@ -60,7 +60,7 @@ pub(super) async fn receive_pack(
 ) -> Reply<()> {
     let admitted = async {
         let (kind, pack) = (kind_of(&kind)?, pack_of(&pack)?);
-        let admitted = admit(&service, &peer, (&job, generation, member, kind), &headers).await?;
+        let admitted = admit(&service, &peer, (&job, generation, member, kind), &headers, true).await?;
         let origin = Origin { generation, incarnation: admitted.incarnation, member, kind };
         Ok((origin, pack, admitted, service.store.uploads.begin(&job, origin)?))
     };

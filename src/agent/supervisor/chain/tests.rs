@@ -215,7 +215,7 @@ async fn d1_an_agent_that_does_not_do_its_part_is_passed_over(#[case] does: Does
     let first = world.node(0, &[]).await;
     let (bad, _stop) = world.serve(1, router(does)).await;
     let third = world.node(2, &[bad, first.peer.clone()]).await;
-    let fourth = world.node(3, &[third.peer.clone()]).await;
+    let fourth = world.node(3, std::slice::from_ref(&third.peer)).await;
     let _all = tokio::join!(first.image(), third.image(), fourth.image());
     assert_eq!((world.fetches(), third.from(), fourth.from()), (1, from, Origin::Member(2)));
 }

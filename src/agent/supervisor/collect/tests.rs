@@ -313,6 +313,20 @@ async fn b15_what_is_held_is_brought_with_the_vm_lost_and_nothing_more_is_taken(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn b15_a_collector_that_was_given_up_replaces_nothing_that_the_own_agent_has_sent() {
+    let (bench, sender, collector) = job_of_two().await;
+    let order = grant(&bench, 0, Some(1), Some(0));
+    collector.kget.collect(&order).await.unwrap();
+    sender.send(&bench, Some(&collector)).await;
+    collector.until("held", |state| state.held.iter().any(|held| held.whole)).await;
+    sender.send(&bench, None).await;
+    sender.until("sent", |state| state.upload.as_ref().is_some_and(|u| u.done && u.collector.is_none())).await;
+    collector.kget.collect(&CollectOrder { limit: None, ..order }).await.unwrap();
+    let state = collector.until("refused", |state| state.held[0].error.is_some()).await;
+    assert!(state.held[0].error.as_ref().unwrap().contains("sends its part itself"), "{state:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_held_of_a_capture_goes_with_the_next_one() {
     let (bench, sender, collector) = job_of_two().await;
     collector.kget.collect(&grant(&bench, 0, Some(1), Some(0))).await.unwrap();
