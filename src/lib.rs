@@ -209,6 +209,8 @@
 //! - **What a job began with stays for its whole life.** Generation 0 has no Snapshot object; it is what failed commands
 //!   are begun again from, and goes with the job. With second names for files it takes little while the other job has
 //!   the same blocks; `usage` counts them with both.
+//! - **Nothing is deployed yet.** The client of deployment servers is there, with a simulator and a suite for both, but no
+//!   controller uses it: a job runs on nodes that are in the cluster already.
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.

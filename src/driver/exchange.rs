@@ -1,7 +1,26 @@
 //! What the clients of other people's web servers have in common: bounded answers, and errors that say their cause.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
-use reqwest::Response;
+use reqwest::{Certificate, Client, ClientBuilder, Response, header::HeaderMap};
+
+/// Longest time to connect.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Web servers close idle connections after a few seconds; one that is just being closed would look like an outage.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// A client that sends nothing by itself: no redirects, no second tries. With `ca`, PEM, it trusts nobody else.
+pub(super) fn client(headers: HeaderMap, ca: Option<&str>) -> reqwest::Result<ClientBuilder> {
+    let builder = Client::builder()
+        .default_headers(headers)
+        .connect_timeout(CONNECT)
+        .pool_idle_timeout(IDLE)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never());
+    let Some(ca) = ca else { return Ok(builder) };
+    Ok(builder.tls_certs_only(Certificate::from_pem_bundle(ca.as_bytes())?))
+}
 
 /// The body of an answer, unless it is larger than any of that server's.
 pub(super) async fn body(reply: Response, most: usize) -> Result<Vec<u8>, String> {

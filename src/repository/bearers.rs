@@ -1,6 +1,6 @@
 //! Who brings a part. A collector that was given up may not know it yet: what its ticket lets it bring ends when the
-//! part's own agent comes with a later one, so that it replaces nothing of what that one sends. Held in memory: after a
-//! start of the repository the own agent's next request says it again.
+//! part's own agent brings some of it with a later one, so that it replaces nothing of that. Held in memory: after a start of
+//! the repository the next file or pack of the own agent says it again.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
 
 type Part = (JobUid, Generation, MemberIndex);
 
-/// Until when the latest ticket is valid with which each part's own agent came.
+/// Until when the latest ticket is valid with which each part's own agent has brought something.
 #[derive(Clone, Debug, Default)]
 pub struct Bearers(Arc<Mutex<HashMap<Part, Timestamp>>>);
 

@@ -12,6 +12,9 @@ use crate::{
     image::{BootPaths, Trouble, TroubleKind},
 };
 
+/// Most characters of a line for people: a description may be long.
+const LINE: usize = 300;
+
 fn refused<T>(why: &str) -> Result<T, Trouble> {
     Err(Trouble::refused(TroubleKind::Unusable, format!("spec.source.environment: {why}")))
 }
@@ -79,7 +82,7 @@ pub(super) fn unused(spec: &VmImageSpec) -> Vec<String> {
     if described.destructive {
         lines.push("destructive says nothing of a VM".into());
     }
-    lines
+    lines.into_iter().map(|line| line.chars().take(LINE).collect()).collect()
 }
 
 #[cfg(test)]
@@ -112,7 +115,7 @@ filesystem: ext4
 
     #[test]
     fn what_a_vm_can_use_is_used_and_the_rest_is_told() {
-        let spec = spec(DESCRIPTION, &json!({}));
+        let spec = self::spec(DESCRIPTION, &json!({}));
         let boot = boot(&spec).unwrap();
         assert_eq!((boot.kernel.as_deref(), boot.initrd.as_deref()), (Some("/boot/vmlinuz-1"), Some("/boot/initrd-1")));
         let source = spec.source.environment.as_ref().unwrap();
@@ -121,6 +124,9 @@ filesystem: ext4
         for word in ["debian12-min:3", "console=ttyS1", "server:///g5k.tgz", "destructive"] {
             assert!(told.contains(word), "{told}");
         }
+        let long = DESCRIPTION.replace("console=ttyS1", &"x".repeat(5000));
+        let lines = unused(&self::spec(&long, &json!({})));
+        assert!(lines.len() == 4 && lines.iter().all(|line| line.chars().count() <= LINE), "{lines:?}");
         assert!(unused(&VmImageSpec { source: crate::api::image::ImageSource::default(), ..spec }).is_empty());
     }
 

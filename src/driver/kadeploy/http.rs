@@ -30,8 +30,6 @@ const CODE: HeaderName = HeaderName::from_static("x-application-error-code");
 const READ: Duration = Duration::from_secs(10);
 /// Limit of a write: a cancellation takes the server several seconds, and a request has it look at files elsewhere.
 const WRITE: Duration = Duration::from_secs(60);
-/// How long a connection is kept for the next request.
-const IDLE: Duration = Duration::from_secs(3);
 
 /// An answer.
 pub(super) struct Reply {
@@ -95,16 +93,7 @@ impl Http {
         if password.is_none() {
             headers.insert(header("User")?, user.parse().map_err(|e| wrong("user", &e))?);
         }
-        let mut builder = Client::builder()
-            .default_headers(headers)
-            .connect_timeout(READ)
-            .pool_idle_timeout(IDLE)
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never());
-        if let Some(ca) = &server.ca {
-            let roots = reqwest::Certificate::from_pem_bundle(ca.as_bytes()).map_err(|e| wrong("ca", &e))?;
-            builder = builder.tls_certs_only(roots);
-        }
+        let mut builder = exchange::client(headers, server.ca.as_deref()).map_err(|e| wrong("ca", &e))?;
         if let Some(digest) = server.pin.as_deref().and_then(config::digest) {
             builder = builder.tls_backend_preconfigured(pin::client(digest).map_err(|e| wrong("pin", &e))?);
         }

@@ -20,8 +20,6 @@ const MAX_BODY: usize = 32 << 20;
 const READ: Duration = Duration::from_secs(10);
 /// Limit of a write. A submission hangs while OAR's database is down, and may succeed afterwards.
 const WRITE: Duration = Duration::from_secs(30);
-/// How long a connection is kept for the next request.
-const IDLE: Duration = Duration::from_secs(3);
 
 /// A client with one identity.
 pub(super) struct Http {
@@ -42,18 +40,7 @@ impl Http {
             // hyphens: Apache drops headers with underscores
             headers.insert("x-remote-ident", user.parse().map_err(|e| wrong("user", &e))?);
         }
-        let mut builder = Client::builder()
-            .default_headers(headers)
-            .connect_timeout(READ)
-            // web servers close idle connections after a few seconds; one that is just being closed
-            // would look like an outage
-            .pool_idle_timeout(IDLE)
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never());
-        if let Some(ca) = &site.ca {
-            let roots = reqwest::Certificate::from_pem_bundle(ca.as_bytes()).map_err(|e| wrong("ca", &e))?;
-            builder = builder.tls_certs_only(roots);
-        }
+        let mut builder = exchange::client(headers, site.ca.as_deref()).map_err(|e| wrong("ca", &e))?;
         if let Credentials::Certificate { certificate, key } = &credentials {
             let pem = format!("{key}\n{certificate}\n");
             let identity = reqwest::Identity::from_pem(pem.as_bytes())
