@@ -23,6 +23,7 @@ pub mod talk;
 pub mod testbed;
 pub mod ticks;
 pub mod turn;
+pub mod world;
 
 pub use nodes::Nodes;
 pub use testbed::TestBed;

@@ -163,6 +163,12 @@ pub enum Reason {
     EnvironmentNotFound,
     /// The deployment server refused the request; the message says what to change.
     DeploymentRefused,
+    /// The hypervisor's environment is being put on the slot's nodes.
+    DeployingHypervisor,
+    /// The hypervisor's environment runs on nodes of the slot, which have joined the cluster.
+    HypervisorReady,
+    /// The hypervisor's environment did not come to run on a node; the message says why.
+    DeploymentFailed,
     /// The repository does not answer.
     RepositoryUnreachable,
     /// The repository has no room.

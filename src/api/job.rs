@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub use super::policy::{OnNotice, SnapshotPolicy};
-use super::{job_status::BestEffortJobStatus, quantity::Bytes};
+use super::{
+    hypervisor::{Deploy, EnvironmentReference, HypervisorSpec},
+    job_status::BestEffortJobStatus,
+    quantity::Bytes,
+};
 
 /// A job that runs in virtual machines on slots that can be taken away, and goes on from its last
 /// snapshot when they are.
@@ -48,8 +52,8 @@ use super::{job_status::BestEffortJobStatus, quantity::Bytes};
         "restoreFrom cannot change once its generation is being copied or the first guest has started: make another job"
     ),
     validation = (
-        "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && self.spec.slots.allocation == oldSelf.spec.slots.allocation && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
-        "slots.site, slots.allocation and slots.credentials cannot change while slots are held or asked for: set suspend to true first"
+        "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && self.spec.slots.allocation == oldSelf.spec.slots.allocation && has(self.spec.hypervisor) == has(oldSelf.spec.hypervisor) && (!has(self.spec.hypervisor) || self.spec.hypervisor == oldSelf.spec.hypervisor) && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
+        "slots.site, slots.allocation, slots.credentials and hypervisor cannot change while slots are held or asked for: set suspend to true first"
     ),
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Members","type":"integer","jsonPath":".spec.members"}"#,
@@ -92,6 +96,9 @@ pub struct BestEffortJobSpec {
     pub inputs: Vec<InputFile>,
     /// Where and how the nodes are asked for.
     pub slots: SlotSpec,
+    /// What runs on the nodes below the virtual machines: the site's own system, or what is put there for each slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<HypervisorSpec>,
     /// How the image comes to the nodes: read when agents are placed.
     #[serde(default)]
     pub distribution: Distribution,
@@ -126,6 +133,14 @@ pub struct BestEffortJobSpec {
     #[schemars(regex(pattern = DURATION), length(max = 32))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_after_finished: Option<Duration>,
+}
+
+impl BestEffortJobSpec {
+    /// The environment that is put on the nodes of its slots, if one is.
+    pub fn deployed(&self) -> Option<&EnvironmentReference> {
+        let hypervisor = self.hypervisor.as_ref().filter(|hypervisor| hypervisor.deploy != Deploy::Never)?;
+        hypervisor.environment.as_ref()
+    }
 }
 
 /// How a length of time is written: Go's notation without a sign.

@@ -7,7 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::job_snapshots::{CaptureStatus, SnapshotsStatus};
+pub use super::{
+    hypervisor::{DeployedNode, DeploymentState, DeploymentStatus, WorkflowStatus},
+    job_snapshots::{CaptureStatus, SnapshotsStatus},
+};
 
 /// Where the life of a job has got to; for people and columns, see the conditions for details.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -212,6 +215,9 @@ pub struct SlotStatus {
     /// When its end was first seen, unless the site says that it did not reach all of its nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cleared: Option<Time>,
+    /// What is put on its nodes, if anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<DeploymentStatus>,
     /// Why the operator gives it back; set before it does, so that its own deletion never looks like a person's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseIntent>,
@@ -473,6 +479,9 @@ pub struct UnfitNode {
     pub node: String,
     /// When it was found out.
     pub since: Time,
+    /// No environment could be put on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undeployed: bool,
     /// It has no KVM.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kvm: bool,
@@ -489,7 +498,7 @@ fn once() -> u32 {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-fn is_zero(number: &u32) -> bool {
+pub(super) fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]

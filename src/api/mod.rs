@@ -8,6 +8,7 @@
 
 pub mod conditions;
 pub mod crds;
+pub mod hypervisor;
 pub mod image;
 pub mod job;
 pub mod job_snapshots;

@@ -58,7 +58,7 @@ impl Config {
     }
 }
 
-fn within(field: &str, value: Duration, (least, most): (Duration, Duration)) -> Result<(), String> {
+pub(super) fn within(field: &str, value: Duration, (least, most): (Duration, Duration)) -> Result<(), String> {
     if (least..=most).contains(&value) {
         return Ok(());
     }

@@ -1,8 +1,14 @@
 //! A site's deployment server. Names of headers and fields differ between its versions, so they are settings.
 
+use std::time::Duration;
+
+use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
 
-use crate::driver::kadeploy::names;
+use crate::driver::{
+    kadeploy::names,
+    oar::hold::{CONNECTOR, check_text},
+};
 
 /// Where a site's nodes are deployed. The account is the one of the slots: a user by a header that the server trusts from
 /// the operator's address, a user with a password, or a client certificate.
@@ -34,6 +40,20 @@ pub struct KadeployConfig {
     /// The disk that environments are put on, where it is not the server's default.
     #[serde(default)]
     pub block_device: Option<String>,
+    /// Address of a file with ssh keys, as the server fetches it, for root of the nodes; `{user}` in it stands for the
+    /// account's user. One of them must be that of the user's own ssh on the frontend: by it the hold of a slot reaches
+    /// its nodes.
+    #[serde(default)]
+    pub keys: Option<String>,
+    /// How the hold of a slot reaches nodes that were deployed, from the frontend.
+    #[serde(default = "connector")]
+    pub connector: String,
+    /// Numeric id, on nodes that were deployed, of the user that the connector logs in as: who owns the lease there.
+    #[serde(default)]
+    pub lease_owner: u32,
+    /// A slot on whose nodes the environment does not run within this time is given back.
+    #[serde(default = "wait")]
+    pub wait: Length,
 }
 
 /// Which API a deployment server has.
@@ -53,6 +73,19 @@ fn header_prefix() -> String {
 fn partition_field() -> String {
     "deploy_partition".into()
 }
+fn connector() -> String {
+    // the nodes have new host keys each time
+    let options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+    let watched = ["ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3"];
+    let options: Vec<String> = options.iter().chain(&watched).map(|option| format!("-o {option}")).collect();
+    format!("ssh -l root {}", options.join(" "))
+}
+fn wait() -> Length {
+    Duration::from_secs(1800).into()
+}
+
+/// Shortest and longest times for deployments.
+const WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(24 * 3600));
 
 impl KadeployConfig {
     /// What must be right before anything is asked of the server.
@@ -90,9 +123,22 @@ impl KadeployConfig {
                 return Err(format!("{field}.{name} may hold letters, digits and ._-/, not {value:?}"));
             }
         }
-        Ok(())
+        check_text("connector", &self.connector, CONNECTOR).map_err(|error| format!("{field}.connector: {error}"))?;
+        let keys = self.keys.iter().map(|keys| keys.replace(USER, "user"));
+        keys.into_iter().try_for_each(|keys| {
+            names::address("the address of the ssh keys", &keys).map_err(|error| format!("{field}.keys: {error}"))
+        })?;
+        super::check::within(&format!("{field}.wait"), self.wait.into(), WAIT)
+    }
+
+    /// The address of the ssh keys for an account's user.
+    pub fn keys_of(&self, user: &str) -> Option<String> {
+        self.keys.as_ref().map(|keys| keys.replace(USER, user))
     }
 }
+
+/// What stands for the account's user in `keys`.
+const USER: &str = "{user}";
 
 /// The bytes of a digest that is written as `pin` is.
 pub fn digest(pin: &str) -> Option<[u8; 32]> {

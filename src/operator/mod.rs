@@ -34,6 +34,7 @@ use crate::{
     driver::{
         agent::http::AgentsHttp,
         cluster::{client, count::RequestCounts, importers::KubeImporters, kube::KubeCluster},
+        kadeploy::directory::KadeployDirectory,
         repository::http::HttpRepository,
         site::directory::SiteDirectory,
     },
@@ -178,6 +179,7 @@ impl Process {
             cluster: cluster.clone(),
             view: view.clone(),
             sites: sites.clone(),
+            deployers: Arc::new(KadeployDirectory::new(self.config.sites.clone())),
             agents: agents.clone(),
             hearing: hub.clone(),
             repository: repository.clone(),

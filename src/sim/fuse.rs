@@ -36,6 +36,10 @@ use crate::{
             Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
             importers::{ImporterState, Importers},
         },
+        kadeploy::{
+            DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, Observation,
+            Workflow, WorkflowId,
+        },
         repository::{DiskRecord, GenerationSummary, JobContent, JobUsage, OutputSummary, Repository, RepositoryError},
         site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
     },
@@ -152,6 +156,9 @@ impl Cluster for Fused<dyn Cluster> {
     async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError> {
         self.fuse.write("delete", self.inner.delete(kind, object)).await
     }
+    async fn remove_node(&self, node: &NodeName, uid: &str) -> Result<(), ClusterError> {
+        self.fuse.write("remove_node", self.inner.remove_node(node, uid)).await
+    }
     async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {
         self.fuse.write("record", self.inner.record(event)).await
     }
@@ -206,6 +213,30 @@ impl ClusterView for Fused<dyn ClusterView> {
     }
     async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
         self.fuse.read(self.inner.config_value(namespace, name, key)).await
+    }
+}
+
+#[async_trait]
+impl Kadeploy for Fused<dyn Kadeploy> {
+    async fn describe(&self, name: &EnvironmentName) -> Result<Environment, KadeployError> {
+        self.fuse.read(self.inner.describe(name)).await
+    }
+    async fn deploy(&self, request: &DeployRequest) -> Result<WorkflowId, KadeployError> {
+        self.fuse.write("deploy", self.inner.deploy(request)).await
+    }
+    async fn workflows(&self) -> Result<Vec<Workflow>, KadeployError> {
+        self.fuse.read(self.inner.workflows()).await
+    }
+    async fn observe(
+        &self,
+        workflow: &WorkflowId,
+        nodes: &[NodeName],
+        environment: &EnvironmentSource,
+    ) -> Result<Observation, KadeployError> {
+        self.fuse.read(self.inner.observe(workflow, nodes, environment)).await
+    }
+    async fn forget(&self, workflow: &WorkflowId) -> Result<(), KadeployError> {
+        self.fuse.write("forget_workflow", self.inner.forget(workflow)).await
     }
 }
 

@@ -1,13 +1,15 @@
 //! The world in simulated time: the controllers' real passes over the doubles of all drivers, with a
 //! clock that a test moves. No sockets, no processes, no waiting.
 //!
-//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), kget (`kget`), `importers`.
+//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), bare nodes (`machines`), kget
+//! (`kget`), `importers`.
 //! The operator is a process that can be killed after any of its writes (`operator`, `fuse`). After
 //! every step the safety rules are checked (`rules`).
 
 mod fuse;
 mod importers;
 mod kget;
+mod machines;
 mod nodes;
 mod operator;
 mod rules;
@@ -16,10 +18,10 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus};
 use serde_json::json;
 
-use self::{importers::FakeImporters, kget::Kget, nodes::Body, operator::Operator, rules::Rules};
+use self::{importers::FakeImporters, kget::Kget, machines::Machines, nodes::Body, operator::Operator, rules::Rules};
 use crate::{
     api::{BestEffortJob, BestEffortJobStatus, JobPhase, VmImage},
     clock::Clock,
@@ -30,6 +32,7 @@ use crate::{
     driver::{
         agent::fake::FakeAgents,
         cluster::{ClusterView, fake::FakeCluster},
+        kadeploy::fake::FakeKadeploy,
         repository::fake::FakeRepository,
         site::{SlotPhase, fake::FakeSite},
     },
@@ -87,6 +90,8 @@ struct World {
     site: FakeSite,
     agents: FakeAgents,
     repository: FakeRepository,
+    kadeploy: FakeKadeploy,
+    machines: Option<Machines>,
     health: BTreeMap<String, Health>,
     bodies: Vec<Body>,
     kget: Kget,
@@ -119,6 +124,7 @@ impl World {
         let agents = FakeAgents::default();
         let site = FakeSite::new(clock.clone(), &list);
         let importers = FakeImporters::new(cluster.clone());
+        let kadeploy = FakeKadeploy::new(clock.clone(), &list);
         let parts = operator::Parts {
             clock: clock.clone(),
             cluster: cluster.clone(),
@@ -126,6 +132,7 @@ impl World {
             site: site.clone(),
             agents: agents.clone(),
             repository: repository.clone(),
+            kadeploy: kadeploy.clone(),
         };
         Self {
             operator: Operator::new(parts, writes),
@@ -142,12 +149,15 @@ impl World {
             site,
             agents,
             repository,
+            kadeploy,
+            machines: None,
         }
     }
 
     /// Lets time pass: first the world, then the background tasks, then the operator's passes.
     async fn step(&mut self, by: Duration) {
         self.clock.advance(SignedDuration::try_from(by).unwrap());
+        self.boot();
         self.live();
         self.import();
         self.transfer().await;
@@ -280,6 +290,8 @@ fn node(name: &str, index: usize) -> Node {
     let address = NodeAddress { address: format!("10.0.0.{}", index + 1), type_: "InternalIP".into() };
     let mut node = Node::default();
     node.metadata.name = Some(name.into());
-    node.status = Some(NodeStatus { addresses: Some(vec![address]), ..NodeStatus::default() });
+    let ready = NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
+    let (addresses, conditions) = (Some(vec![address]), Some(vec![ready]));
+    node.status = Some(NodeStatus { addresses, conditions, ..NodeStatus::default() });
     node
 }

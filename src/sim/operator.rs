@@ -32,6 +32,7 @@ use crate::{
     driver::{
         agent::{Accelerator, Agents, fake::FakeAgents},
         cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers},
+        kadeploy::{Deployers, Kadeploy, KadeployError, fake::FakeKadeploy},
         repository::{Repository, fake::FakeRepository},
         site::{Credentials, Site, fake::FakeSite, poller::Poller},
     },
@@ -54,6 +55,7 @@ pub(super) struct Parts {
     pub(super) site: FakeSite,
     pub(super) agents: FakeAgents,
     pub(super) repository: FakeRepository,
+    pub(super) kadeploy: FakeKadeploy,
 }
 
 /// The present operator, or the gap between two.
@@ -124,6 +126,15 @@ impl Sites for OneSite {
     }
 }
 
+/// The deployment server of the site.
+struct OneServer(Arc<dyn Kadeploy>);
+
+impl Deployers for OneServer {
+    fn account(&self, _: &str, _: &Credentials) -> Result<Arc<dyn Kadeploy>, KadeployError> {
+        Ok(self.0.clone())
+    }
+}
+
 fn config() -> Config {
     serde_json::from_value(json!({
         "sites": {SITE: {
@@ -133,6 +144,7 @@ fn config() -> Config {
             "defaultAccount": {"user": "alice"},
             "isolation": "30s",
             "agentWait": "60s",
+            "kadeploy": {"url": "http://kadeploy:25300", "wait": "10m"},
         }},
         "namespace": "vmdeploy",
         "repository": "10.0.9.1:7443",
@@ -267,6 +279,10 @@ impl Process {
             cluster: cluster.clone(),
             view: view.clone(),
             sites: Arc::new(OneSite(poller)),
+            deployers: Arc::new(OneServer(Arc::new(Fused::<dyn Kadeploy> {
+                fuse: fuse.clone(),
+                inner: Arc::new(parts.kadeploy.clone()),
+            }))),
             agents,
             hearing: hub,
             repository: repository.clone(),

@@ -11,9 +11,8 @@ use e2e::{
     Turn,
     job::{Counting, Job},
     testbed::until,
+    world::{BOOT, ends_right, gone},
 };
-
-use crate::world::{BOOT, ends_right, gone};
 
 /// Answers each line in capitals, and says goodbye when no more come.
 pub(crate) const LISTENER: &str = r#"perl -e 'use IO::Socket::INET;

@@ -9,6 +9,7 @@ use e2e::{
     job::{Counting, Job, nodes},
     testbed::until,
     ticks::continuity,
+    world::{BOOT, GONE, LIFE, counted_right, gone, nothing_left, taken},
 };
 use kube::{Api, api::PostParams};
 use vmdeploy::api::{
@@ -17,8 +18,6 @@ use vmdeploy::api::{
     job_status::NetworkStatus,
     snapshot::{SnapshotPhase, SnapshotReason},
 };
-
-use crate::world::{BOOT, GONE, LIFE, counted_right, gone, nothing_left, taken};
 
 /// Applies a Snapshot, and waits until it is complete.
 async fn asked_for(bed: &TestBed, namespace: &str, name: &str) -> Result<()> {

@@ -8,6 +8,7 @@ use e2e::{
     Turn,
     job::{Counting, Job, nodes},
     testbed::{SYSTEM, TestBed, until},
+    world::{BOOT, GONE, LIFE, computed, counted_right, nothing_left, taken},
 };
 use vmdeploy::api::{
     Snapshot,
@@ -15,10 +16,7 @@ use vmdeploy::api::{
     snapshot::{CollectedState, SnapshotPhase, Transfer},
 };
 
-use crate::{
-    per_member::{left_in_time, places, runs_again},
-    world::{BOOT, GONE, LIFE, computed, counted_right, nothing_left, taken},
-};
+use crate::per_member::{left_in_time, places, runs_again};
 
 const MEMBERS: u32 = 4;
 const KGET: &str = "deployment/vmdeploy-kget";

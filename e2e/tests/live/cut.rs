@@ -7,10 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
     job::{Counting, Job, nodes},
+    world::{BOOT, GONE, LIFE, counted_right, nothing_left, printed, running},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase};
-
-use crate::world::{BOOT, GONE, LIFE, counted_right, nothing_left, printed, running};
 
 /// Shorter than any limit.
 const MOMENT: Duration = Duration::from_secs(5);
@@ -116,7 +115,7 @@ async fn a_moment_without_network_costs_nothing_and_a_longer_one_one_restore() -
     for member in 0..2 {
         ensure!(printed(&job, member, &counting)?.resumed_at.len() == 1, "member {member} did not resume once");
     }
-    crate::world::gone(&bed, &job).await
+    e2e::world::gone(&bed, &job).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

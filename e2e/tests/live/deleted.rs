@@ -8,11 +8,10 @@ use e2e::{
     job::{Counting, Job, nodes},
     rival::Rival,
     testbed::until,
+    world::{BOOT, gone, running},
 };
 use kube::{Api, api::PostParams};
 use vmdeploy::api::{BestEffortJob, JobPhase, job::ImageReference};
-
-use crate::world::{BOOT, gone, running};
 
 /// A job that is deleted in a phase. The phase may be over before it is seen: then what comes next is deleted.
 async fn deleted_in(

@@ -7,10 +7,9 @@ use e2e::{
     Turn,
     job::{Counting, Job},
     testbed::until,
+    world::{BOOT, LIFE, given_back, gone, nothing_left},
 };
 use vmdeploy::api::JobPhase;
-
-use crate::world::{BOOT, LIFE, given_back, gone, nothing_left};
 
 fn seconds(n: u64) -> kube::core::Duration {
     Duration::from_secs(n).into()

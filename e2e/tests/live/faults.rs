@@ -8,10 +8,9 @@ use e2e::{
     TestBed, Turn,
     job::{Counting, Job, nodes, slot_ids},
     site::jobs_ever,
+    world::{BOOT, GONE, LIFE, counted_right, ends_right, nothing_left, running, taken},
 };
 use vmdeploy::api::JobPhase;
-
-use crate::world::{BOOT, GONE, LIFE, counted_right, ends_right, nothing_left, running, taken};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes: e2e/test --each"]

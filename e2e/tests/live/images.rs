@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use e2e::{
     Turn,
     job::{Counting, Job},
+    world::ends_right,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::{
@@ -15,8 +16,6 @@ use vmdeploy::api::{
     VmImage,
     image::{ClaimSource, ImageSource},
 };
-
-use crate::world::ends_right;
 
 /// Where the guest's files are put on the service node.
 const DIRECTORY: &str = "/var/lib/vmdeploy/claim";

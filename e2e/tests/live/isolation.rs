@@ -7,10 +7,9 @@ use e2e::{
     Turn,
     job::{Counting, Job},
     testbed::until,
+    world::{BOOT, GONE},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase};
-
-use crate::world::{BOOT, GONE};
 
 /// Prints the hardware addresses of all frames on the card of the job's network, its peer's and its own
 /// among them. It calls to everybody and, past the routes, to the addresses in `$OTHERS`.

@@ -4,10 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
     job::{Counting, nodes, slot_ids},
+    world::{LIFE, ends_right, printed, running, taken},
 };
 use vmdeploy::api::{BestEffortJobStatus, JobPhase};
-
-use crate::world::{LIFE, ends_right, printed, running, taken};
 
 /// How a job loses its slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,4 +19,3 @@ mod parallel;
 mod per_member;
 mod suspend;
 mod testbed;
-mod world;

@@ -13,6 +13,7 @@ use e2e::{
     Turn,
     job::{Counting, Job, nodes},
     testbed::until,
+    world::{BOOT, LIFE, ends_right, taken},
 };
 use vmdeploy::api::{
     JobPhase,
@@ -23,7 +24,6 @@ use vmdeploy::api::{
 use crate::{
     access::{LISTENER, User},
     parallel::key_pair,
-    world::{BOOT, LIFE, ends_right, taken},
 };
 
 /// Somebody with a key of the job, and what ssh is to know.

@@ -8,6 +8,7 @@ use e2e::{
     job::{Counting, Job},
     site::{jobs_ever, unfinished},
     testbed::until,
+    world::{BOOT, GONE},
 };
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -20,8 +21,6 @@ use vmdeploy::api::{
     job::{OarSlotSpec, SecretReference},
     quantity::Bytes,
 };
-
-use crate::world::{BOOT, GONE};
 
 const SECONDS: Duration = Duration::from_secs(20);
 

@@ -9,9 +9,8 @@ use e2e::{
     job::{Counting, Job, nodes},
     site::jobs_ever,
     testbed::SYSTEM,
+    world::{computed, counted_right, gone, taken},
 };
-
-use crate::world::{computed, counted_right, gone, taken};
 
 /// The effects of a life with a notice in it, up to its deletion.
 pub(crate) static EFFECTS: [&str; 14] = [

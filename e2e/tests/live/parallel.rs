@@ -9,14 +9,12 @@ use e2e::{
     TestBed, Turn,
     job::{Job, nodes, slot_ids},
     testbed::{PARALLEL, until},
+    world::{LIFE, taken},
 };
 use serde_json::{Value, json};
 use vmdeploy::api::{BestEffortJob, JobPhase};
 
-use crate::{
-    master::{Person, way_in},
-    world::{LIFE, taken},
-};
+use crate::master::{Person, way_in};
 
 const LONG: Duration = Duration::from_secs(1500);
 

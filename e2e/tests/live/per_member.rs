@@ -8,10 +8,9 @@ use e2e::{
     Turn,
     job::{Counting, Job, nodes},
     site::OarJob,
+    world::{BOOT, LIFE, computed, ends_right, taken},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase, job::Allocation, job_status::SlotStatus};
-
-use crate::world::{BOOT, LIFE, computed, ends_right, taken};
 
 const MEMBERS: u32 = 4;
 

@@ -8,10 +8,9 @@ use e2e::{
     job::{Counting, Job, nodes},
     rival::Rival,
     site::unfinished,
+    world::{BOOT, LIFE, ends_right, given_back, printed},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase, job::OarSlotSpec, snapshot::SnapshotReason};
-
-use crate::world::{BOOT, LIFE, ends_right, given_back, printed};
 
 async fn suspend(job: &Job, yes: bool) -> Result<()> {
     job.correct(|spec| spec.suspend = yes).await

@@ -4,7 +4,10 @@
 
 use k8s_openapi::api::core::v1::Secret;
 
-use crate::{config::SiteConfig, driver::site::Credentials};
+use crate::{
+    config::{SiteConfig, certificate_user},
+    driver::site::Credentials,
+};
 
 /// The account that the site's configuration gives a namespace.
 pub(super) fn configured(site: &SiteConfig, namespace: &str) -> Option<Credentials> {
@@ -29,21 +32,20 @@ pub(super) fn from_secret(name: &str, secret: &Secret) -> Result<Credentials, St
     }
 }
 
+/// The account's user at the site, or what is missing.
+pub(super) fn user(site: &SiteConfig, credentials: &Credentials) -> Result<String, String> {
+    match credentials {
+        Credentials::Header { user } => Ok(user.clone()),
+        Credentials::Basic { username, .. } => Ok(username.clone()),
+        Credentials::Certificate { .. } => certificate_user(site).map(str::to_owned),
+    }
+}
+
 /// Numeric id of the account's user on the nodes, who owns the lease there; or what is missing.
 pub(super) fn owner(site: &SiteConfig, credentials: &Credentials) -> Result<u32, String> {
-    let user = match credentials {
-        Credentials::Header { user } => user,
-        Credentials::Basic { username, .. } => username,
-        Credentials::Certificate { .. } => {
-            let mut all = site.uids.values();
-            return match (all.next(), all.next()) {
-                (Some(only), None) => Ok(*only),
-                _ => Err("with a client certificate the site's uids must name exactly one user".into()),
-            };
-        }
-    };
+    let user = user(site, credentials)?;
     site.uids
-        .get(user)
+        .get(&user)
         .copied()
         .ok_or_else(|| format!("the site's configuration has no numeric id (uids) for user {user}"))
 }

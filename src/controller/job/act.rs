@@ -3,6 +3,8 @@
 //! Nothing is decided here. If the status cannot be written nothing else is done, but for what may
 //! not wait for the API server ([`Effect::needs_status`], safety B17).
 
+mod hypervisor;
+
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use futures::future::join_all;
@@ -108,6 +110,14 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
                 ctx.memory.update(uid, |memory| memory.releases.insert(id.0.clone(), said));
             }
             ctx.sites.nudge(uid);
+        }
+        Effect::Deploy(order) => hypervisor::deploy(order, job, uid, ctx).await,
+        Effect::ForgetWorkflow { id } => hypervisor::forget(id, job, uid, ctx).await,
+        Effect::RemoveNode { node, uid: of } => {
+            // nothing waits for it for good
+            if let Err(error) = ctx.cluster.remove_node(node, of).await {
+                tracing::warn!(job = %uid, %node, %error, "failed to remove a node from the cluster");
+            }
         }
         Effect::FenceRepository { incarnation } => ctx.repository.fence(uid, *incarnation).await?,
         Effect::Adopt(order) => adopt(order, uid, ctx).await,
@@ -256,7 +266,10 @@ async fn create_agent(
 ) -> Result<(), Error> {
     let vanished = |what: &str| Error::Vanished(what.into());
     let site = ctx.config.sites.get(&job.spec.slots.site).ok_or_else(|| vanished("the site is not configured"))?;
-    let owner = account::owner(site, &credentials(job, uid, ctx)?).map_err(Error::Vanished)?;
+    let owner = match site.kadeploy.as_ref().filter(|_| job.spec.deployed().is_some()) {
+        Some(kadeploy) => kadeploy.lease_owner,
+        None => account::owner(site, &credentials(job, uid, ctx)?).map_err(Error::Vanished)?,
+    };
     let inputs = inputs::resolve(job, ctx).await?;
     // a restored guest has its inputs already; one that boots needs them
     let inputs = match inputs {

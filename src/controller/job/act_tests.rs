@@ -25,6 +25,7 @@ fn submit_one() -> Effect {
         queue: None,
         project: None,
         property: None,
+        deploy: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     };

@@ -14,6 +14,7 @@ mod evacuate;
 mod finish;
 mod fit;
 mod give_back;
+mod hypervisor;
 mod lose;
 mod master;
 mod members;

@@ -8,9 +8,9 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::plan::{BarrierSeen, Reply};
+use super::plan::{BarrierSeen, DeploymentSeen, Reply};
 use crate::{
-    api::Reason,
+    api::{Reason, hypervisor::EnvironmentReference},
     driver::site::{Credentials, SiteError},
     names::JobUid,
 };
@@ -34,6 +34,39 @@ pub struct Remembered {
     pub releases: BTreeMap<String, Option<SiteError>>,
     /// The account at the site.
     pub account: Option<Account>,
+    /// Whether the deployment server has an environment.
+    pub environment: Option<Checked>,
+    /// What is known of deployments, by slot.
+    pub deploying: BTreeMap<String, Deploying>,
+}
+
+/// Whether the deployment server has an environment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// The environment.
+    pub environment: EnvironmentReference,
+    /// When it was asked.
+    pub at: Timestamp,
+    /// Whether it has it, or what to change.
+    pub found: Result<(), (Reason, String)>,
+}
+
+/// What is known of the workflow under way on a slot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Deploying {
+    /// Its number.
+    pub number: u32,
+    /// What is known of it.
+    pub seen: DeploymentSeen,
+    /// When the server was last asked.
+    pub asked: Option<Timestamp>,
+}
+
+impl Deploying {
+    /// Nothing is known of it.
+    pub fn of(number: u32) -> Self {
+        Self { number, seen: DeploymentSeen::default(), asked: None }
+    }
 }
 
 /// An account as it was read from a Secret.

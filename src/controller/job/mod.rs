@@ -36,6 +36,7 @@ use crate::{
         Fact,
         agent::{AgentAddress, AgentState, Agents},
         cluster::{Cluster, ClusterView},
+        kadeploy::Deployers,
         repository::Repository,
         site::{Credentials, Site, SiteError, SlotFacts},
     },
@@ -68,6 +69,8 @@ pub struct Context {
     pub view: Arc<dyn ClusterView>,
     /// Accounts at sites.
     pub sites: Arc<dyn Sites>,
+    /// Accounts at the sites' deployment servers.
+    pub deployers: Arc<dyn Deployers>,
     /// Orders to agents.
     pub agents: Arc<dyn Agents>,
     /// What agents say.

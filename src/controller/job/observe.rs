@@ -2,6 +2,7 @@
 //! brings: a pass with nothing to do asks nobody anything.
 
 mod cluster;
+mod hypervisor;
 mod partly;
 mod repository;
 mod room;
@@ -52,6 +53,8 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let content = content(job, &status, (&slots, &snapshots, &unfit), ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
     let room = room::observe(job, &status, ctx).await;
+    let environment = hypervisor::named_environment(job, &status, &slots, &account, ctx).await;
+    let deployments = hypervisor::deployments(job, &status, &account, ctx).await;
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -75,6 +78,8 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         network: network(job, &status, ctx),
         missing_inputs: missing_inputs(job, &status, ctx).await?,
         nodes: nodes(&status, &slots, ctx),
+        deployments,
+        environment,
         slots,
         looked_up,
         reads_good_since,
@@ -192,6 +197,7 @@ fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, S
             .map_or(crate::driver::site::Capabilities { notice: true, per_member: false }, |site| site.capabilities()),
         isolation: config.isolation.into(),
         agent_wait: config.agent_wait.into(),
+        deploys: config.kadeploy.as_ref().map(|kadeploy| kadeploy.wait.into()),
         max_memory: config.max_memory.map(|bytes| bytes.0),
         properties: config.properties.clone(),
     })

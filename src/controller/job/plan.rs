@@ -1,13 +1,17 @@
 //! What a pass of the job controller takes and gives: facts ([`Seen`], a file of its own) and a [`Plan`].
 //!
 //! Data only. An [`Effect`] is one write to the outside; it can be logged, compared and replayed.
-//! All effects but [`Effect::SubmitSlots`] may be repeated.
+//! All effects but [`Effect::SubmitSlots`] and [`Effect::Deploy`] may be repeated.
 
+mod deployment;
 mod seen;
 
-pub use self::seen::{
-    AgentSeen, BarrierSeen, BarrierState, ImageSeen, Leadership, NetworkSeen, PodSeen, Reply, Seen, Setup, SiteSeen,
-    SnapshotSeen, SourceSeen, SourceSnapshot, beyond,
+pub use self::{
+    deployment::{DeployOrder, DeploymentSeen},
+    seen::{
+        AgentSeen, BarrierSeen, BarrierState, ImageSeen, Leadership, NetworkSeen, NodeSeen, PodSeen, Reply, Seen,
+        Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot, beyond,
+    },
 };
 
 use std::{net::SocketAddr, time::Duration};
@@ -17,7 +21,7 @@ use serde::Serialize;
 
 use crate::{
     api::{BestEffortJobStatus, Reason, SnapshotStatus, snapshot::SnapshotReason},
-    driver::{agent::LeaveCode, site::SlotRequest},
+    driver::{agent::LeaveCode, kadeploy::WorkflowId, site::SlotRequest},
     names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
     store::adoption::Adoption,
 };
@@ -68,6 +72,20 @@ pub enum Effect {
     ReleaseSlot {
         /// The slot.
         id: SlotId,
+    },
+    /// Has an environment put on nodes of a slot. Sent once for each number: only by the pass that wrote it.
+    Deploy(DeployOrder),
+    /// Cancels a workflow, or has its server forget it.
+    ForgetWorkflow {
+        /// The workflow.
+        id: WorkflowId,
+    },
+    /// Removes the Node object of a system that is not on the node any more, or is about to go.
+    RemoveNode {
+        /// The node.
+        node: NodeName,
+        /// Its uid: the object of another system is left alone.
+        uid: String,
     },
     /// From now on the repository takes only what this incarnation or a later one publishes.
     FenceRepository {
@@ -148,6 +166,9 @@ impl Effect {
             Self::DeleteJob => "DeleteJob",
             Self::SubmitSlots { .. } => "SubmitSlots",
             Self::ReleaseSlot { .. } => "ReleaseSlot",
+            Self::Deploy(_) => "Deploy",
+            Self::ForgetWorkflow { .. } => "ForgetWorkflow",
+            Self::RemoveNode { .. } => "RemoveNode",
             Self::FenceRepository { .. } => "FenceRepository",
             Self::Adopt(_) => "Adopt",
             Self::CreateAgent(_) => "CreateAgent",

@@ -3,6 +3,7 @@
 //! A text changes only when something of meaning has changed, since each change is a write.
 
 mod guests;
+mod hypervisor;
 mod wrong;
 
 pub use self::wrong::news;
@@ -264,7 +265,9 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
                     && m.phase != MemberPhase::Dead
             };
             let alive = status.everyone().filter(|member| placed(member)).count();
-            if alive == status.everyone().count() {
+            if let Some(deploying) = hypervisor::deploying(status, seen) {
+                (Truth::False, Reason::DeployingHypervisor, deploying)
+            } else if alive == status.everyone().count() {
                 starting()
             } else if seen.content.known().is_none() && alive == 0 {
                 (Truth::False, Reason::RepositoryUnreachable, "the repository does not answer".into())

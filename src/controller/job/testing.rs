@@ -1,6 +1,6 @@
 //! A context whose outside is in memory, for tests of what acts.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -20,6 +20,7 @@ use crate::{
             fake::{FakeAgent, FakeAgents},
         },
         cluster::{ClusterView as _, fake::FakeCluster},
+        kadeploy::directory::KadeployDirectory,
         repository::fake::FakeRepository,
         site::{Credentials, Site, fake::FakeSite},
     },
@@ -77,6 +78,7 @@ impl Stage {
             cluster: Arc::new(cluster.clone()),
             view: Arc::new(cluster.clone()),
             sites: Arc::new(OneAccount(site.clone())),
+            deployers: Arc::new(KadeployDirectory::new(BTreeMap::new())),
             agents: Arc::new(agents.clone()),
             hearing,
             repository: Arc::new(FakeRepository::new()),

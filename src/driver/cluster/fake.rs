@@ -179,6 +179,11 @@ impl FakeCluster {
         self.lock().nodes.insert(node.metadata.name.clone().unwrap_or_default(), node);
     }
 
+    /// Takes a node away.
+    pub fn take_node(&self, name: &str) {
+        self.lock().nodes.remove(name);
+    }
+
     /// The agent pods, for whoever plays the kubelet.
     pub fn pods(&self) -> Vec<Pod> {
         self.lock().pods.values().cloned().collect()
@@ -426,6 +431,15 @@ impl Cluster for FakeCluster {
         let version = objects.version.to_string();
         if let Some(meta) = objects.metadata(kind, &place) {
             meta.resource_version = Some(version);
+        }
+        Ok(())
+    }
+
+    async fn remove_node(&self, node: &NodeName, uid: &str) -> Result<(), ClusterError> {
+        let mut objects = self.write("remove_node")?;
+        if objects.nodes.get(&node.0).is_some_and(|known| known.metadata.uid.as_deref() == Some(uid)) {
+            objects.nodes.remove(&node.0);
+            objects.version += 1;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use ::kube::{
 };
 use async_trait::async_trait;
 use k8s_openapi::{
-    api::core::v1::{Pod, Secret},
+    api::core::v1::{Node, Pod, Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::DeserializeOwned;
@@ -21,6 +21,7 @@ use crate::api::{
     BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, LAST_STORED, Snapshot,
     SnapshotStatus, VERSION, VmImage,
 };
+use crate::names::NodeName;
 
 /// Name under which the operator owns fields. All its controllers share it: those of jobs and of
 /// snapshots both derive a snapshot's `phase` and conditions, one after the other and in one process,
@@ -178,6 +179,11 @@ impl Cluster for KubeCluster {
             Kind::Secret => delete(&self.api::<Secret>(namespace), object, how).await,
         };
         gone_is_fine(result)
+    }
+
+    async fn remove_node(&self, node: &NodeName, uid: &str) -> Result<(), ClusterError> {
+        let object = ObjectMeta { name: Some(node.0.clone()), uid: Some(uid.into()), ..ObjectMeta::default() };
+        gone_is_fine(delete(&Api::<Node>::all(self.client.clone()), &object, DeleteParams::default()).await)
     }
 
     async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {

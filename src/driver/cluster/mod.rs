@@ -137,6 +137,9 @@ pub trait Cluster: Send + Sync {
     /// Deletes an object, if it is still the one with the uid in `object`. Gone already is no error.
     async fn delete(&self, kind: Kind, object: &ObjectMeta) -> Result<(), ClusterError>;
 
+    /// Removes the Node object with this uid: the node leaves the cluster. Gone already is no error.
+    async fn remove_node(&self, node: &NodeName, uid: &str) -> Result<(), ClusterError>;
+
     /// Records an event.
     async fn record(&self, event: &EventRecord) -> Result<(), ClusterError>;
 }

@@ -13,6 +13,7 @@
 //! descriptions. Nothing here was ever run against Grid'5000.
 
 pub mod contract;
+pub mod directory;
 pub mod environment;
 mod errors;
 pub mod fake;
@@ -115,7 +116,7 @@ impl DeployRequest {
 }
 
 /// A workflow in the server's list of the account's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Workflow {
     /// Its id.
     pub id: WorkflowId,
@@ -174,7 +175,7 @@ pub struct Observation {
 }
 
 /// Why a deployment server did not do what it was asked.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize)]
 pub enum KadeployError {
     /// No answer, or one of a server in trouble. A deployment may have begun.
     #[error("failed to reach the deployment server: {0}")]
@@ -242,6 +243,12 @@ pub trait Kadeploy: Send + Sync {
 
     /// Cancels a workflow, or has the server forget one that is over. One that it does not know is no error.
     async fn forget(&self, workflow: &WorkflowId) -> Result<(), KadeployError>;
+}
+
+/// The accounts at the deployment servers of all configured sites.
+pub trait Deployers: Send + Sync {
+    /// The account. [`KadeployError::Configuration`] where the site has no such server.
+    fn account(&self, site: &str, credentials: &Credentials) -> Result<Arc<dyn Kadeploy>, KadeployError>;
 }
 
 /// A client of a site's deployment server, for one account. Nothing is asked of the server yet.

@@ -69,7 +69,7 @@ pub fn user(name: &str) -> Result<(), KadeployError> {
 }
 
 /// The address of a file that the server fetches itself.
-pub(super) fn address(what: &str, address: &str) -> Result<(), KadeployError> {
+pub fn address(what: &str, address: &str) -> Result<(), KadeployError> {
     let known = ["http://", "https://", "server:///"].iter().any(|scheme| address.starts_with(scheme));
     let plain = address.len() <= ADDRESS && address.bytes().all(|b| b.is_ascii_graphic());
     if known && plain {

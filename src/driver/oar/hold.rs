@@ -43,6 +43,12 @@
 //! lock's line at the next beat. So the directory is removed only after `release` or a lost lease.
 //! What a node's crash leaves is removed by a later agent there: nobody locks it and it was not written to for a day.
 //!
+//! **Nodes that are deployed first.** OAR runs the hold of a deploy job on its frontend, and ends nothing on the nodes. There
+//! the connector logs in as an administrator of the system that was put on the node, who then is the site's user of the
+//! text above. It knocks at each node until an agent has written its `nonce`; what is on the node before is another
+//! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. What no hold
+//! does there is to prove deaths: only an agent's word, its container's end, or its silence does.
+//!
 //! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
 //! drops its lock, which the agent expects. When all holders have ended the hold ends, with
 //! [`DONE`] if all said `done`, with [`SAVED`] if some said `saved`. An agent that gave its lease up
@@ -73,6 +79,13 @@ pub(super) fn said(code: Option<i32>) -> String {
     }
 }
 
+/// What a connector may hold besides letters and digits.
+pub const CONNECTOR: &str = "._/- =";
+/// A node that answers is reached within this time.
+const CONNECT: Duration = Duration::from_secs(30);
+/// Time between two looks whether an agent has come to a node that is deployed first.
+const KNOCK: Duration = Duration::from_secs(3);
+
 /// Rounds of this many beats: a node not heard of in a whole one is lost.
 const ROUND: u32 = 15;
 /// Jobs of an array that has begun are waited for no longer than this, and what their agents take.
@@ -93,6 +106,8 @@ pub struct HoldScript<'a> {
     pub beat: Duration,
     /// How long the agents may take to appear.
     pub agent_wait: Duration,
+    /// Whether the nodes are deployed first: the hold then runs on the frontend and knocks until the agents are there.
+    pub deployed: bool,
     /// So many jobs run this one file.
     pub holds: u32,
 }
@@ -123,13 +138,18 @@ impl HoldScript<'_> {
     pub fn render(&self) -> Result<String, UnsafeText> {
         check_text("lease root", self.lease_root, "._/-")?;
         check_text("lease prefix", self.lease_prefix, "._-")?;
-        check_text("connector", self.connector, "._/- =")?;
+        check_text("connector", self.connector, CONNECTOR)?;
         let beat = self.beat.as_secs().max(1);
+        let connect = if self.deployed { self.agent_wait } else { CONNECT };
         let values = [
             ("@LEASE@", format!("{}/{}", self.lease_root.trim_end_matches('/'), self.lease_prefix)),
             ("@CONNECTOR@", self.connector.into()),
             ("@BEAT@", beat.to_string()),
             ("@WAIT_BEATS@", (self.agent_wait.as_secs() / beat).to_string()),
+            ("@CONNECT@", connect.as_secs().to_string()),
+            ("@DEPLOYED@", if self.deployed { "1".into() } else { String::new() }),
+            ("@KNOCKS@", (connect.as_secs() / KNOCK.as_secs()).max(1).to_string()),
+            ("@KNOCK@", KNOCK.as_secs().to_string()),
             ("@SILENCE@", SILENCE.to_string()),
             ("@ROUND@", ROUND.to_string()),
             ("@DONE@", DONE.to_string()),

@@ -81,10 +81,23 @@ trap on_notice USR2
 trap 'leave @FAILED@ "told to end"' TERM INT HUP
 trap 'rm -rf "$pipes"' EXIT
 
+connector='@CONNECTOR@'
+tree=
+# The beat from which on a node that is silent is lost.
+heard=0
+# Nodes that are deployed first answer late, and before that as another system: the connector knocks until the agent has
+# come. They have no way to each other. Nothing else ends a connector that knocks when this shell has gone.
+if test -n '@DEPLOYED@'; then
+  heard=
+  tree='-d -1 -w 1000'
+  connector="sh -c 'k=0; until @CONNECTOR@ \$0 test -f $lease/nonce < /dev/null > /dev/null 2>&1; do
+    k=\$((k + 1)); test \$k -lt @KNOCKS@ && kill -0 $$ || exit 1; sleep @KNOCK@; done; exec @CONNECTOR@ \$0 \"\$1\"'"
+fi
+
 exec 4<> "$pipes/events"
 (
   unset TAKTUK_HOSTNAME
-  taktuk -s -t 30 -c '@CONNECTOR@' \
+  taktuk -s $tree -t @CONNECT@ -c "$connector" \
     -o 'output="O|$host|$line\n"' -o 'status="S|$host|$line\n"' -o 'state="T|$peer|$line\n"' \
     -o error -o connector -o taktuk -o info -o message $hosts
   echo 'E||'
@@ -129,7 +142,7 @@ while :; do
     beat=$((beat + 1))
     echo "broadcast input line [ $beat ]" >&3
     if [ $((beat % @ROUND@)) = 0 ]; then
-      if [ "$beat" != @ROUND@ ]; then
+      if [ -n "$heard" ] && [ $((beat - heard)) -gt @ROUND@ ]; then
         for node in $silent; do
           echo "hold: $node is silent" >&2
           lost=1
@@ -142,9 +155,12 @@ while :; do
   O)
     without "$silent" "$node"
     silent=$rest
+    # all are reached by now
+    heard=${heard:-$beat}
     ;;
   T)
     # a node that cannot be reached at the start: the others cannot work without it
+    if [ "$code" = 3 ] && [ -n '@DEPLOYED@' ]; then leave @NO_AGENT@ "no agent came to $node"; fi
     if [ "$code" = 3 ]; then leave @LOST_HOLDER@ "cannot reach $node"; fi
     ;;
   S)

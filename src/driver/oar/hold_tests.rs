@@ -27,6 +27,11 @@ struct Hold {
 
 /// Starts a hold; none where there is no TakTuk.
 fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Option<Hold> {
+    hold_of(nodes, agent_wait, connector, false)
+}
+
+/// The same; of nodes that are deployed first.
+fn hold_of(nodes: &'static [&'static str], agent_wait: u64, connector: &str, deployed: bool) -> Option<Hold> {
     if Command::new("taktuk").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("not run: there is no taktuk");
         return None;
@@ -40,6 +45,7 @@ fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Opt
         connector: command.to_str().unwrap(),
         beat: Duration::from_secs(1),
         agent_wait: Duration::from_secs(agent_wait),
+        deployed,
         holds: 1,
     };
     // all nodes share this machine's disk: their leases are told apart by the node's name
@@ -304,8 +310,16 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
     let file = |name: &str| folder.path().join(format!("oarapi.subscript.{name}"));
     let wait = Duration::from_secs(300);
     let (beat, holds) = (Duration::from_secs(2), 3);
-    let script =
-        HoldScript { lease_root: "/l", lease_prefix: "a-", connector: "ssh", beat, agent_wait: wait, holds }.render();
+    let script = HoldScript {
+        lease_root: "/l",
+        lease_prefix: "a-",
+        connector: "ssh",
+        beat,
+        agent_wait: wait,
+        deployed: false,
+        holds,
+    };
+    let script = script.render();
     let aged = |name: &str, text: &str, days: u64| {
         fs::write(file(name), text).unwrap();
         let then = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
@@ -368,4 +382,44 @@ fn a_dead_holder_leaves_the_others_at_work() {
     hold.agent_writes("node-1", "release", "saved");
     // the silent node is counted out after two rounds
     assert_eq!(hold.ends(40), Some(LOST_HOLDER), "{}", hold.log());
+}
+
+/// Until its agent has come, a node that is deployed first is another system, and then none at all.
+const DEPLOYED: &str = "#!/bin/sh\nhere=${0%/*}; node=$1; shift\n\
+    if [ \"$1\" = test ]; then echo $node >> $here/knocks; exec test -f $here/$node/3f2b8a10-7/nonce; fi\n\
+    [ -e $here/$node ] || exit 255\nunset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
+
+#[test]
+fn a12_a_hold_knocks_at_nodes_that_are_deployed_until_their_agents_have_come() {
+    // more than TakTuk reaches at a time, and all from the frontend
+    let nodes: &[&str] = &["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    let Some(mut hold) = hold_of(nodes, 120, DEPLOYED, true) else { return };
+    let knocks = |hold: &Hold| fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default();
+    // longer than two rounds in which no node is heard
+    let both = |hold: &Hold| nodes.iter().all(|node| knocks(hold).lines().filter(|line| line == node).count() > 11);
+    assert!(within(50, || both(&hold)), "{} {}", knocks(&hold), hold.log());
+    assert_eq!(hold.child.try_wait().unwrap(), None, "{}", hold.log());
+    hold.signal(Signal::USR2);
+    let hold = &mut hold.started();
+    assert!(within(5, || hold.file("l", "notice").exists()), "a notice is not lost");
+    hold.signal(Signal::KILL);
+    assert!(within(10, || nodes.iter().all(|node| hold.free(node))), "the leases outlive the hold");
+}
+
+#[test]
+fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
+    let Some(mut hold) = hold_of(&["a"], 120, DEPLOYED, true) else { return };
+    let knocks =
+        |hold: &Hold| fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default().lines().count();
+    assert!(within(10, || knocks(&hold) > 0), "{}", hold.log());
+    hold.signal(Signal::KILL);
+    assert_eq!(hold.ends(5), None);
+    std::thread::sleep(Duration::from_secs(4));
+    let before = knocks(&hold);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(knocks(&hold), before);
+
+    let Some(mut hold) = hold_of(&["a", "b"], 6, DEPLOYED, true) else { return };
+    hold.agent_comes("a");
+    assert_eq!(hold.ends(20), Some(NO_AGENT), "{}", hold.log());
 }

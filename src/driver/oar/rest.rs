@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use super::{
     classify, errors,
     http::Http,
-    submit::{self, SubmitSettings},
+    submit::{self, DeployedSettings, SubmitSettings},
     wire::{Collection, Item, Job, Node, Submitted, Version, Whoami},
 };
 use crate::{
@@ -64,6 +64,10 @@ impl OarRest {
                 connector: site.connector.clone(),
                 agent_wait: site.agent_wait.into(),
                 nodes: site.nodes.clone(),
+                deployed: site.kadeploy.as_ref().map(|kadeploy| DeployedSettings {
+                    connector: kadeploy.connector.clone(),
+                    wait: kadeploy.wait.into(),
+                }),
             },
             clock,
             ahead: AtomicI64::new(0),

@@ -30,6 +30,17 @@ pub(super) struct SubmitSettings {
     pub(super) agent_wait: Duration,
     /// Kubernetes names of the site's hosts, where they differ.
     pub(super) nodes: BTreeMap<String, String>,
+    /// Of nodes that are deployed first; absent where none are.
+    pub(super) deployed: Option<DeployedSettings>,
+}
+
+/// What is different where nodes are deployed first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DeployedSettings {
+    /// How the hold reaches them, from the frontend.
+    pub(super) connector: String,
+    /// How long that may take.
+    pub(super) wait: Duration,
 }
 
 /// The body of `POST /jobs.json`.
@@ -37,7 +48,7 @@ pub(super) struct SubmitSettings {
 pub(super) struct Submission {
     resource: String,
     #[serde(rename = "type")]
-    kind: &'static str,
+    kinds: Vec<&'static str>,
     script: String,
     name: String,
     signal: i64,
@@ -66,6 +77,9 @@ pub(super) enum BadRequest {
     /// A condition that is more than that.
     #[error(transparent)]
     Property(#[from] BadProperty),
+    /// No node of the site is deployed.
+    #[error("the site's configuration has no kadeploy section: its nodes are not deployed")]
+    NotDeployed,
 }
 
 /// Renders a request. Refuses every text that one of the shells behind the API could take for its own.
@@ -75,18 +89,25 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         Some(text) => check_text(what, text, allowed).map(|()| Some(text.clone())),
         None => Ok(None),
     };
+    let deployed = match (request.deploy, &settings.deployed) {
+        (false, _) => None,
+        (true, Some(deployed)) => Some(deployed),
+        (true, None) => return Err(BadRequest::NotDeployed),
+    };
+    let deploys = deployed.map_or(Duration::ZERO, |deployed| deployed.wait);
     let hold = HoldScript {
         lease_root: &settings.lease_root,
         lease_prefix: &request.lease_prefix,
-        connector: &settings.connector,
+        connector: deployed.map_or(&settings.connector, |deployed| &deployed.connector),
         beat: BEAT,
-        agent_wait: settings.agent_wait + request.acquire,
+        agent_wait: settings.agent_wait + request.acquire + deploys,
+        deployed: request.deploy,
         holds: request.reservations,
     };
     let grace = whole_seconds(request.grace);
     Ok(Submission {
         resource: format!("/nodes={},walltime={}", request.nodes, hours(request.walltime)),
-        kind: "besteffort",
+        kinds: if request.deploy { vec!["besteffort", "deploy"] } else { vec!["besteffort"] },
         script: hold.render()?,
         name: request.name.clone(),
         signal: SIGNAL,
@@ -141,6 +162,7 @@ mod tests {
             nodes: 4,
             reservations: 1,
             acquire: Duration::ZERO,
+            deploy: false,
             walltime: Duration::from_secs(2 * 3600 + 61),
             grace: Duration::from_secs(60),
             lease_prefix: "3f2b8a10-".into(),
@@ -159,6 +181,7 @@ mod tests {
             connector: "oarsh".into(),
             agent_wait: Duration::from_secs(300),
             nodes: BTreeMap::from([("host-3.site".into(), "node-3".into())]),
+            deployed: Some(DeployedSettings { connector: "ssh -l root".into(), wait: Duration::from_secs(1800) }),
         }
     }
 
@@ -206,8 +229,21 @@ mod tests {
         signal: 12
         stderr: /dev/null
         stdout: /dev/null
-        type: besteffort
+        type:
+          - besteffort
         "#);
+    }
+
+    #[test]
+    fn nodes_to_be_deployed_are_asked_for_as_such_and_held_from_the_frontend() {
+        let deploy = SlotRequest { deploy: true, ..request() };
+        let body = serde_json::to_value(submission(&deploy, &settings()).unwrap()).unwrap();
+        assert_eq!(body["type"], serde_json::json!(["besteffort", "deploy"]));
+        let script = body["script"].as_str().unwrap();
+        // as long as agents and deployments may take together
+        assert!(script.contains("taktuk -s $tree -t 2100") && script.contains("until ssh -l root \\$0"), "{script}");
+        let refused = submission(&deploy, &SubmitSettings { deployed: None, ..settings() }).unwrap_err();
+        assert!(refused.to_string().contains("kadeploy"), "{refused}");
     }
 
     /// On nodes that are deployed OAR ends no process, so that its kill is no fence.
@@ -225,7 +261,7 @@ mod tests {
             ] {
                 let Ok(body) = submission(&request, &settings()) else { continue };
                 let body = serde_json::to_value(body).unwrap();
-                assert_eq!(body["type"], "besteffort", "{text:?}");
+                assert_eq!(body["type"], serde_json::json!(["besteffort"]), "{text:?}");
                 let types = body.as_object().unwrap().keys().filter(|key| key.contains("type")).count();
                 assert_eq!(types, 1, "{text:?}");
                 // a property is one value for OAR, whatever stands in it

@@ -107,7 +107,10 @@ async fn a_submission_is_sent_once_with_the_identity_and_read_again() {
     );
     assert_eq!(headers["content-type"], "application/json");
     let body: Value = serde_json::from_slice(body).unwrap();
-    assert_eq!((&body["type"], &body["checkpoint"], &body["types"]), (&json!("besteffort"), &json!(30), &Value::Null));
+    assert_eq!(
+        (&body["type"], &body["checkpoint"], &body["types"]),
+        (&json!(["besteffort"]), &json!(30), &Value::Null)
+    );
 }
 
 #[tokio::test]

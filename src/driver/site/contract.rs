@@ -38,6 +38,7 @@ pub(crate) fn request(job: &str, nodes: u32, grace: u64) -> SlotRequest {
         queue: None,
         project: Some("vmdeploy".into()),
         property: None,
+        deploy: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

@@ -41,6 +41,9 @@ pub struct SlotRequest {
     /// How long the first of several may have to wait for the last; zero for one.
     #[serde(skip_serializing_if = "Duration::is_zero")]
     pub acquire: Duration,
+    /// Whether its nodes are to be deployed.
+    #[serde(skip_serializing_if = "is_false")]
+    pub deploy: bool,
     /// Length of the slot.
     pub walltime: Duration,
     /// Seconds of notice wanted; zero for none.
@@ -65,6 +68,10 @@ pub struct SlotRequest {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
 fn is_one(count: &u32) -> bool {
     *count == 1
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// How a slot that is over came to its end.

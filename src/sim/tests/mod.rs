@@ -1,5 +1,6 @@
 //! Whole lives of jobs in simulated time.
 
+mod bare;
 mod clone;
 mod crash;
 mod images;

@@ -76,7 +76,17 @@ impl Draft<'_> {
                 self.status.slots.extend(slots);
                 self.status.pending_submission = None;
                 // slots that did not all come, or failed, may do so again, and are asked for later each time
-                let may_come_again = |reason| matches!(reason, Reason::SlotsIncomplete | Reason::NodeLost);
+                let may_come_again = |reason| {
+                    matches!(
+                        reason,
+                        Reason::SlotsIncomplete
+                            | Reason::NodeLost
+                            | Reason::DeploymentFailed
+                            | Reason::DeploymentRefused
+                            | Reason::RightsMissing
+                            | Reason::KadeployUnreachable
+                    )
+                };
                 self.status.retry = self.status.retry.take().filter(|retry| may_come_again(retry.reason));
             }
             // it may have been accepted: only a look-up can tell (safety A10)
@@ -124,7 +134,9 @@ impl Draft<'_> {
                 SlotPhase::Ending => slot.state = SlotState::Ending,
                 SlotPhase::Ended(end) => {
                     // an end by the site's own failure proves nothing of the nodes
-                    let cleared = !facts.unreached && !matches!(end, End::Infrastructure(_));
+                    // of deployed ones neither: nothing is ended there (safety A12)
+                    let cleared =
+                        !facts.unreached && !matches!(end, End::Infrastructure(_)) && slot.deployment.is_none();
                     slot.cleared = cleared.then(|| slot.cleared.take().unwrap_or(Time(self.now)));
                     if slot.state != SlotState::Ended {
                         slot.state = SlotState::Ended;
@@ -219,14 +231,15 @@ impl Draft<'_> {
     /// Gives back every slot whose intent says so, once nothing of ours is on it any more, and drops
     /// those that are over.
     pub(super) fn release(&mut self) {
+        self.end_deployments();
         let mut ask = Vec::new();
         let mut drop = Vec::new();
         let mut later: Option<Duration> = None;
         for slot in &self.status.slots {
             // a slot that is over tells of deaths until they are written down
-            let buried = self.on_slot(&slot.id).all(|member| member.phase == MemberPhase::Dead);
+            let buried = self.is_buried(&slot.id);
             if slot.state == SlotState::Ended {
-                if buried {
+                if buried && !self.nodes_leave(slot) {
                     drop.push(slot.id.clone());
                 }
                 continue;
@@ -260,6 +273,11 @@ impl Draft<'_> {
         for id in ask {
             self.repeat(Effect::ReleaseSlot { id: id.into() }, RELEASE_EVERY);
         }
+    }
+
+    /// Whether everybody is known to be dead who was on a slot.
+    pub(super) fn is_buried(&self, slot: &str) -> bool {
+        self.on_slot(slot).all(|member| member.phase == MemberPhase::Dead)
     }
 
     /// Whether the site, asked for long enough, does not know a slot that we give back anyway.
@@ -305,6 +323,7 @@ fn waiting(id: String, submission: u32, pending: Option<&PendingSubmission>) -> 
         until: None,
         notice: None,
         cleared: None,
+        deployment: None,
         release: None,
     }
 }

@@ -172,6 +172,18 @@ impl<'a> Draft<'a> {
             );
             return wrong(Reason::NotSupported, message);
         }
+        if spec.deployed().is_some() && site.deploys.is_none() {
+            let name = &spec.slots.site;
+            let message = format!(
+                "site {name} has no deployment server: set hypervisor.deploy to Never, or have sites.{name}.kadeploy set in the chart"
+            );
+            return wrong(Reason::NotSupported, message);
+        }
+        match &self.seen.environment {
+            Fact::Absent | Fact::Known(Ok(())) => {}
+            Fact::Known(Err(problem)) => return Err(Some(problem.clone())),
+            Fact::Unknown { .. } => return self.not_known(),
+        }
         match &self.seen.missing_inputs {
             Fact::Absent => {}
             Fact::Known(missing) if missing.is_empty() => {}

@@ -1,4 +1,5 @@
-//! Deploying, Starting, Restoring: from a slot that runs to guests that run.
+//! Deploying, Starting, Restoring: from a slot that runs to guests that run. Where nodes are to be deployed first, that is
+//! done before, in `hypervisor`.
 //!
 //! All old members must be confirmed dead before any new one is made (safety A1); all new ones must
 //! have loaded before any of them runs (B7).
@@ -60,12 +61,18 @@ impl Draft<'_> {
             self.start_failed(&ill.join("; "));
             return;
         }
+        let provided = self.hypervisors();
+        if !self.has_slots() || self.status.phase == JobPhase::Queued {
+            return;
+        }
         let living = self.living().len();
         let here = self.status.everyone().all(|member| {
             let present = member.agent.as_ref().is_some_and(|a| a.incarnation == self.status.incarnation);
             present && self.slot_of(member).is_some()
         });
-        if living == 0 {
+        if living == 0 && !provided {
+            self.phase(JobPhase::Deploying);
+        } else if living == 0 {
             self.place();
         } else if living == self.status.everyone().count() && here {
             self.start();

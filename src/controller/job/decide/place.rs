@@ -94,7 +94,7 @@ impl Draft<'_> {
 
     /// Addresses of the seats' nodes.
     fn addresses(&mut self, seats: &[Seat]) -> Option<Vec<std::net::IpAddr>> {
-        let address = |seat: &Seat| self.seen.nodes.get(&NodeName(seat.node.clone())).copied();
+        let address = |seat: &Seat| self.seen.nodes.get(&NodeName(seat.node.clone())).map(|node| node.address);
         let Some(Seat { slot, node, since: begun, .. }) = seats.iter().find(|seat| address(seat).is_none()) else {
             return Some(seats.iter().filter_map(address).collect());
         };

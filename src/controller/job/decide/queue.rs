@@ -184,6 +184,19 @@ impl Draft<'_> {
             self.wake(PARTLY_STARTED);
             return;
         }
+        match &self.seen.environment {
+            Fact::Absent | Fact::Known(Ok(())) => {}
+            Fact::Known(Err((reason, message))) => {
+                self.back_off(*reason, message.clone());
+                self.because("the hypervisor's environment is not there");
+                return;
+            }
+            Fact::Unknown { .. } => {
+                self.because("whether the hypervisor's environment is there is not known");
+                self.wake(Duration::from_secs(2));
+                return;
+            }
+        }
         let restores = self.status.started.is_some() || self.status.adopted.is_some();
         if restores && self.seen.content.known().is_none() {
             self.because("what would be restored is not known");
@@ -249,6 +262,7 @@ impl Draft<'_> {
             nodes: self.nodes_each(),
             reservations: self.missing(),
             acquire: self.acquire_timeout(),
+            deploy: self.deploys(),
             walltime: spec.slots.walltime.into(),
             grace: if notice { spec.snapshots.grace.into() } else { Duration::ZERO },
             lease_prefix: format!("{}-", self.uid.short()),

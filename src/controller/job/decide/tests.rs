@@ -9,6 +9,7 @@ mod c_rules;
 mod down;
 mod ends;
 mod fit;
+mod hypervisor;
 mod life;
 mod main_path;
 mod master;

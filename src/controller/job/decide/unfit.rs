@@ -43,10 +43,27 @@ const LOOK: Duration = Duration::from_secs(5 * 60);
 
 /// A node that is of no use to a job.
 struct LeftOut {
-    lacks: Vec<Lack>,
+    why: Why,
     until: Timestamp,
     /// Others have found it out.
     elsewhere: bool,
+}
+
+/// Why a node is of no use.
+enum Why {
+    /// The machines need what it has not.
+    Lacks(Vec<Lack>),
+    /// No environment comes to run on it.
+    Undeployed,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lacks(lacks) => write!(f, "lacks {}", named(lacks)),
+            Self::Undeployed => f.write_str("could not be deployed"),
+        }
+    }
 }
 
 /// What was found out of each node, and whether by other jobs.
@@ -73,13 +90,19 @@ fn known_of(found: &[(&UnfitNode, bool)], now: Timestamp) -> Vec<LeftOut> {
         _ => PASSING,
     };
     if let Some(last) = newest(&kvm) {
-        known.push(LeftOut { lacks: vec![Lack::Kvm], until: after(last, lasts), elsewhere: elsewhere(&kvm) });
+        let why = Why::Lacks(vec![Lack::Kvm]);
+        known.push(LeftOut { why, until: after(last, lasts), elsewhere: elsewhere(&kvm) });
     }
     let flags: Vec<_> = all().filter(|(unfit, _)| !unfit.flags.is_empty()).collect();
     if let Some(last) = newest(&flags) {
         let names: BTreeSet<String> = flags.iter().flat_map(|(unfit, _)| unfit.flags.iter().cloned()).collect();
-        let lacks = vec![Lack::Flags(names.into_iter().collect())];
-        known.push(LeftOut { lacks, until: after(last, UNFIT), elsewhere: elsewhere(&flags) });
+        let why = Why::Lacks(vec![Lack::Flags(names.into_iter().collect())]);
+        known.push(LeftOut { why, until: after(last, UNFIT), elsewhere: elsewhere(&flags) });
+    }
+    let undeployed: Vec<_> = all().filter(|(unfit, _)| unfit.undeployed).collect();
+    if let Some(last) = newest(&undeployed) {
+        let until = after(last, PASSING);
+        known.push(LeftOut { why: Why::Undeployed, until, elsewhere: elsewhere(&undeployed) });
     }
     known.retain(|known| known.until > now);
     known
@@ -95,9 +118,9 @@ pub(crate) fn left_out_of(
     let found = found_out(status, seen);
     let words = nodes.iter().take(NAMED).map(|node| {
         let known = found.get(node.as_str()).map(|found| known_of(found, now)).unwrap_or_default();
-        let why = known.iter().map(|LeftOut { lacks, until, elsewhere }| {
+        let why = known.iter().map(|LeftOut { why, until, elsewhere }| {
             let whose = if *elsewhere { ", as other jobs found out" } else { "" };
-            format!("lacks {}{whose}, until {}", named(lacks), until.strftime("%Y-%m-%dT%H:%MZ"))
+            format!("{why}{whose}, until {}", until.strftime("%Y-%m-%dT%H:%MZ"))
         });
         let why: Vec<String> = why.collect();
         format!("{node} ({})", if why.is_empty() { "until the next request".to_owned() } else { why.join("; ") })
@@ -120,9 +143,14 @@ impl Draft<'_> {
             Lack::Flags(flags) => needs.is_some_and(|machine| flags.iter().any(|flag| machine.flags.contains(flag))),
             Lack::Qemu { .. } | Lack::Machine(_) => false,
         };
+        let deploys = self.deploys();
+        let counts = |known: &&LeftOut| match &known.why {
+            Why::Lacks(lacks) => lacks.iter().any(matters),
+            Why::Undeployed => deploys,
+        };
         let until = |found: &[(&UnfitNode, bool)]| {
             let known = known_of(found, self.now);
-            known.iter().filter(|known| known.lacks.iter().any(matters)).map(|known| known.until).max()
+            known.iter().filter(counts).map(|known| known.until).max()
         };
         let all = found_out(&self.status, self.seen);
         let mut found: Vec<(Timestamp, &str)> =
@@ -187,21 +215,32 @@ impl Draft<'_> {
             })
             .collect();
         let everywhere = refused.iter().flat_map(|(_, _, lacks)| lacks).any(|lack| !lack.is_of_node());
-        let moment = self.now;
         for (_, node, lacks) in refused {
-            for mut unfit in unfit(&node, &lacks, &self.time()) {
-                let list = &mut self.status.unfit;
-                list.retain(|known| since(known.since.0, moment) < UNFIT);
-                let same = |known: &UnfitNode| known.node == unfit.node && known.kvm == unfit.kvm;
-                let times = list.iter().filter(|known| same(known)).map(|known| known.times).max();
-                unfit.times = times.unwrap_or_default().saturating_add(1);
-                list.retain(|known| !same(known));
-                list.push(unfit);
-                let surplus = list.len().saturating_sub(MOST_UNFIT);
-                list.drain(..surplus);
-            }
+            unfit(&node, &lacks, &self.time()).into_iter().for_each(|unfit| self.remember_unfit(unfit));
         }
         (!words.is_empty()).then(|| (words.join("; "), everywhere))
+    }
+
+    /// Takes note of nodes on which no environment came to run.
+    pub(super) fn note_undeployed(&mut self, nodes: &[String]) {
+        for node in nodes {
+            self.remember_unfit(UnfitNode { undeployed: true, ..found(node, &self.time()) });
+        }
+    }
+
+    fn remember_unfit(&mut self, mut unfit: UnfitNode) {
+        let moment = self.now;
+        let list = &mut self.status.unfit;
+        list.retain(|known| since(known.since.0, moment) < UNFIT);
+        let kind = |known: &UnfitNode| (known.node.clone(), known.kvm, known.undeployed);
+        let same = |known: &UnfitNode| kind(known) == kind(&unfit);
+        let times = list.iter().filter(|known| same(known)).map(|known| known.times).max();
+        let times = times.unwrap_or_default().saturating_add(1);
+        list.retain(|known| !same(known));
+        unfit.times = times;
+        list.push(unfit);
+        let surplus = list.len().saturating_sub(MOST_UNFIT);
+        list.drain(..surplus);
     }
 }
 
@@ -214,8 +253,19 @@ fn unfit(node: &str, lacks: &[Lack], since: &Time) -> Vec<UnfitNode> {
             Lack::Kvm | Lack::Qemu { .. } | Lack::Machine(_) => Vec::new(),
         })
         .collect();
-    let found = |kvm, flags| UnfitNode { node: node.to_owned(), since: since.clone(), kvm, times: 1, flags };
-    let kvm = lacks.contains(&Lack::Kvm).then(|| found(true, Vec::new()));
-    let flags = (!flags.is_empty()).then(|| found(false, flags));
+    let kvm = lacks.contains(&Lack::Kvm).then(|| UnfitNode { kvm: true, ..found(node, since) });
+    let flags = (!flags.is_empty()).then(|| UnfitNode { flags, ..found(node, since) });
     kvm.into_iter().chain(flags).collect()
+}
+
+/// A node of which something is found out for the first time.
+fn found(node: &str, since: &Time) -> UnfitNode {
+    UnfitNode {
+        node: node.to_owned(),
+        since: since.clone(),
+        undeployed: false,
+        kvm: false,
+        times: 1,
+        flags: Vec::new(),
+    }
 }

@@ -16,11 +16,14 @@ use crate::{
     },
     controller::job::{
         Context,
-        plan::{AgentSeen, PodSeen, SnapshotSeen, uid},
+        plan::{AgentSeen, NodeSeen, PodSeen, SnapshotSeen, uid},
     },
     driver::{Fact, agent::AgentAddress, site::SlotFacts},
     names::{JobUid, NodeName},
 };
+
+/// Label of the nodes of the control plane.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 pub(super) fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) -> BTreeMap<String, AgentSeen> {
     let over = matches!(status.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Suspended);
@@ -54,15 +57,19 @@ pub(super) fn nodes(
     status: &BestEffortJobStatus,
     slots: &Fact<Vec<SlotFacts>>,
     ctx: &Context,
-) -> BTreeMap<NodeName, IpAddr> {
+) -> BTreeMap<NodeName, NodeSeen> {
     let in_status = status.slots.iter().flat_map(|slot| slot.nodes.iter().cloned().map(NodeName));
     let seen = slots.known().into_iter().flatten().flat_map(|facts| facts.nodes.iter().cloned());
     let names: BTreeSet<NodeName> = in_status.chain(seen).collect();
     names
         .into_iter()
         .filter_map(|name| {
-            let address = node_address(&*ctx.view.node(&name)?)?;
-            Some((name, address))
+            let node = ctx.view.node(&name)?;
+            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            let ready = conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True");
+            let uid = node.metadata.uid.clone().unwrap_or_default();
+            let permanent = node.labels().contains_key(CONTROL_PLANE);
+            Some((name, NodeSeen { address: node_address(&node)?, uid, ready, permanent }))
         })
         .collect()
 }

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::CaptureJob;
+use super::{CaptureJob, DeploymentSeen};
 use crate::{
     api::{
         Reason, SnapshotStatus,
@@ -63,8 +63,13 @@ pub struct Seen {
     pub pods: BTreeMap<String, PodSeen>,
     /// What the agents in the status say, by pod.
     pub agents: BTreeMap<String, AgentSeen>,
-    /// Addresses of the nodes of the job's slots that Kubernetes knows.
-    pub nodes: BTreeMap<NodeName, std::net::IpAddr>,
+    /// The nodes of the job's slots that Kubernetes knows.
+    pub nodes: BTreeMap<NodeName, NodeSeen>,
+    /// What is known of what is put on the nodes of its slots, by slot; only where a workflow is under way.
+    pub deployments: BTreeMap<String, DeploymentSeen>,
+    /// Whether the site's deployment server has the environment that the spec names, or what to change; asked only before
+    /// slots are, and `Absent` where none is named.
+    pub environment: Fact<Result<(), (Reason, String)>>,
     /// The capture this process conducts or has conducted last.
     pub barrier: Option<BarrierSeen>,
     /// What the repository has; `Unknown` also where nobody needs to know.
@@ -127,6 +132,8 @@ pub struct SiteSeen {
     pub isolation: Duration,
     /// How long the hold waits for its agents.
     pub agent_wait: Duration,
+    /// How long deployments of its nodes may take; absent where they are not deployed.
+    pub deploys: Option<Duration>,
     /// Most memory a guest may have.
     pub max_memory: Option<u64>,
     /// By which properties it tells nodes apart.
@@ -214,6 +221,19 @@ fn reply<S: serde::Serializer>(outcome: &Result<Vec<SlotId>, SiteError>, seriali
 #[expect(clippy::ref_option, reason = "what serde calls it with")]
 fn site_error<S: serde::Serializer>(error: &Option<SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
     error.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeSeen {
+    /// The address by which others reach it.
+    pub address: std::net::IpAddr,
+    /// Uid of its Node object.
+    pub uid: String,
+    /// Its kubelet is at work.
+    pub ready: bool,
+    /// The cluster's own control plane is on it.
+    pub permanent: bool,
 }
 
 /// An agent's pod.

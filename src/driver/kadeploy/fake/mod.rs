@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use self::server::Server;
 use super::{
@@ -96,6 +96,11 @@ impl FakeKadeploy {
     /// Kills the server and starts it again: its workflows are forgotten, the marks on their nodes are not.
     pub fn restart(&self) {
         self.state().0.restart();
+    }
+
+    /// Since when the system that was deployed on a node runs there, if one does.
+    pub fn system(&self, node: &NodeName) -> Option<Timestamp> {
+        self.state().0.system(node, self.clock.now())
     }
 
     /// Deployments that were ever begun.

@@ -88,6 +88,12 @@ impl Server {
         self.begun
     }
 
+    pub(super) fn system(&mut self, node: &NodeName, now: Timestamp) -> Option<Timestamp> {
+        self.settle(now);
+        let record = self.nodes.get(node)?.record.as_ref()?;
+        (record.word == "deployed").then_some(record.since)
+    }
+
     pub(super) fn describe(&self, name: &EnvironmentName) -> Result<Environment, KadeployError> {
         let matches = |e: &&Environment| {
             e.name == name.name

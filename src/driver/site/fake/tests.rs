@@ -15,6 +15,7 @@ fn request(nodes: u32, grace: u64) -> SlotRequest {
         queue: None,
         project: None,
         property: None,
+        deploy: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

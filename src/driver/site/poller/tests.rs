@@ -31,6 +31,7 @@ fn request(job: &JobUid, submission: u32) -> SlotRequest {
         queue: None,
         project: None,
         property: None,
+        deploy: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

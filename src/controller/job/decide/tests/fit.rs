@@ -194,6 +194,7 @@ fn what_other_jobs_found_out_of_nodes_counts_where_it_matters() {
     let unfit = |node: &str, kvm, flags: &[&str]| UnfitNode {
         node: node.into(),
         since: Time(life.now),
+        undeployed: false,
         kvm,
         times: 1,
         flags: flags.iter().map(|flag| (*flag).into()).collect(),
@@ -220,6 +221,7 @@ fn a_request_that_waits_is_renewed_for_what_is_learnt_meanwhile_but_not_at_once(
     life.seen.unfit = vec![UnfitNode {
         node: "node-7".into(),
         since: Time(life.now),
+        undeployed: false,
         kvm: false,
         times: 1,
         flags: vec!["avx2".into()],

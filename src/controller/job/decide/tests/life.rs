@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::hypervisor::Server;
 use crate::{
     api::{
         BestEffortJob, FINALIZER, JobPhase, LAST_STORED, Reason, SnapshotStatus,
@@ -16,8 +17,8 @@ use crate::{
     controller::job::{
         decide::{decide, nodes, sent_key},
         plan::{
-            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, Note, Plan,
-            PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
+            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, NodeSeen,
+            Note, Plan, PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
         },
         tally::Tally,
     },
@@ -40,6 +41,11 @@ pub(super) const UID: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
 
 pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
+}
+
+/// A node as the cluster shows it.
+pub(super) fn node(n: u8) -> NodeSeen {
+    NodeSeen { address: [192, 0, 2, n].into(), uid: format!("uid of node-{n}"), ready: true, permanent: false }
 }
 
 /// What the agents offer.
@@ -66,6 +72,7 @@ pub(super) struct Life {
     pub(super) whys: Vec<&'static str>,
     pub(super) told: Vec<Note>,
     pub(super) gone: bool,
+    pub(super) server: Server,
     next_slot: u32,
 }
 
@@ -86,7 +93,7 @@ pub(super) fn life(members: u32) -> Life {
         initrd: None,
         params: None,
     };
-    let nodes = (1..=8).map(|n| (NodeName(format!("node-{n}")), std::net::IpAddr::from([192, 0, 2, n])));
+    let nodes = (1..=8).map(|n| (NodeName(format!("node-{n}")), node(n)));
     let seen = Seen {
         leader: Leadership { epoch: 1, since: at(START) },
         setup: Setup {
@@ -101,6 +108,7 @@ pub(super) fn life(members: u32) -> Life {
             capabilities: Capabilities { notice: true, per_member: true },
             isolation: Duration::from_secs(120),
             agent_wait: Duration::from_secs(300),
+            deploys: Some(Duration::from_secs(1800)),
             max_memory: Some(4 << 30),
             properties: NodeProperties::default(),
         }),
@@ -126,6 +134,8 @@ pub(super) fn life(members: u32) -> Life {
         pods: BTreeMap::new(),
         agents: BTreeMap::new(),
         nodes: nodes.collect(),
+        deployments: BTreeMap::new(),
+        environment: Fact::Absent,
         barrier: None,
         content: Fact::Known(JobContent::default()),
         snapshots: Vec::new(),
@@ -151,6 +161,7 @@ pub(super) fn life(members: u32) -> Life {
         whys: Vec::new(),
         told: Vec::new(),
         gone: false,
+        server: Server::default(),
         next_slot: 101,
     }
 }
@@ -410,6 +421,11 @@ impl Life {
                 if !matches!(self.slot(&id.0).phase, SlotPhase::Ended(_)) {
                     self.end_slot(&id.0, End::Deleted("alice".into()));
                 }
+            }
+            Effect::Deploy(order) => self.deploy(order),
+            Effect::ForgetWorkflow { .. } => {}
+            Effect::RemoveNode { node, uid } => {
+                self.seen.nodes.retain(|name, seen| name != node || seen.uid != *uid);
             }
             Effect::FenceRepository { incarnation } => {
                 let content = self.content();

@@ -1,9 +1,8 @@
-//! What the cases have in common.
+//! What the cases on the test bed have in common: the stories of jobs that count.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use e2e::{
+use crate::{
     TestBed,
     job::{Counting, Job, nodes},
     left::left,
@@ -11,18 +10,19 @@ use e2e::{
     testbed::until,
     ticks::{Continuity, Tick, continuity, tick},
 };
+use anyhow::{Context as _, Result, bail, ensure};
 use vmdeploy::api::{BestEffortJob, JobPhase};
 
 /// Longest time until a job computes.
-pub(crate) const BOOT: Duration = Duration::from_secs(240);
+pub const BOOT: Duration = Duration::from_secs(240);
 /// Longest time for the rest of its life.
-pub(crate) const LIFE: Duration = Duration::from_secs(420);
+pub const LIFE: Duration = Duration::from_secs(420);
 /// Longest time until a deleted job is gone.
-pub(crate) const GONE: Duration = Duration::from_secs(120);
+pub const GONE: Duration = Duration::from_secs(120);
 
 /// A running job with a complete generation that was cut after its first ticks, and ticks after that; its VMs are seen
 /// on its nodes. Gives the generation.
-pub(crate) async fn running(bed: &TestBed, name: &str, counting: &Counting) -> Result<(Job, u32)> {
+pub async fn running(bed: &TestBed, name: &str, counting: &Counting) -> Result<(Job, u32)> {
     let namespace = bed.namespace(name).await?;
     let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
     let stored = computed(bed, &job, counting.members).await?;
@@ -30,7 +30,7 @@ pub(crate) async fn running(bed: &TestBed, name: &str, counting: &Counting) -> R
 }
 
 /// Waits for the same of a job that exists.
-pub(crate) async fn computed(bed: &TestBed, job: &Job, members: u32) -> Result<u32> {
+pub async fn computed(bed: &TestBed, job: &Job, members: u32) -> Result<u32> {
     job.wait_tick(5, members, BOOT).await?;
     let next = job.get().await?.status.map_or(0, |status| status.snapshots.next_generation);
     let stored = job.wait_stored(next.saturating_sub(1), BOOT).await?;
@@ -45,7 +45,7 @@ pub(crate) async fn computed(bed: &TestBed, job: &Job, members: u32) -> Result<u
 }
 
 /// A rival takes these nodes; its first process must find no VM.
-pub(crate) async fn taken(bed: &TestBed, held: &[String]) -> Result<()> {
+pub async fn taken(bed: &TestBed, held: &[String]) -> Result<()> {
     ensure!(!held.is_empty(), "the job holds no node");
     let rival = Rival::submit(bed, held, Duration::from_secs(1))?;
     let found = rival.found(LIFE).await?;
@@ -56,14 +56,14 @@ pub(crate) async fn taken(bed: &TestBed, held: &[String]) -> Result<()> {
 
 /// Waits for the end, and looks at what was kept: every tick once and one nonce, whatever came between. Nothing is left
 /// afterwards.
-pub(crate) async fn ends_right(bed: &TestBed, job: &Job, counting: &Counting) -> Result<BestEffortJob> {
+pub async fn ends_right(bed: &TestBed, job: &Job, counting: &Counting) -> Result<BestEffortJob> {
     let end = counted_right(job, counting).await?;
     gone(bed, job).await?;
     Ok(end)
 }
 
 /// The same, but the job is still there.
-pub(crate) async fn counted_right(job: &Job, counting: &Counting) -> Result<BestEffortJob> {
+pub async fn counted_right(job: &Job, counting: &Counting) -> Result<BestEffortJob> {
     let end = job.wait_phase(JobPhase::Succeeded, LIFE).await?;
     for member in 0..counting.members {
         let kept: Vec<Tick> = job.logs(member).await?.lines().filter_map(tick).collect();
@@ -74,20 +74,20 @@ pub(crate) async fn counted_right(job: &Job, counting: &Counting) -> Result<Best
 }
 
 /// What a member's agents printed while the job lived, complete and coherent.
-pub(crate) fn printed(job: &Job, member: u32, counting: &Counting) -> Result<Continuity> {
+pub fn printed(job: &Job, member: u32, counting: &Counting) -> Result<Continuity> {
     let seen = continuity(&job.output.ticks(member)).with_context(|| format!("what member {member} printed"))?;
     ensure!(seen.last == u64::from(counting.ticks), "member {member} ended at tick {}", seen.last);
     Ok(seen)
 }
 
 /// Deletes a job; nothing is left of it.
-pub(crate) async fn gone(bed: &TestBed, job: &Job) -> Result<()> {
+pub async fn gone(bed: &TestBed, job: &Job) -> Result<()> {
     job.delete(GONE).await?;
     nothing_left(bed, job, |_| false).await
 }
 
 /// Waits until nothing is left of a job whose object is gone, but what is forgiven.
-pub(crate) async fn nothing_left(bed: &TestBed, job: &Job, forgiven: impl Fn(&str) -> bool) -> Result<()> {
+pub async fn nothing_left(bed: &TestBed, job: &Job, forgiven: impl Fn(&str) -> bool) -> Result<()> {
     ensure!(job.snapshots().await?.is_empty(), "a Snapshot is left");
     let mut last = Vec::new();
     // OAR and the kubelets take their time to remove what has ended
@@ -103,9 +103,9 @@ pub(crate) async fn nothing_left(bed: &TestBed, job: &Job, forgiven: impl Fn(&st
 }
 
 /// Waits until nothing of a job is unfinished at OAR.
-pub(crate) async fn given_back(job: &Job) -> Result<()> {
+pub async fn given_back(job: &Job) -> Result<()> {
     until("OAR to end the job's slots", Duration::from_secs(30), async || {
-        Ok(e2e::site::unfinished(&job.uid).await?.is_empty().then_some(()))
+        Ok(crate::site::unfinished(&job.uid).await?.is_empty().then_some(()))
     })
     .await
 }

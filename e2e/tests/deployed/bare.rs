@@ -1,0 +1,48 @@
+//! A job on bare nodes is killed, other nodes are deployed, and it goes on.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{
+    job::{Counting, Job, nodes},
+    world::{BOOT, LIFE, ends_right, printed, taken},
+};
+use vmdeploy::api::JobPhase;
+
+use crate::machines::{DEPLOYED, bare, bare_nodes, job, joined, workflows};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_on_bare_nodes_survives_a_kill() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let counting = Counting { members: 2, ticks: 150, ..Counting::default() };
+    let namespace = bed.namespace("bare").await?;
+    let job = Job::create(&bed, &namespace, &job(&counting, "IfMissing")?).await?;
+    job.wait_tick(5, 2, DEPLOYED).await?;
+    let first = nodes(&job.get().await?);
+    for node in &first {
+        let system = bed.run(&["node", node.strip_prefix("node-").context("its name")?, "cat", "/proc/1/cmdline"])?;
+        ensure!(system.contains("/sbin/init"), "{node} is not deployed: {system}");
+        ensure!(bed.qemu_on(node)? == 1, "no VM is seen on {node}");
+    }
+    ensure!(joined(&bed).await?.len() == 2, "only nodes of the slot are in the cluster");
+    let stored = job.wait_stored(0, BOOT).await?;
+
+    // somebody else wants them: they are OAR's own again before, without a VM
+    taken(&bed, &first).await?;
+    job.wait_runs(2, 2, DEPLOYED).await?;
+    let status = job.get().await?.status.context("no status")?;
+    let second = nodes(&job.get().await?);
+    ensure!(status.attempt == 2 && second.iter().all(|node| !first.contains(node)), "{first:?} and then {second:?}");
+    let origin = status.origin.as_ref().and_then(|origin| origin.generation).context("a cold start")?;
+    ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
+    ensure!(status.kills.preempted == 1 && status.kills.node == 0, "{:?}", status.kills);
+
+    job.wait_phase(JobPhase::Succeeded, LIFE).await?;
+    let end = ends_right(&bed, &job, &counting).await?;
+    ensure!(end.status.is_some_and(|status| status.retry.is_none()), "something was wrong at the end");
+    for member in 0..2 {
+        printed(&job, member, &counting)?;
+    }
+    // what was deployed leaves the cluster with its slot
+    bare(&bed).await?;
+    ensure!(workflows("vmdeploy").await? == 0, "workflows that are over are forgotten");
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! What goes wrong with deployments, once each.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{
+    Turn,
+    job::{Counting, Job, nodes, slot_ids},
+    rival::Rival,
+    world::{GONE, LIFE, gone},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde_json::json;
+use vmdeploy::api::job_status::DeploymentState;
+
+use crate::machines::{DEPLOYED, bare, bare_nodes, faults, job, rights_late, workflows};
+
+const SOON: Duration = Duration::from_secs(60);
+
+async fn begun(bed: &Turn, name: &str, members: u32) -> Result<Job> {
+    let namespace = bed.namespace(name).await?;
+    let counting = Counting { members, ticks: 20, ..Counting::default() };
+    Job::create(bed, &namespace, &job(&counting, "Always")?).await
+}
+
+/// Waits until a workflow is at work on the job's nodes.
+async fn deploying(job: &Job) -> Result<()> {
+    job.wait("a workflow", SOON, |job| {
+        let slot = job.status.as_ref()?.slots.first()?;
+        let nodes = &slot.deployment.as_ref()?.nodes;
+        nodes.iter().all(|node| node.state == DeploymentState::Deploying).then_some(())
+    })
+    .await
+}
+
+/// Waits until the condition says how far the deployments are, with these words.
+async fn says(job: &Job, words: &str) -> Result<()> {
+    job.wait(&format!("Provisioned with {words:?}"), SOON, |job| {
+        let said = |c: &&Condition| c.type_ == "Provisioned" && c.message.contains(words);
+        job.status.as_ref()?.conditions.iter().find(said).map(drop)
+    })
+    .await
+}
+
+/// It comes to compute, and nothing is left of it.
+async fn ends(bed: &Turn, job: &Job, members: u32) -> Result<()> {
+    job.wait_tick(20, members, DEPLOYED).await?;
+    gone(bed, job).await?;
+    bare(bed).await?;
+    ensure!(workflows("vmdeploy").await? == 0, "workflows that are over are forgotten");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_come_late_are_waited_for() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    rights_late(&bed, 15)?;
+    let job = begun(&bed, "late", 1).await?;
+    says(&job, "rights").await?;
+    let submissions = ends(&bed, &job, 1).await.map(|()| job.story());
+    rights_late(&bed, 0)?;
+    submissions?.await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_fails_is_asked_for_again_and_then_replaced() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let broken = json!({"step": "send_environment", "does": "fail", "error": "no room on the disk"});
+    faults(&bed, &json!({"nodes": {"node-1": broken}}))?;
+    let job = begun(&bed, "ko", 2).await?;
+    says(&job, "no room on the disk").await?;
+    // only that node is asked for again
+    let status = job.get().await?.status.context("no status")?;
+    let failed = status.slots.iter().flat_map(|slot| &slot.deployment).flat_map(|it| &it.nodes);
+    let failed: Vec<&str> = failed.filter(|node| node.failures > 0).map(|node| node.node.as_str()).collect();
+    ensure!(failed == ["node-1"], "{failed:?}");
+    job.wait_reason("DeploymentFailed", "node-1: no room on the disk", SOON).await?;
+    job.wait("other nodes", LIFE, |job| {
+        let nodes = nodes(job);
+        (nodes.len() == 2 && !nodes.contains(&"node-1".to_owned())).then_some(())
+    })
+    .await?;
+    let ended = ends(&bed, &job, 2).await;
+    faults(&bed, &json!({}))?;
+    ended
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_in_the_middle_is_taken_over_from() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let job = begun(&bed, "restart", 1).await?;
+    deploying(&job).await?;
+    let slots = slot_ids(&job.get().await?);
+    bed.run(&["kadeploy-restart"])?;
+    job.wait_tick(1, 1, DEPLOYED).await?;
+    ensure!(slot_ids(&job.get().await?) == slots, "the slot was given back");
+    let deployment = job.get().await?.status.and_then(|status| status.slots.first()?.deployment.clone());
+    ensure!(deployment.as_ref().is_some_and(|it| it.workflows == 2), "{deployment:?}");
+    ends(&bed, &job, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_taken_in_the_middle_of_a_deployment_is_replaced() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let job = begun(&bed, "taken", 1).await?;
+    deploying(&job).await?;
+    let first = nodes(&job.get().await?);
+    let rival = Rival::submit(&bed, &first, Duration::from_secs(1))?;
+    rival.found(LIFE).await?;
+    job.wait_tick(1, 1, DEPLOYED).await?;
+    let status = job.get().await?.status.context("no status")?;
+    ensure!(status.attempt == 2 && status.failures == 0, "attempt {}, kills {:?}", status.attempt, status.kills);
+    ends(&bed, &job, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_deleted_in_the_middle_cancels_its_deployment() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    faults(&bed, &json!({"nodes": {"node-1": {"step": "wait_reboot", "does": "hang"}}}))?;
+    let job = begun(&bed, "deleted", 1).await?;
+    deploying(&job).await?;
+    job.delete(GONE).await?;
+    let left = workflows("vmdeploy").await?;
+    faults(&bed, &json!({}))?;
+    ensure!(left == 0, "{left} workflows are left");
+    bare(&bed).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_is_killed_asks_for_nothing_twice() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let job = begun(&bed, "operator", 1).await?;
+    deploying(&job).await?;
+    bed.operators(0)?;
+    bed.operators(1)?;
+    job.wait_tick(1, 1, DEPLOYED).await?;
+    let status = job.get().await?.status.context("no status")?;
+    let workflows: Vec<u32> = status.slots.iter().flat_map(|slot| &slot.deployment).map(|it| it.workflows).collect();
+    ensure!(workflows == [1] && status.submission == 1, "{workflows:?} workflows, {} requests", status.submission);
+    ends(&bed, &job, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_that_is_not_there_is_said_before_any_slot_is_asked_for() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let namespace = bed.namespace("noenv").await?;
+    let mut object = job(&Counting { ticks: 20, ..Counting::default() }, "IfMissing")?;
+    let environment = object.spec.hypervisor.as_mut().and_then(|it| it.environment.as_mut()).context("none")?;
+    environment.name = "hypervizor".into();
+    let job = Job::create(&bed, &namespace, &object).await?;
+    job.wait_reason("EnvironmentNotFound", "hypervizor@root", SOON).await?;
+    ensure!(slot_ids(&job.get().await?).is_empty(), "a slot was asked for");
+    job.correct(|spec| {
+        let environment = spec.hypervisor.as_mut().and_then(|it| it.environment.as_mut());
+        environment.into_iter().for_each(|it| it.name = "hypervisor".into());
+    })
+    .await?;
+    ends(&bed, &job, 1).await
+}

@@ -1,0 +1,367 @@
+//! Nodes that are deployed before agents are placed there.
+
+use std::collections::BTreeMap;
+
+use rstest::rstest;
+
+use super::life::*;
+use crate::{
+    api::{
+        JobPhase, Reason,
+        hypervisor::{Deploy, EnvironmentReference, HypervisorSpec},
+        job_status::{DeploymentState, MemberPhase, ReleaseReason},
+    },
+    controller::job::plan::{DeployOrder, DeploymentSeen, Effect, NodeSeen},
+    driver::{
+        Fact,
+        kadeploy::{EnvironmentName, KadeployError, NodeState, Observation, Remains, Workflow, WorkflowId},
+        site::{End, SlotPhase},
+    },
+    names::NodeName,
+};
+
+/// A deployment server: what is asked for works at once, unless a test says otherwise.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Server {
+    /// What the next requests are answered with.
+    refuses: Vec<KadeployError>,
+    /// What becomes of nodes in the next workflows.
+    outcomes: BTreeMap<String, Vec<NodeState>>,
+    /// Deployed nodes do not join the cluster.
+    alone: bool,
+    begun: u32,
+}
+
+impl Life {
+    /// What a request for a workflow brings about.
+    pub(super) fn deploy(&mut self, order: &DeployOrder) {
+        let server = &mut self.server;
+        let mut seen = DeploymentSeen::default();
+        if server.refuses.is_empty() {
+            server.begun += 1;
+            let id = WorkflowId(format!("D-{}", server.begun));
+            let mut nodes = BTreeMap::new();
+            for node in &order.nodes {
+                let outcomes = server.outcomes.entry(node.0.clone()).or_default();
+                let state = if outcomes.is_empty() { NodeState::Deployed } else { outcomes.remove(0) };
+                if state == NodeState::Deployed && !server.alone {
+                    let joined = NodeSeen { uid: format!("{node} of {id}"), ..super::life::node(9) };
+                    self.seen.nodes.insert(node.clone(), joined);
+                }
+                nodes.insert(node.clone(), state);
+            }
+            let done = nodes.values().all(|state| !matches!(state, NodeState::Working { .. }));
+            seen.stand = Some(Observation { done, nodes });
+            seen.reply = Some(Ok(id));
+        } else {
+            seen.reply = Some(Err(server.refuses.remove(0)));
+        }
+        self.seen.deployments.insert(order.slot.0.clone(), seen);
+    }
+}
+
+fn deployed(members: u32, how: Deploy) -> Life {
+    let mut life = life(members);
+    let environment = EnvironmentReference { name: "hypervisor".into(), user: Some("root".into()), version: None };
+    life.job.spec.hypervisor = Some(HypervisorSpec { deploy: how, environment: Some(environment) });
+    life.seen.environment = Fact::Known(Ok(()));
+    life.seen.nodes.clear();
+    life
+}
+
+fn orders(life: &Life) -> Vec<(u32, Vec<String>)> {
+    let order = |effect: &&Effect| match effect {
+        Effect::Deploy(order) => Some((order.number, order.nodes.iter().map(ToString::to_string).collect())),
+        _ => None,
+    };
+    life.effects("Deploy").iter().filter_map(order).collect()
+}
+
+fn states(life: &Life) -> Vec<DeploymentState> {
+    let slots = life.status().slots;
+    slots.iter().flat_map(|slot| slot.deployment.clone()).flat_map(|it| it.nodes).map(|node| node.state).collect()
+}
+
+fn fails(reason: &str) -> NodeState {
+    NodeState::Failed { reason: reason.into() }
+}
+
+fn position(life: &Life, name: &str) -> usize {
+    life.done.iter().position(|effect| effect.name() == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+#[test]
+fn nodes_are_deployed_before_agents_are_placed() {
+    let mut life = deployed(2, Deploy::IfMissing);
+    life.server.alone = true;
+    life.run(10);
+    let Some(Effect::SubmitSlots { request, .. }) = life.effects("SubmitSlots").first().copied().cloned() else {
+        panic!("{:?}", life.whys)
+    };
+    assert!(request.deploy);
+    assert_eq!(orders(&life), [(1, vec!["node-1".into(), "node-2".into()])]);
+    assert_eq!(states(&life), [DeploymentState::Joining; 2]);
+    assert_eq!(life.phase(), JobPhase::Deploying);
+    let said = life.message("Provisioned");
+    assert!(said.contains("DeployingHypervisor") && said.contains("node-2 deployed, to join the cluster"), "{said}");
+    assert!(life.effects("CreateAgent").is_empty());
+    assert_eq!(life.effects("ForgetWorkflow").len(), 1, "a workflow that is over is forgotten");
+    for n in 1..=2 {
+        life.seen.nodes.insert(NodeName(format!("node-{n}")), node(n));
+    }
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    assert_eq!((orders(&life).len(), states(&life)), (1, vec![DeploymentState::Ready; 2]));
+    assert_eq!(life.told(Reason::HypervisorReady).len(), 1);
+}
+
+#[rstest]
+#[case::what_is_there_is_used(Deploy::IfMissing, 0)]
+#[case::it_is_put_there_whatever_is(Deploy::Always, 1)]
+#[case::the_sites_own_is_used(Deploy::Never, 0)]
+fn a_ready_node_is_deployed_if_the_job_says_so(#[case] how: Deploy, #[case] times: usize) {
+    let mut life = deployed(2, how);
+    if how == Deploy::Never {
+        life.seen.environment = Fact::Absent;
+    }
+    for n in 1..=2 {
+        life.seen.nodes.insert(NodeName(format!("node-{n}")), node(n));
+    }
+    life.run(8);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    assert_eq!(orders(&life).len(), times);
+    // and not again for another incarnation on the same slot
+    let pod = life.pod_of(0);
+    life.end_pod(&pod);
+    life.run(60);
+    assert_eq!((life.phase(), life.status().incarnation), (JobPhase::Running, 2), "{:?}", life.whys);
+    assert_eq!(orders(&life).len(), times);
+}
+
+#[test]
+fn a12_a_system_that_was_on_a_node_before_is_no_node_of_the_cluster_any_more() {
+    let mut life = deployed(1, Deploy::Always);
+    life.server.alone = true;
+    life.seen.nodes.insert(NodeName("node-1".into()), node(1));
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Deployed]);
+    life.run(20);
+    assert!(life.effects("CreateAgent").is_empty());
+    assert!(life.seen.nodes.is_empty(), "its object was removed");
+    // an object with the old uid is that of the old system, whatever it says
+    life.seen.nodes.insert(NodeName("node-1".into()), node(1));
+    life.settle();
+    assert!(life.effects("CreateAgent").is_empty());
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { uid: "new".into(), ready: false, ..node(1) });
+    life.run(3);
+    assert!(life.effects("CreateAgent").is_empty(), "it is not ready");
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { uid: "new".into(), ..node(1) });
+    life.run(3);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+}
+
+#[test]
+fn only_nodes_that_failed_are_asked_for_again() {
+    let mut life = deployed(3, Deploy::IfMissing);
+    life.server.outcomes.insert("node-2".into(), vec![fails("Unreachable after the reboot")]);
+    life.run(15);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    let all: Vec<String> = (1..=3).map(|n| format!("node-{n}")).collect();
+    assert_eq!(orders(&life), [(1, all), (2, vec!["node-2".into()])]);
+}
+
+#[test]
+fn a_node_that_fails_again_and_again_costs_its_slot_and_is_left_out_of_the_next_request() {
+    let mut life = deployed(2, Deploy::IfMissing);
+    life.server.outcomes.insert("node-2".into(), vec![fails("no room"); 3]);
+    life.run(20);
+    assert_eq!(orders(&life).iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3]);
+    let retry = life.status().retry.unwrap();
+    assert_eq!(retry.reason, Reason::DeploymentFailed);
+    assert!(retry.message.contains("hypervisor@root") && retry.message.contains("node-2: no room"), "{retry:?}");
+    assert_eq!(life.effects("ReleaseSlot").len(), 1);
+    life.run(30);
+    let requests = life.effects("SubmitSlots");
+    let Some(Effect::SubmitSlots { request, .. }) = requests.get(1) else { panic!("{:?}", life.whys) };
+    assert_eq!(request.avoid, [NodeName("node-2".into())]);
+    assert_eq!(life.status().kills.failed, 0, "it is no failure of the job's own");
+}
+
+#[test]
+fn rights_that_come_late_are_waited_for_and_asked_under_the_same_number() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.refuses = vec![KadeployError::RightsMissing("no rights on node-1".into()); 4];
+    life.run(12);
+    let writes = life.writes;
+    assert!(life.message("Provisioned").contains("no rights on node-1"), "{}", life.message("Provisioned"));
+    life.run(6);
+    assert_eq!(life.writes, writes, "waiting is no news");
+    life.run(10);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    let numbers: Vec<u32> = orders(&life).iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [1; 5]);
+}
+
+#[test]
+fn rights_that_never_come_cost_the_slot() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.refuses = vec![KadeployError::RightsMissing("no rights on node-1".into()); 100];
+    life.run(310);
+    let retry = life.status().retry.unwrap();
+    assert_eq!(retry.reason, Reason::RightsMissing, "{retry:?}");
+    assert_eq!(life.effects("ReleaseSlot").len(), 1);
+}
+
+/// The pass that wrote a workflow's number dies before it asks for it, or before it hears the answer.
+#[rstest]
+#[case::it_has_begun(true, 0)]
+#[case::it_has_not(false, 1)]
+fn a10_a_workflow_whose_answer_was_lost_is_looked_for_before_there_is_another(
+    #[case] began: bool,
+    #[case] more: usize,
+) {
+    let mut life = deployed(1, Deploy::IfMissing);
+    while life.plan().effects.iter().all(|effect| effect.name() != "Deploy") {
+        life.pass();
+        life.advance(1);
+    }
+    let plan = life.plan();
+    life.write_only(&plan);
+    life.run(4);
+    assert!(orders(&life).is_empty(), "nothing is asked for as long as the server's list is not known");
+    let workflow = |id: &str, nodes: &[&str], done| Workflow {
+        id: WorkflowId(id.into()),
+        nodes: nodes.iter().map(|node| NodeName((*node).into())).collect(),
+        environment: EnvironmentName::newest("hypervisor"),
+        done,
+        started: Some(at(START - 3600)),
+    };
+    let mut listed = vec![workflow("D-old", &["node-1"], true), workflow("D-other", &["node-7"], false)];
+    listed.extend(began.then(|| workflow("D-ours", &["node-1"], false)));
+    let slot = life.status().slots[0].id.clone();
+    life.seen.deployments.insert(slot.clone(), DeploymentSeen { workflows: Some(listed), ..DeploymentSeen::default() });
+    life.run(12);
+    assert_eq!(orders(&life).len(), more);
+    if began {
+        let known = life.status().slots[0].deployment.clone().unwrap().workflow.unwrap();
+        assert_eq!((known.number, known.id.as_deref()), (1, Some("D-ours")));
+    } else {
+        assert_eq!(orders(&life)[0].0, 1);
+        assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    }
+}
+
+#[test]
+fn what_a_server_that_was_restarted_has_forgotten_is_taken_over() {
+    let mut life = deployed(2, Deploy::IfMissing);
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Lost(Remains::Stale)]);
+    life.server.outcomes.insert("node-2".into(), vec![NodeState::Lost(Remains::Deployed)]);
+    life.seen.nodes.insert(NodeName("node-2".into()), node(2));
+    life.server.alone = true;
+    life.run(2);
+    life.server.alone = false;
+    life.run(10);
+    let Some(Effect::Deploy(order)) = life.effects("Deploy").last().copied().cloned() else {
+        panic!("{:?}", life.whys)
+    };
+    assert_eq!((order.takes_over, order.nodes), (Some(WorkflowId("D-1".into())), vec![NodeName("node-1".into())]));
+}
+
+#[test]
+fn rights_taken_away_in_the_middle_are_the_sites_to_explain() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Lost(Remains::Aborted)]);
+    life.run(3);
+    let first = life.status().slots[0].id.clone();
+    life.server.refuses = vec![KadeployError::RightsMissing("none".into()); 3];
+    life.run(3);
+    assert_eq!((life.phase(), life.status().attempt), (JobPhase::Deploying, 1));
+    life.end_slot(&first, End::Preempted);
+    life.server.refuses.clear();
+    life.run(10);
+    assert_eq!((life.phase(), life.status().attempt), (JobPhase::Running, 2), "{:?}", life.whys);
+    assert_eq!(life.status().kills.preempted, 1);
+    let numbers: Vec<u32> = orders(&life).iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers.last(), Some(&1), "another slot begins anew");
+}
+
+#[test]
+fn a12_the_end_of_a_slot_proves_no_death_on_deployed_nodes_which_leave_the_cluster_after_it() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.run(8);
+    assert_eq!(life.phase(), JobPhase::Running);
+    let slot = life.status().slots[0].id.clone();
+    life.prompt = false;
+    life.slot(&slot).phase = SlotPhase::Ended(End::Preempted);
+    life.silence(0);
+    life.run(100);
+    assert_ne!(life.status().members[0].phase, MemberPhase::Dead, "only its silence tells, and not yet");
+    assert!(life.effects("RemoveNode").is_empty());
+    assert!(life.status().slots.iter().any(|held| held.id == slot));
+    life.run(40);
+    assert_eq!(life.status().members[0].phase, MemberPhase::Dead);
+    assert!(life.status().members[0].agent.clone().unwrap().unproven);
+    assert!(life.seen.nodes.is_empty(), "the node has left the cluster");
+    assert!(life.status().slots.iter().all(|held| held.id != slot));
+}
+
+#[test]
+fn a_node_that_another_has_deployed_meanwhile_stays() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.run(8);
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { uid: "another's".into(), ..node(1) });
+    life.finish(0);
+    life.run(60);
+    assert_eq!(life.phase(), JobPhase::Succeeded, "{:?}", life.whys);
+    assert!(life.effects("RemoveNode").is_empty() && life.status().slots.is_empty());
+    assert_eq!(life.seen.nodes.len(), 1);
+}
+
+#[test]
+fn a_job_that_is_deleted_cancels_its_workflow() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Working { step: "BroadcastEnv: tree".into() }]);
+    life.run(1);
+    life.run(5);
+    assert_eq!(states(&life), [DeploymentState::Deploying]);
+    assert!(life.message("Provisioned").contains("node-1 in BroadcastEnv"), "{}", life.message("Provisioned"));
+    life.job.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(life.now));
+    life.run(30);
+    assert!(life.gone, "{:?}", life.whys);
+    assert!(position(&life, "ForgetWorkflow") <= position(&life, "ReleaseSlot"));
+}
+
+#[test]
+fn an_environment_that_does_not_join_is_given_up_in_words() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.alone = true;
+    life.run(320);
+    let retry = life.status().retry.unwrap();
+    assert!(retry.message.contains("kubelet that joins it"), "{retry:?}");
+    let release = life.status().slots.first().and_then(|slot| slot.release.clone());
+    assert!(release.is_none_or(|release| release.reason == ReleaseReason::BadNode));
+}
+
+#[test]
+fn c_mistakes_are_said_before_any_slot_is_asked_for() {
+    let mut life = deployed(1, Deploy::Always);
+    let missing = (Reason::EnvironmentNotFound, "site rennes: no such environment: hypervisor@root".to_owned());
+    life.seen.environment = Fact::Known(Err(missing));
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Pending);
+    assert!(life.message("Ready").contains("no such environment"), "{}", life.message("Ready"));
+    life.seen.site.as_mut().unwrap().deploys = None;
+    life.run(20);
+    assert!(life.message("Ready").contains("sites.rennes.kadeploy"), "{}", life.message("Ready"));
+    assert!(life.effects("SubmitSlots").is_empty());
+}
+
+#[test]
+fn a_server_that_refuses_for_good_costs_the_slot_and_says_why() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.refuses = vec![KadeployError::Refused("the partition is not there".into())];
+    life.run(4);
+    let retry = life.status().retry.unwrap();
+    assert_eq!(retry.reason, Reason::DeploymentRefused);
+    assert!(retry.message.contains("the partition is not there"), "{retry:?}");
+    assert!(life.status().unfit.is_empty(), "that is no fault of the node");
+}

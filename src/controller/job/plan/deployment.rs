@@ -1,0 +1,43 @@
+//! What is put on the nodes of slots: the facts a decision is made from, and what is asked for. Data only.
+
+use serde::Serialize;
+
+use crate::{
+    api::hypervisor::EnvironmentReference,
+    driver::kadeploy::{EnvironmentName, KadeployError, Observation, Workflow, WorkflowId},
+    names::{NodeName, SlotId},
+};
+
+/// A workflow that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeployOrder {
+    /// The slot whose nodes they are.
+    pub slot: SlotId,
+    /// Number of the workflow in its slot.
+    pub number: u32,
+    /// The nodes.
+    pub nodes: Vec<NodeName>,
+    /// What is put on them.
+    pub environment: EnvironmentReference,
+    /// A workflow whose marks on the nodes are ignored if the server has forgotten it.
+    pub takes_over: Option<WorkflowId>,
+}
+
+impl From<&EnvironmentReference> for EnvironmentName {
+    fn from(named: &EnvironmentReference) -> Self {
+        Self { name: named.name.clone(), user: named.user.clone(), version: named.version.map(u64::from) }
+    }
+}
+
+/// What is known of the workflow that a slot's status names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DeploymentSeen {
+    /// What the server answered when this process asked for it.
+    pub reply: Option<Result<WorkflowId, KadeployError>>,
+    /// How its nodes stand.
+    pub stand: Option<Observation>,
+    /// The account's workflows; looked for only where that of the status has no id yet, and this process has had none.
+    pub workflows: Option<Vec<Workflow>>,
+    /// What the last question to the server failed with, if it failed.
+    pub error: Option<KadeployError>,
+}
