@@ -209,8 +209,12 @@
 //! - **What a job began with stays for its whole life.** Generation 0 has no Snapshot object; it is what failed commands
 //!   are begun again from, and goes with the job. With second names for files it takes little while the other job has
 //!   the same blocks; `usage` counts them with both.
-//! - **Nothing is deployed yet.** The client of deployment servers is there, with a simulator and a suite for both, but no
-//!   controller uses it: a job runs on nodes that are in the cluster already.
+//! - **Deployed nodes are told apart by the uid of their Node object.** That of the system before is removed when a
+//!   deployment begins, and that of the deployed one when its slot is over and all on it are dead: so no agent is placed on a
+//!   system that is about to go, and no job takes away what another one has deployed meanwhile. How a node's kubelet comes to its
+//!   certificate is the environment's affair: tokens of their own for each slot are not handed out.
+//! - **One workflow for each slot**, not one for all: rights come and go with slots, and with `PerMember` slots come and go one by
+//!   one.
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
 //! - **The repository is reached by identity.** The name in the certificate is `repository.vmdeploy.internal`
 //!   whatever the address is, so a Service, a host or a tunnel serve alike.
