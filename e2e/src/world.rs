@@ -92,7 +92,8 @@ pub async fn nothing_left(bed: &TestBed, job: &Job, forgiven: impl Fn(&str) -> b
     let mut last = Vec::new();
     // OAR and the kubelets take their time to remove what has ended
     for _ in 0..30 {
-        last = left(bed, job).await?;
+        // a node that was deployed may be about to get OAR's own system back
+        last = left(bed, job).await.unwrap_or_else(|error| vec![error.to_string()]);
         last.retain(|line| !forgiven(line));
         if last.is_empty() {
             return Ok(());

@@ -52,15 +52,15 @@ async fn ends(bed: &Turn, job: &Job, members: u32) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn rights_that_come_late_are_waited_for() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     rights_late(&bed, 15)?;
     let job = begun(&bed, "late", 1).await?;
     says(&job, "rights").await?;
-    let submissions = ends(&bed, &job, 1).await.map(|()| job.story());
+    let ended = ends(&bed, &job, 1).await;
     rights_late(&bed, 0)?;
-    submissions?.await?;
-    Ok(())
+    ended
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,7 +75,7 @@ async fn a_node_that_fails_is_asked_for_again_and_then_replaced() -> Result<()> 
     let failed = status.slots.iter().flat_map(|slot| &slot.deployment).flat_map(|it| &it.nodes);
     let failed: Vec<&str> = failed.filter(|node| node.failures > 0).map(|node| node.node.as_str()).collect();
     ensure!(failed == ["node-1"], "{failed:?}");
-    job.wait_reason("DeploymentFailed", "node-1: no room on the disk", SOON).await?;
+    job.wait_reason("DeploymentFailed", "no room on the disk", SOON).await?;
     job.wait("other nodes", LIFE, |job| {
         let nodes = nodes(job);
         (nodes.len() == 2 && !nodes.contains(&"node-1".to_owned())).then_some(())
@@ -87,6 +87,7 @@ async fn a_node_that_fails_is_asked_for_again_and_then_replaced() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn a_server_that_dies_in_the_middle_is_taken_over_from() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let job = begun(&bed, "restart", 1).await?;
@@ -101,6 +102,7 @@ async fn a_server_that_dies_in_the_middle_is_taken_over_from() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn a_slot_that_is_taken_in_the_middle_of_a_deployment_is_replaced() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let job = begun(&bed, "taken", 1).await?;
@@ -115,6 +117,7 @@ async fn a_slot_that_is_taken_in_the_middle_of_a_deployment_is_replaced() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn a_job_deleted_in_the_middle_cancels_its_deployment() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     faults(&bed, &json!({"nodes": {"node-1": {"step": "wait_reboot", "does": "hang"}}}))?;
@@ -128,6 +131,7 @@ async fn a_job_deleted_in_the_middle_cancels_its_deployment() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn an_operator_that_is_killed_asks_for_nothing_twice() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let job = begun(&bed, "operator", 1).await?;
@@ -142,6 +146,7 @@ async fn an_operator_that_is_killed_asks_for_nothing_twice() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
 async fn an_environment_that_is_not_there_is_said_before_any_slot_is_asked_for() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let namespace = bed.namespace("noenv").await?;
