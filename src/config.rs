@@ -188,12 +188,29 @@ pub struct AgentsConfig {
     /// As much of its disk a node uses for images beyond those in use.
     #[serde(default = "image_cache")]
     pub image_cache: crate::api::quantity::Bytes,
+    /// Images on a claim that all nodes mount, for jobs with `distribution: Shared`.
+    #[serde(default)]
+    pub shared_images: Option<SharedImagesConfig>,
     /// As much of its disk a node uses for what it keeps of jobs' captures, unreadable without the operator; 0: for
     /// nothing.
     #[serde(default = "capture_cache")]
     pub capture_cache: crate::api::quantity::Bytes,
 }
 
+/// Images on a claim that all nodes mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SharedImagesConfig {
+    /// Name of the PersistentVolumeClaim, in the operator's namespace: ReadWriteMany.
+    pub claim: String,
+    /// As much of it is used.
+    #[serde(default = "shared_limit")]
+    pub limit: crate::api::quantity::Bytes,
+}
+
+fn shared_limit() -> crate::api::quantity::Bytes {
+    crate::api::quantity::Bytes(100 << 30)
+}
 fn image_grace() -> Length {
     Duration::from_secs(3600).into()
 }

@@ -41,6 +41,7 @@ pub struct Spread {
     certificates: Certificates,
     members: u32,
     content: PathBuf,
+    shared: bool,
     server: Process,
 }
 
@@ -67,7 +68,7 @@ impl Spread {
         blake3::Hasher::new().update(root.path().as_os_str().as_encoded_bytes()).finalize_xof().fill(&mut bytes);
         fs::write(&content, &bytes)?;
         let image = digest(&bytes);
-        let spread = Self { nodes, image, root, certificates, members, content, server };
+        let spread = Self { nodes, image, root, certificates, members, content, shared: false, server };
         // on its own node no link is in the way
         spread.nodes.on(members as usize, || tokio::runtime::Runtime::new()?.block_on(spread.import()))??;
         Ok(spread)
@@ -88,6 +89,14 @@ impl Spread {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
+    }
+
+    /// From now on agents look for images in a directory that all nodes see, and put them there.
+    pub fn share(&mut self) -> Result<PathBuf> {
+        self.shared = true;
+        let directory = self.path("shared");
+        fs::create_dir_all(&directory)?;
+        Ok(directory)
     }
 
     /// How many nodes are to have the image.
@@ -131,6 +140,9 @@ impl Spread {
         let mut config = told(root, (member, self.members), 1, &format!("1-{member}"), &image)?;
         let peer = |member: u32| Ok(json!({"member": member, "endpoint": endpoint(member, 1)?}));
         config["chain"] = (0..member).rev().map(peer).collect::<Result<_>>()?;
+        if self.shared {
+            config["sharedImages"] = json!({"directory": self.path("shared"), "limit": 1_u64 << 40});
+        }
         fs::write(directory.join("config.json"), config.to_string())?;
         let mut command = self.nodes.command(node, program()?);
         command.args(["agent", "--images", "--config"]).arg(&directory).arg("--node-dir").arg(self.node(node));

@@ -109,3 +109,41 @@ fn a_slow_node_does_not_slow_down_those_behind_it() -> Result<()> {
     ensure!(spread.sent(spread.count())? < size as u64 * 3 / 2, "the repository is not for the slow");
     Ok(())
 }
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn what_all_nodes_see_leaves_the_repository_once_for_all_jobs() -> Result<()> {
+    let mut spread = spread(SIZE)?;
+    let directory = spread.share()?;
+    let start = |spread: &Spread| -> Result<u64> {
+        let before = spread.sent(spread.count())?;
+        here(&mut spread.start_all()?, Instant::now())?;
+        (0..spread.count()).try_for_each(|node| spread.right(node))?;
+        Ok(spread.sent(spread.count())? - before)
+    };
+    let first = start(&spread)?;
+    ensure!((SIZE as u64..SIZE as u64 * 3 / 2).contains(&first), "{first} bytes left the repository");
+    let image = directory.join(spread.image.replace(':', "-"));
+    let begun = Instant::now();
+    while !image.exists() {
+        ensure!(begun.elapsed() < Duration::from_secs(10), "nobody has put the image there");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // new nodes find it there
+    spread.clear()?;
+    let second = start(&spread)?;
+    ensure!(second < SIZE as u64 / 10, "{second} bytes left the repository again");
+    // one that is damaged there is no harm, and is put there anew
+    let mut bytes = fs::read(&image)?;
+    bytes[SIZE / 2] ^= 1;
+    fs::write(&image, &bytes)?;
+    spread.clear()?;
+    let third = start(&spread)?;
+    ensure!(third < SIZE as u64 * 3 / 2, "{third} bytes left the repository");
+    let begun = Instant::now();
+    while fs::read(&image).ok().is_none_or(|there| there == bytes) {
+        ensure!(begun.elapsed() < Duration::from_secs(10), "it stays damaged");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}

@@ -61,6 +61,9 @@ pub struct DeploymentStatus {
     /// The workflow that is under way, or about to be asked for; absent between two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<WorkflowStatus>,
+    /// Workflows in a row that came to nothing, by no fault of the nodes.
+    #[serde(default, skip_serializing_if = "super::job_status::is_zero")]
+    pub idle: u32,
     /// No workflow is asked for before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Time>,
@@ -108,9 +111,22 @@ pub struct DeployedNode {
     /// What the last of them failed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Uid of its Node object: once it is ready that of the system that was put there, before that of an earlier one.
+    /// The system that was on it when its slot began, as the cluster knew it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
+    pub before: Option<SystemIdentity>,
+    /// The system that was put there, as the cluster knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<SystemIdentity>,
+}
+
+/// By which one system on a node is told from the next.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SystemIdentity {
+    /// Uid of its Node object, which a system that comes after it may take over.
+    pub uid: String,
+    /// Its kernel's own name for its start.
+    pub boot: String,
 }
 
 /// How far a node is.

@@ -352,6 +352,9 @@ pub enum Distribution {
     Broadcast,
     /// Each node fetches it from the repository.
     NodeCache,
+    /// From a claim that all nodes mount, which the operator's configuration names. What is not there comes as with
+    /// Broadcast, and is put there.
+    Shared,
 }
 
 /// Filters for OAR; they never change how many nodes are asked for.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::{
-    hypervisor::{DeployedNode, DeploymentState, DeploymentStatus, WorkflowStatus},
+    hypervisor::{DeployedNode, DeploymentState, DeploymentStatus, SystemIdentity, WorkflowStatus},
     job_snapshots::{CaptureStatus, SnapshotsStatus},
 };
 

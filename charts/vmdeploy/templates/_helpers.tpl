@@ -56,6 +56,9 @@ agents:
   accelerator: {{ .Values.agents.accelerator }}
   guestNetwork: {{ .Values.agents.guestNetwork }}
   imageCache: {{ .Values.agents.imageCache }}
+  {{- with .Values.agents.sharedImages.claim }}
+  sharedImages: {{ toJson $.Values.agents.sharedImages }}
+  {{- end }}
   captureCache: {{ include "vmdeploy.bytes" .Values.agents.captureCache | quote }}
 {{- end }}
 

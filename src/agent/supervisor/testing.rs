@@ -82,6 +82,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         image_cache: 1 << 40,
         kept: None,
         chain: Vec::new(),
+        shared_images: None,
     }
 }
 

@@ -111,8 +111,8 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
             }
             ctx.sites.nudge(uid);
         }
-        Effect::Deploy(order) => hypervisor::deploy(order, job, uid, ctx).await,
-        Effect::ForgetWorkflow { id } => hypervisor::forget(id, job, uid, ctx).await,
+        Effect::Deploy(order) => hypervisor::deploy(order, job, uid, ctx),
+        Effect::ForgetWorkflow { slot, id } => hypervisor::forget(slot, id, job, uid, ctx),
         Effect::RemoveNode { node, uid: of } => {
             // nothing waits for it for good
             if let Err(error) = ctx.cluster.remove_node(node, of).await {

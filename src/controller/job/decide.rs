@@ -18,6 +18,7 @@ mod hypervisor;
 mod lose;
 mod master;
 mod members;
+mod nodes_leave;
 mod pace;
 mod period;
 mod period_reason;

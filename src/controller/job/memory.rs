@@ -36,6 +36,8 @@ pub struct Remembered {
     pub account: Option<Account>,
     /// Whether the deployment server has an environment.
     pub environment: Option<Checked>,
+    /// It is being asked.
+    pub checking: bool,
     /// What is known of deployments, by slot.
     pub deploying: BTreeMap<String, Deploying>,
 }
@@ -58,14 +60,16 @@ pub struct Deploying {
     pub number: u32,
     /// What is known of it.
     pub seen: DeploymentSeen,
-    /// When the server was last asked.
-    pub asked: Option<Timestamp>,
+    /// When the server last answered a look.
+    pub looked: Option<Timestamp>,
+    /// It is being looked at.
+    pub looking: bool,
 }
 
 impl Deploying {
     /// Nothing is known of it.
     pub fn of(number: u32) -> Self {
-        Self { number, seen: DeploymentSeen::default(), asked: None }
+        Self { number, seen: DeploymentSeen::default(), looked: None, looking: false }
     }
 }
 

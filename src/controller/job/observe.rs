@@ -53,8 +53,8 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let content = content(job, &status, (&slots, &snapshots, &unfit), ctx).await;
     let missing_image = missing_image(job, &status, &slots, ctx).await;
     let room = room::observe(job, &status, ctx).await;
-    let environment = hypervisor::named_environment(job, &status, &slots, &account, ctx).await;
-    let deployments = hypervisor::deployments(job, &status, &account, ctx).await;
+    let environment = hypervisor::named_environment(job, &status, &slots, &account, ctx);
+    let deployments = hypervisor::deployments(job, &status, &account, ctx);
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -63,6 +63,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             port_count: ctx.config.agents.port_count,
             sites: ctx.config.sites.keys().cloned().collect(),
             accelerator: ctx.config.agents.accelerator,
+            shared_images: ctx.config.agents.shared_images.is_some(),
             agents: agents_in_a_word(ctx),
             offer: ctx.offer.clone(),
         },
@@ -77,7 +78,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         source: source(job, &status, ctx).await,
         network: network(job, &status, ctx),
         missing_inputs: missing_inputs(job, &status, ctx).await?,
-        nodes: nodes(&status, &slots, ctx),
+        nodes: nodes(job, &status, &slots, ctx),
         deployments,
         environment,
         slots,

@@ -77,6 +77,8 @@ pub enum Effect {
     Deploy(DeployOrder),
     /// Cancels a workflow, or has its server forget it.
     ForgetWorkflow {
+        /// The slot.
+        slot: SlotId,
         /// The workflow.
         id: WorkflowId,
     },

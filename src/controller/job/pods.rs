@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use k8s_openapi::{
     ByteString,
     api::core::v1::{
-        Container, EmptyDirVolumeSource, EnvVar, HostPathVolumeSource, Pod, PodSpec, ResourceRequirements, Secret,
-        SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
+        Container, EmptyDirVolumeSource, EnvVar, HostPathVolumeSource, PersistentVolumeClaimVolumeSource, Pod, PodSpec,
+        ResourceRequirements, Secret, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
@@ -25,10 +25,10 @@ use crate::{
         job::{Distribution, RunMembers},
         job_status::{MemberStatus, NetworkStatus},
     },
-    config::{Config, SiteConfig, vxlan_port},
+    config::{Config, SharedImagesConfig, SiteConfig, vxlan_port},
     driver::agent::{
         AgentConfig, CONFIG_DIR, ChainPeer, HostKey, KeptConfig, KeptKey, LeaseConfig, MasterConfig, MasterPlace,
-        MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, Role, VM_DIR, guest_silence,
+        MemberNetwork, NODE_DIR, NetworkMember, PROTOCOL, Role, SHARED_DIR, SharedImages, VM_DIR, guest_silence,
     },
     names::{JobUid, MemberIndex, lease_directory},
     store::manifest::{MOST_OUTPUT, most_of_part},
@@ -119,6 +119,8 @@ pub fn config(
         kept: Some(KeptConfig { key: keys.kept, limit: config.agents.capture_cache.0 })
             .filter(|kept| has_vm && kept.limit > 0),
         chain: Vec::new(),
+        shared_images: shared(job, placement, config)
+            .map(|shared| SharedImages { directory: SHARED_DIR.into(), limit: shared.limit.0 }),
         job_name: name,
     })
 }
@@ -144,6 +146,12 @@ pub fn chain(
         endpoints.keys().map(|member| Place { member: *member, switch: switches.get(member).cloned() }).collect();
     let before = before(&places, placement.member);
     before.into_iter().filter_map(|member| Some(ChainPeer { member, endpoint: *endpoints.get(&member)? })).collect()
+}
+
+/// The claim that the job's images come from, if they do.
+fn shared<'a>(job: &BestEffortJob, placement: &AgentPlacement, config: &'a Config) -> Option<&'a SharedImagesConfig> {
+    let wanted = job.spec.distribution == Distribution::Shared && has_vm(job, placement);
+    config.agents.shared_images.as_ref().filter(|_| wanted)
 }
 
 /// Whether it has a virtual machine; a master on a node of its own has none.
@@ -250,6 +258,14 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
         read_only: Some(read_only),
         ..VolumeMount::default()
     };
+    let mut mounts =
+        vec![mount("config", CONFIG_DIR, true), mount("node", NODE_DIR, false), mount("vm", VM_DIR, false)];
+    let mut volumes = volumes(job, placement);
+    if let Some(shared) = shared(job, placement, config) {
+        mounts.push(mount("shared", SHARED_DIR, false));
+        let claim = PersistentVolumeClaimVolumeSource { claim_name: shared.claim.clone(), read_only: None };
+        volumes.push(Volume { name: "shared".into(), persistent_volume_claim: Some(claim), ..Volume::default() });
+    }
     let container = Container {
         name: "agent".into(),
         image: Some(agents.image.clone()),
@@ -258,11 +274,7 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
         env: Some(vec![EnvVar { name: "RUST_LOG".into(), value: Some(agents.log.clone()), ..EnvVar::default() }]),
         resources: Some(resources(job, placement, config)),
         security_context: Some(SecurityContext { privileged: Some(true), ..SecurityContext::default() }),
-        volume_mounts: Some(vec![
-            mount("config", CONFIG_DIR, true),
-            mount("node", NODE_DIR, false),
-            mount("vm", VM_DIR, false),
-        ]),
+        volume_mounts: Some(mounts),
         ..Container::default()
     };
     Pod {
@@ -281,7 +293,7 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
             // every taint, whatever its effect, without limit
             tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
             containers: vec![container],
-            volumes: Some(volumes(job, placement)),
+            volumes: Some(volumes),
             ..PodSpec::default()
         }),
         ..Pod::default()

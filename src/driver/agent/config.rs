@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -23,6 +24,8 @@ pub const CONFIG_DIR: &str = "/etc/vmdeploy/agent";
 /// The directory of the node that agent pods mount at the same path (`hostPath`,
 /// `DirectoryOrCreate`): leases and the cache of images.
 pub const NODE_DIR: &str = "/var/lib/vmdeploy";
+/// Where agent pods mount the claim of shared images, if the job uses them.
+pub const SHARED_DIR: &str = "/var/lib/vmdeploy-shared";
 /// Usual root of the leases (`LeaseConfig::root`), below [`NODE_DIR`].
 pub const LEASE_ROOT: &str = "/var/lib/vmdeploy/leases";
 /// Cache of images, below [`NODE_DIR`].
@@ -98,6 +101,9 @@ pub struct AgentConfig {
     /// Whom images are fetched from, the nearest first; absent: from the repository only.
     #[serde(default)]
     pub chain: Vec<ChainPeer>,
+    /// Images on a file system that all nodes see; absent: the job does not use them.
+    #[serde(default)]
+    pub shared_images: Option<SharedImages>,
     /// What the node keeps of the job's captures for the next agent; absent: nothing.
     #[serde(default)]
     pub kept: Option<KeptConfig>,
@@ -111,6 +117,16 @@ pub struct ChainPeer {
     pub member: MemberIndex,
     /// Address it serves on.
     pub endpoint: SocketAddr,
+}
+
+/// Images on a file system that all nodes see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedImages {
+    /// Where it is mounted.
+    pub directory: PathBuf,
+    /// Most bytes of all images there.
+    pub limit: u64,
 }
 
 /// What a node keeps of a job's captures.

@@ -27,7 +27,8 @@ use futures::stream::BoxStream;
 pub use self::{
     config::{
         Accelerator, AgentConfig, CONFIG_DIR, ChainPeer, GuestNetwork, IMAGE_DIR, KeptConfig, LEASE_ROOT, LeaseConfig,
-        MasterConfig, MasterPlace, MemberNetwork, NODE_DIR, NetworkMember, Role, VM_DIR, VNI_LIMIT, guest_silence,
+        MasterConfig, MasterPlace, MemberNetwork, NODE_DIR, NetworkMember, Role, SHARED_DIR, SharedImages, VM_DIR,
+        VNI_LIMIT, guest_silence,
     },
     derived::KeptKey,
     host_key::HostKey,

@@ -1,10 +1,11 @@
-//! Images from agent to agent of a job: each fetches from the one before it in the chain what that one has, also while
+//! Images from agent to agent of a job, if not from a file system that all nodes see: each fetches from the one before it in the chain what that one has, also while
 //! it still receives, and serves those behind it alike. Nobody is believed: a piece is compared with its name before it
 //! is written or passed on, and an image is one only once its digest is right.
 
 mod arriving;
 mod receive;
 mod serve;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,7 @@ pub(super) use self::{
 
 use crate::{
     driver::agent::{
-        AgentAddress, AgentConfig, ChainPeer,
+        AgentAddress, AgentConfig, ChainPeer, SharedImages,
         peer::{Origin, Report},
     },
     names::MemberIndex,
@@ -49,6 +50,7 @@ pub(super) struct Chain {
     before: Vec<AgentAddress>,
     images: BTreeMap<String, watch::Sender<Standing>>,
     streams: Arc<Semaphore>,
+    shared: Option<Arc<SharedImages>>,
 }
 
 impl Chain {
@@ -67,6 +69,7 @@ impl Chain {
             before: config.chain.iter().map(peer).collect(),
             images: images.map(|digest| (digest.clone(), watch::Sender::new(standing.clone()))).collect(),
             streams: Arc::new(Semaphore::new(MOST)),
+            shared: config.shared_images.clone().map(Arc::new),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Fetches an image in pieces: from the one before this agent in the chain, past those that are dead or hold it up, and
 //! at last from the repository. What is here stays, whoever sends the rest.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -13,11 +13,12 @@ use tokio::{
 use super::{
     Chain, Standing,
     arriving::{Arriving, NotTaken, Proven},
+    shared,
 };
 use crate::{
     driver::{
         agent::{
-            AgentError,
+            AgentError, SharedImages,
             peer::{Frame, FrameStream, Origin},
         },
         repository::{ByteStore, RepositoryError},
@@ -50,7 +51,7 @@ enum Ended {
     #[error("it sent other bytes")]
     Wrong,
     #[error(transparent)]
-    Disk(std::io::Error),
+    Disk(io::Error),
 }
 
 /// What happened so far in one fetch.
@@ -79,7 +80,7 @@ impl Course<'_> {
     }
 }
 
-fn on_disk(error: &std::io::Error) -> RepositoryError {
+fn on_disk(error: &io::Error) -> RepositoryError {
     RepositoryError::local("the cache of images", error)
 }
 
@@ -96,9 +97,14 @@ impl Chain {
         let Some(pieces) = store.image_pieces(digest).await? else { return Ok(None) };
         let (size, mut arriving) = (pieces.size(), open(directory, digest, pieces).await?);
         let found = arriving.have();
+        if let Some(shared) = &self.shared {
+            arriving = from_shared(shared.clone(), digest, arriving).await?;
+            progress(arriving.have());
+        }
+        let shared = arriving.have() - found;
         let reader = arriving.reader().map_err(|error| on_disk(&error))?;
         image.send_modify(|standing| {
-            (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), found, Some(size));
+            (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), found + shared, Some(size));
         });
         let mut course = Course {
             digest,
@@ -134,9 +140,13 @@ impl Chain {
             }
         }
         let (peers, repository) = (course.from_peers, course.from_repository);
-        tracing::info!(digest, found, peers, repository, took_s = course.now(), "an image is here");
+        tracing::info!(digest, found, shared, peers, repository, took_s = course.now(), "an image is here");
         let path = arriving.path.clone();
+        let reader = arriving.reader().map_err(|error| on_disk(&error))?;
         if let Some(proven) = arriving.proven(digest) {
+            if let Some(shared) = self.shared.clone().filter(|_| repository > 0) {
+                share(shared, digest.to_owned(), reader);
+            }
             return Ok(Some(proven));
         }
         // all pieces are right, and it is another image: the names of its pieces are not
@@ -243,7 +253,7 @@ impl Chain {
             }
         };
         drop(into);
-        let (arriving, written) = writer.await.map_err(|error| on_disk(&std::io::Error::other(error)))?;
+        let (arriving, written) = writer.await.map_err(|error| on_disk(&io::Error::other(error)))?;
         progress(arriving.have());
         let ended = match written {
             Ok(()) => ended,
@@ -282,5 +292,29 @@ impl Chain {
 async fn open(directory: &Path, digest: &str, pieces: Pieces) -> Result<Arriving, RepositoryError> {
     let (directory, digest) = (directory.to_owned(), digest.to_owned());
     let opened = tokio::task::spawn_blocking(move || Arriving::open(&directory, &digest, Arc::new(pieces))).await;
-    opened.map_err(std::io::Error::other).flatten().map_err(|error| on_disk(&error))
+    opened.map_err(io::Error::other).flatten().map_err(|error| on_disk(&error))
+}
+
+/// What a file system that all nodes see has of it.
+async fn from_shared(
+    shared: Arc<SharedImages>,
+    digest: &str,
+    mut arriving: Arriving,
+) -> Result<Arriving, RepositoryError> {
+    let digest = digest.to_owned();
+    let look = move || {
+        if let Err(error) = shared::take(&shared, &digest, &mut arriving) {
+            tracing::warn!(digest, %error, "a shared image cannot be used");
+        }
+        arriving
+    };
+    tokio::task::spawn_blocking(look).await.map_err(|error| on_disk(&io::Error::other(error)))
+}
+
+/// Puts an image where all nodes see it. Nobody waits for it.
+fn share(shared: Arc<SharedImages>, digest: String, image: File) {
+    tokio::task::spawn_blocking(move || match shared::put(&shared, &digest, image) {
+        Ok(()) => tracing::info!(digest, "an image is shared"),
+        Err(error) => tracing::warn!(digest, %error, "an image cannot be shared"),
+    });
 }

@@ -1,4 +1,5 @@
-//! Orders to the site's deployment server. What it answers is a fact of the next pass.
+//! Orders to the site's deployment server. Nobody waits for its answers, which are facts of later passes: a server that
+//! hangs holds nothing else up.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use crate::{
     api::BestEffortJob,
     controller::job::{Context, account, memory::Deploying, plan::DeployOrder},
     driver::kadeploy::{DeployRequest, EnvironmentSource, Kadeploy, KadeployError, WorkflowId},
-    names::JobUid,
+    names::{JobUid, SlotId},
 };
 
 fn server(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Arc<dyn Kadeploy>, KadeployError> {
@@ -16,34 +17,54 @@ fn server(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Arc<dyn Ka
 }
 
 /// Asks for a workflow.
-pub(super) async fn deploy(order: &DeployOrder, job: &BestEffortJob, uid: &JobUid, ctx: &Context) {
-    let asked = async {
-        let server = server(job, uid, ctx)?;
-        let site = ctx.config.sites.get(&job.spec.slots.site);
-        let kadeploy = site.and_then(|site| site.kadeploy.as_ref());
-        let user = credentials(job, uid, ctx).ok().zip(site).and_then(|(found, site)| account::user(site, &found).ok());
-        let request = DeployRequest {
-            nodes: order.nodes.clone(),
-            environment: EnvironmentSource::Recorded((&order.environment).into()),
-            key_url: kadeploy.zip(user).and_then(|(kadeploy, user)| kadeploy.keys_of(&user)),
-            takes_over: order.takes_over.clone(),
-        };
-        server.deploy(&request).await
+pub(super) fn deploy(order: &DeployOrder, job: &BestEffortJob, uid: &JobUid, ctx: &Context) {
+    let server = server(job, uid, ctx);
+    let site = ctx.config.sites.get(&job.spec.slots.site);
+    let user = credentials(job, uid, ctx).ok().zip(site).and_then(|(found, site)| account::user(site, &found).ok());
+    let kadeploy = site.and_then(|site| site.kadeploy.as_ref());
+    let request = DeployRequest {
+        nodes: order.nodes.clone(),
+        environment: EnvironmentSource::Recorded((&order.environment).into()),
+        key_url: kadeploy.zip(user).and_then(|(kadeploy, user)| kadeploy.keys_of(&user)),
+        takes_over: order.takes_over.clone(),
     };
-    let reply = asked.await;
-    if let Err(error) = &reply {
-        tracing::warn!(job = %uid, slot = %order.slot, number = order.number, %error, "failed to begin a deployment");
-    }
     let mut known = Deploying::of(order.number);
-    known.seen.reply = Some(reply);
+    known.seen.asking = true;
     ctx.memory.update(uid, |memory| memory.deploying.insert(order.slot.0.clone(), known));
-    (ctx.wake)(uid);
+    let (order, uid, ctx) = (order.clone(), uid.clone(), ctx.clone());
+    tokio::spawn(async move {
+        let reply = match server {
+            Ok(server) => server.deploy(&request).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &reply {
+            tracing::warn!(job = %uid, slot = %order.slot, number = order.number, %error, "failed to begin a deployment");
+        }
+        learn(&uid, &order.slot, &ctx, |known| {
+            if known.number == order.number {
+                (known.seen.asking, known.seen.reply) = (false, Some((ctx.clock.now(), reply)));
+            }
+        });
+    });
 }
 
-/// Cancels a workflow, or has it forgotten. One that stays does no harm: the server forgets it by itself.
-pub(super) async fn forget(id: &WorkflowId, job: &BestEffortJob, uid: &JobUid, ctx: &Context) {
-    let forgotten = async { server(job, uid, ctx)?.forget(id).await };
-    if let Err(error) = forgotten.await {
-        tracing::warn!(job = %uid, %id, %error, "failed to end a workflow");
-    }
+/// Cancels a workflow, or has it forgotten.
+pub(super) fn forget(slot: &SlotId, id: &WorkflowId, job: &BestEffortJob, uid: &JobUid, ctx: &Context) {
+    let server = server(job, uid, ctx);
+    let (slot, id, uid, ctx) = (slot.clone(), id.clone(), uid.clone(), ctx.clone());
+    tokio::spawn(async move {
+        let forgotten = match server {
+            Ok(server) => server.forget(&id).await,
+            Err(error) => Err(error),
+        };
+        match forgotten {
+            Ok(()) => learn(&uid, &slot, &ctx, |known| known.seen.forgotten = true),
+            Err(error) => tracing::warn!(job = %uid, %id, %error, "failed to end a workflow"),
+        }
+    });
+}
+
+fn learn(uid: &JobUid, slot: &SlotId, ctx: &Context, what: impl FnOnce(&mut Deploying)) {
+    ctx.memory.update(uid, |memory| memory.deploying.get_mut(&slot.0).map(what));
+    (ctx.wake)(uid);
 }

@@ -234,12 +234,14 @@ impl Draft<'_> {
         self.end_deployments();
         let mut ask = Vec::new();
         let mut drop = Vec::new();
+        // the site knows them no more
+        let mut over: Vec<String> = Vec::new();
         let mut later: Option<Duration> = None;
         for slot in &self.status.slots {
             // a slot that is over tells of deaths until they are written down
             let buried = self.is_buried(&slot.id);
             if slot.state == SlotState::Ended {
-                if buried && !self.nodes_leave(slot) {
+                if buried && !self.deployment_ends(slot) {
                     drop.push(slot.id.clone());
                 }
                 continue;
@@ -247,7 +249,7 @@ impl Draft<'_> {
             let Some(intent) = &slot.release else { continue };
             let age = since(intent.since.0, self.now);
             if buried && age >= FORGOTTEN && self.site_forgot(&slot.id) {
-                drop.push(slot.id.clone());
+                over.push(slot.id.clone());
                 continue;
             }
             // the files of agents go after their VMs (safety A6)
@@ -267,6 +269,11 @@ impl Draft<'_> {
             }
         }
         self.status.slots.retain(|slot| !drop.contains(&slot.id));
+        for slot in self.status.slots.iter_mut().filter(|slot| over.contains(&slot.id)) {
+            slot.state = SlotState::Ended;
+        }
+        let nothing_there = |slot: &SlotStatus| over.contains(&slot.id) && slot.deployment.is_none();
+        self.status.slots.retain(|slot| !nothing_there(slot));
         if let Some(later) = later {
             self.wake(later);
         }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Allocation, Master, NetworkKind},
+        job::{Allocation, Distribution, Master, NetworkKind},
         job_status::{NetworkStatus, ResolvedImage},
     },
     controller::job::{identity, network, plan::ImageSeen},
@@ -171,6 +171,10 @@ impl<'a> Draft<'a> {
                 spec.slots.site
             );
             return wrong(Reason::NotSupported, message);
+        }
+        if spec.distribution == Distribution::Shared && !self.seen.setup.shared_images {
+            let message = "there is no claim of shared images: use distribution Broadcast, or have agents.sharedImages.claim set in the chart";
+            return wrong(Reason::NotSupported, message.into());
         }
         if spec.deployed().is_some() && site.deploys.is_none() {
             let name = &spec.slots.site;

@@ -269,7 +269,7 @@ pub(crate) fn sent_key(effect: &Effect) -> String {
         Effect::Leave { agents, code } => format!("{code:?} {}", pods(agents)),
         Effect::Capture(capture) | Effect::AbandonCapture(capture) => capture.nonce.clone(),
         Effect::Deploy(order) => format!("{} {}", order.slot, order.number),
-        Effect::ForgetWorkflow { id } => id.to_string(),
+        Effect::ForgetWorkflow { id, .. } => id.to_string(),
         Effect::RemoveNode { node, uid } => format!("{node} {uid}"),
         Effect::FenceRepository { incarnation } => incarnation.to_string(),
         Effect::Adopt(order) => format!("{} {}", order.from.job, order.from.generation),

@@ -1,15 +1,19 @@
 //! Deploying, before agents are placed: the environment is put on the nodes of slots, and they join the cluster.
 //!
 //! Each slot has its own workflows, one after the other. The number of a workflow is in the status before it is asked for;
-//! where the answer was lost, the server's own list is looked through before there is another. A request too many does no
-//! harm: nodes that a workflow is at work on are left out of it. Some nodes may fail where others do not: only those are
-//! asked for again, a bounded number of times, and then their slot is given back (safety A12 for what its end proves).
+//! where the answer was lost, the server's own list is looked through before it is asked for again. A request too many does
+//! no harm: nodes that a workflow is at work on are left out of it. Some nodes may fail where others do not: only those are
+//! asked for again, a bounded number of times, and then their slot is given back. What the slot's end proves of them: nothing
+//! (safety A12).
 
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::draft::{Draft, after, since};
+use super::{
+    draft::{Draft, after, before, since},
+    nodes_leave::left_behind,
+};
 use crate::{
     api::{
         Reason,
@@ -18,7 +22,7 @@ use crate::{
             DeployedNode, DeploymentState, DeploymentStatus, ReleaseReason, SlotState, SlotStatus, WorkflowStatus,
         },
     },
-    controller::job::plan::{DeployOrder, DeploymentSeen, Effect, NodeSeen},
+    controller::job::plan::{DeployOrder, DeploymentSeen, Effect},
     driver::{
         DriverError as _,
         kadeploy::{EnvironmentName, KadeployError, NodeState, Remains, Workflow, WorkflowId},
@@ -30,17 +34,17 @@ use crate::{
 const FAILURES: u32 = 3;
 /// How often a workflow is looked at.
 const POLL: Duration = Duration::from_secs(3);
-/// Before a workflow is asked for again.
+/// Before a workflow is asked for again: longer with each that came to nothing by no fault of the nodes.
 const REST: Duration = Duration::from_secs(5);
+const LONGEST_REST: Duration = Duration::from_secs(80);
 /// The site gives rights to the nodes within this time.
 const RIGHTS: Duration = Duration::from_secs(300);
-/// A request that was not answered has begun nothing if the server shows nothing for so long.
+/// A request that was not answered has begun nothing if the server's list shows nothing so long after that.
 const SURE_AFTER: Duration = Duration::from_secs(10);
+/// The same of one that takes nodes over: of those no other is left out.
+const SURE_AFTER_FORCE: Duration = Duration::from_secs(70);
 /// The server's clock is not ours.
 const SKEW: Duration = Duration::from_secs(60);
-/// A Node object of a system that is gone is removed this often, and is no longer waited for after that long.
-const REMOVE_EVERY: Duration = Duration::from_secs(10);
-const REMOVED_WITHIN: Duration = Duration::from_secs(120);
 
 /// How the deployment of a slot goes.
 enum Outcome {
@@ -58,12 +62,13 @@ impl Draft<'_> {
         self.job.spec.deployed().is_some()
     }
 
-    /// Whether the nodes of all slots have their hypervisor; brings it about. If they cannot have it their slots are given
-    /// back.
+    /// Whether the nodes of all slots that run have their hypervisor; brings it about. Slots whose nodes cannot have it are
+    /// given back.
     pub(super) fn hypervisors(&mut self) -> bool {
         let Some(environment) = self.job.spec.deployed() else { return true };
         let mut ready = true;
-        for mut slot in self.in_use().cloned().collect::<Vec<_>>() {
+        let runs = |slot: &&SlotStatus| slot.state == SlotState::Running && !slot.nodes.is_empty();
+        for mut slot in self.in_use().filter(runs).cloned().collect::<Vec<_>>() {
             let mut deployment = match slot.deployment.take() {
                 Some(begun) => begun,
                 None => self.new_deployment(&slot, environment),
@@ -88,24 +93,26 @@ impl Draft<'_> {
     }
 
     fn new_deployment(&self, slot: &SlotStatus, environment: &EnvironmentReference) -> DeploymentStatus {
-        let how = self.job.spec.hypervisor.as_ref().map(|hypervisor| hypervisor.deploy);
+        let missing_only = self.job.spec.hypervisor.as_ref().is_some_and(|it| it.deploy == Deploy::IfMissing);
         let nodes = slot.nodes.iter().map(|node| {
             let seen = self.seen.nodes.get(&NodeName(node.clone()));
-            let there = how == Some(Deploy::IfMissing) && seen.is_some_and(|seen| seen.ready);
+            // a system that another slot's deployment has put there goes with that slot
+            let there = missing_only && seen.is_some_and(|seen| seen.ready && !seen.taken);
             DeployedNode {
                 node: node.clone(),
                 state: if there { DeploymentState::Ready } else { DeploymentState::Waiting },
                 since: self.time(),
                 failures: 0,
                 error: None,
-                // what was there before is not ours to remove
-                uid: seen.filter(|_| !there).map(|seen| seen.uid.clone()),
+                before: seen.map(|seen| seen.system.clone()),
+                system: None,
             }
         });
         DeploymentStatus {
             environment: environment.clone(),
             since: self.time(),
             workflow: None,
+            idle: 0,
             not_before: None,
             takes_over: None,
             workflows: 0,
@@ -114,16 +121,35 @@ impl Draft<'_> {
         }
     }
 
+    /// Nodes of a slot that were ready when it began are deployed after all: the slot's hold does not reach them. Whether
+    /// there are any.
+    pub(super) fn deploy_after_all(&mut self, slot: &str) -> bool {
+        let now = self.time();
+        let slot = self.status.slots.iter_mut().find(|known| known.id == slot);
+        let Some(deployment) = slot.and_then(|slot| slot.deployment.as_mut()) else { return false };
+        let found = |node: &&mut DeployedNode| node.state == DeploymentState::Ready && node.system.is_none();
+        let mut any = false;
+        for node in deployment.nodes.iter_mut().filter(found) {
+            (node.state, node.since, any) = (DeploymentState::Waiting, now.clone(), true);
+        }
+        if any {
+            deployment.since = now;
+        }
+        any
+    }
+
     fn advance(&mut self, slot: &SlotStatus, deployment: &mut DeploymentStatus) -> Outcome {
-        self.join(deployment);
         let nobody = DeploymentSeen::default();
         let seen = self.seen.deployments.get(&slot.id).unwrap_or(&nobody);
+        self.join(deployment, seen);
+        // limits are for what has stood still
+        let before = deployment.clone();
         let refused = match deployment.workflow.clone() {
             None => None,
             Some(workflow) => match &workflow.id {
                 None => self.learn_id(slot, deployment, workflow, seen),
                 Some(id) => {
-                    self.look(deployment, &WorkflowId(id.clone()), seen);
+                    self.look(slot, deployment, &WorkflowId(id.clone()), seen);
                     None
                 }
             },
@@ -131,7 +157,8 @@ impl Draft<'_> {
         if let Some((reason, why)) = refused {
             return Outcome::Failed(reason, why, Vec::new());
         }
-        if let Some(failed) = self.judge(deployment, seen) {
+        let stood_still = before == *deployment;
+        if let Some(failed) = self.judge(deployment, seen, stood_still) {
             return failed;
         }
         if deployment.nodes.iter().all(|node| node.state == DeploymentState::Ready) {
@@ -146,34 +173,6 @@ impl Draft<'_> {
         Outcome::Working
     }
 
-    /// Deployed nodes that are ready nodes of the cluster by now.
-    fn join(&mut self, deployment: &mut DeploymentStatus) {
-        let (now, mut joined) = (self.time(), Vec::new());
-        for node in &mut deployment.nodes {
-            let seen = self.seen.nodes.get(&NodeName(node.node.clone()));
-            let Some(NodeSeen { uid, ready, permanent, .. }) = seen else { continue };
-            if node.state == DeploymentState::Joining && *ready && node.uid.as_ref() != Some(uid) {
-                (node.state, node.since, node.uid) = (DeploymentState::Ready, now.clone(), Some(uid.clone()));
-                joined.push(node.node.clone());
-            } else if matches!(node.state, DeploymentState::Deploying | DeploymentState::Joining)
-                && node.uid.as_ref() == Some(uid)
-                && !permanent
-            {
-                // of the system before: the new one's is another
-                let (node, uid) = (NodeName(node.node.clone()), uid.clone());
-                self.repeat(Effect::RemoveNode { node, uid }, REMOVE_EVERY);
-            }
-        }
-        if !joined.is_empty() {
-            let took = since(deployment.since.0, self.now).as_secs();
-            let what = EnvironmentName::from(&deployment.environment);
-            self.note(
-                Reason::HypervisorReady,
-                format!("{what} runs on {}, {took} s after the slot", joined.join(", ")),
-            );
-        }
-    }
-
     /// What became of a request: the id of its workflow, or what stands against it for good.
     fn learn_id(
         &mut self,
@@ -182,40 +181,64 @@ impl Draft<'_> {
         workflow: WorkflowStatus,
         seen: &DeploymentSeen,
     ) -> Option<(Reason, String)> {
+        if seen.asking {
+            return None;
+        }
         match &seen.reply {
-            Some(Ok(id)) => self.begun(deployment, workflow, id),
-            Some(Err(error @ KadeployError::RightsMissing(_))) => {
+            Some((_, Ok(id))) => self.begun(deployment, workflow, id),
+            Some((_, Err(error @ KadeployError::RightsMissing(_)))) => {
                 for node in deployment.nodes.iter_mut().filter(|node| workflow.nodes.contains(&node.node)) {
                     node.error = Some(error.to_string());
                 }
                 self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), REST);
             }
-            Some(Err(KadeployError::Unreachable(_))) | None => {
-                let ours = |known: &&Workflow| {
-                    let late = || known.started.is_none_or(|at| at >= super::draft::before(workflow.since.0, SKEW));
-                    known.nodes.iter().any(|node| workflow.nodes.contains(&node.0)) && (!known.done || late())
-                };
-                let found = seen.workflows.as_ref().map(|all| all.iter().filter(ours).max_by_key(|one| one.started));
-                match found {
-                    Some(Some(found)) => self.begun(deployment, workflow, &found.id),
-                    Some(None) if since(self.by_our_clock(workflow.since.0), self.now) >= SURE_AFTER => {
-                        self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), REST);
-                    }
-                    Some(None) | None => {}
-                }
-            }
-            Some(Err(
-                error @ (KadeployError::Credentials(_)
-                | KadeployError::NoEnvironment(_)
-                | KadeployError::Refused(_)
-                | KadeployError::Configuration(_)
-                | KadeployError::Bug(_)),
+            Some((_, Err(KadeployError::Unreachable(_)))) | None => match self.found(deployment, &workflow, seen) {
+                Some(Some(id)) => self.begun(deployment, workflow, &id),
+                Some(None) => self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), REST),
+                None => {}
+            },
+            Some((
+                _,
+                Err(
+                    error @ (KadeployError::Credentials(_)
+                    | KadeployError::NoEnvironment(_)
+                    | KadeployError::Refused(_)
+                    | KadeployError::Configuration(_)
+                    | KadeployError::Bug(_)),
+                ),
             )) => {
                 deployment.workflow = None;
                 return Some((error.reason(), error.to_string()));
             }
         }
         None
+    }
+
+    /// A workflow of ours over these nodes in the server's list; nothing inside if there is certainly none, and nothing at
+    /// all as long as that is not known.
+    pub(super) fn found(
+        &self,
+        deployment: &DeploymentStatus,
+        workflow: &WorkflowStatus,
+        seen: &DeploymentSeen,
+    ) -> Option<Option<WorkflowId>> {
+        let (listed, all) = seen.workflows.as_ref()?;
+        let late = |one: &Workflow| one.started.is_none_or(|at| at >= before(workflow.since.0, SKEW));
+        let wanted = &deployment.environment;
+        let same = |one: &Workflow| {
+            let user = &one.environment.user;
+            one.environment.name == wanted.name && (wanted.user.is_none() || user.is_none() || *user == wanted.user)
+        };
+        let ours = |one: &&Workflow| {
+            one.nodes.iter().any(|node| workflow.nodes.contains(&node.0)) && same(one) && (!one.done || late(one))
+        };
+        if let Some(found) = all.iter().filter(ours).max_by_key(|one| one.started) {
+            return Some(Some(found.id.clone()));
+        }
+        let sent = self.by_our_clock(workflow.since.0);
+        let silent = seen.reply.as_ref().map_or(sent, |(at, _)| sent.max(*at));
+        let sure = if deployment.takes_over.is_some() { SURE_AFTER_FORCE } else { SURE_AFTER };
+        (since(silent, *listed) >= sure).then_some(None)
     }
 
     fn begun(&self, deployment: &mut DeploymentStatus, workflow: WorkflowStatus, id: &WorkflowId) {
@@ -227,9 +250,9 @@ impl Draft<'_> {
     }
 
     /// Takes in how the nodes of a workflow stand; it is over with it once nothing more will change.
-    fn look(&mut self, deployment: &mut DeploymentStatus, id: &WorkflowId, seen: &DeploymentSeen) {
+    fn look(&mut self, slot: &SlotStatus, deployment: &mut DeploymentStatus, id: &WorkflowId, seen: &DeploymentSeen) {
         let Some(stand) = seen.stand.as_ref().filter(|stand| stand.done) else { return };
-        let now = self.time();
+        let (now, mut idle) = (self.time(), true);
         for node in deployment.nodes.iter_mut().filter(|node| node.state == DeploymentState::Deploying) {
             // what is not the node's fault does not count: what is so now is told by the answer to the next request
             let (failed, error) = match stand.nodes.get(&NodeName(node.node.clone())) {
@@ -249,22 +272,25 @@ impl Draft<'_> {
                     (false, Some("another operation of the deployment server has it".into()))
                 }
             };
+            idle &= error.is_some() && !failed;
             let state = if error.is_none() { DeploymentState::Joining } else { DeploymentState::Waiting };
             (node.state, node.since, node.error) = (state, now.clone(), error);
             node.failures += u32::from(failed);
         }
         deployment.workflow = None;
-        deployment.not_before = Some(Time(after(self.now, REST)));
-        self.effect(Effect::ForgetWorkflow { id: id.clone() });
+        deployment.idle = if idle { deployment.idle.saturating_add(1) } else { 0 };
+        let rest = REST.saturating_mul(1 << deployment.idle.saturating_sub(1).min(6)).min(LONGEST_REST);
+        deployment.not_before = Some(Time(after(self.now, rest)));
+        self.effect(Effect::ForgetWorkflow { slot: slot.id.clone().into(), id: id.clone() });
     }
 
     /// Whether the slot is of no use.
-    fn judge(&self, deployment: &mut DeploymentStatus, seen: &DeploymentSeen) -> Option<Outcome> {
+    fn judge(&self, deployment: &mut DeploymentStatus, seen: &DeploymentSeen, stood_still: bool) -> Option<Outcome> {
         let what = EnvironmentName::from(&deployment.environment);
         let (now, site) = (self.now, self.seen.site.as_ref()?);
-        let old = |node: &DeployedNode, state, age: Duration| node.state == state && since(node.since.0, now) >= age;
-        for node in &mut deployment.nodes {
-            if old(node, DeploymentState::Joining, site.agent_wait) {
+        let age = |time: &Time| since(self.by_our_clock(time.0), now);
+        for node in deployment.nodes.iter_mut().filter(|node| node.state != DeploymentState::Ready) {
+            if node.state == DeploymentState::Joining && age(&node.since) >= site.agent_wait {
                 node.error = Some(format!(
                     "it did not become a ready node of this cluster within {} s: the environment must start a kubelet that joins it",
                     site.agent_wait.as_secs()
@@ -283,32 +309,31 @@ impl Draft<'_> {
             let why = format!("{what} did not come to run on {}: {error}", first.node);
             return Some(Outcome::Failed(Reason::DeploymentFailed, why, named(&bad)));
         }
-        let refused = |node: &&DeployedNode| node.error.is_some() && old(node, DeploymentState::Waiting, RIGHTS);
-        if matches!(seen.reply, Some(Err(KadeployError::RightsMissing(_))))
-            && let Some(node) = deployment.nodes.iter().find(refused)
+        let refused = |node: &&DeployedNode| node.state == DeploymentState::Waiting && age(&node.since) >= RIGHTS;
+        if matches!(seen.reply, Some((_, Err(KadeployError::RightsMissing(_)))))
+            && let Some(error) = deployment.nodes.iter().find(refused).and_then(|node| node.error.as_deref())
         {
-            let error = node.error.as_deref().unwrap_or_default();
             let why = format!("{error}. It was waited for {} s: its administrator can say why", RIGHTS.as_secs());
             return Some(Outcome::Failed(Reason::RightsMissing, why, Vec::new()));
         }
         let late = |node: &DeployedNode| node.state != DeploymentState::Ready;
         let limit = site.deploys.unwrap_or(RIGHTS);
-        if since(deployment.since.0, now) >= limit && deployment.nodes.iter().any(late) {
-            let nodes = named(&late);
-            let known = deployment.nodes.iter().find_map(|node| node.error.clone());
-            let error = seen.error.as_ref().map(ToString::to_string).or(known);
-            let why = format!(
-                "{what} did not come to run on {} within {} s{}",
-                nodes.join(", "),
-                limit.as_secs(),
-                error.iter().map(|error| format!(": {error}")).collect::<String>()
-            );
-            return Some(match &seen.error {
-                Some(error) => Outcome::Failed(error.reason(), why, Vec::new()),
-                None => Outcome::Failed(Reason::DeploymentFailed, why, nodes),
-            });
+        if !stood_still || age(&deployment.since) < limit || !deployment.nodes.iter().any(late) {
+            return None;
         }
-        None
+        let nodes = named(&late);
+        let known = deployment.nodes.iter().find_map(|node| node.error.clone());
+        let error = seen.error.as_ref().map(ToString::to_string).or(known);
+        let why = format!(
+            "{what} did not come to run on {} within {} s{}",
+            nodes.join(", "),
+            limit.as_secs(),
+            error.iter().map(|error| format!(": {error}")).collect::<String>()
+        );
+        Some(match &seen.error {
+            Some(error) => Outcome::Failed(error.reason(), why, Vec::new()),
+            None => Outcome::Failed(Reason::DeploymentFailed, why, nodes),
+        })
     }
 
     /// Asks for the next workflow, if there is to be one.
@@ -327,41 +352,18 @@ impl Draft<'_> {
             self.note(Reason::DeployingHypervisor, format!("{what} is put on {}", nodes.join(", ")));
         }
         let workflow = WorkflowStatus { number, id: None, since: self.time(), nodes };
-        self.effect(Effect::Deploy(order(slot, deployment, &workflow)));
+        // the other operation may be one of ours whose answer was lost: then the list shows it
+        if deployment.idle == 0 || deployment.takes_over.is_some() {
+            self.effect(Effect::Deploy(order(slot, deployment, &workflow)));
+        }
         deployment.workflows = number;
         deployment.workflow = Some(workflow);
     }
 
-    /// Ends the deployments of slots that are not in use any more: workflows are cancelled, and deployed nodes leave the
-    /// cluster once their slot is over and all that was on them is dead.
-    pub(super) fn end_deployments(&mut self) {
-        let now = self.time();
-        let mut cancelled = Vec::new();
-        let mut leaving = Vec::new();
-        for at in 0..self.status.slots.len() {
-            let slot = &self.status.slots[at];
-            let (in_use, ended) = (slot.is_in_use(), slot.state == SlotState::Ended);
-            let buried = self.is_buried(&slot.id);
-            let Some(deployment) = self.status.slots[at].deployment.as_mut().filter(|_| !in_use) else { continue };
-            cancelled.extend(deployment.workflow.take().and_then(|workflow| workflow.id));
-            if ended && buried {
-                deployment.over.get_or_insert_with(|| now.clone());
-                leaving.extend(still_there(deployment, &self.seen.nodes));
-            }
-        }
-        for id in cancelled {
-            self.effect(Effect::ForgetWorkflow { id: WorkflowId(id) });
-        }
-        for (node, uid) in leaving {
-            self.repeat(Effect::RemoveNode { node, uid }, REMOVE_EVERY);
-        }
-    }
-
-    /// Whether nodes of a slot that is over are still to leave the cluster.
-    pub(super) fn nodes_leave(&self, slot: &SlotStatus) -> bool {
+    /// Whether nodes of a slot that is over are still to leave the cluster, or its workflow is to be ended.
+    pub(super) fn deployment_ends(&self, slot: &SlotStatus) -> bool {
         let Some(deployment) = &slot.deployment else { return false };
-        let over = deployment.over.as_ref().map_or(self.now, |over| over.0);
-        still_there(deployment, &self.seen.nodes).next().is_some() && since(over, self.now) < REMOVED_WITHIN
+        left_behind(deployment, &self.seen.nodes).next().is_some() || deployment.workflow.is_some()
     }
 }
 
@@ -373,16 +375,4 @@ fn order(slot: &SlotStatus, deployment: &DeploymentStatus, workflow: &WorkflowSt
         environment: deployment.environment.clone(),
         takes_over: deployment.takes_over.clone().map(WorkflowId),
     }
-}
-
-/// The Node objects of the systems that were put on nodes, as far as they are still there.
-fn still_there<'a>(
-    deployment: &'a DeploymentStatus,
-    nodes: &'a std::collections::BTreeMap<NodeName, NodeSeen>,
-) -> impl Iterator<Item = (NodeName, String)> + 'a {
-    let ready = deployment.nodes.iter().filter(|node| node.state == DeploymentState::Ready);
-    ready.filter_map(|node| {
-        let (name, uid) = (NodeName(node.node.clone()), node.uid.clone()?);
-        (nodes.get(&name)?.uid == uid).then_some((name, uid))
-    })
 }

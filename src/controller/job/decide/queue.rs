@@ -45,7 +45,14 @@ impl Draft<'_> {
         }
         self.give_back_idle();
         self.heed_acquire_timeout();
-        if self.renew() || self.waits_for_slots() {
+        if self.renew() {
+            return;
+        }
+        if !self.all_run() {
+            // those that have come need not wait for the others with that
+            self.hypervisors();
+        }
+        if self.waits_for_slots() {
             return;
         }
         if !self.may_retry() {

@@ -29,6 +29,14 @@ impl Draft<'_> {
         self.note_fence();
         let limit = self.seen.site.as_ref().map_or(Duration::from_secs(300), |site| site.agent_wait);
         if let Some((slot, message)) = self.unarmed(limit) {
+            if slot.as_ref().is_some_and(|slot| self.deploy_after_all(slot)) {
+                self.note(Reason::DeployingHypervisor, format!("{message}: it is deployed, though it was ready"));
+                self.ends_before_running();
+                self.leave(LeaveCode::KeepSlot);
+                self.phase(JobPhase::Deploying);
+                self.because("nodes that were ready are deployed after all");
+                return;
+            }
             self.back_off(Reason::AgentFailed, message);
             self.status.kills.node += 1;
             self.ends_before_running();

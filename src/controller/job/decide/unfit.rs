@@ -99,10 +99,10 @@ fn known_of(found: &[(&UnfitNode, bool)], now: Timestamp) -> Vec<LeftOut> {
         let why = Why::Lacks(vec![Lack::Flags(names.into_iter().collect())]);
         known.push(LeftOut { why, until: after(last, UNFIT), elsewhere: elsewhere(&flags) });
     }
-    let undeployed: Vec<_> = all().filter(|(unfit, _)| unfit.undeployed).collect();
+    // it may be the environment's fault, and that is the other job's own affair
+    let undeployed: Vec<_> = all().filter(|(unfit, elsewhere)| unfit.undeployed && !elsewhere).collect();
     if let Some(last) = newest(&undeployed) {
-        let until = after(last, PASSING);
-        known.push(LeftOut { why: Why::Undeployed, until, elsewhere: elsewhere(&undeployed) });
+        known.push(LeftOut { why: Why::Undeployed, until: after(last, PASSING), elsewhere: false });
     }
     known.retain(|known| known.until > now);
     known

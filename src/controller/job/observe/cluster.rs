@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -12,7 +13,7 @@ use super::{may_ask, namespace, waiting};
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, LABEL_INCARNATION, LABEL_JOB_UID, LAST_STORED,
-        job_status::{MemberPhase, UnfitNode},
+        job_status::{MemberPhase, SystemIdentity, UnfitNode},
     },
     controller::job::{
         Context,
@@ -54,10 +55,26 @@ pub(super) fn agents(uid: &JobUid, status: &BestEffortJobStatus, ctx: &Context) 
 }
 
 pub(super) fn nodes(
+    job: &BestEffortJob,
     status: &BestEffortJobStatus,
     slots: &Fact<Vec<SlotFacts>>,
     ctx: &Context,
 ) -> BTreeMap<NodeName, NodeSeen> {
+    let deploys = job.spec.deployed().is_some();
+    let own: BTreeSet<&str> =
+        status.slots.iter().filter(|slot| slot.is_in_use()).map(|slot| slot.id.as_str()).collect();
+    // what is put on nodes is read only for a job that has that done
+    let jobs = if own.is_empty() || !deploys { Vec::new() } else { ctx.view.jobs() };
+    let slots_of =
+        |job: &Arc<BestEffortJob>| job.status.iter().flat_map(|status| status.slots.clone()).collect::<Vec<_>>();
+    let deployed: Vec<(String, SystemIdentity)> = jobs
+        .iter()
+        .flat_map(slots_of)
+        .flat_map(|slot| {
+            let nodes = slot.deployment.into_iter().flat_map(|deployment| deployment.nodes);
+            nodes.filter_map(|node| node.system).map(|system| (slot.id.clone(), system)).collect::<Vec<_>>()
+        })
+        .collect();
     let in_status = status.slots.iter().flat_map(|slot| slot.nodes.iter().cloned().map(NodeName));
     let seen = slots.known().into_iter().flatten().flat_map(|facts| facts.nodes.iter().cloned());
     let names: BTreeSet<NodeName> = in_status.chain(seen).collect();
@@ -67,9 +84,12 @@ pub(super) fn nodes(
             let node = ctx.view.node(&name)?;
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
             let ready = conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True");
+            let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
             let uid = node.metadata.uid.clone().unwrap_or_default();
+            let system = SystemIdentity { uid, boot: info.map(|info| info.boot_id.clone()).unwrap_or_default() };
             let permanent = node.labels().contains_key(CONTROL_PLANE);
-            Some((name, NodeSeen { address: node_address(&node)?, uid, ready, permanent }))
+            let taken = deployed.iter().any(|(slot, other)| *other == system && !own.contains(&slot.as_str()));
+            Some((name, NodeSeen { address: node_address(&node)?, system, taken, ready, permanent }))
         })
         .collect()
 }

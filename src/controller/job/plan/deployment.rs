@@ -1,5 +1,6 @@
 //! What is put on the nodes of slots: the facts a decision is made from, and what is asked for. Data only.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
@@ -32,12 +33,17 @@ impl From<&EnvironmentReference> for EnvironmentName {
 /// What is known of the workflow that a slot's status names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct DeploymentSeen {
-    /// What the server answered when this process asked for it.
-    pub reply: Option<Result<WorkflowId, KadeployError>>,
+    /// This process is asking for it.
+    pub asking: bool,
+    /// What the server answered when this process asked for it, and when.
+    pub reply: Option<(Timestamp, Result<WorkflowId, KadeployError>)>,
     /// How its nodes stand.
     pub stand: Option<Observation>,
     /// The account's workflows; looked for only where that of the status has no id yet, and this process has had none.
-    pub workflows: Option<Vec<Workflow>>,
+    /// With the time at which they were looked for.
+    pub workflows: Option<(Timestamp, Vec<Workflow>)>,
+    /// The server has forgotten it on our behalf.
+    pub forgotten: bool,
     /// What the last question to the server failed with, if it failed.
     pub error: Option<KadeployError>,
 }

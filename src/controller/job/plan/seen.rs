@@ -12,7 +12,7 @@ use super::{CaptureJob, DeploymentSeen};
 use crate::{
     api::{
         Reason, SnapshotStatus,
-        job_status::{ResolvedImage, UnfitNode},
+        job_status::{ResolvedImage, SystemIdentity, UnfitNode},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     config::NodeProperties,
@@ -117,6 +117,8 @@ pub struct Setup {
     pub sites: BTreeSet<String>,
     /// How QEMU runs guests.
     pub accelerator: Accelerator,
+    /// There is a claim of shared images.
+    pub shared_images: bool,
     /// The agents that are made now, in a word that changes with their image.
     pub agents: String,
     /// What the agents that are made now offer, as far as that does not depend on their nodes.
@@ -228,8 +230,10 @@ fn site_error<S: serde::Serializer>(error: &Option<SiteError>, serializer: S) ->
 pub struct NodeSeen {
     /// The address by which others reach it.
     pub address: std::net::IpAddr,
-    /// Uid of its Node object.
-    pub uid: String,
+    /// The system on it.
+    pub system: SystemIdentity,
+    /// Another slot's deployment has put that system there.
+    pub taken: bool,
     /// Its kubelet is at work.
     pub ready: bool,
     /// The cluster's own control plane is on it.

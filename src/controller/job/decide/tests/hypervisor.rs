@@ -29,7 +29,11 @@ pub(super) struct Server {
     outcomes: BTreeMap<String, Vec<NodeState>>,
     /// Deployed nodes do not join the cluster.
     alone: bool,
+    /// Nothing is cancelled.
+    pub(super) stubborn: bool,
     begun: u32,
+    /// The number that was asked for last, by slot.
+    numbers: BTreeMap<String, u32>,
 }
 
 impl Life {
@@ -45,18 +49,30 @@ impl Life {
                 let outcomes = server.outcomes.entry(node.0.clone()).or_default();
                 let state = if outcomes.is_empty() { NodeState::Deployed } else { outcomes.remove(0) };
                 if state == NodeState::Deployed && !server.alone {
-                    let joined = NodeSeen { uid: format!("{node} of {id}"), ..super::life::node(9) };
+                    let joined = NodeSeen { system: system(&format!("{node} of {id}")), ..super::life::node(9) };
                     self.seen.nodes.insert(node.clone(), joined);
                 }
                 nodes.insert(node.clone(), state);
             }
             let done = nodes.values().all(|state| !matches!(state, NodeState::Working { .. }));
             seen.stand = Some(Observation { done, nodes });
-            seen.reply = Some(Ok(id));
+            seen.reply = Some((self.now, Ok(id)));
         } else {
-            seen.reply = Some(Err(server.refuses.remove(0)));
+            seen.reply = Some((self.now, Err(server.refuses.remove(0))));
         }
+        self.server.numbers.insert(order.slot.0.clone(), order.number);
         self.seen.deployments.insert(order.slot.0.clone(), seen);
+    }
+
+    /// What is known is known of a number: nothing of another one.
+    pub(super) fn forget_other_workflows(&mut self) {
+        for slot in self.status().slots {
+            let number = slot.deployment.and_then(|deployment| deployment.workflow).map(|workflow| workflow.number);
+            if number.is_some() && self.server.numbers.get(&slot.id).is_some_and(|known| Some(*known) != number) {
+                self.server.numbers.remove(&slot.id);
+                self.seen.deployments.remove(&slot.id);
+            }
+        }
     }
 }
 
@@ -151,10 +167,10 @@ fn a12_a_system_that_was_on_a_node_before_is_no_node_of_the_cluster_any_more() {
     life.seen.nodes.insert(NodeName("node-1".into()), node(1));
     life.settle();
     assert!(life.effects("CreateAgent").is_empty());
-    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { uid: "new".into(), ready: false, ..node(1) });
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { system: system("new"), ready: false, ..node(1) });
     life.run(3);
     assert!(life.effects("CreateAgent").is_empty(), "it is not ready");
-    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { uid: "new".into(), ..node(1) });
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { system: system("new"), ..node(1) });
     life.run(3);
     assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
 }
@@ -238,8 +254,13 @@ fn a10_a_workflow_whose_answer_was_lost_is_looked_for_before_there_is_another(
     let mut listed = vec![workflow("D-old", &["node-1"], true), workflow("D-other", &["node-7"], false)];
     listed.extend(began.then(|| workflow("D-ours", &["node-1"], false)));
     let slot = life.status().slots[0].id.clone();
-    life.seen.deployments.insert(slot.clone(), DeploymentSeen { workflows: Some(listed), ..DeploymentSeen::default() });
-    life.run(12);
+    for _ in 0..12 {
+        if life.seen.deployments.get(&slot).is_none_or(|seen| seen.reply.is_none()) {
+            let seen = DeploymentSeen { workflows: Some((life.now, listed.clone())), ..DeploymentSeen::default() };
+            life.seen.deployments.insert(slot.clone(), seen);
+        }
+        life.run(1);
+    }
     assert_eq!(orders(&life).len(), more);
     if began {
         let known = life.status().slots[0].deployment.clone().unwrap().workflow.unwrap();
@@ -308,7 +329,7 @@ fn a12_the_end_of_a_slot_proves_no_death_on_deployed_nodes_which_leave_the_clust
 fn a_node_that_another_has_deployed_meanwhile_stays() {
     let mut life = deployed(1, Deploy::IfMissing);
     life.run(8);
-    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { uid: "another's".into(), ..node(1) });
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { system: system("another's"), ..node(1) });
     life.finish(0);
     life.run(60);
     assert_eq!(life.phase(), JobPhase::Succeeded, "{:?}", life.whys);
@@ -364,4 +385,110 @@ fn a_server_that_refuses_for_good_costs_the_slot_and_says_why() {
     assert_eq!(retry.reason, Reason::DeploymentRefused);
     assert!(retry.message.contains("the partition is not there"), "{retry:?}");
     assert!(life.status().unfit.is_empty(), "that is no fault of the node");
+}
+
+#[test]
+fn a_ready_node_of_anothers_deployment_is_not_taken_for_the_clusters_own() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { taken: true, ..node(1) });
+    life.run(8);
+    assert_eq!(orders(&life).len(), 1, "{:?}", life.whys);
+    assert_eq!(life.phase(), JobPhase::Running);
+}
+
+#[test]
+fn a_ready_node_that_the_hold_does_not_reach_is_deployed_after_all() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.seen.nodes.insert(NodeName("node-1".into()), node(1));
+    while life.effects("CreateAgent").is_empty() {
+        life.pass();
+    }
+    life.agent(0).lease = crate::driver::agent::LeaseState::Waiting;
+    life.agent(0).vm = crate::driver::agent::VmState::None;
+    life.run(320);
+    assert_eq!(orders(&life).len(), 1, "{:?}", life.whys);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    assert_eq!(life.status().slots.len(), 1, "the slot is kept");
+    assert!(life.effects("ReleaseSlot").is_empty());
+}
+
+#[test]
+fn one_users_broken_environment_says_nothing_of_nodes_to_others() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    let since = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(life.now);
+    let unfit = |node: &str| crate::api::job_status::UnfitNode {
+        node: node.into(),
+        since: since.clone(),
+        undeployed: true,
+        kvm: false,
+        times: 3,
+        flags: Vec::new(),
+    };
+    life.seen.unfit = vec![unfit("node-1"), unfit("node-2")];
+    life.run(5);
+    let requests = life.effects("SubmitSlots");
+    let Some(Effect::SubmitSlots { request, .. }) = requests.first() else { panic!("{:?}", life.whys) };
+    assert!(request.avoid.is_empty());
+}
+
+/// The slot is taken while the server has not answered yet.
+#[test]
+fn a_workflow_that_begins_after_its_slot_was_given_up_is_cancelled() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Working { step: "begun".into() }]);
+    while life.plan().effects.iter().all(|effect| effect.name() != "Deploy") {
+        life.pass();
+        life.advance(1);
+    }
+    let plan = life.plan();
+    life.write_only(&plan);
+    let slot = life.status().slots[0].id.clone();
+    life.seen.deployments.insert(slot.clone(), DeploymentSeen { asking: true, ..DeploymentSeen::default() });
+    life.run(3);
+    life.job.spec.suspend = true;
+    life.run(2);
+    assert!(life.effects("ForgetWorkflow").is_empty());
+    let reply = Some((life.now, Ok(WorkflowId("D-late".into()))));
+    life.seen.deployments.insert(slot, DeploymentSeen { reply, ..DeploymentSeen::default() });
+    life.run(10);
+    let Some(Effect::ForgetWorkflow { id, .. }) = life.effects("ForgetWorkflow").first().copied().cloned() else {
+        panic!("{:?}", life.whys)
+    };
+    assert_eq!(id, WorkflowId("D-late".into()));
+    assert_eq!(life.phase(), JobPhase::Suspended);
+    assert!(life.status().slots.is_empty());
+}
+
+#[test]
+fn a_slot_whose_workflow_cannot_be_cancelled_goes_all_the_same() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Working { step: "begun".into() }]);
+    life.run(5);
+    let slot = life.status().slots[0].id.clone();
+    life.end_slot(&slot, End::Preempted);
+    life.prompt = false;
+    life.server.stubborn = true;
+    life.run(115);
+    assert!(life.status().slots.iter().any(|held| held.id == slot));
+    assert!(life.effects("ForgetWorkflow").len() > 10);
+    life.run(10);
+    assert!(life.status().slots.iter().all(|held| held.id != slot));
+}
+
+#[test]
+fn a_node_that_another_operation_has_is_asked_for_less_and_less_often() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    life.server.outcomes.insert("node-1".into(), vec![NodeState::Discarded; 100]);
+    for _ in 0..600 {
+        life.run(1);
+        let slot = life.status().slots[0].clone();
+        if slot.deployment.and_then(|it| it.workflow).is_some_and(|workflow| workflow.id.is_none()) {
+            // nothing but the list is known of a number that was not asked for yet
+            let seen = DeploymentSeen { workflows: Some((life.now, Vec::new())), ..DeploymentSeen::default() };
+            life.seen.deployments.insert(slot.id, seen);
+        }
+    }
+    let begun = orders(&life).len();
+    assert!((5..15).contains(&begun), "{begun} requests in ten minutes");
+    assert_eq!(life.phase(), JobPhase::Deploying, "{:?}", life.whys);
 }

@@ -10,7 +10,7 @@ use crate::{
     api::{
         BestEffortJob, FINALIZER, JobPhase, LAST_STORED, Reason, SnapshotStatus,
         job::Allocation,
-        job_status::{BestEffortJobStatus, ResolvedImage},
+        job_status::{BestEffortJobStatus, ResolvedImage, SystemIdentity},
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     config::NodeProperties,
@@ -43,9 +43,20 @@ pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
+/// A system, by some name.
+pub(super) fn system(name: &str) -> SystemIdentity {
+    SystemIdentity { uid: format!("uid of {name}"), boot: format!("boot of {name}") }
+}
+
 /// A node as the cluster shows it.
 pub(super) fn node(n: u8) -> NodeSeen {
-    NodeSeen { address: [192, 0, 2, n].into(), uid: format!("uid of node-{n}"), ready: true, permanent: false }
+    NodeSeen {
+        address: [192, 0, 2, n].into(),
+        system: system(&format!("node-{n}")),
+        taken: false,
+        ready: true,
+        permanent: false,
+    }
 }
 
 /// What the agents offer.
@@ -101,6 +112,7 @@ pub(super) fn life(members: u32) -> Life {
             port_count: 64,
             sites: ["rennes".to_owned()].into(),
             accelerator: Accelerator::Probe,
+            shared_images: false,
             agents: "vmdeploy:1".into(),
             offer: offer(),
         },
@@ -194,6 +206,7 @@ impl Life {
             assert!(allowed, "{from:?} -> {to:?}: {}", plan.why);
             self.job.status = Some(plan.status.clone());
         }
+        self.forget_other_workflows();
         // whoever is in the status is listened to, whether it exists or not
         for agent in plan.status.everyone().filter_map(|member| member.agent.as_ref()) {
             let nobody = AgentSeen { state: None, heard: None, moved: None, listening: self.now };
@@ -423,9 +436,11 @@ impl Life {
                 }
             }
             Effect::Deploy(order) => self.deploy(order),
-            Effect::ForgetWorkflow { .. } => {}
+            Effect::ForgetWorkflow { slot, .. } => {
+                self.seen.deployments.entry(slot.0.clone()).or_default().forgotten = !self.server.stubborn;
+            }
             Effect::RemoveNode { node, uid } => {
-                self.seen.nodes.retain(|name, seen| name != node || seen.uid != *uid);
+                self.seen.nodes.retain(|name, seen| name != node || seen.system.uid != *uid);
             }
             Effect::FenceRepository { incarnation } => {
                 let content = self.content();
