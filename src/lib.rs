@@ -110,14 +110,16 @@
 //! 2. **Queued.** The number of the submission is written to the status first; then it is sent, once.
 //!    The name at the site follows from the job's uid and that number, so that a reply that was lost is
 //!    looked up instead of sent again.
-//! 3. **Slots run.** The hold (the script in the OAR job) waits on each node for the agent's lease
+//! 3. **Slots run.** Where the spec says so (`hypervisor`), the site's deployment server first puts an environment on their
+//!    nodes, which join the cluster: one workflow of a slot after the other, each numbered in the status before it is
+//!    asked for. The hold then runs on the site's frontend and reaches them from there. The hold (the script in the OAR job) waits on each node for the agent's lease
 //!    directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
 //!    agent pod per member is made on the slot's nodes, and one more for a master on a node of its own.
 //!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
 //!    fetching only what the node has not kept of earlier captures, and images from the agent before it in the job's
-//!    chain (`distribution: Broadcast`), which sends on what it still receives; the guest stands still, and only when all are
+//!    chain (`distribution: Broadcast`), which sends on what it still receives, or from a claim (`Shared`); the guest stands still, and only when all are
 //!    loaded do they run. Where an old member was only silent, its
 //!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
 //!    time has passed after that.
@@ -209,10 +211,11 @@
 //! - **What a job began with stays for its whole life.** Generation 0 has no Snapshot object; it is what failed commands
 //!   are begun again from, and goes with the job. With second names for files it takes little while the other job has
 //!   the same blocks; `usage` counts them with both.
-//! - **Deployed nodes are told apart by the uid of their Node object.** That of the system before is removed when a
-//!   deployment begins, and that of the deployed one when its slot is over and all on it are dead: so no agent is placed on a
-//!   system that is about to go, and no job takes away what another one has deployed meanwhile. How a node's kubelet comes to its
-//!   certificate is the environment's affair: tokens of their own for each slot are not handed out.
+//! - **Systems on a node are told apart by the uid of the Node object and their kernel's start.** The object of the system
+//!   before is removed once a workflow is at work on the node, and that of the deployed one when its slot is over and all on
+//!   it are dead: so no agent is placed on a system that is about to go, and no job takes away what another one has deployed
+//!   meanwhile. How a node's kubelet comes to its certificate is the environment's affair: tokens of their own for each slot are
+//!   not handed out, and whoever has the node next can read what is on it.
 //! - **One workflow for each slot**, not one for all: rights come and go with slots, and with `PerMember` slots come and go one by
 //!   one.
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
