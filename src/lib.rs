@@ -184,7 +184,8 @@
 //!   bring until it has stored something, a capture with what it may bring. Those that begin in one moment do not see each
 //!   other: the repository, which sees the bytes of all, lets a generation in or not before its first one, by the share that
 //!   its ticket names. The quota is soft, and what must not be lost is stored.
-//! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration.
+//! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration. Logins at web servers: a Secret
+//!   in the image's own namespace, of which its importer gets a copy.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
 //! - **What an image is**: its SHA-256, compared on each node at each use. Its pieces have names of their own, which the

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::quantity::Bytes;
+use super::{job::SecretReference, quantity::Bytes};
 
 /// An image that the operator keeps in the repository and the guests boot from.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,6 +111,11 @@ impl ImageSource {
         self.http.as_ref().or_else(|| self.environment.as_ref()?.http.as_ref())
     }
 
+    /// The Secret with the login at its server.
+    pub fn credentials(&self) -> Option<&SecretReference> {
+        self.web()?.credentials.as_ref()
+    }
+
     /// The claim.
     pub fn on_claim(&self) -> Option<&ClaimSource> {
         self.claim.as_ref().or_else(|| self.environment.as_ref()?.claim.as_ref())
@@ -148,6 +153,7 @@ pub struct EnvironmentSource {
 /// A file on a web server.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.credentials) || self.url.startsWith('https://') || (has(self.plainHttp) && self.plainHttp)", "the credentials would go unencrypted to an http address: use https, or set plainHttp to true"))]
 pub struct HttpSource {
     /// Address, `http://` or `https://`.
     #[x_kube(validation = ("self.matches('^https?://[^/@ ]+(/[^ ]*)?$')", "url must be an http or https address without user name, for example https://example.org/disk.qcow2"))]
@@ -157,6 +163,13 @@ pub struct HttpSource {
     #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
     #[schemars(length(max = 80))]
     pub digest: String,
+    /// Secret of this namespace with `username` and `password`, or `token`, for that server. They are sent to the origin of
+    /// url only, not where it redirects to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<SecretReference>,
+    /// Whether the credentials may be sent unencrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain_http: bool,
 }
 
 /// A file on a claim.

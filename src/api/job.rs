@@ -380,7 +380,7 @@ pub struct OarSlotSpec {
     pub property: Option<String>,
 }
 
-/// Names a Secret of the job's namespace.
+/// Names a Secret of the same namespace.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {

@@ -6,6 +6,7 @@
 //! for has come, and after an error. Waiting is not an error. No policy of any kind of object may be
 //! here.
 
+mod account;
 pub mod accounts;
 pub mod agents;
 pub mod image;

@@ -9,6 +9,7 @@ pub mod command;
 pub mod convert;
 pub mod fetch;
 pub mod import;
+pub mod login;
 
 use std::path::PathBuf;
 
@@ -67,6 +68,19 @@ pub struct FileOrder {
     pub digest: Option<String>,
     /// Bytes it may have at most.
     pub limit: u64,
+    /// With what the importer names itself there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<LoginOrder>,
+}
+
+/// Where an importer finds a login.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoginOrder {
+    /// The Secret it comes from; for messages.
+    pub secret: String,
+    /// The file it is in.
+    pub file: PathBuf,
 }
 
 /// Where a file is.
@@ -138,6 +152,10 @@ pub struct Trouble {
 pub enum TroubleKind {
     /// The file does not come.
     Fetch,
+    /// The login that it needs is not there.
+    LoginMissing,
+    /// Its server does not accept the login.
+    LoginRefused,
     /// It is another file than the spec says.
     Digest,
     /// It cannot be used as an image.
@@ -153,6 +171,8 @@ impl TroubleKind {
     pub fn reason(self) -> Reason {
         match self {
             Self::Fetch | Self::Importer => Reason::ImageFetchFailed,
+            Self::LoginMissing => Reason::CredentialsMissing,
+            Self::LoginRefused => Reason::CredentialsRefused,
             Self::Digest => Reason::DigestMismatch,
             Self::Unusable => Reason::ImageUnusable,
             Self::Repository => Reason::RepositoryUnreachable,

@@ -8,21 +8,22 @@ use super::{
     Context,
     decide::{Effect, Plan},
     importer,
+    observe::Seen,
 };
 use crate::{
     api::VmImage,
     driver::cluster::{ClusterError, EventRecord},
 };
 
-/// Carries `plan` out.
-pub async fn act(image: &VmImage, plan: &Plan, context: &Context) -> Result<Action, ClusterError> {
+/// Carries `plan` out; the logins are those that it was made with.
+pub async fn act(image: &VmImage, seen: &Seen, plan: &Plan, context: &Context) -> Result<Action, ClusterError> {
     if image.status.as_ref() != Some(&plan.status) && image.metadata.deletion_timestamp.is_none() {
         context.importers.patch_image_status(&image.metadata, &plan.status).await?;
     }
     for effect in &plan.effects {
         match effect {
             Effect::StartImporter => {
-                let (job, secret) = importer::build(image, context)?;
+                let (job, secret) = importer::build(image, &seen.logins(), context)?;
                 context.importers.start(&job, secret.as_ref()).await?;
             }
             Effect::RemoveImporter => {

@@ -207,10 +207,17 @@ impl Turn {
             Fact::Absent if let Some(outcome) = &seen.present => {
                 Plan { why: "the repository has it already", ..self.ended(outcome) }
             }
-            Fact::Absent => {
-                self.show(&Notice::Importing("the importer is being started".into()));
-                Plan { effects: vec![Effect::StartImporter], ..self.plan(Some(WORKING), "start the importer") }
-            }
+            Fact::Absent => match &seen.logins {
+                Fact::Known(Ok(_)) => {
+                    self.show(&Notice::Importing("the importer is being started".into()));
+                    Plan { effects: vec![Effect::StartImporter], ..self.plan(Some(WORKING), "start the importer") }
+                }
+                Fact::Known(Err(trouble)) => self.failed(trouble),
+                Fact::Absent | Fact::Unknown { .. } => {
+                    self.show(&Notice::Importing("waiting for the API server".into()));
+                    self.plan(Some(UNKNOWN), "the logins are unknown")
+                }
+            },
             Fact::Known(Importer::Working(waiting)) => {
                 let words = match waiting {
                     None => "the importer fetches the image".into(),
@@ -250,9 +257,9 @@ impl Turn {
         self.status.failures = self.status.failures.saturating_add(1);
         let (result, wake, why) = if trouble.again {
             let wait = Backoff::OUTSIDE.full(self.status.failures);
-            (ImportResult::Failed, Some(wait), "the importer failed; tried again")
+            (ImportResult::Failed, Some(wait), "failed; tried again")
         } else {
-            (ImportResult::Refused, None, "the importer refused")
+            (ImportResult::Refused, None, "refused")
         };
         self.record(result);
         let reason = trouble.kind.reason();

@@ -22,7 +22,7 @@ fn digest(n: u8) -> String {
 }
 
 fn image(url: &str) -> VmImage {
-    let http = HttpSource { url: url.into(), digest: digest(1) };
+    let http = HttpSource { url: url.into(), digest: digest(1), credentials: None, plain_http: false };
     let spec = VmImageSpec {
         source: ImageSource { http: Some(http), ..ImageSource::default() },
         arch: Default::default(),
@@ -39,7 +39,7 @@ fn image(url: &str) -> VmImage {
 }
 
 fn seen(importer: Fact<Importer>) -> Seen {
-    Seen { importer, present: None, stored: BTreeMap::new() }
+    Seen { importer, present: None, stored: BTreeMap::new(), logins: Fact::Known(Ok(BTreeMap::new())) }
 }
 
 fn unknown<T>() -> Fact<T> {
@@ -86,11 +86,23 @@ fn an_image_that_is_not_there(#[case] importer: Fact<Importer>, #[case] effects:
 }
 
 #[test]
+fn no_importer_is_started_without_the_logins_it_needs() {
+    let image = image("https://x/a");
+    let silent = Seen { logins: unknown(), ..seen(Fact::Absent) };
+    let plan = decide(&image, &silent, now());
+    assert_eq!((plan.effects.len(), ready(&plan).1, plan.status.failures), (0, "ImageImporting", 0));
+    let missing = Trouble::passing(TroubleKind::LoginMissing, "there is no Secret");
+    let plan = decide(&image, &Seen { logins: Fact::Known(Err(missing)), ..seen(Fact::Absent) }, now());
+    assert_eq!((plan.effects.len(), ready(&plan)), (0, ("False", "CredentialsMissing")));
+    assert!(plan.wake.is_some(), "it may be made");
+}
+
+#[test]
 fn an_image_becomes_ready_once_and_stays_so() {
     let mut image = after(image("http://x/a"), imported());
     let status = image.status.clone().unwrap();
     assert_eq!((status.digest, status.failures), (Some(digest(1)), 0));
-    let there = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
+    let there = Seen { stored: BTreeMap::from([(digest(1), Fact::Known(7))]), ..seen(unknown()) };
     for _ in 0..3 {
         let plan = decide(&image, &there, now() + SignedDuration::from_hours(1));
         assert_eq!((ready(&plan), plan.effects.len(), &plan.note), (("True", "ImageImported"), 0, &None));
@@ -102,7 +114,7 @@ fn an_image_becomes_ready_once_and_stays_so() {
 #[test]
 fn silence_of_the_repository_takes_nothing_back() {
     let image = after(image("http://x/a"), imported());
-    let silent = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), unknown())]) };
+    let silent = Seen { stored: BTreeMap::from([(digest(1), unknown())]), ..seen(unknown()) };
     let plan = decide(&image, &silent, now());
     assert_eq!((Some(&plan.status), plan.effects.len()), (image.status.as_ref(), 0));
     assert!(plan.wake.is_some());
@@ -111,7 +123,7 @@ fn silence_of_the_repository_takes_nothing_back() {
 #[test]
 fn what_the_repository_lost_is_imported_again() {
     let mut image = after(image("http://x/a"), imported());
-    let gone = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), Fact::Absent)]) };
+    let gone = Seen { stored: BTreeMap::from([(digest(1), Fact::Absent)]), ..seen(unknown()) };
     let plan = decide(&image, &gone, now());
     assert_eq!((plan.effects.as_slice(), ready(&plan).0), ([Effect::RemoveImporter].as_slice(), "False"));
     assert_eq!(plan.status.digest, None, "no job may start from it");
@@ -164,7 +176,7 @@ fn what_is_not_imported_does_not_matter() {
     let mut changed = after(image("http://x/a"), imported());
     changed.spec.standard = true;
     changed.metadata.generation = Some(2);
-    let there = Seen { importer: unknown(), present: None, stored: BTreeMap::from([(digest(1), Fact::Known(7))]) };
+    let there = Seen { stored: BTreeMap::from([(digest(1), Fact::Known(7))]), ..seen(unknown()) };
     let plan = decide(&changed, &there, now());
     assert_eq!((ready(&plan).0, plan.effects.len(), plan.status.observed_generation), ("True", 0, 2));
 }

@@ -2,9 +2,10 @@
 //!
 //! An image from the web is imported in the operator's namespace. One from a claim is imported where
 //! the claim is, with a short-lived certificate in a Secret that goes with the Job: an importer's
-//! certificate allows nothing but to bring images, which the repository files under their digest.
+//! certificate allows nothing but to bring images, which the repository files under their digest. Logins that the image
+//! names lie in such a Secret too, copies of what its namespace has: none is in the Job itself.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use k8s_openapi::{
     api::{batch::v1::Job, core::v1::Secret},
@@ -13,11 +14,11 @@ use k8s_openapi::{
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{Context, decide::fingerprint, environment};
+use super::{Context, decide::fingerprint, environment, logins::Logins};
 use crate::{
     api::{LABEL_COMPONENT, VmImage, image::ImageSource},
     driver::cluster::ClusterError,
-    image::{FileOrder, ImportOrder, Place},
+    image::{FileOrder, ImportOrder, LoginOrder, Place},
     names::{Identity, JobUid},
 };
 
@@ -56,13 +57,13 @@ pub fn place(image: &VmImage, operator: &str) -> (String, String) {
     (namespace, format!("import-{uid}-{fingerprint}-{tries}"))
 }
 
-/// The importer's Job, and its Secret if it does not run in the operator's namespace.
-pub fn build(image: &VmImage, context: &Context) -> Result<(Job, Option<Secret>), ClusterError> {
+/// The importer's Job, and its Secret if it has logins or does not run in the operator's namespace.
+pub fn build(image: &VmImage, logins: &Logins, context: &Context) -> Result<(Job, Option<Secret>), ClusterError> {
     let invalid = |error: String| ClusterError::Invalid(error);
     let (namespace, name) = place(image, &context.config.namespace);
-    let away = namespace != context.config.namespace;
-    let secret = if away { Some(secret(&namespace, &name, context).map_err(invalid)?) } else { None };
-    let mut job = job(image, context, &namespace, &name, if away { &name } else { SECRET })
+    let own = namespace != context.config.namespace || !logins.is_empty();
+    let secret = if own { Some(secret(&namespace, &name, logins, context).map_err(invalid)?) } else { None };
+    let mut job = job(image, context, &namespace, &name, if own { &name } else { SECRET })
         .map_err(|error| invalid(error.to_string()))?;
     if image.namespace().as_deref() == Some(&namespace) {
         job.metadata.owner_references = owner(image).map(|owner| vec![owner]);
@@ -148,19 +149,31 @@ fn job(
     }))
 }
 
-fn secret(namespace: &str, name: &str, context: &Context) -> Result<Secret, String> {
+fn secret(namespace: &str, name: &str, logins: &Logins, context: &Context) -> Result<Secret, String> {
     let lifetime = DEADLINE + Duration::from_secs(600);
     let credentials = context
         .authority
         .issue(&Identity::Importer, context.clock.now(), lifetime)
         .map_err(|error| error.to_string())?;
+    let mut data: BTreeMap<String, String> =
+        logins.iter().map(|(secret, login)| (login_key(secret), login.to_file())).collect();
+    data.extend([
+        ("ca.crt".into(), credentials.ca),
+        ("tls.crt".into(), credentials.certificate),
+        ("tls.key".into(), credentials.key),
+    ]);
     serde_json::from_value(json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": name, "namespace": namespace, "labels": {LABEL_COMPONENT: "importer"}},
-        "stringData": {"ca.crt": credentials.ca, "tls.crt": credentials.certificate, "tls.key": credentials.key},
+        "stringData": data,
     }))
     .map_err(|error| error.to_string())
+}
+
+/// Name of the file with the login of a Secret.
+fn login_key(secret: &str) -> String {
+    format!("login-{secret}")
 }
 
 /// What the importer is told.
@@ -181,20 +194,25 @@ pub fn order(image: &VmImage) -> ImportOrder {
 fn file(field: &str, source: &ImageSource, limit: u64) -> FileOrder {
     let field = if source.environment.is_some() { format!("{field}.environment") } else { field.into() };
     let digest = source.digest().cloned();
+    let login = source.credentials().map(|secret| LoginOrder {
+        secret: secret.name.clone(),
+        file: PathBuf::from(CREDENTIALS).join(login_key(&secret.name)),
+    });
     match (source.web(), source.on_claim()) {
         (Some(web), _) => {
-            FileOrder { field: format!("{field}.http"), place: Place::Url(web.url.clone()), digest, limit }
+            FileOrder { field: format!("{field}.http"), place: Place::Url(web.url.clone()), digest, limit, login }
         }
         (None, Some(claim)) => FileOrder {
             field: format!("{field}.claim"),
             place: Place::Beneath { root: PathBuf::from(CLAIMS).join(&claim.name), path: claim.path.clone() },
             digest,
             limit,
+            login,
         },
         // without a description the schema lets no such source in; the importer says that the address is wrong
         (None, None) => {
             let url = source.environment.as_ref().and_then(environment::address).unwrap_or_default();
-            FileOrder { field, place: Place::Url(url), digest, limit }
+            FileOrder { field, place: Place::Url(url), digest, limit, login }
         }
     }
 }

@@ -2,13 +2,17 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    api::image::{ClaimSource, HttpSource, OsSpec, VmImageSpec},
+    api::{
+        image::{ClaimSource, HttpSource, OsSpec, VmImageSpec},
+        job::SecretReference,
+    },
     clock::Clock,
     config::Config,
     driver::{
         cluster::{fake::FakeCluster, importers::KubeImporters},
         repository::fake::FakeRepository,
     },
+    image::login::Login,
     tls::Authority,
 };
 
@@ -47,7 +51,8 @@ fn image(source: ImageSource) -> VmImage {
 }
 
 fn http() -> ImageSource {
-    let http = HttpSource { url: "https://x/disk".into(), digest: "sha256:00".into() };
+    let http =
+        HttpSource { url: "https://x/disk".into(), digest: "sha256:00".into(), credentials: None, plain_http: false };
     ImageSource { http: Some(http), ..ImageSource::default() }
 }
 
@@ -70,7 +75,7 @@ fn context() -> Context {
 async fn an_image_from_the_web_is_imported_in_the_operators_namespace() {
     let mut image = image(http());
     image.spec.os = None;
-    let (job, secret) = build(&image, &context()).unwrap();
+    let (job, secret) = build(&image, &Logins::new(), &context()).unwrap();
     assert!(secret.is_none(), "the operator's own Secret is used");
     assert_eq!(job.namespace().as_deref(), Some("vmdeploy-system"));
     assert_eq!(job.metadata.owner_references, None, "owners cannot be in another namespace");
@@ -80,7 +85,7 @@ async fn an_image_from_the_web_is_imported_in_the_operators_namespace() {
 #[tokio::test]
 async fn an_image_from_a_claim_is_imported_beside_it_with_a_certificate_of_its_own() {
     let image = image(claim("disks", "debian.qcow2"));
-    let (job, secret) = build(&image, &context()).unwrap();
+    let (job, secret) = build(&image, &Logins::new(), &context()).unwrap();
     let secret = secret.unwrap();
     assert_eq!((job.namespace(), secret.namespace()), (image.namespace(), image.namespace()));
     assert_eq!(job.metadata.owner_references.as_ref().map(Vec::len), Some(1));
@@ -90,6 +95,22 @@ async fn an_image_from_a_claim_is_imported_beside_it_with_a_certificate_of_its_o
         pod.volumes.unwrap().into_iter().filter_map(|v| Some(v.persistent_volume_claim?.claim_name)).collect();
     assert_eq!(claims, ["boot", "disks"], "each claim once");
     let data = secret.string_data.unwrap();
+    assert!(data["tls.crt"].starts_with("-----BEGIN CERTIFICATE"));
+}
+
+#[tokio::test]
+async fn logins_lie_in_a_secret_of_the_importers_own_and_nowhere_else() {
+    let mut image = image(http());
+    image.spec.os = None;
+    image.spec.source.http.as_mut().unwrap().credentials = Some(SecretReference { name: "mirror".into() });
+    let logins = Logins::from([("mirror".to_owned(), Login::Bearer("s3cret".into()))]);
+    let (job, secret) = build(&image, &logins, &context()).unwrap();
+    let secret = secret.unwrap();
+    assert_eq!((secret.namespace(), secret.name_any()), (job.namespace(), job.name_any()));
+    let text = serde_json::to_string(&job).unwrap();
+    assert!(text.contains("/etc/vmdeploy/tls/login-mirror") && !text.contains("s3cret"), "{text}");
+    let data = secret.string_data.unwrap();
+    assert_eq!(data["login-mirror"], r#"{"bearer":"s3cret"}"#);
     assert!(data["tls.crt"].starts_with("-----BEGIN CERTIFICATE"));
 }
 

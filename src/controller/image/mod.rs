@@ -8,6 +8,7 @@ pub mod act;
 pub mod decide;
 mod environment;
 pub mod importer;
+pub mod logins;
 pub mod observe;
 pub mod review;
 pub mod status;
@@ -50,5 +51,5 @@ pub struct Context {
 pub async fn reconcile(image: Arc<VmImage>, context: Arc<Context>) -> Result<Action, ClusterError> {
     let seen = observe::observe(&image, &context).await;
     let plan = decide::decide(&image, &seen, context.clock.now());
-    act::act(&image, &plan, &context).await
+    act::act(&image, &seen, &plan, &context).await
 }

@@ -11,11 +11,12 @@ use super::{
     Context,
     decide::{fingerprint, wanted},
     importer,
+    logins::{self, Logins},
 };
 use crate::{
     api::{VmImage, image::ImportResult},
     driver::{Fact, cluster::importers::ImporterState, repository::Repository},
-    image::{FileOrder, Outcome, StoredFile},
+    image::{FileOrder, Outcome, StoredFile, Trouble},
 };
 
 /// Everything a decision is made from, besides the object and the time.
@@ -27,6 +28,18 @@ pub struct Seen {
     pub present: Option<Outcome>,
     /// Size of what the repository has, by digest: what the spec or the status names.
     pub stored: BTreeMap<String, Fact<u64>>,
+    /// The logins that an importer would be started with, or what is wrong with them.
+    pub logins: Fact<Result<Logins, Trouble>>,
+}
+
+impl Seen {
+    /// The logins; none where they are not known to be right.
+    pub fn logins(&self) -> Logins {
+        match &self.logins {
+            Fact::Known(Ok(logins)) => logins.clone(),
+            Fact::Known(Err(_)) | Fact::Absent | Fact::Unknown { .. } => Logins::new(),
+        }
+    }
 }
 
 /// The importer.
@@ -69,7 +82,13 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
     } else {
         None
     };
-    Seen { importer, present, stored }
+    let logins = if importer == Fact::Absent && present.is_none() {
+        logins::read(image, &*context.view, now).await
+    } else {
+        // nobody needs to know
+        Fact::Unknown { since: now }
+    };
+    Seen { importer, present, stored, logins }
 }
 
 /// Digests of files that this image's namespace may have without fetching them: it has fetched them

@@ -1,6 +1,5 @@
 //! The controller of `BestEffortJob`: observe, decide, act.
 
-mod account;
 pub mod act;
 pub mod barrier;
 pub mod decide;
@@ -28,6 +27,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use self::{memory::Memory, plan::Leadership};
+use super::account;
 use crate::{
     api::BestEffortJob,
     clock::Clock,

@@ -1,41 +1,39 @@
 //! Fetches one file with limits on size and silence, and says its digest. Sources are strangers:
 //! nothing they send is believed.
 
-use std::{fs::File, io::Read as _, path::Path, time::Duration};
+mod download;
+mod web;
 
-use futures::StreamExt as _;
+use std::{fs::File, io::Read as _, path::Path};
+
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
 
 use super::{FileOrder, Place, StoredFile, Trouble, TroubleKind};
 
-/// A server that sends nothing for this long is given up.
-const SILENCE: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(15);
 const CHUNK: usize = 1 << 20;
 
 /// Fetches a file to `to` and checks its digest.
 pub async fn fetch(order: &FileOrder, to: &Path) -> Result<StoredFile, Trouble> {
-    let got = match &order.place {
-        Place::Url(url) => download(order, url, to).await?,
+    // a file that changed while it came, which its server did not say, may be the right one next time
+    let (got, again) = match &order.place {
+        Place::Url(url) => web::fetch(order, url, to).await?,
         Place::Beneath { root, path } => {
             let (order, root, path, to) = (order.clone(), root.clone(), path.clone(), to.to_owned());
-            tokio::task::spawn_blocking(move || copy(&order, &root, &path, &to))
-                .await
-                .map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??
+            let copied = tokio::task::spawn_blocking(move || copy(&order, &root, &path, &to));
+            (copied.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??, false)
         }
     };
     match &order.digest {
-        Some(wanted) if *wanted != got.digest => Err(Trouble::refused(
-            TroubleKind::Digest,
-            format!(
+        Some(wanted) if *wanted != got.digest => {
+            let message = format!(
                 "the file of {field} ({place}) has the digest {}, not {wanted}: correct the digest of {field} or its source",
                 got.digest,
                 field = order.field,
                 place = place(order),
-            ),
-        )),
+            );
+            Err(Trouble { again, ..Trouble::refused(TroubleKind::Digest, message) })
+        }
         _ => Ok(got),
     }
 }
@@ -45,40 +43,6 @@ fn place(order: &FileOrder) -> &str {
         Place::Url(url) => url,
         Place::Beneath { path, .. } => path,
     }
-}
-
-async fn download(order: &FileOrder, url: &str, to: &Path) -> Result<StoredFile, Trouble> {
-    let passing = |error: reqwest::Error| {
-        let cause = root_cause(&error);
-        Trouble::passing(TroubleKind::Fetch, format!("failed to fetch {url} ({}): {cause}", order.field))
-    };
-    let client = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).build().map_err(passing)?;
-    let reply = client.get(url).send().await.map_err(passing)?;
-    let status = reply.status();
-    if !status.is_success() {
-        let message = format!("{url} answers {status}: correct the url of {}", order.field);
-        // a server in trouble may recover, a wrong address will not
-        let again = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-        return Err(Trouble { again, ..Trouble::refused(TroubleKind::Fetch, message) });
-    }
-    if reply.content_length().is_some_and(|length| length > order.limit) {
-        return Err(too_large(order));
-    }
-    let mut file = tokio::fs::File::create(to).await.map_err(|e| local(&e))?;
-    let mut digest = Sha256::new();
-    let mut size = 0;
-    let mut body = reply.bytes_stream();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(passing)?;
-        size += chunk.len() as u64;
-        if size > order.limit {
-            return Err(too_large(order));
-        }
-        digest.update(&chunk);
-        file.write_all(&chunk).await.map_err(|e| local(&e))?;
-    }
-    file.flush().await.map_err(|e| local(&e))?;
-    Ok(StoredFile { digest: format!("sha256:{:x}", digest.finalize()), size })
 }
 
 /// Copies a file of a claim. Links that lead out of the claim are refused by the kernel: the
@@ -109,7 +73,7 @@ fn copy(order: &FileOrder, root: &Path, path: &str, to: &Path) -> Result<StoredF
         }
         size += n as u64;
         if size > order.limit {
-            return Err(too_large(order));
+            return Err(too_large(&order.field, order.limit));
         }
         digest.update(&buffer[..n]);
         std::io::Write::write_all(&mut to, &buffer[..n]).map_err(|e| local(&e))?;
@@ -128,9 +92,8 @@ pub async fn stored(path: &Path) -> Result<StoredFile, Trouble> {
     hashed.await.map_err(std::io::Error::other).flatten().map_err(|e| local(&e))
 }
 
-fn too_large(order: &FileOrder) -> Trouble {
-    let message = format!("the file of {} ({}) is larger than {} bytes", order.field, place(order), order.limit);
-    Trouble::refused(TroubleKind::Unusable, message)
+fn too_large(field: &str, limit: u64) -> Trouble {
+    Trouble::refused(TroubleKind::Unusable, format!("the file of {field} is larger than {limit} bytes"))
 }
 
 fn local(error: &std::io::Error) -> Trouble {
@@ -147,5 +110,4 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-#[path = "fetch_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! The account of a job at its site: from the Secret the job names, or from the site's configuration.
+//! The account of a namespace at a site: from the Secret a job names, or from the site's configuration.
 //!
 //! A job can spend only what its own namespace has been given.
 
@@ -15,7 +15,7 @@ pub(super) fn configured(site: &SiteConfig, namespace: &str) -> Option<Credentia
     Some(Credentials::Header { user: user.clone() })
 }
 
-/// What a person is told where the operator may not read what a job names.
+/// What a person is told where the operator may not read what a job or an image names.
 pub(super) const MAY_NOT_READ: &str = "the operator may not read it: bind ClusterRole vmdeploy-credentials-reader to \
      its service account in this namespace (the chart's jobNamespaces does)";
 

@@ -1,0 +1,91 @@
+//! A file of a web server, as the spec names it.
+
+use std::{path::Path, time::Duration};
+
+use reqwest::{Client, StatusCode, Url};
+
+use super::{
+    download::{Download, Fetched, PAUSES},
+    root_cause,
+};
+use crate::image::{FileOrder, LoginOrder, Trouble, TroubleKind, login::Login};
+
+/// A server that sends nothing for this long is given up.
+const SILENCE: Duration = Duration::from_secs(60);
+const CONNECT: Duration = Duration::from_secs(15);
+
+/// A client that does nothing by itself: where a request goes, and with what, is decided here.
+pub(super) fn client() -> Result<Client, Trouble> {
+    Client::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(SILENCE)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .build()
+        .map_err(|error| Trouble::passing(TroubleKind::Importer, root_cause(&error)))
+}
+
+/// Fetches the file at `url` to `to`.
+pub(super) async fn fetch(order: &FileOrder, url: &str, to: &Path) -> Result<Fetched, Trouble> {
+    let field = &order.field;
+    let address = Url::parse(url).map_err(|error| {
+        Trouble::refused(TroubleKind::Fetch, format!("{url:?} is no address ({error}): correct the url of {field}"))
+    })?;
+    let login = order.login.as_ref();
+    let download = Download {
+        client: &client()?,
+        authorization: login.map(header).transpose()?,
+        refused: &|found, status| refused(field, login, &address, found, status),
+        url: &address,
+        field,
+        limit: order.limit,
+        pauses: PAUSES,
+    };
+    download.run(to).await
+}
+
+/// The header that a login is sent in.
+pub(super) fn header(order: &LoginOrder) -> Result<reqwest::header::HeaderValue, Trouble> {
+    let read = Login::read(&order.file).map_err(|error| error.to_string());
+    let header = read.and_then(|login| login.header().ok_or_else(|| "no header can have it".into()));
+    header.map_err(|why| {
+        let message = format!("failed to read the login of Secret {}: {why}", order.secret);
+        Trouble::passing(TroubleKind::LoginMissing, message)
+    })
+}
+
+/// What an answer other than success means.
+fn refused(field: &str, login: Option<&LoginOrder>, asked: &Url, found: &Url, status: StatusCode) -> Trouble {
+    let elsewhere = found.origin() != asked.origin();
+    let who = match found.host_str().filter(|_| elsewhere) {
+        Some(host) => format!("{asked} leads to {host}, which"),
+        None => asked.to_string(),
+    };
+    let denied = matches!(status.as_u16(), 401 | 403);
+    match login {
+        // a Secret may be corrected without the spec
+        Some(login) if denied && !elsewhere => Trouble::passing(
+            TroubleKind::LoginRefused,
+            format!("{who} answers {status}: correct Secret {}, which {field}.credentials names", login.secret),
+        ),
+        Some(_) if denied => Trouble::refused(
+            TroubleKind::LoginRefused,
+            format!(
+                "{who} answers {status}; a login is not sent on to another server: name that address in {field}.url"
+            ),
+        ),
+        None if denied && !elsewhere => Trouble::refused(
+            TroubleKind::LoginMissing,
+            format!(
+                "{who} answers {status}: name a Secret with username and password, or token, in {field}.credentials, or \
+                 correct the url of {field}"
+            ),
+        ),
+        _ => {
+            // a server in trouble may recover, a wrong address will not
+            let again = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+            let message = format!("{who} answers {status}: correct the url of {field}");
+            Trouble { again, ..Trouble::refused(TroubleKind::Fetch, message) }
+        }
+    }
+}
