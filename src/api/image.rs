@@ -128,15 +128,41 @@ impl ImageSource {
     }
 }
 
-/// An environment of Kadeploy: its description, and where its files are.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// An environment of Kadeploy: its description or the name under which a site's server has it, and where its files are.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("(has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) == 1", "an environment takes exactly one of digest (of the file that image.file names), http and claim"))]
+#[x_kube(
+    validation = ("has(self.description) != has(self.name)", "an environment takes exactly one of description and name"),
+    validation = ("has(self.name) == has(self.site)", "site is the one whose deployment server has the environment: give it with name, and leave it out with description"),
+    validation = ("has(self.name) || !(has(self.user) || has(self.version))", "user and version go with name: with description leave them out"),
+    validation = ("!has(self.description) || (has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) == 1", "an environment takes exactly one of digest (of the file that image.file names), http and claim"),
+    validation = ("(has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) <= 1", "an environment by name takes at most one of digest (of the file that image.file names), http and claim")
+)]
 pub struct EnvironmentSource {
     /// The description, as `kaenv3 -p` prints it. Its kernel and initial ram disk are used; its command line, its scripts
     /// and what it says of partitions are meant for metal, and are not.
     #[schemars(length(min = 1, max = 65536))]
-    pub description: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The site whose deployment server has the environment. It is asked with the account that the site's configuration
+    /// gives this namespace.
+    #[x_kube(validation = ("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')", "site must be the name of a site of the operator's configuration: lower-case letters, digits, dot and hyphen"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
+    /// The environment's name there.
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')", "the environment's name must begin with a letter or digit and may hold letters, digits and ._+-"))]
+    #[schemars(length(min = 1, max = 255))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whose it is; if absent the account's own or a public one.
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')", "the environment's user must begin with a letter or digit and may hold letters, digits and ._+-"))]
+    #[schemars(length(min = 1, max = 16))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Its version; if absent the newest, which is recorded in the status and kept until another import is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
     /// Digest of the file that image.file of the description names, which must be an http or https address then.
     #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
     #[schemars(length(max = 80))]
@@ -281,6 +307,9 @@ pub struct VmImageStatus {
     /// The end of what was noted while a disk was made of an archive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
+    /// What names in the spec stood for when they were looked up; kept until another import is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pinned>,
     /// Failures in a row of the import.
     pub failures: u32,
     /// The newest import that came to an end.
@@ -289,6 +318,34 @@ pub struct VmImageStatus {
     /// Conditions.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What names in the spec stand for.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pinned {
+    /// Stands for everything of the spec that was to be imported, and for what a person asked of it.
+    pub fingerprint: String,
+    /// The same without what a person asked.
+    pub content: String,
+    /// The environment of Kadeploy.
+    pub environment: RecordedEnvironment,
+}
+
+/// An environment as its server had it.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedEnvironment {
+    /// Its name.
+    pub name: String,
+    /// Whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Its description.
+    pub description: String,
 }
 
 /// An import that came to an end.

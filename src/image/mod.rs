@@ -156,6 +156,10 @@ pub enum TroubleKind {
     LoginMissing,
     /// Its server does not accept the login.
     LoginRefused,
+    /// The site that it names is not there, or has no deployment server.
+    Site,
+    /// The site's deployment server has no such environment.
+    Environment,
     /// It is another file than the spec says.
     Digest,
     /// It cannot be used as an image.
@@ -173,6 +177,8 @@ impl TroubleKind {
             Self::Fetch | Self::Importer => Reason::ImageFetchFailed,
             Self::LoginMissing => Reason::CredentialsMissing,
             Self::LoginRefused => Reason::CredentialsRefused,
+            Self::Site => Reason::UnknownSite,
+            Self::Environment => Reason::EnvironmentNotFound,
             Self::Digest => Reason::DigestMismatch,
             Self::Unusable => Reason::ImageUnusable,
             Self::Repository => Reason::RepositoryUnreachable,

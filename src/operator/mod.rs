@@ -171,6 +171,7 @@ impl Process {
         };
         let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
         let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
+        let deployers = Arc::new(KadeployDirectory::new(self.config.sites.clone()));
         let job_context = job::Context {
             config: self.config.clone(),
             offer: self.offer.clone(),
@@ -179,7 +180,7 @@ impl Process {
             cluster: cluster.clone(),
             view: view.clone(),
             sites: sites.clone(),
-            deployers: Arc::new(KadeployDirectory::new(self.config.sites.clone())),
+            deployers: deployers.clone(),
             agents: agents.clone(),
             hearing: hub.clone(),
             repository: repository.clone(),
@@ -192,6 +193,7 @@ impl Process {
         tasks.spawn(listen(hub, waker, stop.clone()));
         tasks.spawn(self.runner(&stop).run(job_wakes, jobs.clone(), Arc::new(job_context), job_pass));
         let images = image::Context {
+            deployers,
             config: self.config.clone(),
             clock: self.clock.clone(),
             importers: Arc::new(KubeImporters(self.client.clone())),

@@ -238,9 +238,12 @@ impl Process {
             Arc::new(Fused::<dyn Agents> { fuse: fuse.clone(), inner: Arc::new(parts.agents.clone()) });
         let repository: Arc<dyn Repository> =
             Arc::new(Fused::<dyn Repository> { fuse: fuse.clone(), inner: Arc::new(parts.repository.clone()) });
+        let server = Fused::<dyn Kadeploy> { fuse: fuse.clone(), inner: Arc::new(parts.kadeploy.clone()) };
+        let deployers: Arc<dyn Deployers> = Arc::new(OneServer(Arc::new(server)));
         let importers: Arc<dyn Importers> =
             Arc::new(Fused::<dyn Importers> { fuse: fuse.clone(), inner: Arc::new(parts.importers.clone()) });
         let images = Arc::new(image::Context {
+            deployers: deployers.clone(),
             config: config.clone(),
             clock: parts.clock.clone(),
             importers,
@@ -279,10 +282,7 @@ impl Process {
             cluster: cluster.clone(),
             view: view.clone(),
             sites: Arc::new(OneSite(poller)),
-            deployers: Arc::new(OneServer(Arc::new(Fused::<dyn Kadeploy> {
-                fuse: fuse.clone(),
-                inner: Arc::new(parts.kadeploy.clone()),
-            }))),
+            deployers,
             agents,
             hearing: hub,
             repository: repository.clone(),

@@ -1,9 +1,15 @@
 //! Environments that are recorded.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use vmdeploy::{
+    api::image::EnvironmentSource,
+    config::Config,
+    controller::image::recorded::{Looked, look_up},
+    driver::kadeploy::directory::KadeployDirectory,
+};
 
 use crate::{
-    raw,
+    raw::{self, Account},
     world::{Server, described},
 };
 
@@ -71,5 +77,56 @@ async fn a_description_is_checked() {
     ] {
         let reply = server.post("/environments", &body).await;
         assert_eq!(reply.codes(), (status, code), "{body}: {reply:?}");
+    }
+}
+
+/// Names in images' specs, as the image controller asks for them.
+#[tokio::test]
+async fn an_image_may_name_what_is_recorded() {
+    let server = Server::find().await;
+    let (Some(image), Account::Header(user)) =
+        (server.files.as_ref().map(|files| files.join("hv.tgz")), &server.account)
+    else {
+        return;
+    };
+    std::fs::write(&image, "an image").unwrap();
+    let sites = json!({"here": {
+        "kind": "oar2", "url": "http://nowhere", "uids": {}, "users": {"team": user}, "kadeploy": {"url": server.url},
+    }});
+    let config = json!({"sites": sites, "namespace": "x", "repository": "x:1", "agents": {"image": "x"}});
+    let config: Config = serde_json::from_value(config).unwrap();
+    let servers = KadeployDirectory::new(config.sites.clone());
+    let ask = async |source: Value| {
+        let source: EnvironmentSource = serde_json::from_value(source).unwrap();
+        look_up(&source, "team", &config, &servers).await
+    };
+    for version in [1, 2] {
+        let mut environment = described("vmdeploy-e5", &image);
+        environment["version"] = json!(version);
+        let reply = server.post("/environments", &json!({"environment": environment})).await;
+        assert!(matches!(reply.codes(), (200, None) | (400, Some(10))), "{reply:?}");
+    }
+    for (version, found) in [(None, 2), (Some(1), 1)] {
+        let looked = ask(json!({"site": "here", "name": "vmdeploy-e5", "version": version})).await;
+        let Looked::Found(environment) = looked else { panic!("{looked:?}") };
+        assert_eq!((environment.version, environment.user.as_ref()), (Some(found), Some(user)));
+        assert!(environment.description.contains("kernel: /vmlinuz"), "{}", environment.description);
+    }
+    let looked = ask(json!({"site": "here", "name": "vmdeploy-e5", "version": 3})).await;
+    assert!(matches!(&looked, Looked::Wrong(trouble) if trouble.message.contains("correct name, user")), "{looked:?}");
+    if let Some(admin) = &server.admin {
+        let mut environment = described("vmdeploy-e6", &image);
+        environment["visibility"] = json!("public");
+        let body = json!({"environment": environment});
+        let reply = raw::ask(&server.url, admin, "POST", "/environments", Some(&body)).await;
+        assert!(matches!(reply.codes(), (200, None) | (400, Some(10))), "{reply:?}");
+        let looked = ask(json!({"site": "here", "name": "vmdeploy-e6"})).await;
+        assert!(matches!(&looked, Looked::Found(found) if found.user.as_ref() != Some(user)), "{looked:?}");
+    }
+    let path = format!("/environments/{user}/vmdeploy-e5");
+    assert_eq!(server.ask("DELETE", &path, None).await.status, 200);
+    if let Some(Account::Header(admin)) = &server.admin {
+        let account = Account::Header(admin.clone());
+        raw::ask(&server.url, &account, "DELETE", &format!("/environments/{admin}/vmdeploy-e6"), None).await;
     }
 }

@@ -8,12 +8,13 @@ use serde::Serialize;
 use super::{
     environment,
     observe::{Importer, Seen},
+    recorded::Looked,
     status::{self, Notice},
 };
 use crate::{
     api::{
         ANNOTATION_IMPORT, Reason, VmImage, VmImageStatus,
-        image::{ImageSource, ImportRecord, ImportResult},
+        image::{ImageSource, ImportRecord, ImportResult, Pinned},
     },
     backoff::Backoff,
     driver::Fact,
@@ -56,12 +57,14 @@ pub struct Note {
 }
 
 /// What a decision needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Digests to look for in the repository.
     pub digests: Vec<String>,
     /// Whether the importer matters.
     pub importer: bool,
+    /// Whether the environment that the spec names is to be looked up.
+    pub environment: bool,
 }
 
 /// Time between two looks at an importer at work.
@@ -78,16 +81,39 @@ pub fn wanted(image: &VmImage) -> Wanted {
     match record.map(|record| record.result) {
         Some(ImportResult::Imported) => {
             let digests = [status.digest, status.kernel, status.initrd].into_iter().flatten().collect();
-            Wanted { digests, importer: false }
+            Wanted { digests, ..Wanted::default() }
         }
-        Some(ImportResult::Refused) => Wanted { digests: Vec::new(), importer: false },
-        Some(ImportResult::Failed) | None => Wanted { digests: Vec::new(), importer: true },
+        Some(ImportResult::Refused) => Wanted::default(),
+        Some(ImportResult::Failed) | None => {
+            let named = image.spec.source.environment.as_ref().is_some_and(|source| source.name.is_some());
+            let environment = named && pinned(image).is_none();
+            Wanted { importer: !environment, environment, ..Wanted::default() }
+        }
     }
+}
+
+/// What names in the spec stand for, if they have been looked up since an import was asked for.
+pub(super) fn pinned(image: &VmImage) -> Option<&Pinned> {
+    let pinned = image.status.as_ref()?.pinned.as_ref()?;
+    (pinned.fingerprint == fingerprint(image)).then_some(pinned)
+}
+
+/// Stands for everything of the spec that is imported.
+fn content(image: &VmImage) -> String {
+    hash(&plain(image))
 }
 
 /// Stands for everything of the spec that is imported, and for what a person asks of it: another value is another
 /// import.
 pub fn fingerprint(image: &VmImage) -> String {
+    let mut text = plain(image);
+    if let Some(asked) = image.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_IMPORT)) {
+        text += asked;
+    }
+    hash(&text)
+}
+
+fn plain(image: &VmImage) -> String {
     let spec = &image.spec;
     let sources: Vec<Option<&ImageSource>> = vec![
         Some(&spec.source),
@@ -102,9 +128,10 @@ pub fn fingerprint(image: &VmImage) -> String {
     if spec.skip_boot_check {
         text += " unchecked";
     }
-    if let Some(asked) = image.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_IMPORT)) {
-        text += asked;
-    }
+    text
+}
+
+fn hash(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex()[..12].into()
 }
 
@@ -118,16 +145,21 @@ pub fn decide(image: &VmImage, seen: &Seen, now: Timestamp) -> Plan {
         let status = image.status.clone().unwrap_or_default();
         return Plan { status, effects: vec![], note: None, wake: None, why: "being deleted" };
     }
+    if let Some(Looked::Silent(why)) = &seen.environment
+        && is_kept(image, &status)
+    {
+        // what is there stays until it is known what takes its place
+        status::show(&mut status, &Notice::Kept(Reason::KadeployUnreachable, why.clone()), now);
+        let why = "imported; the deployment server does not answer";
+        return Plan { status, effects: vec![], note: None, wake: Some(UNKNOWN), why };
+    }
+    let pinned = pinned(image).cloned();
     if status.import.as_ref().is_some_and(|record| record.fingerprint != fingerprint) {
         // the spec names something else now
         status = VmImageStatus { conditions: status.conditions, observed_generation: generation, ..Default::default() };
     }
-    let mut turn = Turn { status, fingerprint, unused: environment::unused(&image.spec), now };
-    if turn.status.import.is_none()
-        && let Err(refused) = environment::read(&image.spec)
-    {
-        return turn.failed(&refused);
-    }
+    status.pinned = pinned;
+    let mut turn = Turn { status, image, fingerprint, now };
     match turn.status.import.as_ref().map(|record| record.result) {
         Some(ImportResult::Imported) => turn.imported(seen),
         // what is to be done is in the conditions since it was refused
@@ -140,16 +172,21 @@ pub fn decide(image: &VmImage, seen: &Seen, now: Timestamp) -> Plan {
     }
 }
 
+/// Whether only a person's wish stands between the image and what was imported for its spec as it is.
+fn is_kept(image: &VmImage, status: &VmImageStatus) -> bool {
+    let imported = status.import.as_ref().is_some_and(|record| record.result == ImportResult::Imported);
+    imported && status.pinned.as_ref().is_some_and(|pinned| pinned.content == content(image))
+}
+
 /// One decision on its way.
-struct Turn {
+struct Turn<'a> {
     status: VmImageStatus,
+    image: &'a VmImage,
     fingerprint: String,
-    /// What of an environment's description is not used.
-    unused: Vec<String>,
     now: Timestamp,
 }
 
-impl Turn {
+impl Turn<'_> {
     fn plan(&self, wake: Option<Duration>, why: &'static str) -> Plan {
         Plan { status: self.status.clone(), effects: vec![], note: None, wake, why }
     }
@@ -183,8 +220,8 @@ impl Turn {
                  again; no job starts from it until then"
             );
             let generation = self.status.observed_generation;
-            let conditions = std::mem::take(&mut self.status.conditions);
-            self.status = VmImageStatus { conditions, observed_generation: generation, ..Default::default() };
+            let (conditions, pinned) = (std::mem::take(&mut self.status.conditions), self.status.pinned.take());
+            self.status = VmImageStatus { conditions, pinned, observed_generation: generation, ..Default::default() };
             self.show(&Notice::Importing(message.clone()));
             let note = Note { warning: true, reason: Reason::ImageImporting, message };
             let plan = self.plan(Some(WORKING), "gone from the repository");
@@ -198,7 +235,30 @@ impl Turn {
         self.plan(Some(IMPORTED), "imported")
     }
 
+    /// What the name of an environment stands for is written down before anything is made of it.
+    fn looked_up(&mut self, looked: &Looked) -> Plan {
+        match looked {
+            Looked::Found(environment) => {
+                let (fingerprint, content) = (self.fingerprint.clone(), content(self.image));
+                self.status.pinned = Some(Pinned { fingerprint, content, environment: environment.clone() });
+                self.show(&Notice::Importing("the environment has been looked up".into()));
+                self.plan(Some(Duration::ZERO), "the environment is known")
+            }
+            Looked::Silent(why) => {
+                self.show(&Notice::Unknown(Reason::KadeployUnreachable, why.clone()));
+                self.plan(Some(UNKNOWN), "the deployment server does not answer")
+            }
+            Looked::Wrong(trouble) => self.failed(trouble),
+        }
+    }
+
     fn importing(&mut self, seen: &Seen) -> Plan {
+        if let Some(looked) = &seen.environment {
+            return self.looked_up(looked);
+        }
+        if let Err(refused) = environment::read(self.image) {
+            return self.failed(&refused);
+        }
         match &seen.importer {
             Fact::Unknown { .. } => {
                 self.show(&Notice::Importing("waiting for the API server".into()));
@@ -240,7 +300,7 @@ impl Turn {
                 self.status.initrd = initrd.as_ref().map(|file| file.digest.clone());
                 self.status.os = conversion.as_ref().and_then(|conversion| conversion.os.clone());
                 let made = conversion.iter().map(|conversion| conversion.log.clone());
-                let log: Vec<String> = self.unused.iter().cloned().chain(made).collect();
+                let log: Vec<String> = environment::unused(self.image).into_iter().chain(made).collect();
                 self.status.log = (!log.is_empty()).then(|| log.join("\n"));
                 self.status.failures = 0;
                 self.record(ImportResult::Imported);
@@ -281,6 +341,9 @@ impl Turn {
     }
 }
 
+#[cfg(test)]
+#[path = "named_tests.rs"]
+mod named;
 #[cfg(test)]
 #[path = "decide_tests.rs"]
 mod tests;

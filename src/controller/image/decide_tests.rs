@@ -13,11 +13,11 @@ use crate::{
     image::{StoredFile, TroubleKind},
 };
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     "2026-11-25T12:00:00Z".parse().unwrap()
 }
 
-fn digest(n: u8) -> String {
+pub(super) fn digest(n: u8) -> String {
     format!("sha256:{n:064x}")
 }
 
@@ -38,31 +38,32 @@ fn image(url: &str) -> VmImage {
     image
 }
 
-fn seen(importer: Fact<Importer>) -> Seen {
-    Seen { importer, present: None, stored: BTreeMap::new(), logins: Fact::Known(Ok(BTreeMap::new())) }
+pub(super) fn seen(importer: Fact<Importer>) -> Seen {
+    let logins = Fact::Known(Ok(BTreeMap::new()));
+    Seen { importer, present: None, stored: BTreeMap::new(), logins, environment: None }
 }
 
 fn unknown<T>() -> Fact<T> {
     Fact::Unknown { since: now() }
 }
 
-fn imported() -> Importer {
+pub(super) fn imported() -> Importer {
     let disk = StoredFile { digest: digest(1), size: 7 };
     Importer::Ended(Outcome::Imported { disk, virtual_size: 1 << 20, kernel: None, initrd: None, conversion: None })
 }
 
-fn failed(again: bool) -> Importer {
+pub(super) fn failed(again: bool) -> Importer {
     let kind = if again { TroubleKind::Fetch } else { TroubleKind::Digest };
     Importer::Ended(Outcome::Failed(Trouble { kind, message: "no".into(), again }))
 }
 
 /// The image after a pass in which the importer was seen so.
-fn after(mut image: VmImage, importer: Importer) -> VmImage {
+pub(super) fn after(mut image: VmImage, importer: Importer) -> VmImage {
     image.status = Some(decide(&image, &seen(Fact::Known(importer)), now()).status);
     image
 }
 
-fn ready(plan: &Plan) -> (&str, &str) {
+pub(super) fn ready(plan: &Plan) -> (&str, &str) {
     let condition = get(&plan.status.conditions, ConditionType::Ready).unwrap();
     (&condition.status, &condition.reason)
 }

@@ -1,13 +1,12 @@
-//! What an environment's description says of the VM that is made of it. Pure.
+//! What an environment's description says of the VM that is made of it. Pure. The description is the one in the spec, or
+//! that of the name there, once that has been looked up (`recorded`).
 //!
 //! A description is meant for metal: partitions, scripts that run on a deployed node and the kernel's command line are
 //! left out, and that is said. What a VM cannot have is refused.
 
+use super::decide::pinned;
 use crate::{
-    api::{
-        VmImageSpec,
-        image::{EnvironmentSource, ImageFormat},
-    },
+    api::{VmImage, image::ImageFormat},
     driver::kadeploy::environment::{Environment, ImageKind},
     image::{BootPaths, Trouble, TroubleKind},
 };
@@ -19,12 +18,20 @@ fn refused<T>(why: &str) -> Result<T, Trouble> {
     Err(Trouble::refused(TroubleKind::Unusable, format!("spec.source.environment: {why}")))
 }
 
-/// The description, if the image is of an environment that can become a VM's disk.
-pub(super) fn read(spec: &VmImageSpec) -> Result<Option<Environment>, Trouble> {
-    let Some(source) = &spec.source.environment else { return Ok(None) };
-    let described = Environment::from_yaml(&source.description).or_else(|error| refused(&error.to_string()))?;
+/// The description, as far as it is known.
+fn description(image: &VmImage) -> Option<&str> {
+    let source = image.spec.source.environment.as_ref()?;
+    source.description.as_deref().or_else(|| Some(&pinned(image)?.environment.description))
+}
+
+/// The description, if it is known and is of an environment that can become a VM's disk.
+pub(super) fn read(image: &VmImage) -> Result<Option<Environment>, Trouble> {
+    let (Some(source), Some(description)) = (&image.spec.source.environment, description(image)) else {
+        return Ok(None);
+    };
+    let described = Environment::from_yaml(description).or_else(|error| refused(&error.to_string()))?;
     let word = &described.image.kind_word;
-    match (described.image.kind(), spec.format) {
+    match (described.image.kind(), image.spec.format) {
         (ImageKind::Tar, ImageFormat::Tar) | (ImageKind::Dd, ImageFormat::Dd) => {}
         (ImageKind::Tar, _) => return refused(&format!("its image.kind is {word:?}: set spec.format to tar")),
         (ImageKind::Dd, _) => return refused(&format!("its image.kind is {word:?}: set spec.format to dd")),
@@ -39,11 +46,11 @@ pub(super) fn read(spec: &VmImageSpec) -> Result<Option<Environment>, Trouble> {
     if let Some(os) = described.os.as_deref().filter(|os| *os != "linux") {
         return refused(&format!("it is of os {os:?}: only linux is started as a VM"));
     }
-    if source.digest.is_some() && !is_address(&described.image.file) {
+    if source.http.is_none() && source.claim.is_none() && !is_address(&described.image.file) {
         let file = &described.image.file;
         return refused(&format!(
             "its image.file {file:?} is no http or https address: put the file on a web server or a claim, and name it with \
-             http or claim in place of digest"
+             http or claim, without digest beside them"
         ));
     }
     Ok(Some(described))
@@ -54,20 +61,20 @@ fn is_address(file: &str) -> bool {
 }
 
 /// Where the description says that the files are.
-pub(super) fn address(source: &EnvironmentSource) -> Option<String> {
-    let file = Environment::from_yaml(&source.description).ok()?.image.file;
+pub(super) fn address(image: &VmImage) -> Option<String> {
+    let file = Environment::from_yaml(description(image)?).ok()?.image.file;
     is_address(&file).then_some(file)
 }
 
 /// What the description says that is started.
-pub(super) fn boot(spec: &VmImageSpec) -> Option<BootPaths> {
-    let boot = read(spec).ok()??.boot;
+pub(super) fn boot(image: &VmImage) -> Option<BootPaths> {
+    let boot = read(image).ok()??.boot;
     (boot.kernel.is_some() || boot.initrd.is_some()).then_some(BootPaths { kernel: boot.kernel, initrd: boot.initrd })
 }
 
 /// What of the description is not used, a line each.
-pub(super) fn unused(spec: &VmImageSpec) -> Vec<String> {
-    let Ok(Some(described)) = read(spec) else { return Vec::new() };
+pub(super) fn unused(image: &VmImage) -> Vec<String> {
+    let Ok(Some(described)) = read(image) else { return Vec::new() };
     let mut lines = vec![format!("environment {}", described.id())];
     if let Some(params) = described.boot.kernel_params.filter(|params| !params.is_empty()) {
         lines.push(format!(
@@ -103,31 +110,32 @@ destructive: true
 filesystem: ext4
 ";
 
-    fn spec(description: &str, rest: &serde_json::Value) -> VmImageSpec {
+    fn image(description: &str, rest: &serde_json::Value) -> VmImage {
         let digest = format!("sha256:{}", "a".repeat(64));
         let mut spec =
             json!({"format": "tar", "source": {"environment": {"description": description, "digest": digest}}});
         for (key, value) in rest.as_object().unwrap() {
             spec[key] = value.clone();
         }
-        serde_json::from_value(spec).unwrap()
+        VmImage::new("debian", serde_json::from_value(spec).unwrap())
     }
 
     #[test]
     fn what_a_vm_can_use_is_used_and_the_rest_is_told() {
-        let spec = self::spec(DESCRIPTION, &json!({}));
-        let boot = boot(&spec).unwrap();
+        let image = self::image(DESCRIPTION, &json!({}));
+        let boot = boot(&image).unwrap();
         assert_eq!((boot.kernel.as_deref(), boot.initrd.as_deref()), (Some("/boot/vmlinuz-1"), Some("/boot/initrd-1")));
-        let source = spec.source.environment.as_ref().unwrap();
-        assert_eq!(address(source).as_deref(), Some("https://images.example/debian12.tar.zst"));
-        let told = unused(&spec).join("\n");
+        assert_eq!(address(&image).as_deref(), Some("https://images.example/debian12.tar.zst"));
+        let told = unused(&image).join("\n");
         for word in ["debian12-min:3", "console=ttyS1", "server:///g5k.tgz", "destructive"] {
             assert!(told.contains(word), "{told}");
         }
         let long = DESCRIPTION.replace("console=ttyS1", &"x".repeat(5000));
-        let lines = unused(&self::spec(&long, &json!({})));
+        let lines = unused(&self::image(&long, &json!({})));
         assert!(lines.len() == 4 && lines.iter().all(|line| line.chars().count() <= LINE), "{lines:?}");
-        assert!(unused(&VmImageSpec { source: crate::api::image::ImageSource::default(), ..spec }).is_empty());
+        let mut other = image;
+        other.spec.source = crate::api::image::ImageSource::default();
+        assert!(unused(&other).is_empty());
     }
 
     #[rstest]
@@ -145,17 +153,17 @@ filesystem: ext4
         #[case] rest: serde_json::Value,
         #[case] words: &str,
     ) {
-        let refused = read(&spec(description, &rest)).unwrap_err();
+        let refused = read(&image(description, &rest)).unwrap_err();
         assert!(refused.message.contains(words) && !refused.again, "{refused}");
     }
 
     #[test]
     fn files_of_the_deployment_server_may_come_from_elsewhere() {
-        let mut spec = spec("name: x\nimage: {file: 'server:///a.tgz', kind: tar}", &json!({}));
-        let source = spec.source.environment.as_mut().unwrap();
+        let mut image = image("name: x\nimage: {file: 'server:///a.tgz', kind: tar}", &json!({}));
+        let source = image.spec.source.environment.as_mut().unwrap();
         source.claim = serde_json::from_value(json!({"name": "images", "path": "a.tgz"})).unwrap();
         source.digest = None;
-        assert!(read(&spec).unwrap().is_some());
-        assert_eq!(spec.source.on_claim().unwrap().path, "a.tgz");
+        assert!(read(&image).unwrap().is_some());
+        assert_eq!(image.spec.source.on_claim().unwrap().path, "a.tgz");
     }
 }

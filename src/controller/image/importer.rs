@@ -181,17 +181,18 @@ pub fn order(image: &VmImage) -> ImportOrder {
     let spec = &image.spec;
     let os = spec.os.as_ref();
     ImportOrder {
-        disk: file("spec.source", &spec.source, DISK_LIMIT),
-        boot: environment::boot(spec),
+        disk: file("spec.source", &spec.source, environment::address(image), DISK_LIMIT),
+        boot: environment::boot(image),
         check: spec.made_disk().filter(|_| !spec.skip_boot_check).and_then(|_| spec.params()),
         format: spec.format,
         disk_size: spec.made_disk().map(|size| size.0),
-        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, BOOT_LIMIT)),
-        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, BOOT_LIMIT)),
+        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, None, BOOT_LIMIT)),
+        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, None, BOOT_LIMIT)),
     }
 }
 
-fn file(field: &str, source: &ImageSource, limit: u64) -> FileOrder {
+/// One file; `described` is where an environment's description says that it is.
+fn file(field: &str, source: &ImageSource, described: Option<String>, limit: u64) -> FileOrder {
     let field = if source.environment.is_some() { format!("{field}.environment") } else { field.into() };
     let digest = source.digest().cloned();
     let login = source.credentials().map(|secret| LoginOrder {
@@ -209,11 +210,8 @@ fn file(field: &str, source: &ImageSource, limit: u64) -> FileOrder {
             limit,
             login,
         },
-        // without a description the schema lets no such source in; the importer says that the address is wrong
-        (None, None) => {
-            let url = source.environment.as_ref().and_then(environment::address).unwrap_or_default();
-            FileOrder { field, place: Place::Url(url), digest, limit, login }
-        }
+        // no importer is started for a description without an address
+        (None, None) => FileOrder { field, place: Place::Url(described.unwrap_or_default()), digest, limit, login },
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     driver::{
         cluster::{fake::FakeCluster, importers::KubeImporters},
+        kadeploy::directory::KadeployDirectory,
         repository::fake::FakeRepository,
     },
     image::login::Login,
@@ -66,6 +67,7 @@ fn context() -> Context {
         importers: Arc::new(KubeImporters(nowhere)),
         cluster: Arc::new(FakeCluster::new(clock.clone())),
         view: Arc::new(FakeCluster::new(clock.clone())),
+        deployers: Arc::new(KadeployDirectory::new(Default::default())),
         repository: Arc::new(FakeRepository::new()),
         clock,
     }

@@ -10,6 +10,7 @@ mod environment;
 pub mod importer;
 pub mod logins;
 pub mod observe;
+pub mod recorded;
 pub mod review;
 pub mod status;
 
@@ -23,6 +24,7 @@ use crate::{
     config::Config,
     driver::{
         cluster::{Cluster, ClusterError, ClusterView, importers::Importers},
+        kadeploy::Deployers,
         repository::Repository,
     },
     tls::Authority,
@@ -41,6 +43,8 @@ pub struct Context {
     pub cluster: Arc<dyn Cluster>,
     /// Reads from Kubernetes.
     pub view: Arc<dyn ClusterView>,
+    /// Accounts at the sites' deployment servers.
+    pub deployers: Arc<dyn Deployers>,
     /// The repository.
     pub repository: Arc<dyn Repository>,
     /// Signs the certificates of importers that run in a user's namespace.

@@ -12,6 +12,7 @@ use super::{
     decide::{fingerprint, wanted},
     importer,
     logins::{self, Logins},
+    recorded::{self, Looked},
 };
 use crate::{
     api::{VmImage, image::ImportResult},
@@ -30,6 +31,8 @@ pub struct Seen {
     pub stored: BTreeMap<String, Fact<u64>>,
     /// The logins that an importer would be started with, or what is wrong with them.
     pub logins: Fact<Result<Logins, Trouble>>,
+    /// What the spec's environment is at its server, if that is to be looked up.
+    pub environment: Option<Looked>,
 }
 
 impl Seen {
@@ -88,7 +91,14 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
         // nobody needs to know
         Fact::Unknown { since: now }
     };
-    Seen { importer, present, stored, logins }
+    let environment = match &image.spec.source.environment {
+        Some(source) if wanted.environment => {
+            let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
+            Some(recorded::look_up(source, namespace, &context.config, &*context.deployers).await)
+        }
+        _ => None,
+    };
+    Seen { importer, present, stored, logins, environment }
 }
 
 /// Digests of files that this image's namespace may have without fetching them: it has fetched them

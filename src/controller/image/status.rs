@@ -12,8 +12,12 @@ use crate::api::{
 pub enum Notice {
     /// On its way; how far.
     Importing(String),
+    /// What it depends on does not answer.
+    Unknown(Reason, String),
     /// Ready.
     Imported,
+    /// Ready still; what is to take its place is not known, because what it depends on does not answer.
+    Kept(Reason, String),
     /// Failed, and tried again.
     Failed(Reason, String),
     /// Failed until a person changes something.
@@ -32,6 +36,13 @@ pub fn show(status: &mut VmImageStatus, notice: &Notice, now: Timestamp) {
             put(ConditionType::Reconciling, Truth::True, Reason::ImageImporting, message);
             clear(list, ConditionType::Stalled);
         }
+        Notice::Unknown(reason, message) => {
+            put(ConditionType::Ready, Truth::False, *reason, message);
+            put(ConditionType::ImageReady, Truth::False, *reason, message);
+            put(ConditionType::Reconciling, Truth::True, *reason, message);
+            clear(list, ConditionType::Stalled);
+        }
+        Notice::Kept(reason, message) => put(ConditionType::Reconciling, Truth::True, *reason, message),
         Notice::Imported => {
             let message = "the image is in the repository";
             put(ConditionType::Ready, Truth::True, Reason::ImageImported, message);

@@ -1,0 +1,107 @@
+//! An environment that a site's deployment server has recorded, asked for with the account that the site's configuration
+//! gives the image's namespace. Only looks.
+
+use crate::{
+    api::image::{EnvironmentSource, RecordedEnvironment},
+    config::Config,
+    controller::account,
+    driver::kadeploy::{Deployers, Environment, EnvironmentName, KadeployError},
+    image::{Trouble, TroubleKind},
+    yaml,
+};
+
+/// Longest description that is kept.
+const LONGEST: usize = 65536;
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// It is this one.
+    Found(RecordedEnvironment),
+    /// The server does not answer; what it has is not known.
+    Silent(String),
+    /// It cannot be had.
+    Wrong(Trouble),
+}
+
+/// Asks the server of the site that `source` names.
+pub async fn look_up(
+    source: &EnvironmentSource,
+    namespace: &str,
+    config: &Config,
+    deployers: &dyn Deployers,
+) -> Looked {
+    match ask(source, namespace, config, deployers).await {
+        Ok(environment) => Looked::Found(environment),
+        Err(looked) => looked,
+    }
+}
+
+async fn ask(
+    source: &EnvironmentSource,
+    namespace: &str,
+    config: &Config,
+    deployers: &dyn Deployers,
+) -> Result<RecordedEnvironment, Looked> {
+    let wrong = |kind, message: &str| Looked::Wrong(Trouble::passing(kind, message));
+    let name = EnvironmentName {
+        name: source.name.clone().unwrap_or_default(),
+        user: source.user.clone(),
+        version: source.version.map(u64::from),
+    };
+    let site = source.site.as_deref().unwrap_or_default();
+    let Some(settings) = config.sites.get(site) else {
+        let known: Vec<&str> = config.sites.keys().map(String::as_str).collect();
+        let known = known.join(", ");
+        let message = format!("site {site:?} is not configured; spec.source.environment.site may be: {known}");
+        return Err(Looked::Wrong(Trouble::refused(TroubleKind::Site, message)));
+    };
+    if settings.kadeploy.is_none() {
+        let message = format!(
+            "site {site} has no deployment server in the operator's configuration (sites.{site}.kadeploy): give the \
+             description of {name} instead of its name"
+        );
+        return Err(Looked::Wrong(Trouble::refused(TroubleKind::Site, message)));
+    }
+    let account = account::configured(settings, namespace).ok_or_else(|| {
+        let message = format!(
+            "site {site} gives namespace {namespace} no account (sites.{site}.users in the operator's configuration): have \
+             one given, or give the description of {name} instead of its name"
+        );
+        wrong(TroubleKind::LoginMissing, &message)
+    })?;
+    let failed = |error: KadeployError| {
+        let message = format!("environment {name} at site {site}: {error}");
+        match error {
+            KadeployError::Unreachable(_) => Looked::Silent(message),
+            KadeployError::NoEnvironment(_) => wrong(
+                TroubleKind::Environment,
+                &format!("{message}: correct name, user and version of spec.source.environment, or record it there"),
+            ),
+            KadeployError::Credentials(_) | KadeployError::RightsMissing(_) => {
+                wrong(TroubleKind::LoginRefused, &message)
+            }
+            KadeployError::Configuration(_) => wrong(TroubleKind::Site, &message),
+            KadeployError::Refused(_) | KadeployError::Bug(_) => {
+                Looked::Wrong(Trouble::refused(TroubleKind::Unusable, message))
+            }
+        }
+    };
+    let server = deployers.account(site, &account).map_err(failed)?;
+    let found = server.describe(&name).await.map_err(failed)?;
+    recorded(found, &name).map_err(|trouble| Looked::Wrong(*trouble))
+}
+
+fn recorded(found: Environment, name: &EnvironmentName) -> Result<RecordedEnvironment, Box<Trouble>> {
+    let refused =
+        |why: &str| Box::new(Trouble::refused(TroubleKind::Unusable, format!("the description of {name} {why}")));
+    let description = yaml::write(&found).map_err(|error| refused(&error.to_string()))?;
+    if description.len() > LONGEST {
+        return Err(refused(&format!("is longer than {LONGEST} bytes")));
+    }
+    Ok(RecordedEnvironment { name: found.name, user: found.user, version: found.version, description })
+}
+
+#[cfg(test)]
+#[path = "recorded_tests.rs"]
+mod tests;

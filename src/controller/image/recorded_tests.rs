@@ -1,0 +1,100 @@
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    driver::{
+        kadeploy::{
+            Kadeploy,
+            fake::{FakeKadeploy, Outage},
+        },
+        site::Credentials,
+    },
+};
+
+/// One server, whatever site and account; who asked is its user.
+struct OneServer(FakeKadeploy);
+
+impl Deployers for OneServer {
+    fn account(&self, site: &str, credentials: &Credentials) -> Result<Arc<dyn Kadeploy>, KadeployError> {
+        let alice = Credentials::Header { user: "alice".into() };
+        assert_eq!((site, credentials), ("rennes", &alice), "the account that the site gives the namespace");
+        Ok(Arc::new(self.0.clone()))
+    }
+}
+
+fn config() -> Config {
+    let site = json!({"kind": "oar2", "url": "http://oar", "uids": {"alice": 1001}, "users": {"team": "alice"}});
+    let mut deploying = site.clone();
+    deploying["kadeploy"] = json!({"url": "http://kadeploy:25300"});
+    serde_json::from_value(json!({
+        "sites": {"bare": site, "rennes": deploying},
+        "namespace": "vmdeploy", "repository": "x:1", "agents": {"image": "x"},
+    }))
+    .unwrap()
+}
+
+fn server() -> FakeKadeploy {
+    let server = FakeKadeploy::new(Clock::manual(Timestamp::UNIX_EPOCH), &[]);
+    for (name, user, version) in [("debian12-min", "deploy", 1), ("debian12-min", "deploy", 3), ("hv", "bob", 2)] {
+        let environment = json!({
+            "name": name, "user": user, "version": version, "arch": "x86_64", "visibility": "public",
+            "image": {"file": format!("http://files.example/{name}-{version}.tgz"), "kind": "tar", "compression": "gzip"},
+        });
+        server.add_environment(serde_json::from_value(environment).unwrap());
+    }
+    server
+}
+
+fn source(source: Value) -> EnvironmentSource {
+    serde_json::from_value(source).unwrap()
+}
+
+#[rstest]
+#[case::newest_public_one(json!({"site": "rennes", "name": "debian12-min"}), Some(3))]
+#[case::of_a_version(json!({"site": "rennes", "name": "debian12-min", "version": 1}), Some(1))]
+#[case::of_a_user(json!({"site": "rennes", "name": "hv", "user": "bob"}), Some(2))]
+#[tokio::test]
+async fn a_name_stands_for_what_the_server_has(#[case] asked: Value, #[case] version: Option<u64>) {
+    let looked = look_up(&source(asked.clone()), "team", &config(), &OneServer(server())).await;
+    let Looked::Found(found) = looked else { panic!("{looked:?}") };
+    assert_eq!((found.name.as_str(), found.version), (asked["name"].as_str().unwrap(), version));
+    let read = Environment::from_yaml(&found.description).unwrap();
+    assert_eq!((read.id().user, read.version), (found.user, version));
+    assert_eq!(read.other["arch"], "x86_64", "nothing of it is lost");
+}
+
+#[rstest]
+#[case::site("nowhere", "team", "x", TroubleKind::Site, false, "may be: bare, rennes")]
+#[case::server("bare", "team", "x", TroubleKind::Site, false, "sites.bare.kadeploy")]
+#[case::account("rennes", "other", "x", TroubleKind::LoginMissing, true, "gives namespace other no account")]
+#[case::environment("rennes", "team", "x", TroubleKind::Environment, true, "correct name, user and version")]
+#[case::name("rennes", "team", "-x", TroubleKind::Unusable, false, "must begin with a letter")]
+#[tokio::test]
+async fn what_cannot_be_had_says_what_to_change(
+    #[case] site: &str,
+    #[case] namespace: &str,
+    #[case] name: &str,
+    #[case] kind: TroubleKind,
+    #[case] again: bool,
+    #[case] words: &str,
+) {
+    let asked = source(json!({"site": site, "name": name}));
+    let looked = look_up(&asked, namespace, &config(), &OneServer(server())).await;
+    let Looked::Wrong(trouble) = looked else { panic!("{looked:?}") };
+    assert_eq!((trouble.kind, trouble.again), (kind, again), "{trouble}");
+    assert!(trouble.message.contains(words), "{trouble}");
+}
+
+#[tokio::test]
+async fn silence_says_nothing_of_what_is_there() {
+    let server = server();
+    server.set_outage(Outage::All);
+    let asked = source(json!({"site": "rennes", "name": "x"}));
+    let looked = look_up(&asked, "team", &config(), &OneServer(server)).await;
+    assert!(matches!(&looked, Looked::Silent(why) if why.contains("x at site rennes")), "{looked:?}");
+}
