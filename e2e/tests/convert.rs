@@ -27,7 +27,8 @@ fn a_debian_environment_becomes_an_image_and_a_guest_runs_from_it() -> Result<()
         let archive = environment.pack(name, compress)?;
         let Some(outcome) = import(&world, &archive)? else { return Ok(()) };
         fs::remove_file(archive)?;
-        let Outcome::Imported { disk, virtual_size: SIZE, kernel, initrd, conversion: Some(found) } = outcome else {
+        let Outcome::Imported { disk, virtual_size: SIZE, kernel, initrd, conversion: Some(found), .. } = outcome
+        else {
             anyhow::bail!("{outcome:?}")
         };
         eprintln!("{name}: {} bytes\n{}", disk.size, found.log);

@@ -1,5 +1,7 @@
 //! `VmImage`: what the guests boot from.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -92,11 +94,14 @@ impl VmImageSpec {
 /// Where a file comes from.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("(has(self.http)?1:0) + (has(self.claim)?1:0) + (has(self.environment)?1:0) == 1", "a source takes exactly one of http, claim and environment"))]
+#[x_kube(validation = ("(has(self.http)?1:0) + (has(self.oci)?1:0) + (has(self.claim)?1:0) + (has(self.environment)?1:0) == 1", "a source takes exactly one of http, oci, claim and environment"))]
 pub struct ImageSource {
     /// From a web server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
+    /// From an OCI artifact in a registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciSource>,
     /// From a file on a PersistentVolumeClaim of this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claim: Option<ClaimSource>,
@@ -113,7 +118,8 @@ impl ImageSource {
 
     /// The Secret with the login at its server.
     pub fn credentials(&self) -> Option<&SecretReference> {
-        self.web()?.credentials.as_ref()
+        let in_registry = self.oci.as_ref().and_then(|oci| oci.credentials.as_ref());
+        self.web().and_then(|web| web.credentials.as_ref()).or(in_registry)
     }
 
     /// The claim.
@@ -124,7 +130,8 @@ impl ImageSource {
     /// The digest that the file must have, if it is said.
     pub fn digest(&self) -> Option<&String> {
         let described = self.environment.as_ref().and_then(|environment| environment.digest.as_ref());
-        self.web().map(|web| &web.digest).or_else(|| self.on_claim()?.digest.as_ref()).or(described)
+        let in_registry = self.oci.as_ref().and_then(|oci| oci.digest.as_ref());
+        self.web().map(|web| &web.digest).or_else(|| self.on_claim()?.digest.as_ref()).or(described).or(in_registry)
     }
 }
 
@@ -194,6 +201,33 @@ pub struct HttpSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
     /// Whether the credentials may be sent unencrypted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain_http: bool,
+}
+
+/// A file in an OCI artifact.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OciSource {
+    /// The artifact, `registry/repository:tag` or `registry/repository@sha256:...`. The manifest that a tag stands for is
+    /// recorded in the status and kept until another import is asked for.
+    #[x_kube(validation = ("self.matches('^[A-Za-z0-9.-]+(:[0-9]+)?/[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*|(:[A-Za-z0-9_][A-Za-z0-9._-]*)?@sha256:[0-9a-f]{64})$')", "reference must be registry/repository:tag or registry/repository@sha256:..., for example registry.example.org/images/debian:12"))]
+    #[schemars(length(min = 1, max = 300))]
+    pub reference: String,
+    /// Which of its files: the annotation `org.opencontainers.image.title` of a layer, as `oras push` writes it. Without it
+    /// the artifact must have one layer.
+    #[schemars(length(min = 1, max = 255))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Digest the file must have.
+    #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
+    #[schemars(length(max = 80))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Secret of this namespace with `username` and `password`, or `token`, for that registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<SecretReference>,
+    /// Whether the registry is spoken to unencrypted, with the credentials too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain_http: bool,
 }
@@ -329,7 +363,11 @@ pub struct Pinned {
     /// The same without what a person asked.
     pub content: String,
     /// The environment of Kadeploy.
-    pub environment: RecordedEnvironment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<RecordedEnvironment>,
+    /// Digests of the manifests of OCI artifacts, by their references.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub manifests: BTreeMap<String, String>,
 }
 
 /// An environment as its server had it.

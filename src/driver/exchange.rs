@@ -23,7 +23,7 @@ pub(super) fn client(headers: HeaderMap, ca: Option<&str>) -> reqwest::Result<Cl
 }
 
 /// The body of an answer, unless it is larger than any of that server's.
-pub(super) async fn body(reply: Response, most: usize) -> Result<Vec<u8>, String> {
+pub(crate) async fn body(reply: Response, most: usize) -> Result<Vec<u8>, String> {
     let mut stream = reply.bytes_stream();
     let mut bytes = Vec::new();
     while let Some(part) = stream.next().await {

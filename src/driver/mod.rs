@@ -6,7 +6,7 @@
 
 pub mod agent;
 pub mod cluster;
-mod exchange;
+pub(crate) mod exchange;
 pub mod guest;
 pub mod kadeploy;
 pub mod network;

@@ -1,11 +1,11 @@
 //! The import itself: fetch, check, give to the repository.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Stdio, time::Duration};
 
 use super::{
     FileOrder, ImportOrder, Outcome, StoredFile, Trouble, TroubleKind, boot_check,
     convert::{self, Conversion, convert},
-    fetch::{fetch, stored},
+    fetch::{fetch, oci, stored},
 };
 use crate::{
     api::image::{DiskFormat, ImageFormat},
@@ -21,10 +21,16 @@ const INSPECTION: Duration = Duration::from_secs(120);
 
 /// Imports what is ordered; files lie below `work` on their way.
 pub async fn import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Outcome {
-    match try_import(order, store, work).await {
-        Ok(outcome) => outcome,
-        Err(trouble) => Outcome::Failed(trouble),
-    }
+    let mut order = order.clone();
+    let imported = async {
+        let pinned = oci::pin(&mut order).await?;
+        let mut outcome = try_import(&order, store, work).await?;
+        if let Outcome::Imported { manifests, .. } = &mut outcome {
+            *manifests = pinned;
+        }
+        Ok(outcome)
+    };
+    imported.await.unwrap_or_else(Outcome::Failed)
 }
 
 async fn try_import(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Result<Outcome, Trouble> {
@@ -75,6 +81,7 @@ async fn import_archive(
         kernel: Some(kernel),
         initrd: Some(initrd),
         conversion: Some(conversion),
+        manifests: BTreeMap::new(),
     })
 }
 
@@ -97,7 +104,7 @@ async fn import_packed(order: &ImportOrder, store: &dyn ByteStore, work: &Path) 
     keep(store, &disk, &path).await?;
     note(store, &disk, DiskRecord { format: DiskFormat::Qcow2, virtual_size }).await;
     let conversion = Some(Conversion { os: None, log: unpacked.log });
-    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion })
+    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion, manifests: BTreeMap::new() })
 }
 
 async fn import_disk(
@@ -114,7 +121,7 @@ async fn import_disk(
     let virtual_size = check_disk(order, format, &path).await?;
     keep(store, &disk, &path).await?;
     note(store, &disk, DiskRecord { format, virtual_size }).await;
-    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion: None })
+    Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion: None, manifests: BTreeMap::new() })
 }
 
 async fn note(store: &dyn ByteStore, disk: &StoredFile, record: DiskRecord) {

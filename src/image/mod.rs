@@ -11,7 +11,7 @@ pub mod fetch;
 pub mod import;
 pub mod login;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,8 @@ pub struct LoginOrder {
 pub enum Place {
     /// On a web server.
     Url(String),
+    /// In an OCI artifact.
+    Oci(OciPlace),
     /// Below a directory, which links must not leave.
     #[serde(rename_all = "camelCase")]
     Beneath {
@@ -97,6 +99,23 @@ pub enum Place {
         /// The path in it.
         path: String,
     },
+}
+
+/// A file in an OCI artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OciPlace {
+    /// The artifact, `registry/repository:tag` or `registry/repository@sha256:...`.
+    pub reference: String,
+    /// Title of the layer; the only one if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The manifest that the tag stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// Whether the registry is spoken to unencrypted.
+    #[serde(default)]
+    pub plain_http: bool,
 }
 
 /// How an import ended.
@@ -119,6 +138,9 @@ pub enum Outcome {
         /// What the conversion of an archive found out.
         #[serde(skip_serializing_if = "Option::is_none")]
         conversion: Option<Conversion>,
+        /// The manifests that tags stood for, by the references of artifacts.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        manifests: BTreeMap<String, String>,
     },
     /// It failed.
     Failed(Trouble),
@@ -233,6 +255,7 @@ mod tests {
                 kernel: Some(file(2)),
                 initrd: None,
                 conversion: Some(Conversion { os: Some("Debian".into()), log: "\"".repeat(convert::LOG) }),
+                manifests: (1..4).map(|n| (format!("{n:0200}"), file(n).digest)).collect(),
             },
             Outcome::Failed(Trouble::refused(TroubleKind::Digest, "x".repeat(5000))),
         ];

@@ -58,8 +58,14 @@ impl World {
             let digest = importer.order.disk.digest.clone().expect("the digest of an image from the web");
             self.repository.add_image(&digest, 1 << 30);
             let disk = StoredFile { digest, size: 1 << 30 };
-            let outcome =
-                Outcome::Imported { disk, virtual_size: 4 << 30, kernel: None, initrd: None, conversion: None };
+            let outcome = Outcome::Imported {
+                disk,
+                virtual_size: 4 << 30,
+                kernel: None,
+                initrd: None,
+                conversion: None,
+                manifests: BTreeMap::new(),
+            };
             importer.ended = Some(serde_json::to_string(&outcome).expect("an outcome as text"));
         }
     }

@@ -1,6 +1,6 @@
 //! What to do about an image: pure and total.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -86,7 +86,7 @@ pub fn wanted(image: &VmImage) -> Wanted {
         Some(ImportResult::Refused) => Wanted::default(),
         Some(ImportResult::Failed) | None => {
             let named = image.spec.source.environment.as_ref().is_some_and(|source| source.name.is_some());
-            let environment = named && pinned(image).is_none();
+            let environment = named && pinned(image).is_none_or(|pinned| pinned.environment.is_none());
             Wanted { importer: !environment, environment, ..Wanted::default() }
         }
     }
@@ -235,12 +235,17 @@ impl Turn<'_> {
         self.plan(Some(IMPORTED), "imported")
     }
 
+    fn pin(&mut self, set: impl FnOnce(&mut Pinned)) {
+        let (fingerprint, content) = (self.fingerprint.clone(), content(self.image));
+        let none = Pinned { fingerprint, content, environment: None, manifests: BTreeMap::new() };
+        set(self.status.pinned.get_or_insert(none));
+    }
+
     /// What the name of an environment stands for is written down before anything is made of it.
     fn looked_up(&mut self, looked: &Looked) -> Plan {
         match looked {
             Looked::Found(environment) => {
-                let (fingerprint, content) = (self.fingerprint.clone(), content(self.image));
-                self.status.pinned = Some(Pinned { fingerprint, content, environment: environment.clone() });
+                self.pin(|pinned| pinned.environment = Some(environment.clone()));
                 self.show(&Notice::Importing("the environment has been looked up".into()));
                 self.plan(Some(Duration::ZERO), "the environment is known")
             }
@@ -292,7 +297,10 @@ impl Turn<'_> {
 
     fn ended(&mut self, outcome: &Outcome) -> Plan {
         match outcome {
-            Outcome::Imported { disk, virtual_size, kernel, initrd, conversion } => {
+            Outcome::Imported { disk, virtual_size, kernel, initrd, conversion, manifests } => {
+                if !manifests.is_empty() {
+                    self.pin(|pinned| pinned.manifests.clone_from(manifests));
+                }
                 self.status.digest = Some(disk.digest.clone());
                 self.status.size = Some(crate::api::quantity::Bytes(disk.size));
                 self.status.virtual_size = Some(crate::api::quantity::Bytes(*virtual_size));

@@ -49,7 +49,14 @@ fn unknown<T>() -> Fact<T> {
 
 pub(super) fn imported() -> Importer {
     let disk = StoredFile { digest: digest(1), size: 7 };
-    Importer::Ended(Outcome::Imported { disk, virtual_size: 1 << 20, kernel: None, initrd: None, conversion: None })
+    Importer::Ended(Outcome::Imported {
+        disk,
+        virtual_size: 1 << 20,
+        kernel: None,
+        initrd: None,
+        conversion: None,
+        manifests: BTreeMap::new(),
+    })
 }
 
 pub(super) fn failed(again: bool) -> Importer {

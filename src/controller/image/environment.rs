@@ -21,7 +21,7 @@ fn refused<T>(why: &str) -> Result<T, Trouble> {
 /// The description, as far as it is known.
 fn description(image: &VmImage) -> Option<&str> {
     let source = image.spec.source.environment.as_ref()?;
-    source.description.as_deref().or_else(|| Some(&pinned(image)?.environment.description))
+    source.description.as_deref().or_else(|| Some(&pinned(image)?.environment.as_ref()?.description))
 }
 
 /// The description, if it is known and is of an environment that can become a VM's disk.

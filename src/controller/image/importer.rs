@@ -14,11 +14,16 @@ use k8s_openapi::{
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{Context, decide::fingerprint, environment, logins::Logins};
+use super::{
+    Context,
+    decide::{fingerprint, pinned},
+    environment,
+    logins::Logins,
+};
 use crate::{
     api::{LABEL_COMPONENT, VmImage, image::ImageSource},
     driver::cluster::ClusterError,
-    image::{FileOrder, ImportOrder, LoginOrder, Place},
+    image::{FileOrder, ImportOrder, LoginOrder, OciPlace, Place},
     names::{Identity, JobUid},
 };
 
@@ -180,39 +185,56 @@ fn login_key(secret: &str) -> String {
 pub fn order(image: &VmImage) -> ImportOrder {
     let spec = &image.spec;
     let os = spec.os.as_ref();
+    let file = |field: &str, source: &ImageSource, limit| FileOrder {
+        field: format!("{field}{}", kind(source)),
+        place: place_of(image, source),
+        digest: source.digest().cloned(),
+        limit,
+        login: source.credentials().map(|secret| LoginOrder {
+            secret: secret.name.clone(),
+            file: PathBuf::from(CREDENTIALS).join(login_key(&secret.name)),
+        }),
+    };
     ImportOrder {
-        disk: file("spec.source", &spec.source, environment::address(image), DISK_LIMIT),
+        disk: file("spec.source", &spec.source, DISK_LIMIT),
         boot: environment::boot(image),
         check: spec.made_disk().filter(|_| !spec.skip_boot_check).and_then(|_| spec.params()),
         format: spec.format,
         disk_size: spec.made_disk().map(|size| size.0),
-        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, None, BOOT_LIMIT)),
-        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, None, BOOT_LIMIT)),
+        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, BOOT_LIMIT)),
+        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, BOOT_LIMIT)),
     }
 }
 
-/// One file; `described` is where an environment's description says that it is.
-fn file(field: &str, source: &ImageSource, described: Option<String>, limit: u64) -> FileOrder {
-    let field = if source.environment.is_some() { format!("{field}.environment") } else { field.into() };
-    let digest = source.digest().cloned();
-    let login = source.credentials().map(|secret| LoginOrder {
-        secret: secret.name.clone(),
-        file: PathBuf::from(CREDENTIALS).join(login_key(&secret.name)),
-    });
-    match (source.web(), source.on_claim()) {
-        (Some(web), _) => {
-            FileOrder { field: format!("{field}.http"), place: Place::Url(web.url.clone()), digest, limit, login }
-        }
-        (None, Some(claim)) => FileOrder {
-            field: format!("{field}.claim"),
-            place: Place::Beneath { root: PathBuf::from(CLAIMS).join(&claim.name), path: claim.path.clone() },
-            digest,
-            limit,
-            login,
-        },
-        // no importer is started for a description without an address
-        (None, None) => FileOrder { field, place: Place::Url(described.unwrap_or_default()), digest, limit, login },
+/// What of a source says where its file is.
+fn kind(source: &ImageSource) -> String {
+    let environment = if source.environment.is_some() { ".environment" } else { "" };
+    let kind = match (source.web(), source.on_claim(), &source.oci) {
+        (Some(_), _, _) => ".http",
+        (None, Some(_), _) => ".claim",
+        (None, None, Some(_)) => ".oci",
+        (None, None, None) => "",
+    };
+    format!("{environment}{kind}")
+}
+
+fn place_of(image: &VmImage, source: &ImageSource) -> Place {
+    if let Some(web) = source.web() {
+        return Place::Url(web.url.clone());
     }
+    if let Some(claim) = source.on_claim() {
+        return Place::Beneath { root: PathBuf::from(CLAIMS).join(&claim.name), path: claim.path.clone() };
+    }
+    if let Some(oci) = &source.oci {
+        return Place::Oci(OciPlace {
+            reference: oci.reference.clone(),
+            file: oci.file.clone(),
+            manifest: pinned(image).and_then(|pinned| pinned.manifests.get(&oci.reference)).cloned(),
+            plain_http: oci.plain_http,
+        });
+    }
+    // no importer is started for a description without an address
+    Place::Url(environment::address(image).unwrap_or_default())
 }
 
 /// Names of the claims the image needs, each once.

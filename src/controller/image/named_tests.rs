@@ -1,4 +1,4 @@
-//! Decisions about an environment that the spec names.
+//! Decisions about what the spec only names: environments, and tags of artifacts.
 
 use super::{
     tests::{after, digest, failed, imported, now, ready, seen},
@@ -50,7 +50,7 @@ fn asked_again(mut image: VmImage) -> VmImage {
 }
 
 fn version(image: &VmImage) -> Option<u64> {
-    image.status.as_ref()?.pinned.as_ref()?.environment.version
+    image.status.as_ref()?.pinned.as_ref()?.environment.as_ref()?.version
 }
 
 #[test]
@@ -116,4 +116,24 @@ fn what_cannot_be_had_is_tried_again_or_refused() {
     let message = &get(&plan.status.conditions, crate::api::ConditionType::Ready).unwrap().message;
     assert!(message.contains("server:///x.tgz") && message.contains("http or claim"), "{message}");
     assert!(is_true(&plan.status.conditions, crate::api::ConditionType::Stalled));
+}
+
+#[test]
+fn a_tag_stays_what_it_was() {
+    let mut image = image();
+    image.spec =
+        serde_json::from_value(serde_json::json!({"source": {"oci": {"reference": "r.example/debian:12"}}})).unwrap();
+    let manifest = |image: &VmImage| match importer::order(image).disk.place {
+        Place::Oci(place) => place.manifest,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((wanted(&image).importer, manifest(&image)), (true, None));
+    let Importer::Ended(Outcome::Imported { disk, virtual_size, .. }) = imported() else { unreachable!() };
+    let manifests = BTreeMap::from([("r.example/debian:12".to_owned(), digest(9))]);
+    let outcome = Outcome::Imported { disk, virtual_size, kernel: None, initrd: None, conversion: None, manifests };
+    let mut image = after(image, Importer::Ended(outcome));
+    let gone = Seen { stored: [(digest(1), Fact::Absent)].into(), ..seen(Fact::Unknown { since: now() }) };
+    image.status = Some(decide(&image, &gone, now()).status);
+    assert_eq!(manifest(&image), Some(digest(9)), "the repository lost it: the same one is fetched again");
+    assert_eq!(manifest(&asked_again(image)), None);
 }

@@ -140,7 +140,14 @@ async fn present(image: &VmImage, repository: &dyn Repository, proven: &BTreeSet
         Some(initrd) => Some(stored(initrd).await?),
         None => None,
     };
-    Some(Outcome::Imported { disk, virtual_size: record.virtual_size, kernel, initrd, conversion: None })
+    Some(Outcome::Imported {
+        disk,
+        virtual_size: record.virtual_size,
+        kernel,
+        initrd,
+        conversion: None,
+        manifests: BTreeMap::new(),
+    })
 }
 
 async fn size(repository: &dyn Repository, digest: &str, now: Timestamp) -> Fact<u64> {

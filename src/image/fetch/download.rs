@@ -32,14 +32,17 @@ pub(super) const PAUSES: Backoff = Backoff { first: Duration::from_millis(250), 
 /// What came, and whether it came in several parts.
 pub(super) type Fetched = (StoredFile, bool);
 
+/// Says what an answer other than success means.
+pub(super) type OnRefusal<'a> = dyn Fn(&Url, StatusCode) -> Trouble + Send + Sync + 'a;
+
 /// One file to fetch.
 pub(super) struct Download<'a> {
     pub(super) client: &'a Client,
     pub(super) url: &'a Url,
     /// For the origin of `url` only.
     pub(super) authorization: Option<HeaderValue>,
-    /// What an answer other than success means, from the address that gave it.
-    pub(super) refused: &'a (dyn Fn(&Url, StatusCode) -> Trouble + Sync),
+    /// Is given the address that answered.
+    pub(super) refused: &'a OnRefusal<'a>,
     /// For messages.
     pub(super) field: &'a str,
     /// Most bytes.
@@ -98,7 +101,7 @@ impl Download<'_> {
     }
 
     /// Sends the request to where it is redirected.
-    async fn send(&self, headers: &HeaderMap) -> Result<Response, Trouble> {
+    pub(super) async fn send(&self, headers: &HeaderMap) -> Result<Response, Trouble> {
         let mut url = self.url.clone();
         for _ in 0..=REDIRECTS {
             let mut request = self.client.get(url.clone()).headers(headers.clone());

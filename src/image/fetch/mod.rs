@@ -2,6 +2,7 @@
 //! nothing they send is believed.
 
 mod download;
+pub(super) mod oci;
 mod web;
 
 use std::{fs::File, io::Read as _, path::Path};
@@ -18,6 +19,7 @@ pub async fn fetch(order: &FileOrder, to: &Path) -> Result<StoredFile, Trouble> 
     // a file that changed while it came, which its server did not say, may be the right one next time
     let (got, again) = match &order.place {
         Place::Url(url) => web::fetch(order, url, to).await?,
+        Place::Oci(place) => oci::fetch(order, place, to).await?,
         Place::Beneath { root, path } => {
             let (order, root, path, to) = (order.clone(), root.clone(), path.clone(), to.to_owned());
             let copied = tokio::task::spawn_blocking(move || copy(&order, &root, &path, &to));
@@ -41,6 +43,7 @@ pub async fn fetch(order: &FileOrder, to: &Path) -> Result<StoredFile, Trouble> 
 fn place(order: &FileOrder) -> &str {
     match &order.place {
         Place::Url(url) => url,
+        Place::Oci(place) => &place.reference,
         Place::Beneath { path, .. } => path,
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn fetch(order: &FileOrder, url: &str, to: &Path) -> Result<Fet
     let login = order.login.as_ref();
     let download = Download {
         client: &client()?,
-        authorization: login.map(header).transpose()?,
+        authorization: login.map(self::login).transpose()?.and_then(|login| login.header()),
         refused: &|found, status| refused(field, login, &address, found, status),
         url: &address,
         field,
@@ -44,12 +44,10 @@ pub(super) async fn fetch(order: &FileOrder, url: &str, to: &Path) -> Result<Fet
     download.run(to).await
 }
 
-/// The header that a login is sent in.
-pub(super) fn header(order: &LoginOrder) -> Result<reqwest::header::HeaderValue, Trouble> {
-    let read = Login::read(&order.file).map_err(|error| error.to_string());
-    let header = read.and_then(|login| login.header().ok_or_else(|| "no header can have it".into()));
-    header.map_err(|why| {
-        let message = format!("failed to read the login of Secret {}: {why}", order.secret);
+/// Reads a login.
+pub(super) fn login(order: &LoginOrder) -> Result<Login, Trouble> {
+    Login::read(&order.file).map_err(|error| {
+        let message = format!("failed to read the login of Secret {}: {error}", order.secret);
         Trouble::passing(TroubleKind::LoginMissing, message)
     })
 }
