@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::agents::prepared;
 use serde_json::Value;
 use vmdeploy::{
+    api::VmImage,
     config::{Config, SiteConfig},
     yaml,
 };
@@ -157,6 +158,33 @@ fn bytes_may_be_numbers() -> Result<()> {
         let text = map["data"]["config.yaml"].as_str().context("no config.yaml")?;
         ensure!(text.contains(&format!("captureCache: \"{read}\"")), "{text}");
         Config::read(text)?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs the test bed's helm: e2e/test --e2e"]
+fn standard_images_are_offered_to_all() -> Result<()> {
+    let environment = ["site=rennes", "name=debian12-min", "version=2026112700"];
+    let mut settings: Vec<String> =
+        environment.iter().map(|field| format!("standardImages[0].spec.source.environment.{field}")).collect();
+    settings.extend(
+        ["name=debian12-min", "spec.format=tar", "spec.standard=false"].map(|s| format!("standardImages[0].{s}")),
+    );
+    settings.extend(
+        ["name=alpine", "spec.source.oci.reference=r.example/alpine:3"].map(|s| format!("standardImages[1].{s}")),
+    );
+    let all = rendered(&settings)?;
+    let images: Vec<_> = all.into_iter().filter(|object| object["kind"] == "VmImage").collect();
+    ensure!(images.len() == 2, "{images:?}");
+    for image in images {
+        let image: VmImage = serde_json::from_value(image)?;
+        image.validate_cel().map_err(|errors| anyhow::anyhow!("{errors}"))?;
+        ensure!(image.spec.standard && image.metadata.namespace.as_deref() == Some("default"), "{image:?}");
+    }
+    for (wrong, words) in [("name=debian", "spec"), ("name=Debian", "name"), ("spec.source.http.url=x", "name")] {
+        let refused = rendered(&[format!("standardImages[0].{wrong}")]).expect_err(wrong).to_string();
+        ensure!(refused.contains("standardImages") && refused.contains(words), "{wrong}: {refused}");
     }
     Ok(())
 }
