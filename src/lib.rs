@@ -186,6 +186,8 @@
 //!   its ticket names. The quota is soft, and what must not be lost is stored.
 //! - **Accounts**: a user's Secret in the job's own namespace, or the site's configuration. Logins at web servers: a Secret
 //!   in the image's own namespace, of which its importer gets a copy.
+//! - **What a name in an image stands for** (an environment of Kadeploy, the tag of an artifact): the image's status, from
+//!   when it was looked up until another import is asked for.
 //! - **Absence**: an object that cannot be read, or that a watch has not brought, is not gone; before anything
 //!   is removed for it, the API server is asked. Nothing is decided while the CRDs it serves would drop fields.
 //! - **What an image is**: its SHA-256, compared on each node at each use. Its pieces have names of their own, which the
