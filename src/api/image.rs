@@ -141,7 +141,7 @@ impl ImageSource {
 #[x_kube(
     validation = ("has(self.description) != has(self.name)", "an environment takes exactly one of description and name"),
     validation = ("has(self.name) == has(self.site)", "site is the one whose deployment server has the environment: give it with name, and leave it out with description"),
-    validation = ("has(self.name) || !(has(self.user) || has(self.version))", "user and version go with name: with description leave them out"),
+    validation = ("has(self.name) || !(has(self.user) || has(self.version) || has(self.credentials))", "user, version and credentials go with name: with description leave them out"),
     validation = ("!has(self.description) || (has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) == 1", "an environment takes exactly one of digest (of the file that image.file names), http and claim"),
     validation = ("(has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) <= 1", "an environment by name takes at most one of digest (of the file that image.file names), http and claim")
 )]
@@ -152,7 +152,7 @@ pub struct EnvironmentSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// The site whose deployment server has the environment. It is asked with the account that the site's configuration
-    /// gives this namespace.
+    /// gives this namespace, unless credentials name another one.
     #[x_kube(validation = ("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')", "site must be the name of a site of the operator's configuration: lower-case letters, digits, dot and hyphen"))]
     #[schemars(length(min = 1, max = 63))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,6 +170,9 @@ pub struct EnvironmentSource {
     /// Its version; if absent the newest, which is recorded in the status and kept until another import is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
+    /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<SecretReference>,
     /// Digest of the file that image.file of the description names, which must be an http or https address then.
     #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
     #[schemars(length(max = 80))]

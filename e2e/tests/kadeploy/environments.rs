@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 use vmdeploy::{
     api::image::EnvironmentSource,
+    clock::Clock,
     config::Config,
     controller::image::recorded::{Looked, look_up},
-    driver::kadeploy::directory::KadeployDirectory,
+    driver::{cluster::fake::FakeCluster, kadeploy::directory::KadeployDirectory},
 };
 
 use crate::{
@@ -96,9 +97,10 @@ async fn an_image_may_name_what_is_recorded() {
     let config = json!({"sites": sites, "namespace": "x", "repository": "x:1", "agents": {"image": "x"}});
     let config: Config = serde_json::from_value(config).unwrap();
     let servers = KadeployDirectory::new(config.sites.clone());
+    let cluster = FakeCluster::new(Clock::system());
     let ask = async |source: Value| {
         let source: EnvironmentSource = serde_json::from_value(source).unwrap();
-        look_up(&source, "team", &config, &servers).await
+        look_up(&source, "team", &config, &cluster, &servers).await
     };
     for version in [1, 2] {
         let mut environment = described("vmdeploy-e5", &image);

@@ -94,7 +94,7 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
     let environment = match &image.spec.source.environment {
         Some(source) if wanted.environment => {
             let namespace = image.metadata.namespace.as_deref().unwrap_or_default();
-            Some(recorded::look_up(source, namespace, &context.config, &*context.deployers).await)
+            Some(recorded::look_up(source, namespace, &context.config, &*context.view, &*context.deployers).await)
         }
         _ => None,
     };

@@ -1,11 +1,15 @@
 //! An environment that a site's deployment server has recorded, asked for with the account that the site's configuration
-//! gives the image's namespace. Only looks.
+//! gives the image's namespace, or that of a Secret there. Only looks.
 
 use crate::{
     api::image::{EnvironmentSource, RecordedEnvironment},
     config::Config,
     controller::account,
-    driver::kadeploy::{Deployers, Environment, EnvironmentName, KadeployError},
+    driver::{
+        cluster::{ClusterError, ClusterView},
+        kadeploy::{Deployers, Environment, EnvironmentName, KadeployError},
+        site::Credentials,
+    },
     image::{Trouble, TroubleKind},
     yaml,
 };
@@ -29,9 +33,10 @@ pub async fn look_up(
     source: &EnvironmentSource,
     namespace: &str,
     config: &Config,
+    view: &dyn ClusterView,
     deployers: &dyn Deployers,
 ) -> Looked {
-    match ask(source, namespace, config, deployers).await {
+    match ask(source, namespace, config, view, deployers).await {
         Ok(environment) => Looked::Found(environment),
         Err(looked) => looked,
     }
@@ -41,6 +46,7 @@ async fn ask(
     source: &EnvironmentSource,
     namespace: &str,
     config: &Config,
+    view: &dyn ClusterView,
     deployers: &dyn Deployers,
 ) -> Result<RecordedEnvironment, Looked> {
     let wrong = |kind, message: &str| Looked::Wrong(Trouble::passing(kind, message));
@@ -63,13 +69,17 @@ async fn ask(
         );
         return Err(Looked::Wrong(Trouble::refused(TroubleKind::Site, message)));
     }
-    let account = account::configured(settings, namespace).ok_or_else(|| {
-        let message = format!(
-            "site {site} gives namespace {namespace} no account (sites.{site}.users in the operator's configuration): have \
-             one given, or give the description of {name} instead of its name"
-        );
-        wrong(TroubleKind::LoginMissing, &message)
-    })?;
+    let account = match &source.credentials {
+        Some(secret) => own(&secret.name, namespace, view).await?,
+        None => account::configured(settings, namespace).ok_or_else(|| {
+            let message = format!(
+                "site {site} gives namespace {namespace} no account (sites.{site}.users in the operator's configuration): \
+                 name a Secret with one in spec.source.environment.credentials, or give the description of {name} instead \
+                 of its name"
+            );
+            wrong(TroubleKind::LoginMissing, &message)
+        })?,
+    };
     let failed = |error: KadeployError| {
         let message = format!("environment {name} at site {site}: {error}");
         match error {
@@ -90,6 +100,17 @@ async fn ask(
     let server = deployers.account(site, &account).map_err(failed)?;
     let found = server.describe(&name).await.map_err(failed)?;
     recorded(found, &name).map_err(|trouble| Looked::Wrong(*trouble))
+}
+
+/// The account in a Secret.
+async fn own(secret: &str, namespace: &str, view: &dyn ClusterView) -> Result<Credentials, Looked> {
+    let read = match view.secret(namespace, secret).await {
+        Ok(Some(found)) => account::from_secret(secret, &found),
+        Ok(None) => Err(format!("there is no Secret {secret} in this namespace")),
+        Err(ClusterError::Forbidden(_)) => Err(format!("Secret {secret}: {}", account::MAY_NOT_READ)),
+        Err(error) => return Err(Looked::Silent(format!("Secret {secret}: {error}"))),
+    };
+    read.map_err(|why| Looked::Wrong(Trouble::passing(TroubleKind::LoginMissing, why)))
 }
 
 fn recorded(found: Environment, name: &EnvironmentName) -> Result<RecordedEnvironment, Box<Trouble>> {

@@ -8,21 +8,29 @@ use super::*;
 use crate::{
     clock::Clock,
     driver::{
+        cluster::fake::FakeCluster,
         kadeploy::{
             Kadeploy,
             fake::{FakeKadeploy, Outage},
         },
-        site::Credentials,
     },
 };
 
-/// One server, whatever site and account; who asked is its user.
-struct OneServer(FakeKadeploy);
+/// One server at one site, for one account.
+struct OneServer(FakeKadeploy, Credentials);
+
+/// The server for the account that the site gives the namespace.
+fn given(server: FakeKadeploy) -> OneServer {
+    OneServer(server, Credentials::Header { user: "alice".into() })
+}
+
+fn cluster() -> FakeCluster {
+    FakeCluster::new(Clock::manual(Timestamp::UNIX_EPOCH))
+}
 
 impl Deployers for OneServer {
     fn account(&self, site: &str, credentials: &Credentials) -> Result<Arc<dyn Kadeploy>, KadeployError> {
-        let alice = Credentials::Header { user: "alice".into() };
-        assert_eq!((site, credentials), ("rennes", &alice), "the account that the site gives the namespace");
+        assert_eq!((site, credentials), ("rennes", &self.1));
         Ok(Arc::new(self.0.clone()))
     }
 }
@@ -60,7 +68,7 @@ fn source(source: Value) -> EnvironmentSource {
 #[case::of_a_user(json!({"site": "rennes", "name": "hv", "user": "bob"}), Some(2))]
 #[tokio::test]
 async fn a_name_stands_for_what_the_server_has(#[case] asked: Value, #[case] version: Option<u64>) {
-    let looked = look_up(&source(asked.clone()), "team", &config(), &OneServer(server())).await;
+    let looked = look_up(&source(asked.clone()), "team", &config(), &cluster(), &given(server())).await;
     let Looked::Found(found) = looked else { panic!("{looked:?}") };
     assert_eq!((found.name.as_str(), found.version), (asked["name"].as_str().unwrap(), version));
     let read = Environment::from_yaml(&found.description).unwrap();
@@ -84,7 +92,7 @@ async fn what_cannot_be_had_says_what_to_change(
     #[case] words: &str,
 ) {
     let asked = source(json!({"site": site, "name": name}));
-    let looked = look_up(&asked, namespace, &config(), &OneServer(server())).await;
+    let looked = look_up(&asked, namespace, &config(), &cluster(), &given(server())).await;
     let Looked::Wrong(trouble) = looked else { panic!("{looked:?}") };
     assert_eq!((trouble.kind, trouble.again), (kind, again), "{trouble}");
     assert!(trouble.message.contains(words), "{trouble}");
@@ -95,6 +103,21 @@ async fn silence_says_nothing_of_what_is_there() {
     let server = server();
     server.set_outage(Outage::All);
     let asked = source(json!({"site": "rennes", "name": "x"}));
-    let looked = look_up(&asked, "team", &config(), &OneServer(server)).await;
+    let looked = look_up(&asked, "team", &config(), &cluster(), &given(server)).await;
     assert!(matches!(&looked, Looked::Silent(why) if why.contains("x at site rennes")), "{looked:?}");
+}
+
+#[tokio::test]
+async fn the_account_may_be_one_of_the_namespaces_own() {
+    let asked = source(json!({"site": "rennes", "name": "hv", "credentials": {"name": "bob"}}));
+    let cluster = cluster();
+    let account = Credentials::Basic { username: "bob".into(), password: "s3cret".into() };
+    let server = OneServer(server(), account);
+    let looked = look_up(&asked, "other", &config(), &cluster, &server).await;
+    assert!(matches!(&looked, Looked::Wrong(trouble) if trouble.message.contains("no Secret bob")), "{looked:?}");
+    // "bob" and "s3cret" in base64
+    let secret = json!({"metadata": {"name": "bob", "namespace": "other"}, "data": {"username": "Ym9i", "password": "czNjcmV0"}});
+    cluster.put_secret(serde_json::from_value(secret).unwrap());
+    let looked = look_up(&asked, "other", &config(), &cluster, &server).await;
+    assert!(matches!(looked, Looked::Found(_)), "{looked:?}");
 }
