@@ -186,9 +186,9 @@ pub(super) async fn clear(directory: &Path, limit: u64) {
     }
 }
 
-/// Removes what is unused, the longest unused first, until the rest is within the limit.
-fn sweep(directory: &Path, limit: u64) -> io::Result<()> {
-    let _held = lock(directory)?;
+/// The files of images in a directory, the longest unused first: when each was used, its bytes, and where it is; and the
+/// bytes of all. Files on their way that were left there long ago are removed.
+pub(super) fn by_use(directory: &Path) -> io::Result<(Vec<(SystemTime, u64, PathBuf)>, u64)> {
     let (mut files, mut total) = (Vec::new(), 0_u64);
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -206,6 +206,13 @@ fn sweep(directory: &Path, limit: u64) -> io::Result<()> {
         }
     }
     files.sort();
+    Ok((files, total))
+}
+
+/// Removes what is unused, the longest unused first, until the rest is within the limit.
+fn sweep(directory: &Path, limit: u64) -> io::Result<()> {
+    let _held = lock(directory)?;
+    let (files, mut total) = by_use(directory)?;
     for (_, length, path) in files {
         if total <= limit {
             break;

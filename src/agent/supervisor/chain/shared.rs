@@ -5,16 +5,15 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use super::arriving::{Arriving, NotTaken};
+use super::{
+    super::images::by_use,
+    arriving::{Arriving, NotTaken},
+};
 use crate::driver::agent::SharedImages;
 
-/// A file on its way that is older was left by an agent that died.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
-/// What the names of files on their way begin with.
-const PARTIAL: &str = ".new-";
 /// Bytes read at a time.
 const PORTION: usize = 1 << 20;
 
@@ -65,7 +64,7 @@ pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::R
         return Ok(());
     }
     sweep(shared, shared.limit - length)?;
-    let new = shared.directory.join(format!("{PARTIAL}{:032x}", rand::random::<u128>()));
+    let new = shared.directory.join(format!(".{:032x}", rand::random::<u128>()));
     let mut copy = || {
         let mut there = File::create_new(&new)?;
         io::copy(&mut image, &mut there)?;
@@ -82,22 +81,7 @@ pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::R
 /// Removes files until the rest is within the limit. Who reads one that is removed has it to the end, or fetches the rest
 /// from others.
 fn sweep(shared: &SharedImages, limit: u64) -> io::Result<()> {
-    let (mut files, mut total) = (Vec::new(), 0_u64);
-    for entry in fs::read_dir(&shared.directory)? {
-        let entry = entry?;
-        // other agents change the directory, too
-        let Ok(found) = entry.metadata() else { continue };
-        let (name, used) = (entry.file_name(), found.modified()?);
-        if name.as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
-            if used.elapsed().is_ok_and(|age| age > ABANDONED) {
-                fs::remove_file(entry.path())?;
-            }
-        } else if name.as_encoded_bytes().starts_with(b"sha256-") && found.is_file() {
-            total = total.saturating_add(found.len());
-            files.push((used, found.len(), entry.path()));
-        }
-    }
-    files.sort();
+    let (files, mut total) = by_use(&shared.directory)?;
     for (_, length, path) in files {
         if total <= limit {
             break;
@@ -113,7 +97,7 @@ fn sweep(shared: &SharedImages, limit: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use sha2::{Digest as _, Sha256};
 
