@@ -189,6 +189,37 @@ fn standard_images_are_offered_to_all() -> Result<()> {
     Ok(())
 }
 
+/// Only a site whose nodes are deployed gives the operator the right to take nodes out of the cluster.
+#[test]
+#[ignore = "needs the test bed's helm: e2e/test --e2e"]
+fn nodes_are_removed_only_where_they_are_deployed() -> Result<()> {
+    let site = ["kind=oar2", "url=http://oar"].map(|setting| format!("sites.rennes.{setting}"));
+    let server = ["url=http://kadeploy:25300", "wait=10m", "leaseOwner=1000"];
+    let server = server.map(|setting| format!("sites.rennes.kadeploy.{setting}"));
+    for (settings, expected) in [(site.to_vec(), false), ([&site[..], &server[..]].concat(), true)] {
+        let all = rendered(&settings)?;
+        let role =
+            |object: &&Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "vmdeploy-operator";
+        let rules = all.iter().find(role).context("no ClusterRole")?["rules"].as_array().context("no rules")?;
+        let nodes = rules.iter().find(|rule| rule["resources"] == serde_json::json!(["nodes"])).context("no nodes")?;
+        ensure!(nodes["verbs"].to_string().contains("delete") == expected, "{nodes}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs the test bed's helm: e2e/test --e2e"]
+fn shared_images_are_told_to_the_operator() -> Result<()> {
+    for (settings, claim) in [(vec![], None), (vec!["agents.sharedImages.claim=images".to_owned()], Some("images"))] {
+        let all = rendered(&settings)?;
+        let map = all.iter().find(|object| object["kind"] == "ConfigMap").context("no ConfigMap")?;
+        let config = Config::read(map["data"]["config.yaml"].as_str().context("no config.yaml")?)?;
+        let told = config.agents.shared_images.map(|shared| shared.claim);
+        ensure!(told.as_deref() == claim, "{told:?}");
+    }
+    Ok(())
+}
+
 /// What the chart renders with these settings.
 fn rendered(settings: &[String]) -> Result<Vec<Value>> {
     let mut helm = Command::new(std::env::var_os("HELM").map_or_else(|| prepared("helm"), |helm| Ok(helm.into()))?);
