@@ -13,6 +13,7 @@
 //!    kubectl, Flux, Argo CD
 //!           |                              +--------------- site: OAR (REST) ---------------+
 //!    kube-apiserver  <---->  operator ---->| slots: submit, look up, status, events, delete |
+//!           |                 |    |   \-->| Kadeploy: systems on bare nodes, if a job asks |
 //!           ^                 |    |       +--- hold: locks on the slot's nodes ---+--------+
 //!           |                 |    |                                               |
 //!           |                 |    +--- makes one agent pod per member ----+       |
@@ -34,7 +35,7 @@
 //!
 //! | process | runs as | does | owns |
 //! |---|---|---|---|
-//! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites and the agents | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
+//! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites, their deployment servers and the agents; removes Node objects of systems that it had deployed | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
@@ -112,8 +113,8 @@
 //!    looked up instead of sent again.
 //! 3. **Slots run.** Where the spec says so (`hypervisor`), the site's deployment server first puts an environment on their
 //!    nodes, which join the cluster: one workflow of a slot after the other, each numbered in the status before it is
-//!    asked for. The hold then runs on the site's frontend and reaches them from there. The hold (the script in the OAR job) waits on each node for the agent's lease
-//!    directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
+//!    asked for. The hold (the script in the OAR job, on the first node or, with those, on the site's frontend) waits
+//!    on each node for the agent's lease directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
 //!    agent pod per member is made on the slot's nodes, and one more for a master on a node of its own.
 //!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
@@ -178,7 +179,8 @@
 //! - **The way in's host key**: it follows from the authority's key and the job's uid, and is kept nowhere.
 //! - **Which nodes will do**: each generation's manifest says what its members need, an agent what its node offers. What
 //!   was missing on a node is in the status of the job that found it out, and counts for all jobs, for a day; KVM only
-//!   once it was missing twice, and before that for half an hour and for that job. A request that waits is given back
+//!   once it was missing twice, and before that for half an hour and for that job; that a node could not be deployed only for
+//!   half an hour and for that job. A request that waits is given back
 //!   and sent anew when other nodes are to be left out.
 //! - **How much a namespace keeps**: what lies in the repository. A job that is accepted counts with all that it may
 //!   bring until it has stored something, a capture with what it may bring. Those that begin in one moment do not see each
@@ -214,6 +216,9 @@
 //! - **What a job began with stays for its whole life.** Generation 0 has no Snapshot object; it is what failed commands
 //!   are begun again from, and goes with the job. With second names for files it takes little while the other job has
 //!   the same blocks; `usage` counts them with both.
+//! - **On deployed nodes OAR's kill is no fence.** OAR ends the hold on the frontend and nothing on the nodes: the connection that
+//!   is cut ends the lease there. So the end of such a slot proves no death; an agent's word, its container's end and its
+//!   silence do.
 //! - **Systems on a node are told apart by the uid of the Node object and their kernel's start.** The object of the system
 //!   before is removed once a workflow is at work on the node, and that of the deployed one when its slot is over and all on
 //!   it are dead: so no agent is placed on a system that is about to go, and no job takes away what another one has deployed

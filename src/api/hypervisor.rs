@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.deploy == 'Never' || has(self.environment)", "hypervisor.environment is missing: name the environment that is put on the nodes, or set deploy to Never"))]
 // here and not at the reference: that is part of the status as well, in lists for which such rules cost too much
-#[x_kube(validation = ("!has(self.environment) || self.environment.name.matches('^[A-Za-z0-9._+-]+$')", "the environment's name may hold only letters, digits and ._+-"))]
-#[x_kube(validation = ("!has(self.environment) || !has(self.environment.user) || self.environment.user.matches('^[A-Za-z0-9._-]+$')", "the environment's user may hold only letters, digits and ._-"))]
+#[x_kube(validation = ("!has(self.environment) || self.environment.name.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')", "the environment's name may hold letters, digits and ._+- and must begin with a letter or a digit"))]
+#[x_kube(validation = ("!has(self.environment) || !has(self.environment.user) || self.environment.user.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')", "the environment's user may hold letters, digits and ._+- and must begin with a letter or a digit"))]
 pub struct HypervisorSpec {
     /// Whether the site's deployment server puts an environment on the slot's nodes, which are then asked for as nodes to
     /// be deployed.
@@ -63,19 +63,19 @@ pub struct DeploymentStatus {
     pub workflow: Option<WorkflowStatus>,
     /// Workflows in a row that came to nothing, by no fault of the nodes.
     #[serde(default, skip_serializing_if = "super::job_status::is_zero")]
-    pub idle: u32,
+    pub fruitless: u32,
     /// No workflow is asked for before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Time>,
     /// A workflow that its server has forgotten, whose marks are on nodes still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takes_over: Option<String>,
-    /// Workflows that were asked for.
+    /// Number of the last workflow.
     #[serde(default, skip_serializing_if = "super::job_status::is_zero")]
-    pub workflows: u32,
+    pub last_workflow: u32,
     /// Since when the slot is over and all that was on its nodes is dead: they then leave the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub over: Option<Time>,
+    pub over_since: Option<Time>,
     /// The nodes of the slot.
     pub nodes: Vec<DeployedNode>,
 }
@@ -108,7 +108,7 @@ pub struct DeployedNode {
     /// Workflows that came to nothing on it.
     #[serde(default, skip_serializing_if = "super::job_status::is_zero")]
     pub failures: u32,
-    /// What the last of them failed with.
+    /// What stands against it now, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The system that was on it when its slot began, as the cluster knew it.

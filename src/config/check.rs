@@ -110,6 +110,9 @@ impl AgentsConfig {
                 self.port_count, self.port_first
             ));
         }
+        if self.shared_images.as_ref().is_some_and(|shared| shared.claim.is_empty()) {
+            return Err("agents.sharedImages.claim must name a PersistentVolumeClaim".into());
+        }
         if self.image.is_empty() {
             return Err("agents.image must name a container image".into());
         }
@@ -226,6 +229,22 @@ sites:
         "kadeploy.partitionField must be the name of the field"
     )]
     #[case::partition("isolation: 2m", "kadeploy: {url: 'https://k', partition: 'a b'}", "kadeploy.partition may hold")]
+    #[case::keys(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', keys: '/home/{user}/keys'}",
+        "kadeploy.keys: the address of the ssh keys must be"
+    )]
+    #[case::connector(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', connector: 'ssh;id'}",
+        "kadeploy.connector: connector \"ssh;id\" has characters"
+    )]
+    #[case::wait(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', wait: 1s}",
+        "kadeploy.wait must be between 10s and 86400s, not 1s"
+    )]
+    #[case::shared("agents: {", "agents: {sharedImages: {claim: ''}, ", "sharedImages.claim must name")]
     #[case::quota("agents:", "quota: {default: 1Mi}\nagents:", "quota.default must be at least 96Mi, not 1Mi")]
     #[case::quota_of_one("agents:", "quota: {namespaces: {team-a: 0}}\nagents:", "quota.namespaces.team-a")]
     #[case::of_a_model("isolation: 2m", "properties: {cpuModels: {x: 'a;b'}}", "properties.cpuModels.x")]

@@ -6,7 +6,7 @@ use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
 
 use crate::driver::{
-    kadeploy::names,
+    kadeploy::{KadeployError, names},
     oar::hold::{CONNECTOR, check_text},
 };
 
@@ -126,7 +126,10 @@ impl KadeployConfig {
         check_text("connector", &self.connector, CONNECTOR).map_err(|error| format!("{field}.connector: {error}"))?;
         let keys = self.keys.iter().map(|keys| keys.replace(USER, "user"));
         keys.into_iter().try_for_each(|keys| {
-            names::address("the address of the ssh keys", &keys).map_err(|error| format!("{field}.keys: {error}"))
+            names::address("the address of the ssh keys", &keys).map_err(|error| match error {
+                KadeployError::Refused(why) => format!("{field}.keys: {why}"),
+                other => format!("{field}.keys: {other}"),
+            })
         })?;
         super::check::within(&format!("{field}.wait"), self.wait.into(), WAIT)
     }

@@ -97,7 +97,7 @@ async fn a_server_that_dies_in_the_middle_is_taken_over_from() -> Result<()> {
     job.wait_tick(1, 1, DEPLOYED).await?;
     ensure!(slot_ids(&job.get().await?) == slots, "the slot was given back");
     let deployment = job.get().await?.status.and_then(|status| status.slots.first()?.deployment.clone());
-    ensure!(deployment.as_ref().is_some_and(|it| it.workflows == 2), "{deployment:?}");
+    ensure!(deployment.as_ref().is_some_and(|it| it.last_workflow == 2), "{deployment:?}");
     ends(&bed, &job, 1).await
 }
 
@@ -112,7 +112,7 @@ async fn a_slot_that_is_taken_in_the_middle_of_a_deployment_is_replaced() -> Res
     rival.found(LIFE).await?;
     job.wait_tick(1, 1, DEPLOYED).await?;
     let status = job.get().await?.status.context("no status")?;
-    ensure!(status.attempt == 2 && status.failures == 0, "attempt {}, kills {:?}", status.attempt, status.kills);
+    ensure!(status.attempt == 2 && status.failures == 0, "attempt {}, failures {}", status.attempt, status.failures);
     ends(&bed, &job, 1).await
 }
 
@@ -140,7 +140,8 @@ async fn an_operator_that_is_killed_asks_for_nothing_twice() -> Result<()> {
     bed.operators(1)?;
     job.wait_tick(1, 1, DEPLOYED).await?;
     let status = job.get().await?.status.context("no status")?;
-    let workflows: Vec<u32> = status.slots.iter().flat_map(|slot| &slot.deployment).map(|it| it.workflows).collect();
+    let workflows: Vec<u32> =
+        status.slots.iter().flat_map(|slot| &slot.deployment).map(|it| it.last_workflow).collect();
     ensure!(workflows == [1] && status.submission == 1, "{workflows:?} workflows, {} requests", status.submission);
     ends(&bed, &job, 1).await
 }

@@ -60,7 +60,7 @@ pub struct Deploying {
     pub number: u32,
     /// What is known of it.
     pub seen: DeploymentSeen,
-    /// When the server last answered a look.
+    /// When a look last came to an end, with an answer or without.
     pub looked: Option<Timestamp>,
     /// It is being looked at.
     pub looking: bool,

@@ -198,7 +198,7 @@ fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, S
             .map_or(crate::driver::site::Capabilities { notice: true, per_member: false }, |site| site.capabilities()),
         isolation: config.isolation.into(),
         agent_wait: config.agent_wait.into(),
-        deploys: config.kadeploy.as_ref().map(|kadeploy| kadeploy.wait.into()),
+        deployment_wait: config.kadeploy.as_ref().map(|kadeploy| kadeploy.wait.into()),
         max_memory: config.max_memory.map(|bytes| bytes.0),
         properties: config.properties.clone(),
     })

@@ -1,7 +1,7 @@
 //! What a pass of the job controller takes and gives: facts ([`Seen`], a file of its own) and a [`Plan`].
 //!
 //! Data only. An [`Effect`] is one write to the outside; it can be logged, compared and replayed.
-//! All effects but [`Effect::SubmitSlots`] and [`Effect::Deploy`] may be repeated.
+//! All effects but [`Effect::SubmitSlots`] may be repeated.
 
 mod deployment;
 mod seen;
@@ -73,7 +73,8 @@ pub enum Effect {
         /// The slot.
         id: SlotId,
     },
-    /// Has an environment put on nodes of a slot. Sent once for each number: only by the pass that wrote it.
+    /// Has an environment put on nodes of a slot. May be repeated under its number once the server's list, or its answer,
+    /// says that it has begun nothing.
     Deploy(DeployOrder),
     /// Cancels a workflow, or has its server forget it.
     ForgetWorkflow {

@@ -191,3 +191,26 @@ fn an_agent_fetches_images_from_those_before_it_and_from_nobody_that_is_not_plac
     job.status.as_mut().unwrap().members[0].agent.as_mut().unwrap().incarnation = 2;
     assert_eq!(members(&job, &placement, &[]), [], "that is another incarnation's");
 }
+
+#[test]
+fn images_of_a_claim_are_mounted_where_the_agent_is_told_and_only_for_jobs_that_want_them() {
+    let (mut job, placement, mut config) = parts();
+    let seen = |job: &BestEffortJob, placement: &AgentPlacement, config: &Config| {
+        let site = &config.sites["rennes"];
+        let told = super::config(job, placement, config, site, 1000, BTreeMap::new(), keys()).unwrap().shared_images;
+        let spec = pod(job, placement, config).spec.unwrap();
+        let claims = spec.volumes.unwrap().into_iter().filter_map(|volume| volume.persistent_volume_claim);
+        let mounts = spec.containers[0].volume_mounts.clone().unwrap();
+        let mounted = mounts
+            .into_iter()
+            .any(|mount| Some(&mount.mount_path) == told.as_ref().map(|_| SHARED_DIR.to_owned()).as_ref());
+        (told, claims.map(|claim| claim.claim_name).collect::<Vec<_>>(), mounted)
+    };
+    config.agents.shared_images = Some(crate::yaml::read("{claim: images, limit: 1Gi}").unwrap());
+    assert_eq!(seen(&job, &placement, &config), (None, vec![], false), "it comes from others");
+    job.spec.distribution = Distribution::Shared;
+    let told = SharedImages { directory: SHARED_DIR.into(), limit: 1 << 30 };
+    assert_eq!(seen(&job, &placement, &config), (Some(told), vec!["images".to_owned()], true));
+    let master = AgentPlacement { member: 2, ..placement.clone() };
+    assert_eq!(seen(&job, &master, &config), (None, vec![], false), "it has no image");
+}

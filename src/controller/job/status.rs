@@ -259,6 +259,10 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
         {
             (Truth::True, Reason::LeasesHeld, format!("incarnation {}", status.incarnation))
         }
+        JobPhase::Queued if hypervisor::deploying(status, seen).is_some() => {
+            let said = hypervisor::deploying(status, seen).unwrap_or_default();
+            (Truth::False, Reason::DeployingHypervisor, said)
+        }
         JobPhase::Deploying => {
             let placed = |m: &crate::api::job_status::MemberStatus| {
                 m.agent.as_ref().is_some_and(|agent| agent.incarnation == status.incarnation)

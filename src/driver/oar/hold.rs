@@ -46,8 +46,8 @@
 //! **Nodes that are deployed first.** OAR runs the hold of a deploy job on its frontend, and ends nothing on the nodes. There
 //! the connector logs in as an administrator of the system that was put on the node, who then is the site's user of the
 //! text above. It knocks at each node until an agent has written its `nonce`; what is on the node before is another
-//! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. What no hold
-//! does there is to prove deaths: only an agent's word, its container's end, or its silence does.
+//! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. A hold's end
+//! proves no death there: only an agent's word, its container's end, or its silence does.
 //!
 //! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
 //! drops its lock, which the agent expects. When all holders have ended the hold ends, with

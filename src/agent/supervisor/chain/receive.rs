@@ -98,13 +98,13 @@ impl Chain {
         let (size, mut arriving) = (pieces.size(), open(directory, digest, pieces).await?);
         let found = arriving.have();
         if let Some(shared) = &self.shared {
-            arriving = from_shared(shared.clone(), digest, arriving).await?;
+            arriving = look_at_shared(shared.clone(), digest, arriving).await?;
             progress(arriving.have());
         }
-        let shared = arriving.have() - found;
+        let from_shared = arriving.have() - found;
         let reader = arriving.reader().map_err(|error| on_disk(&error))?;
         image.send_modify(|standing| {
-            (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), found + shared, Some(size));
+            (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), found + from_shared, Some(size));
         });
         let mut course = Course {
             digest,
@@ -140,7 +140,7 @@ impl Chain {
             }
         }
         let (peers, repository) = (course.from_peers, course.from_repository);
-        tracing::info!(digest, found, shared, peers, repository, took_s = course.now(), "an image is here");
+        tracing::info!(digest, found, from_shared, peers, repository, took_s = course.now(), "an image is here");
         let path = arriving.path.clone();
         let reader = arriving.reader().map_err(|error| on_disk(&error))?;
         if let Some(proven) = arriving.proven(digest) {
@@ -296,7 +296,7 @@ async fn open(directory: &Path, digest: &str, pieces: Pieces) -> Result<Arriving
 }
 
 /// What a file system that all nodes see has of it.
-async fn from_shared(
+async fn look_at_shared(
     shared: Arc<SharedImages>,
     digest: &str,
     mut arriving: Arriving,
@@ -314,7 +314,8 @@ async fn from_shared(
 /// Puts an image where all nodes see it. Nobody waits for it.
 fn share(shared: Arc<SharedImages>, digest: String, image: File) {
     tokio::task::spawn_blocking(move || match shared::put(&shared, &digest, image) {
-        Ok(()) => tracing::info!(digest, "an image is shared"),
+        Ok(true) => tracing::info!(digest, "an image is shared"),
+        Ok(false) => {}
         Err(error) => tracing::warn!(digest, %error, "an image cannot be shared"),
     });
 }

@@ -21,7 +21,7 @@ fn place(shared: &SharedImages, digest: &str) -> PathBuf {
     shared.directory.join(digest.replace(':', "-"))
 }
 
-/// Takes what lacks of an image as far as it is there and right. One that is wrong there is removed.
+/// Takes what is still missing of an image as far as it is there and right. One that is wrong there is removed.
 pub(super) fn take(shared: &SharedImages, digest: &str, arriving: &mut Arriving) -> io::Result<()> {
     let path = place(shared, digest);
     let mut file = match File::open(&path) {
@@ -48,20 +48,26 @@ pub(super) fn take(shared: &SharedImages, digest: &str, arriving: &mut Arriving)
         let _ = file.set_modified(SystemTime::now());
     } else {
         tracing::warn!(path = %path.display(), "a shared image is damaged, and is removed");
-        fs::remove_file(&path)?;
+        match fs::remove_file(&path) {
+            // another agent has found the same
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }
 
-/// Puts an image there for others, unless it is; what was unused for longest makes room.
-pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::Result<()> {
+/// Puts an image there for others, unless it is; what was unused for longest makes room. Whether it did.
+pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::Result<bool> {
     let path = place(shared, digest);
     if path.exists() {
-        return Ok(());
+        return Ok(false);
     }
     let length = image.metadata()?.len();
     if length > shared.limit {
-        return Ok(());
+        let limit = shared.limit;
+        tracing::warn!(digest, length, limit, "an image is larger than agents.sharedImages.limit: it is not shared");
+        return Ok(false);
     }
     sweep(shared, shared.limit - length)?;
     let new = shared.directory.join(format!(".{:032x}", rand::random::<u128>()));
@@ -75,7 +81,7 @@ pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::R
     if put.is_err() {
         let _ = fs::remove_file(&new);
     }
-    put
+    put.map(|()| true)
 }
 
 /// Removes files until the rest is within the limit. Who reads one that is removed has it to the end, or fetches the rest
@@ -130,7 +136,7 @@ mod tests {
         let mut arriving = open();
         take(&shared, &digest, &mut arriving).unwrap();
         assert_eq!(arriving.have(), 640 << 10, "up to the piece that is wrong");
-        assert!(!place(&shared, &digest).exists(), "it is put there anew by whoever has it");
+        assert!(!place(&shared, &digest).exists(), "it is put there anew by who has it from the repository");
         arriving.add(&bytes[640 << 10..]).unwrap();
         assert!(arriving.proven(&digest).is_some());
 

@@ -12,29 +12,37 @@ use crate::{
 };
 
 fn server(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Arc<dyn Kadeploy>, KadeployError> {
-    let account = credentials(job, uid, ctx).map_err(|error| KadeployError::Credentials(error.to_string()))?;
+    let account = credentials(job, uid, ctx).map_err(|error| KadeployError::Unreachable(error.to_string()))?;
     ctx.deployers.account(&job.spec.slots.site, &account)
+}
+
+/// Where the server finds the ssh keys for the nodes, if the site has them put there.
+fn keys(job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<Option<String>, KadeployError> {
+    let Some(site) = ctx.config.sites.get(&job.spec.slots.site) else { return Ok(None) };
+    let Some(kadeploy) = site.kadeploy.as_ref().filter(|kadeploy| kadeploy.keys.is_some()) else { return Ok(None) };
+    let account = credentials(job, uid, ctx).map_err(|error| KadeployError::Unreachable(error.to_string()))?;
+    let user = account::user(site, &account).map_err(KadeployError::Configuration)?;
+    Ok(kadeploy.keys_of(&user))
 }
 
 /// Asks for a workflow.
 pub(super) fn deploy(order: &DeployOrder, job: &BestEffortJob, uid: &JobUid, ctx: &Context) {
-    let server = server(job, uid, ctx);
-    let site = ctx.config.sites.get(&job.spec.slots.site);
-    let user = credentials(job, uid, ctx).ok().zip(site).and_then(|(found, site)| account::user(site, &found).ok());
-    let kadeploy = site.and_then(|site| site.kadeploy.as_ref());
-    let request = DeployRequest {
-        nodes: order.nodes.clone(),
-        environment: EnvironmentSource::Recorded((&order.environment).into()),
-        key_url: kadeploy.zip(user).and_then(|(kadeploy, user)| kadeploy.keys_of(&user)),
-        takes_over: order.takes_over.clone(),
-    };
+    let prepared = server(job, uid, ctx).and_then(|server| {
+        let request = DeployRequest {
+            nodes: order.nodes.clone(),
+            environment: EnvironmentSource::Recorded((&order.environment).into()),
+            key_url: keys(job, uid, ctx)?,
+            takes_over: order.takes_over.clone(),
+        };
+        Ok((server, request))
+    });
     let mut known = Deploying::of(order.number);
     known.seen.asking = true;
     ctx.memory.update(uid, |memory| memory.deploying.insert(order.slot.0.clone(), known));
     let (order, uid, ctx) = (order.clone(), uid.clone(), ctx.clone());
     tokio::spawn(async move {
-        let reply = match server {
-            Ok(server) => server.deploy(&request).await,
+        let reply = match prepared {
+            Ok((server, request)) => server.deploy(&request).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &reply {
@@ -58,7 +66,7 @@ pub(super) fn forget(slot: &SlotId, id: &WorkflowId, job: &BestEffortJob, uid: &
             Err(error) => Err(error),
         };
         match forgotten {
-            Ok(()) => learn(&uid, &slot, &ctx, |known| known.seen.forgotten = true),
+            Ok(()) => learn(&uid, &slot, &ctx, |known| known.seen.forgotten = Some(id)),
             Err(error) => tracing::warn!(job = %uid, %id, %error, "failed to end a workflow"),
         }
     });

@@ -176,7 +176,7 @@ impl<'a> Draft<'a> {
             let message = "there is no claim of shared images: use distribution Broadcast, or have agents.sharedImages.claim set in the chart";
             return wrong(Reason::NotSupported, message.into());
         }
-        if spec.deployed().is_some() && site.deploys.is_none() {
+        if spec.deployed().is_some() && site.deployment_wait.is_none() {
             let name = &spec.slots.site;
             let message = format!(
                 "site {name} has no deployment server: set hypervisor.deploy to Never, or have sites.{name}.kadeploy set in the chart"

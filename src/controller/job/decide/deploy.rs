@@ -61,7 +61,7 @@ impl Draft<'_> {
             self.start_failed(&ill.join("; "));
             return;
         }
-        let provided = self.hypervisors();
+        let provided = self.provide_hypervisors();
         if !self.has_slots() || self.status.phase == JobPhase::Queued {
             return;
         }
@@ -183,8 +183,19 @@ impl Draft<'_> {
                 return None;
             }
             let node = member.node.clone().unwrap_or_default();
-            let slot = self.slot_of(member).map(|slot| slot.id.clone());
+            let slot = self.slot_of(member);
+            let deployed = slot.is_some_and(|slot| slot.deployment.is_some());
+            let slot = slot.map(|slot| slot.id.clone());
             let what = match state {
+                Some(_) if deployed => {
+                    let site = &self.job.spec.slots.site;
+                    format!(
+                        "the hold took no lease on node {node} within {} s: from the frontend it logs in there as \
+                         sites.{site}.kadeploy.connector says, and the user's own key must be among those at \
+                         sites.{site}.kadeploy.keys",
+                        limit.as_secs()
+                    )
+                }
                 Some(_) => format!("the hold took no lease on node {node} within {} s", limit.as_secs()),
                 None => format!("no agent answered on node {node} within {} s", limit.as_secs()),
             };

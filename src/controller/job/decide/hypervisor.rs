@@ -22,9 +22,10 @@ use crate::{
             DeployedNode, DeploymentState, DeploymentStatus, ReleaseReason, SlotState, SlotStatus, WorkflowStatus,
         },
     },
+    backoff::Backoff,
     controller::job::plan::{DeployOrder, DeploymentSeen, Effect},
     driver::{
-        DriverError as _,
+        DriverError as _, Fact,
         kadeploy::{EnvironmentName, KadeployError, NodeState, Remains, Workflow, WorkflowId},
     },
     names::NodeName,
@@ -35,13 +36,13 @@ const FAILURES: u32 = 3;
 /// How often a workflow is looked at.
 const POLL: Duration = Duration::from_secs(3);
 /// Before a workflow is asked for again: longer with each that came to nothing by no fault of the nodes.
-const REST: Duration = Duration::from_secs(5);
-const LONGEST_REST: Duration = Duration::from_secs(80);
+const PAUSE: Backoff = Backoff { first: Duration::from_secs(5), longest: Duration::from_secs(80) };
 /// The site gives rights to the nodes within this time.
 const RIGHTS: Duration = Duration::from_secs(300);
 /// A request that was not answered has begun nothing if the server's list shows nothing so long after that.
 const SURE_AFTER: Duration = Duration::from_secs(10);
-/// The same of one that takes nodes over: of those no other is left out.
+/// The same of one that takes nodes over: the server then leaves out no node that a workflow is at work on, so that a
+/// second one would do harm. Longer than the longest that a request may be on its way.
 const SURE_AFTER_FORCE: Duration = Duration::from_secs(70);
 /// The server's clock is not ours.
 const SKEW: Duration = Duration::from_secs(60);
@@ -64,7 +65,7 @@ impl Draft<'_> {
 
     /// Whether the nodes of all slots that run have their hypervisor; brings it about. Slots whose nodes cannot have it are
     /// given back.
-    pub(super) fn hypervisors(&mut self) -> bool {
+    pub(super) fn provide_hypervisors(&mut self) -> bool {
         let Some(environment) = self.job.spec.deployed() else { return true };
         let mut ready = true;
         let runs = |slot: &&SlotStatus| slot.state == SlotState::Running && !slot.nodes.is_empty();
@@ -97,7 +98,7 @@ impl Draft<'_> {
         let nodes = slot.nodes.iter().map(|node| {
             let seen = self.seen.nodes.get(&NodeName(node.clone()));
             // a system that another slot's deployment has put there goes with that slot
-            let there = missing_only && seen.is_some_and(|seen| seen.ready && !seen.taken);
+            let there = missing_only && seen.is_some_and(|seen| seen.ready && !seen.of_another_slot);
             DeployedNode {
                 node: node.clone(),
                 state: if there { DeploymentState::Ready } else { DeploymentState::Waiting },
@@ -112,11 +113,11 @@ impl Draft<'_> {
             environment: environment.clone(),
             since: self.time(),
             workflow: None,
-            idle: 0,
+            fruitless: 0,
             not_before: None,
             takes_over: None,
-            workflows: 0,
-            over: None,
+            last_workflow: 0,
+            over_since: None,
             nodes: nodes.collect(),
         }
     }
@@ -158,6 +159,7 @@ impl Draft<'_> {
             return Outcome::Failed(reason, why, Vec::new());
         }
         let stood_still = before == *deployment;
+        self.give_up_nodes(deployment);
         if let Some(failed) = self.judge(deployment, seen, stood_still) {
             return failed;
         }
@@ -190,12 +192,12 @@ impl Draft<'_> {
                 for node in deployment.nodes.iter_mut().filter(|node| workflow.nodes.contains(&node.node)) {
                     node.error = Some(error.to_string());
                 }
-                self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), REST);
+                self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), PAUSE.first);
             }
             Some((_, Err(KadeployError::Unreachable(_)))) | None => match self.found(deployment, &workflow, seen) {
-                Some(Some(id)) => self.begun(deployment, workflow, &id),
-                Some(None) => self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), REST),
-                None => {}
+                Fact::Known(id) => self.begun(deployment, workflow, &id),
+                Fact::Absent => self.repeat(Effect::Deploy(order(slot, deployment, &workflow)), PAUSE.first),
+                Fact::Unknown { .. } => {}
             },
             Some((
                 _,
@@ -208,37 +210,39 @@ impl Draft<'_> {
                 ),
             )) => {
                 deployment.workflow = None;
-                return Some((error.reason(), error.to_string()));
+                // whatever it refuses, the account included: the site itself has accepted that
+                return Some((Reason::DeploymentRefused, error.to_string()));
             }
         }
         None
     }
 
-    /// A workflow of ours over these nodes in the server's list; nothing inside if there is certainly none, and nothing at
-    /// all as long as that is not known.
+    /// A workflow of ours over these nodes in the server's list, whose request was not answered.
     pub(super) fn found(
         &self,
         deployment: &DeploymentStatus,
         workflow: &WorkflowStatus,
         seen: &DeploymentSeen,
-    ) -> Option<Option<WorkflowId>> {
-        let (listed, all) = seen.workflows.as_ref()?;
+    ) -> Fact<WorkflowId> {
+        let sent = self.by_our_clock(workflow.since.0);
+        let Some((listed, all)) = &seen.workflows else { return Fact::Unknown { since: sent } };
         let late = |one: &Workflow| one.started.is_none_or(|at| at >= before(workflow.since.0, SKEW));
         let wanted = &deployment.environment;
         let same = |one: &Workflow| {
             let user = &one.environment.user;
             one.environment.name == wanted.name && (wanted.user.is_none() || user.is_none() || *user == wanted.user)
         };
+        // one that is over may be the slot's last one, which the server did not forget when it was to
+        let current = |one: &Workflow| !one.done || (workflow.number == 1 && late(one));
         let ours = |one: &&Workflow| {
-            one.nodes.iter().any(|node| workflow.nodes.contains(&node.0)) && same(one) && (!one.done || late(one))
+            one.nodes.iter().any(|node| workflow.nodes.contains(&node.0)) && same(one) && current(one)
         };
         if let Some(found) = all.iter().filter(ours).max_by_key(|one| one.started) {
-            return Some(Some(found.id.clone()));
+            return Fact::Known(found.id.clone());
         }
-        let sent = self.by_our_clock(workflow.since.0);
         let silent = seen.reply.as_ref().map_or(sent, |(at, _)| sent.max(*at));
         let sure = if deployment.takes_over.is_some() { SURE_AFTER_FORCE } else { SURE_AFTER };
-        (since(silent, *listed) >= sure).then_some(None)
+        if since(silent, *listed) >= sure { Fact::Absent } else { Fact::Unknown { since: sent } }
     }
 
     fn begun(&self, deployment: &mut DeploymentStatus, workflow: WorkflowStatus, id: &WorkflowId) {
@@ -249,9 +253,9 @@ impl Draft<'_> {
         deployment.workflow = Some(WorkflowStatus { id: Some(id.0.clone()), ..workflow });
     }
 
-    /// Takes in how the nodes of a workflow stand; it is over with it once nothing more will change.
+    /// Takes in how the nodes stand of a workflow that is over.
     fn look(&mut self, slot: &SlotStatus, deployment: &mut DeploymentStatus, id: &WorkflowId, seen: &DeploymentSeen) {
-        let Some(stand) = seen.stand.as_ref().filter(|stand| stand.done) else { return };
+        let Some(stand) = seen.observation.as_ref().filter(|stand| stand.done) else { return };
         let (now, mut idle) = (self.time(), true);
         for node in deployment.nodes.iter_mut().filter(|node| node.state == DeploymentState::Deploying) {
             // what is not the node's fault does not count: what is so now is told by the answer to the next request
@@ -278,19 +282,16 @@ impl Draft<'_> {
             node.failures += u32::from(failed);
         }
         deployment.workflow = None;
-        deployment.idle = if idle { deployment.idle.saturating_add(1) } else { 0 };
-        let rest = REST.saturating_mul(1 << deployment.idle.saturating_sub(1).min(6)).min(LONGEST_REST);
-        deployment.not_before = Some(Time(after(self.now, rest)));
+        deployment.fruitless = if idle { deployment.fruitless.saturating_add(1) } else { 0 };
+        deployment.not_before = Some(Time(after(self.now, PAUSE.full(deployment.fruitless))));
         self.effect(Effect::ForgetWorkflow { slot: slot.id.clone().into(), id: id.clone() });
     }
 
-    /// Whether the slot is of no use.
-    fn judge(&self, deployment: &mut DeploymentStatus, seen: &DeploymentSeen, stood_still: bool) -> Option<Outcome> {
-        let what = EnvironmentName::from(&deployment.environment);
-        let (now, site) = (self.now, self.seen.site.as_ref()?);
-        let age = |time: &Time| since(self.by_our_clock(time.0), now);
+    /// Gives up nodes that have failed too often or do not come to the cluster.
+    fn give_up_nodes(&self, deployment: &mut DeploymentStatus) {
+        let Some(site) = &self.seen.site else { return };
         for node in deployment.nodes.iter_mut().filter(|node| node.state != DeploymentState::Ready) {
-            if node.state == DeploymentState::Joining && age(&node.since) >= site.agent_wait {
+            if node.state == DeploymentState::Joining && self.age(&node.since) >= site.agent_wait {
                 node.error = Some(format!(
                     "it did not become a ready node of this cluster within {} s: the environment must start a kubelet that joins it",
                     site.agent_wait.as_secs()
@@ -300,6 +301,15 @@ impl Draft<'_> {
                 node.state = DeploymentState::Failed;
             }
         }
+    }
+
+    fn age(&self, time: &Time) -> Duration {
+        since(self.by_our_clock(time.0), self.now)
+    }
+
+    /// Why the slot is of no use, if it is not.
+    fn judge(&self, deployment: &DeploymentStatus, seen: &DeploymentSeen, stood_still: bool) -> Option<Outcome> {
+        let what = EnvironmentName::from(&deployment.environment);
         let named = |those: &dyn Fn(&DeployedNode) -> bool| -> Vec<String> {
             deployment.nodes.iter().filter(|node| those(node)).map(|node| node.node.clone()).collect()
         };
@@ -309,30 +319,34 @@ impl Draft<'_> {
             let why = format!("{what} did not come to run on {}: {error}", first.node);
             return Some(Outcome::Failed(Reason::DeploymentFailed, why, named(&bad)));
         }
-        let refused = |node: &&DeployedNode| node.state == DeploymentState::Waiting && age(&node.since) >= RIGHTS;
+        // a site that was taken out of the configuration gives its slots back after the same time as one without rights
+        let limit = self.seen.site.as_ref().and_then(|site| site.deployment_wait).unwrap_or(RIGHTS);
+        let patience = RIGHTS.min(limit);
+        let refused =
+            |node: &&DeployedNode| node.state == DeploymentState::Waiting && self.age(&node.since) >= patience;
         if matches!(seen.reply, Some((_, Err(KadeployError::RightsMissing(_)))))
             && let Some(error) = deployment.nodes.iter().find(refused).and_then(|node| node.error.as_deref())
         {
-            let why = format!("{error}. It was waited for {} s: its administrator can say why", RIGHTS.as_secs());
+            let why = format!("{error}. It was waited for {} s: its administrator can say why", patience.as_secs());
             return Some(Outcome::Failed(Reason::RightsMissing, why, Vec::new()));
         }
         let late = |node: &DeployedNode| node.state != DeploymentState::Ready;
-        let limit = site.deploys.unwrap_or(RIGHTS);
-        if !stood_still || age(&deployment.since) < limit || !deployment.nodes.iter().any(late) {
+        if !stood_still || self.age(&deployment.since) < limit || !deployment.nodes.iter().any(late) {
             return None;
         }
-        let nodes = named(&late);
         let known = deployment.nodes.iter().find_map(|node| node.error.clone());
         let error = seen.error.as_ref().map(ToString::to_string).or(known);
         let why = format!(
             "{what} did not come to run on {} within {} s{}",
-            nodes.join(", "),
+            named(&late).join(", "),
             limit.as_secs(),
             error.iter().map(|error| format!(": {error}")).collect::<String>()
         );
+        // nothing was tried on those that wait
+        let tried = |node: &DeployedNode| late(node) && (node.state != DeploymentState::Waiting || node.failures > 0);
         Some(match &seen.error {
             Some(error) => Outcome::Failed(error.reason(), why, Vec::new()),
-            None => Outcome::Failed(Reason::DeploymentFailed, why, nodes),
+            None => Outcome::Failed(Reason::DeploymentFailed, why, named(&tried)),
         })
     }
 
@@ -346,17 +360,17 @@ impl Draft<'_> {
         if nodes.is_empty() {
             return;
         }
-        let number = deployment.workflows + 1;
+        let number = deployment.last_workflow + 1;
         let what = EnvironmentName::from(&deployment.environment);
-        if deployment.workflows == 0 {
+        if deployment.last_workflow == 0 {
             self.note(Reason::DeployingHypervisor, format!("{what} is put on {}", nodes.join(", ")));
         }
         let workflow = WorkflowStatus { number, id: None, since: self.time(), nodes };
         // the other operation may be one of ours whose answer was lost: then the list shows it
-        if deployment.idle == 0 || deployment.takes_over.is_some() {
+        if deployment.fruitless == 0 || deployment.takes_over.is_some() {
             self.effect(Effect::Deploy(order(slot, deployment, &workflow)));
         }
-        deployment.workflows = number;
+        deployment.last_workflow = number;
         deployment.workflow = Some(workflow);
     }
 

@@ -11,7 +11,10 @@ use crate::{
         job_status::{DeployedNode, DeploymentState, DeploymentStatus, SlotState},
     },
     controller::job::plan::{DeploymentSeen, Effect, NodeSeen},
-    driver::kadeploy::{EnvironmentName, NodeState, WorkflowId},
+    driver::{
+        Fact,
+        kadeploy::{EnvironmentName, KadeployError, NodeState, WorkflowId},
+    },
     names::NodeName,
 };
 
@@ -37,7 +40,7 @@ impl Draft<'_> {
                     (node.state, node.since) = (DeploymentState::Ready, now.clone());
                     joined.push(node.node.clone());
                 }
-            } else if !known.permanent && was_rebooted(node, seen) {
+            } else if !known.control_plane && is_being_replaced(node, seen) {
                 self.repeat(Effect::RemoveNode { node: name, uid: known.system.uid.clone() }, REMOVE_EVERY);
             }
         }
@@ -61,7 +64,7 @@ impl Draft<'_> {
             let Some(mut deployment) = slot.deployment.clone().filter(|_| !in_use) else { continue };
             self.cancel(&id, &mut deployment);
             if ended && self.is_buried(&id) {
-                let over = deployment.over.get_or_insert_with(|| now.clone()).0;
+                let over = deployment.over_since.get_or_insert_with(|| now.clone()).0;
                 for (node, uid) in left_behind(&deployment, &self.seen.nodes) {
                     self.repeat(Effect::RemoveNode { node, uid }, REMOVE_EVERY);
                 }
@@ -79,18 +82,24 @@ impl Draft<'_> {
         let nobody = DeploymentSeen::default();
         let seen = self.seen.deployments.get(slot).unwrap_or(&nobody);
         if workflow.id.is_none() && !seen.asking {
-            let answered = seen.reply.as_ref().and_then(|(_, reply)| reply.as_ref().ok()).cloned();
-            match answered.map(Some).or_else(|| self.found(deployment, &workflow, seen)) {
-                Some(Some(id)) => workflow.id = Some(id.0),
-                Some(None) => {
+            let begun = match seen.reply.as_ref().map(|(_, reply)| reply) {
+                Some(Ok(id)) => Fact::Known(id.clone()),
+                Some(Err(KadeployError::Unreachable(_))) | None => self.found(deployment, &workflow, seen),
+                Some(Err(_)) => Fact::Absent,
+            };
+            match begun {
+                Fact::Known(id) => workflow.id = Some(id.0),
+                Fact::Absent => {
                     deployment.workflow = None;
                     return;
                 }
-                None => {}
+                Fact::Unknown { .. } => {}
             }
         }
         match workflow.id.clone() {
-            Some(_) if seen.forgotten => deployment.workflow = None,
+            Some(id) if seen.forgotten.as_ref().is_some_and(|forgotten| forgotten.0 == id) => {
+                deployment.workflow = None;
+            }
             Some(id) => {
                 deployment.workflow = Some(workflow);
                 let (slot, id) = (slot.to_owned().into(), WorkflowId(id));
@@ -100,7 +109,7 @@ impl Draft<'_> {
         }
     }
 
-    /// What could not be ended in time is told, and no longer waited for.
+    /// What could not be ended in time is no longer waited for; Node objects and workflows that stay are told.
     fn give_up_deployment(&mut self, deployment: &mut DeploymentStatus) {
         let left: Vec<String> = left_behind(deployment, &self.seen.nodes).map(|(node, _)| node.0).collect();
         if !left.is_empty() {
@@ -111,14 +120,17 @@ impl Draft<'_> {
             );
             self.warn(Reason::NodeLost, message);
         }
-        deployment.workflow = None;
+        if let Some(id) = deployment.workflow.take().and_then(|workflow| workflow.id) {
+            let message = format!("the deployment server did not cancel workflow {id}, whose slot is over");
+            self.warn(Reason::KadeployUnreachable, message);
+        }
         deployment.nodes.iter_mut().for_each(|node| node.system = None);
     }
 }
 
-/// Whether the system that was on a node before has certainly gone.
-fn was_rebooted(node: &DeployedNode, seen: &DeploymentSeen) -> bool {
-    let stand = seen.stand.as_ref().and_then(|stand| stand.nodes.get(&NodeName(node.node.clone())));
+/// Whether the system that was on a node before has gone, or is about to.
+fn is_being_replaced(node: &DeployedNode, seen: &DeploymentSeen) -> bool {
+    let stand = seen.observation.as_ref().and_then(|stand| stand.nodes.get(&NodeName(node.node.clone())));
     node.state == DeploymentState::Joining || matches!(stand, Some(NodeState::Working { .. } | NodeState::Deployed))
 }
 

@@ -50,7 +50,7 @@ impl Draft<'_> {
         }
         if !self.all_run() {
             // those that have come need not wait for the others with that
-            self.hypervisors();
+            self.provide_hypervisors();
         }
         if self.waits_for_slots() {
             return;

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -60,21 +59,7 @@ pub(super) fn nodes(
     slots: &Fact<Vec<SlotFacts>>,
     ctx: &Context,
 ) -> BTreeMap<NodeName, NodeSeen> {
-    let deploys = job.spec.deployed().is_some();
-    let own: BTreeSet<&str> =
-        status.slots.iter().filter(|slot| slot.is_in_use()).map(|slot| slot.id.as_str()).collect();
-    // what is put on nodes is read only for a job that has that done
-    let jobs = if own.is_empty() || !deploys { Vec::new() } else { ctx.view.jobs() };
-    let slots_of =
-        |job: &Arc<BestEffortJob>| job.status.iter().flat_map(|status| status.slots.clone()).collect::<Vec<_>>();
-    let deployed: Vec<(String, SystemIdentity)> = jobs
-        .iter()
-        .flat_map(slots_of)
-        .flat_map(|slot| {
-            let nodes = slot.deployment.into_iter().flat_map(|deployment| deployment.nodes);
-            nodes.filter_map(|node| node.system).map(|system| (slot.id.clone(), system)).collect::<Vec<_>>()
-        })
-        .collect();
+    let others = deployed_by_others(job, status, ctx);
     let in_status = status.slots.iter().flat_map(|slot| slot.nodes.iter().cloned().map(NodeName));
     let seen = slots.known().into_iter().flatten().flat_map(|facts| facts.nodes.iter().cloned());
     let names: BTreeSet<NodeName> = in_status.chain(seen).collect();
@@ -87,11 +72,26 @@ pub(super) fn nodes(
             let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
             let uid = node.metadata.uid.clone().unwrap_or_default();
             let system = SystemIdentity { uid, boot: info.map(|info| info.boot_id.clone()).unwrap_or_default() };
-            let permanent = node.labels().contains_key(CONTROL_PLANE);
-            let taken = deployed.iter().any(|(slot, other)| *other == system && !own.contains(&slot.as_str()));
-            Some((name, NodeSeen { address: node_address(&node)?, system, taken, ready, permanent }))
+            let control_plane = node.labels().contains_key(CONTROL_PLANE);
+            let of_another_slot = others.contains(&system);
+            let address = node_address(&node)?;
+            Some((name, NodeSeen { address, system, of_another_slot, ready, control_plane }))
         })
         .collect()
+}
+
+/// The systems that are on nodes for slots other than the job's present ones; looked for only by a job that has nodes
+/// deployed.
+fn deployed_by_others(job: &BestEffortJob, status: &BestEffortJobStatus, ctx: &Context) -> Vec<SystemIdentity> {
+    let own: BTreeSet<&str> =
+        status.slots.iter().filter(|slot| slot.is_in_use()).map(|slot| slot.id.as_str()).collect();
+    if own.is_empty() || job.spec.deployed().is_none() {
+        return Vec::new();
+    }
+    let jobs = ctx.view.jobs();
+    let slots = jobs.iter().filter_map(|job| job.status.as_ref()).flat_map(|status| &status.slots);
+    let others = slots.filter(|slot| !own.contains(slot.id.as_str())).filter_map(|slot| slot.deployment.as_ref());
+    others.flat_map(|deployment| &deployment.nodes).filter_map(|node| node.system.clone()).collect()
 }
 
 /// The address by which other nodes reach it.

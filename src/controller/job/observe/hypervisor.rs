@@ -54,7 +54,7 @@ pub(super) fn named_environment(
     let Some(environment) = job.spec.deployed() else { return Fact::Absent };
     let site = &job.spec.slots.site;
     let kadeploy = ctx.config.sites.get(site).and_then(|site| site.kadeploy.as_ref());
-    // that one tells nothing of environments before it is to deploy one
+    // Grid'5000's API tells nothing of environments before it is to deploy one
     let is_asked = kadeploy.is_some_and(|kadeploy| kadeploy.flavour == Flavour::Native);
     if !is_asked || !may_ask(job, status, slots) {
         return Fact::Absent;
@@ -137,7 +137,7 @@ fn deployment(
             let Some(known) = memory.deploying.get_mut(&slot.id).filter(same) else { return };
             (known.looking, known.looked, known.seen.error) = (false, Some(now), None);
             match said {
-                Ok(Said::Stand(stand)) => known.seen.stand = Some(stand),
+                Ok(Said::Stand(stand)) => known.seen.observation = Some(stand),
                 Ok(Said::List(all)) => known.seen.workflows = Some((now, all)),
                 Err(error) => known.seen.error = Some(error),
             }

@@ -38,12 +38,12 @@ pub struct DeploymentSeen {
     /// What the server answered when this process asked for it, and when.
     pub reply: Option<(Timestamp, Result<WorkflowId, KadeployError>)>,
     /// How its nodes stand.
-    pub stand: Option<Observation>,
+    pub observation: Option<Observation>,
     /// The account's workflows; looked for only where that of the status has no id yet, and this process has had none.
     /// With the time at which they were looked for.
     pub workflows: Option<(Timestamp, Vec<Workflow>)>,
-    /// The server has forgotten it on our behalf.
-    pub forgotten: bool,
+    /// The workflow that the server has forgotten on our behalf.
+    pub forgotten: Option<WorkflowId>,
     /// What the last question to the server failed with, if it failed.
     pub error: Option<KadeployError>,
 }

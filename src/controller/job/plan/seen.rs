@@ -135,7 +135,7 @@ pub struct SiteSeen {
     /// How long the hold waits for its agents.
     pub agent_wait: Duration,
     /// How long deployments of its nodes may take; absent where they are not deployed.
-    pub deploys: Option<Duration>,
+    pub deployment_wait: Option<Duration>,
     /// Most memory a guest may have.
     pub max_memory: Option<u64>,
     /// By which properties it tells nodes apart.
@@ -233,11 +233,11 @@ pub struct NodeSeen {
     /// The system on it.
     pub system: SystemIdentity,
     /// Another slot's deployment has put that system there.
-    pub taken: bool,
+    pub of_another_slot: bool,
     /// Its kubelet is at work.
     pub ready: bool,
     /// The cluster's own control plane is on it.
-    pub permanent: bool,
+    pub control_plane: bool,
 }
 
 /// An agent's pod.

@@ -10,6 +10,8 @@ use crate::{
     names::NodeName,
 };
 
+/// Of a server that does not answer: its own words change, and each change is a write.
+const SILENT: &str = "waits: the deployment server does not answer";
 /// So many nodes are named.
 const NAMED: usize = 12;
 
@@ -37,22 +39,24 @@ pub(super) fn deploying(status: &BestEffortJobStatus, seen: &Seen) -> Option<Str
 }
 
 fn of(node: &DeployedNode, deployment: &DeploymentStatus, seen: Option<&DeploymentSeen>) -> String {
-    let said = || seen?.stand.as_ref()?.nodes.get(&NodeName(node.node.clone()));
-    let silent = || seen.and_then(|seen| seen.error.as_ref()).map(ToString::to_string);
+    let said = || seen?.observation.as_ref()?.nodes.get(&NodeName(node.node.clone()));
+    let silent = seen.is_some_and(|seen| seen.error.is_some());
     match (node.state, &node.error) {
         (DeploymentState::Waiting, Some(error)) if node.failures > 0 => {
-            format!("failed {} times: {error}", node.failures)
+            format!("failed in {} workflows; {error}", node.failures)
         }
-        (DeploymentState::Waiting | DeploymentState::Failed, Some(error)) => format!("waits: {error}"),
-        (DeploymentState::Waiting, None) => silent().unwrap_or_else(|| "is asked for".into()),
+        (DeploymentState::Waiting, Some(error)) => format!("waits: {error}"),
+        (DeploymentState::Failed, Some(error)) => format!("given up: {error}"),
+        (DeploymentState::Waiting, None) if silent => SILENT.into(),
+        (DeploymentState::Waiting, None) => "is asked for".into(),
         // the large steps only: each change is a write
-        (DeploymentState::Deploying, _) => match (said(), silent()) {
-            (_, Some(error)) => error,
-            (Some(NodeState::Working { step }), None) => {
+        (DeploymentState::Deploying, _) => match said() {
+            _ if silent => SILENT.into(),
+            Some(NodeState::Working { step }) => {
                 let step = step.split(':').next().unwrap_or_default();
                 format!("in {step}")
             }
-            (_, None) => format!("in workflow {}", deployment.workflows),
+            _ => format!("in workflow {}", deployment.last_workflow),
         },
         (DeploymentState::Joining, _) => "deployed, to join the cluster".into(),
         (DeploymentState::Ready, _) => "ready".into(),

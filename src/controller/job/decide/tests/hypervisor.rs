@@ -9,6 +9,7 @@ use crate::{
     api::{
         JobPhase, Reason,
         hypervisor::{Deploy, EnvironmentReference, HypervisorSpec},
+        job::Allocation,
         job_status::{DeploymentState, MemberPhase, ReleaseReason},
     },
     controller::job::plan::{DeployOrder, DeploymentSeen, Effect, NodeSeen},
@@ -55,7 +56,7 @@ impl Life {
                 nodes.insert(node.clone(), state);
             }
             let done = nodes.values().all(|state| !matches!(state, NodeState::Working { .. }));
-            seen.stand = Some(Observation { done, nodes });
+            seen.observation = Some(Observation { done, nodes });
             seen.reply = Some((self.now, Ok(id)));
         } else {
             seen.reply = Some((self.now, Err(server.refuses.remove(0))));
@@ -225,6 +226,7 @@ fn rights_that_never_come_cost_the_slot() {
     let retry = life.status().retry.unwrap();
     assert_eq!(retry.reason, Reason::RightsMissing, "{retry:?}");
     assert_eq!(life.effects("ReleaseSlot").len(), 1);
+    assert!(life.status().slots.is_empty(), "a workflow that was refused is not waited for");
 }
 
 /// The pass that wrote a workflow's number dies before it asks for it, or before it hears the answer.
@@ -363,6 +365,55 @@ fn an_environment_that_does_not_join_is_given_up_in_words() {
 }
 
 #[test]
+fn nodes_of_one_slot_are_deployed_while_others_are_waited_for() {
+    let mut life = deployed(2, Deploy::Always);
+    life.job.spec.slots.allocation = Allocation::PerMember;
+    life.prompt = false;
+    life.run(3);
+    let ids: Vec<String> = life.status().slots.iter().map(|slot| slot.id.clone()).collect();
+    life.start_slot(&ids[0]);
+    life.run(5);
+    assert_eq!((life.phase(), orders(&life).len()), (JobPhase::Queued, 1), "{:?}", life.whys);
+    assert_eq!(states(&life), [DeploymentState::Ready]);
+    life.start_slot(&ids[1]);
+    life.run(5);
+    assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
+    assert_eq!(orders(&life).iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 1]);
+    // one of them is taken: only that one's successor is deployed
+    life.end_slot(&ids[1], End::Preempted);
+    life.prompt = true;
+    life.run(30);
+    assert_eq!((life.phase(), orders(&life).len()), (JobPhase::Running, 3), "{:?}", life.whys);
+}
+
+#[test]
+fn a_slot_that_the_site_has_forgotten_takes_its_nodes_along() {
+    let mut life = deployed(1, Deploy::Always);
+    life.run(8);
+    life.finish(0);
+    let slot = life.status().slots[0].id.clone();
+    while life.status().slots.iter().all(|held| held.release.is_none()) {
+        life.pass();
+    }
+    life.slots().clear();
+    life.run(70);
+    assert!(life.status().slots.iter().all(|held| held.id != slot), "{:?}", life.status().slots);
+    assert!(life.seen.nodes.is_empty(), "the node has left the cluster");
+}
+
+#[test]
+fn c_shared_images_are_refused_where_there_is_no_claim_of_them() {
+    let mut life = life(1);
+    life.job.spec.distribution = crate::api::job::Distribution::Shared;
+    life.run(3);
+    assert!(life.message("Ready").contains("agents.sharedImages.claim"), "{}", life.message("Ready"));
+    assert!(life.effects("SubmitSlots").is_empty());
+    life.seen.setup.shared_images = true;
+    life.run(20);
+    assert_eq!(life.phase(), JobPhase::Running);
+}
+
+#[test]
 fn c_mistakes_are_said_before_any_slot_is_asked_for() {
     let mut life = deployed(1, Deploy::Always);
     let missing = (Reason::EnvironmentNotFound, "site rennes: no such environment: hypervisor@root".to_owned());
@@ -370,7 +421,7 @@ fn c_mistakes_are_said_before_any_slot_is_asked_for() {
     life.run(5);
     assert_eq!(life.phase(), JobPhase::Pending);
     assert!(life.message("Ready").contains("no such environment"), "{}", life.message("Ready"));
-    life.seen.site.as_mut().unwrap().deploys = None;
+    life.seen.site.as_mut().unwrap().deployment_wait = None;
     life.run(20);
     assert!(life.message("Ready").contains("sites.rennes.kadeploy"), "{}", life.message("Ready"));
     assert!(life.effects("SubmitSlots").is_empty());
@@ -390,7 +441,7 @@ fn a_server_that_refuses_for_good_costs_the_slot_and_says_why() {
 #[test]
 fn a_ready_node_of_anothers_deployment_is_not_taken_for_the_clusters_own() {
     let mut life = deployed(1, Deploy::IfMissing);
-    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { taken: true, ..node(1) });
+    life.seen.nodes.insert(NodeName("node-1".into()), NodeSeen { of_another_slot: true, ..node(1) });
     life.run(8);
     assert_eq!(orders(&life).len(), 1, "{:?}", life.whys);
     assert_eq!(life.phase(), JobPhase::Running);

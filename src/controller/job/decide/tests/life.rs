@@ -53,9 +53,9 @@ pub(super) fn node(n: u8) -> NodeSeen {
     NodeSeen {
         address: [192, 0, 2, n].into(),
         system: system(&format!("node-{n}")),
-        taken: false,
+        of_another_slot: false,
         ready: true,
-        permanent: false,
+        control_plane: false,
     }
 }
 
@@ -120,7 +120,7 @@ pub(super) fn life(members: u32) -> Life {
             capabilities: Capabilities { notice: true, per_member: true },
             isolation: Duration::from_secs(120),
             agent_wait: Duration::from_secs(300),
-            deploys: Some(Duration::from_secs(1800)),
+            deployment_wait: Some(Duration::from_secs(1800)),
             max_memory: Some(4 << 30),
             properties: NodeProperties::default(),
         }),
@@ -431,13 +431,15 @@ impl Life {
                 }
             }
             Effect::ReleaseSlot { id } => {
-                if !matches!(self.slot(&id.0).phase, SlotPhase::Ended(_)) {
+                let known = self.slots().iter().any(|slot| slot.id == *id);
+                if known && !matches!(self.slot(&id.0).phase, SlotPhase::Ended(_)) {
                     self.end_slot(&id.0, End::Deleted("alice".into()));
                 }
             }
             Effect::Deploy(order) => self.deploy(order),
-            Effect::ForgetWorkflow { slot, .. } => {
-                self.seen.deployments.entry(slot.0.clone()).or_default().forgotten = !self.server.stubborn;
+            Effect::ForgetWorkflow { slot, id } => {
+                let done = Some(id.clone()).filter(|_| !self.server.stubborn);
+                self.seen.deployments.entry(slot.0.clone()).or_default().forgotten = done;
             }
             Effect::RemoveNode { node, uid } => {
                 self.seen.nodes.retain(|name, seen| name != node || seen.system.uid != *uid);
