@@ -5,7 +5,7 @@
 
 use std::{path::Path, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::BoxFuture};
 use reqwest::{
     Client, Response, StatusCode, Url,
     header::{AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE},
@@ -35,12 +35,17 @@ pub(super) type Fetched = (StoredFile, bool);
 /// Says what an answer other than success means.
 pub(super) type OnRefusal<'a> = dyn Fn(&Url, StatusCode) -> Trouble + Send + Sync + 'a;
 
+/// Gets what a server that was told of it accepts.
+pub(super) type Renew<'a> = dyn Fn() -> BoxFuture<'a, Result<Option<HeaderValue>, Trouble>> + Send + Sync + 'a;
+
 /// One file to fetch.
 pub(super) struct Download<'a> {
     pub(super) client: &'a Client,
     pub(super) url: &'a Url,
     /// For the origin of `url` only.
     pub(super) authorization: Option<HeaderValue>,
+    /// How to get another one, where it does not last as long as a transfer may take.
+    pub(super) renew: Option<&'a Renew<'a>>,
     /// Is given the address that answered.
     pub(super) refused: &'a OnRefusal<'a>,
     /// For messages.
@@ -53,14 +58,19 @@ pub(super) struct Download<'a> {
 
 impl Download<'_> {
     /// Fetches it to `to`.
-    pub(super) async fn run(&self, to: &Path) -> Result<Fetched, Trouble> {
+    pub(super) async fn run(mut self, to: &Path) -> Result<Fetched, Trouble> {
         let mut partial = Partial::new(File::create(to).await.map_err(|e| local(&e))?);
         let mut breaks = 0;
         while let Err(trouble) = self.go_on(&mut partial).await {
-            if !trouble.again || !partial.begun || breaks == BREAKS {
+            let denied = matches!(trouble.kind, TroubleKind::LoginMissing | TroubleKind::LoginRefused);
+            let renew = self.renew.filter(|_| denied);
+            if !(trouble.again || renew.is_some()) || !partial.begun || breaks == BREAKS {
                 return Err(trouble);
             }
             breaks += 1;
+            if let Some(renew) = renew {
+                self.authorization = renew().await?;
+            }
             tracing::info!(%trouble, size = partial.size, breaks, "the transfer broke: it goes on");
             tokio::time::sleep(self.pauses.full(breaks)).await;
         }

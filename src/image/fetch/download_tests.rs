@@ -123,6 +123,7 @@ async fn it_does_not_go_on_for_ever(#[case] kind: &str, #[case] first: [&str; 4]
         client: &super::super::web::client().unwrap(),
         url: &format!("http://{address}/{kind}").parse().unwrap(),
         authorization: None,
+        renew: None,
         refused: &|_, status| panic!("{status}"),
         field: "spec.source.http",
         limit: 1 << 20,

@@ -35,6 +35,7 @@ pub(super) async fn fetch(order: &FileOrder, url: &str, to: &Path) -> Result<Fet
     let download = Download {
         client: &client()?,
         authorization: login.map(self::login).transpose()?.and_then(|login| login.header()),
+        renew: None,
         refused: &|found, status| refused(field, login, &address, found, status),
         url: &address,
         field,

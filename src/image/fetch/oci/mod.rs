@@ -10,6 +10,7 @@ mod reference;
 
 use std::{collections::BTreeMap, path::Path};
 
+use futures::FutureExt as _;
 use reqwest::{
     Client, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE},
@@ -71,7 +72,10 @@ pub(super) async fn fetch(order: &FileOrder, place: &OciPlace, to: &Path) -> Res
         return Err(too_large(&order.field, order.limit));
     }
     let url = registry.url(&format!("blobs/{}", layer.digest))?;
-    let fetched = registry.request(&url, opened.authorization, layer.size).run(to).await?;
+    // a registry's token lasts for minutes
+    let renew = || async { Ok(registry.open().await?.authorization) }.boxed();
+    let request = registry.request(&url, opened.authorization, layer.size);
+    let fetched = Download { renew: Some(&renew), ..request }.run(to).await?;
     if fetched.0.digest != layer.digest {
         let why = format!("its layer {} comes with the digest {}", layer.digest, fetched.0.digest);
         return Err(Trouble { again: true, ..registry.refused(TroubleKind::Digest, &why) });
@@ -125,6 +129,7 @@ impl<'a> Registry<'a> {
             client: &self.client,
             url,
             authorization,
+            renew: None,
             refused: &*self.on_refusal,
             field: &self.order.field,
             limit,

@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse as _, Redirect, Response as Answer},
     routing::get,
 };
+use futures::StreamExt as _;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -18,6 +19,8 @@ use super::*;
 use crate::image::{LoginOrder, fetch::fetch};
 
 const FILE: &[u8] = b"a disk in an artifact";
+/// As much comes of it before a connection breaks.
+const PART: usize = 9;
 
 /// A path, and the login that came along.
 type Request = (String, Option<String>);
@@ -50,7 +53,7 @@ fn closed(content: &Content, login: Option<&str>) -> Option<Answer> {
     let realm = format!("Bearer realm=\"http://{}/token\",service=\"reg\"", content.own);
     let (key, challenge) = match content.door {
         "password" => ("Basic YWxpY2U6czNjcmV0", "Basic realm=\"reg\"".to_owned()),
-        "token" => ("Bearer for-repository:team/disks:pull", realm),
+        "token" | "short token" => ("Bearer for-repository:team/disks:pull", realm),
         _ => return None,
     };
     (login != Some(key)).then(|| (StatusCode::UNAUTHORIZED, [("www-authenticate", challenge)]).into_response())
@@ -69,7 +72,10 @@ async fn manifest(State(content): State<Content>, UrlPath(name): UrlPath<String>
 
 async fn blob(State(content): State<Content>, UrlPath(digest): UrlPath<String>, headers: Headers) -> Answer {
     let login = content.note("blob", &headers);
-    let refused = closed(&content, login.as_deref());
+    // a token that does not last is asked for anew before the rest is sent
+    let again = content.logins_of("blob").len() == 2 && content.door == "short token";
+    let late = again.then(|| StatusCode::UNAUTHORIZED.into_response());
+    let refused = late.or_else(|| closed(&content, login.as_deref()));
     refused.unwrap_or_else(|| Redirect::temporary(&format!("http://{}/{digest}", content.blobs)).into_response())
 }
 
@@ -100,7 +106,20 @@ async fn registry(door: &'static str) -> Content {
     let content = Content { door, manifests: Arc::default(), blobs, own, asked: Arc::default() };
     let stored = |State(content): State<Content>, headers: Headers| async move {
         content.note("stored", &headers);
-        Body::from(FILE)
+        let from = if headers.contains_key("range") { PART } else { 0 };
+        let answer = Answer::builder().header("etag", "\"1\"").header("content-length", FILE.len() - from);
+        if from > 0 {
+            let range = format!("bytes {from}-{}/{}", FILE.len() - 1, FILE.len());
+            return answer.status(206).header("content-range", range).body(Body::from(&FILE[from..])).unwrap();
+        }
+        let breaks = content.door == "short token";
+        let first = futures::stream::iter([Ok(&FILE[..if breaks { PART } else { FILE.len() }])]);
+        let cut = async {
+            // what came before is on its way by then
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            Err(std::io::Error::other("cut"))
+        };
+        answer.body(Body::from_stream(first.chain(futures::stream::once(cut).take(usize::from(breaks))))).unwrap()
     };
     let store = Router::new().route("/{digest}", get(stored)).with_state(content.clone());
     tokio::spawn(async move { axum::serve(blobs_listener, store).await });
@@ -263,6 +282,17 @@ async fn a_token_of_a_secret_is_used_as_it_is() {
     let own = login(directory.path(), Login::Bearer("for-repository:team/disks:pull".into()));
     fetch(&order(&content, ":12", Some(own)), &directory.path().join("disk")).await.unwrap();
     assert!(content.logins_of("token").is_empty());
+}
+
+#[tokio::test]
+async fn a_transfer_outlives_its_token() {
+    let content = registry("short token").await;
+    put(&content, "12", good());
+    let directory = tempfile::tempdir().unwrap();
+    let got = fetch(&order(&content, ":12", None), &directory.path().join("disk")).await.unwrap();
+    assert_eq!(got.digest, digest(FILE));
+    let asked = ["token", "blob", "stored"].map(|path| content.logins_of(path).len());
+    assert_eq!(asked, [2, 3, 2], "refused once, and then it went on where it had broken");
 }
 
 #[tokio::test]
