@@ -159,7 +159,9 @@ async fn an_environment_that_is_not_there_is_said_before_any_slot_is_asked_for()
     ensure!(slot_ids(&job.get().await?).is_empty(), "a slot was asked for");
     job.correct(|spec| {
         let environment = spec.hypervisor.as_mut().and_then(|it| it.environment.as_mut());
-        environment.into_iter().for_each(|it| it.name = "hypervisor".into());
+        if let Some(it) = environment {
+            it.name = "hypervisor".into();
+        }
     })
     .await?;
     ends(&bed, &job, 1).await

@@ -186,9 +186,12 @@ pub(super) async fn clear(directory: &Path, limit: u64) {
     }
 }
 
-/// The files of images in a directory, the longest unused first: when each was used, its bytes, and where it is; and the
-/// bytes of all. Files on their way that were left there long ago are removed.
-pub(super) fn by_use(directory: &Path) -> io::Result<(Vec<(SystemTime, u64, PathBuf)>, u64)> {
+/// When a file was used, its bytes, and where it is.
+type Used = (SystemTime, u64, PathBuf);
+
+/// The files of images in a directory, the longest unused first, and the bytes of all. Files on their way that were left
+/// there long ago are removed.
+pub(super) fn by_use(directory: &Path) -> io::Result<(Vec<Used>, u64)> {
     let (mut files, mut total) = (Vec::new(), 0_u64);
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;

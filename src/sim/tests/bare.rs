@@ -5,7 +5,7 @@ use std::time::Duration;
 use rstest::rstest;
 use serde_json::json;
 
-use super::super::{World, job};
+use super::super::{World, job, nodes::Body};
 use crate::{
     api::{BestEffortJob, JobPhase},
     driver::{
@@ -70,7 +70,7 @@ async fn a12_a_slot_that_is_taken_without_a_word_doubles_no_machine() {
     let slot = SlotId(world.open_slots()[0].clone());
     world.site.kill(&slot, End::Preempted);
     world.pass(3).await;
-    assert!(world.bodies.iter().any(|body| body.runs()), "nothing runs on: {}", world.story());
+    assert!(world.bodies.iter().any(Body::runs), "nothing runs on: {}", world.story());
     world.until_phase(1500, JobPhase::Succeeded).await;
     let status = world.status();
     assert_eq!((status.incarnation, status.kills.preempted), (2, 1), "{}", world.story());

@@ -75,8 +75,9 @@ impl Draft<'_> {
                 None => self.new_deployment(&slot, environment),
             };
             let outcome = self.advance(&slot, &mut deployment);
-            let known = self.status.slots.iter_mut().find(|known| known.id == slot.id);
-            known.into_iter().for_each(|known| known.deployment = Some(deployment.clone()));
+            if let Some(known) = self.status.slots.iter_mut().find(|known| known.id == slot.id) {
+                known.deployment = Some(deployment);
+            }
             match outcome {
                 Outcome::Ready => {}
                 Outcome::Working => ready = false,
@@ -336,12 +337,9 @@ impl Draft<'_> {
         }
         let known = deployment.nodes.iter().find_map(|node| node.error.clone());
         let error = seen.error.as_ref().map(ToString::to_string).or(known);
-        let why = format!(
-            "{what} did not come to run on {} within {} s{}",
-            named(&late).join(", "),
-            limit.as_secs(),
-            error.iter().map(|error| format!(": {error}")).collect::<String>()
-        );
+        let error = error.map(|error| format!(": {error}")).unwrap_or_default();
+        let (nodes, limit) = (named(&late).join(", "), limit.as_secs());
+        let why = format!("{what} did not come to run on {nodes} within {limit} s{error}");
         // nothing was tried on those that wait
         let tried = |node: &DeployedNode| late(node) && (node.state != DeploymentState::Waiting || node.failures > 0);
         Some(match &seen.error {

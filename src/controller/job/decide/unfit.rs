@@ -216,7 +216,9 @@ impl Draft<'_> {
             .collect();
         let everywhere = refused.iter().flat_map(|(_, _, lacks)| lacks).any(|lack| !lack.is_of_node());
         for (_, node, lacks) in refused {
-            unfit(&node, &lacks, &self.time()).into_iter().for_each(|unfit| self.remember_unfit(unfit));
+            for unfit in unfit(&node, &lacks, &self.time()) {
+                self.remember_unfit(unfit);
+            }
         }
         (!words.is_empty()).then(|| (words.join("; "), everywhere))
     }

@@ -96,7 +96,7 @@ fn orders(life: &Life) -> Vec<(u32, Vec<String>)> {
 
 fn states(life: &Life) -> Vec<DeploymentState> {
     let slots = life.status().slots;
-    slots.iter().flat_map(|slot| slot.deployment.clone()).flat_map(|it| it.nodes).map(|node| node.state).collect()
+    slots.iter().filter_map(|slot| slot.deployment.clone()).flat_map(|it| it.nodes).map(|node| node.state).collect()
 }
 
 fn fails(reason: &str) -> NodeState {
