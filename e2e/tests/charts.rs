@@ -193,7 +193,7 @@ fn standard_images_are_offered_to_all() -> Result<()> {
 #[test]
 #[ignore = "needs the test bed's helm: e2e/test --e2e"]
 fn nodes_are_removed_only_where_they_are_deployed() -> Result<()> {
-    let site = ["kind=oar2", "url=http://oar"].map(|setting| format!("sites.rennes.{setting}"));
+    let site = ["kind=oar2", "url=http://oar", "uids.alice=1000"].map(|setting| format!("sites.rennes.{setting}"));
     let server = ["url=http://kadeploy:25300", "wait=10m", "leaseOwner=1000"];
     let server = server.map(|setting| format!("sites.rennes.kadeploy.{setting}"));
     for (settings, expected) in [(site.to_vec(), false), ([&site[..], &server[..]].concat(), true)] {

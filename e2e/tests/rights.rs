@@ -30,7 +30,8 @@ const NEEDED: &[Right] = &[
     ("operator", ALL, "vmdeploy.io", "snapshots", &["list", "watch", "create", "patch", "delete"]),
     ("operator", ALL, "vmdeploy.io", "snapshots/status", &["patch"]),
     ("operator", ALL, "events.k8s.io", "events", &["create", "patch"]),
-    ("operator", ALL, "", "nodes", &["list", "watch"]),
+    // a site of the test bed has its nodes deployed
+    ("operator", ALL, "", "nodes", &["list", "watch", "delete"]),
     ("operator", OWN, "", "pods", &["get", "list", "watch", "create", "patch", "delete"]),
     ("operator", OWN, "", "secrets", &["get", "create", "patch", "delete"]),
     ("operator", OWN, "batch", "jobs", &["get", "create", "delete"]),
@@ -46,7 +47,7 @@ const DENIED: &[Right] = &[
     ("operator", OTHER, "", "configmaps", &["get", "list"]),
     ("operator", OTHER, "", "pods", &["create", "delete", "list"]),
     ("operator", OTHER, "batch", "jobs", &["create"]),
-    ("operator", ALL, "", "nodes", &["patch", "update", "delete"]),
+    ("operator", ALL, "", "nodes", &["patch", "update", "create"]),
     ("operator", ALL, "rbac.authorization.k8s.io", "clusterroles", &["create", "bind", "escalate"]),
     ("kget", OWN, "", "secrets", &["get", "list"]),
     ("kget", OWN, "", "pods", &["list", "create", "delete"]),
