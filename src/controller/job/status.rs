@@ -19,10 +19,11 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         conditions::{self, ConditionType, Truth, clear},
         job::Allocation,
-        job_status::{Adopted, MemberPhase, SlotState, SlotStatus},
+        job_status::{Adopted, MemberPhase, MemberStatus, SlotState, SlotStatus},
+        quantity::Bytes,
         snapshot::SnapshotPhase,
     },
-    driver::Fact,
+    driver::{Fact, agent::VmState},
 };
 
 /// Sets all conditions but `Failed` and `SnapshotFailed`, which are set where they come about.
@@ -36,7 +37,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
     say(ConditionType::ImageReady, image(status, job, seen));
     say(ConditionType::Admitted, admitted(status, job, seen, now));
     say(ConditionType::Provisioned, provisioned(status, seen));
-    say(ConditionType::Running, running(status));
+    say(ConditionType::Running, running(status, seen));
     say(ConditionType::Snapshotted, snapshotted(status));
     say(ConditionType::Complete, complete(status));
     match adopted(status, job, seen) {
@@ -305,13 +306,13 @@ fn stuck(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
     })
 }
 
-fn running(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
+fn running(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
     match status.phase {
         JobPhase::Running | JobPhase::Snapshotting => {
             (Truth::True, Reason::JobRunning, format!("{} members", status.members.len()))
         }
-        JobPhase::Starting => (Truth::False, Reason::GuestsStarting, held_back(status)),
-        JobPhase::Restoring => (Truth::False, Reason::GuestsRestoring, held_back(status)),
+        JobPhase::Starting => (Truth::False, Reason::GuestsStarting, held_back(status, seen)),
+        JobPhase::Restoring => (Truth::False, Reason::GuestsRestoring, held_back(status, seen)),
         JobPhase::Succeeded => (Truth::False, Reason::Succeeded, String::new()),
         JobPhase::Suspended => (Truth::False, Reason::Suspended, String::new()),
         JobPhase::Pending
@@ -325,10 +326,31 @@ fn running(status: &BestEffortJobStatus) -> (Truth, Reason, String) {
     }
 }
 
-/// Why loaded guests may stand still for a while.
-fn held_back(status: &BestEffortJobStatus) -> String {
-    let silent = status.origin.as_ref().is_some_and(|origin| origin.silent);
-    if silent { "a lost member that cannot be asked is given its time to end".into() } else { String::new() }
+/// Why guests do not run yet, where that takes a while.
+fn held_back(status: &BestEffortJobStatus, seen: &Seen) -> String {
+    if status.origin.as_ref().is_some_and(|origin| origin.silent) {
+        return "a lost member that cannot be asked is given its time to end".into();
+    }
+    fetched(status, seen).unwrap_or_default()
+}
+
+/// Bytes from which on it is told how far the fetching is: less is soon here.
+const MUCH: u64 = 256 << 20;
+
+/// How far the last of those is that fetch much, in quarters: each change is a write.
+fn fetched(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
+    let far = |member: &MemberStatus| match seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.vm {
+        VmState::Fetching { done, total } if total >= MUCH => Some((done.saturating_mul(4) / total, total)),
+        _ => None,
+    };
+    let (quarters, total) = status.everyone().filter_map(far).min()?;
+    let share = match quarters {
+        0 => return None,
+        1 => "a quarter",
+        2 => "half",
+        _ => "three quarters",
+    };
+    Some(format!("at least {share} of {} is on all nodes", Bytes::mebibytes(total >> 20)))
 }
 
 fn snapshotted(status: &BestEffortJobStatus) -> (Truth, Reason, String) {

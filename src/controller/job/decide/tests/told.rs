@@ -4,12 +4,13 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rstest::rstest;
 
-use super::one_by_one::*;
+use super::{life::life, one_by_one::*};
 use crate::{
     api::{Reason, snapshot::SnapshotReason},
     controller::job::plan::Effect,
     driver::{
         Fact,
+        agent::VmState,
         site::{End, NoticeKind},
     },
 };
@@ -84,4 +85,38 @@ fn a_suspension_shortly_before_slots_are_nearly_over_is_a_suspension() {
     assert_eq!(life.told(Reason::Suspended)[0], "the job is to be suspended");
     let Some(Effect::Capture(capture)) = life.effects("Capture").last().copied() else { panic!("no capture") };
     assert_eq!(capture.reason, SnapshotReason::Suspend);
+}
+
+/// Each change is a write: a start of a large image is told in quarters, and of a small one nothing.
+#[test]
+fn how_much_of_a_large_image_is_on_all_nodes_is_told_in_quarters() {
+    let mut life = life(2);
+    while life.effects("CreateAgent").len() < 2 {
+        life.pass();
+    }
+    for member in 0..2 {
+        life.agent(member).vm = VmState::None;
+    }
+    life.run(1);
+    let writes = life.writes;
+    let mut said = Vec::new();
+    for hundredth in 1..100_u64 {
+        for member in 0..2 {
+            let done = (hundredth << 20) * 10 * (1 + u64::from(member)) / 2;
+            life.agent(member).vm = VmState::Fetching { done, total: 1000 << 20 };
+        }
+        life.run(1);
+        let words = life.message("Running");
+        if said.last() != Some(&words) {
+            said.push(words);
+        }
+    }
+    let ends: Vec<&str> = said.iter().map(|words| words.split(": ").nth(1).unwrap_or_default()).collect();
+    assert_eq!(ends, ["", "at least a quarter of 1000Mi is on all nodes"], "the slower one has half of it");
+    assert_eq!(life.writes, writes + 1);
+    for member in 0..2 {
+        life.agent(member).vm = VmState::Fetching { done: 90 << 20, total: 100 << 20 };
+    }
+    life.run(1);
+    assert!(life.message("Running").ends_with(": "), "{}", life.message("Running"));
 }
