@@ -78,7 +78,25 @@ fn try_convert(
 ) -> Result<Conversion, Trouble> {
     let mut log = Vec::new();
     let passed = make_disk(archive, raw, size, &mut log)?;
-    disk::check(raw)?;
+    // nobody uses what is packed before all of it was found right
+    let (found, packed) = std::thread::scope(|scope| {
+        let packing = scope.spawn(|| disk::pack(raw, &work.join(DISK)));
+        let found = disk::check(raw).and_then(|()| boot_files(raw, work, &passed, boot, &mut log));
+        (found, packing.join())
+    });
+    found?;
+    packed.map_err(|_| Trouble::passing(TroubleKind::Importer, "packing the disk broke off"))??;
+    Ok(Conversion { os: passed.os, log: tail(&log) })
+}
+
+/// Copies kernel and initial ram disk out of the disk, and looks at them.
+fn boot_files(
+    raw: &Path,
+    work: &Path,
+    passed: &Passed,
+    boot: &BootPaths,
+    log: &mut Vec<String>,
+) -> Result<(), Trouble> {
     let (kernel, initrd) = boot::find(&passed.tree, boot).map_err(refused)?;
     for ((path, length), name) in [(&kernel, KERNEL), (&initrd, INITRD)] {
         disk::copy_out(raw, path, *length, &work.join(name))?;
@@ -87,8 +105,7 @@ fn try_convert(
     boot::check_kernel(&work.join(KERNEL)).map_err(refused)?;
     boot::check_initrd(&work.join(INITRD)).map_err(refused)?;
     log.push("the initial ram disk has virtio_blk".into());
-    disk::pack(raw, &work.join(DISK))?;
-    Ok(Conversion { os: passed.os, log: tail(&log) })
+    Ok(())
 }
 
 fn make_disk(archive: &Path, raw: &Path, size: u64, log: &mut Vec<String>) -> Result<Passed, Trouble> {
