@@ -164,5 +164,7 @@ async fn an_environment_that_is_not_there_is_said_before_any_slot_is_asked_for()
         }
     })
     .await?;
-    ends(&bed, &job, 1).await
+    job.wait("a slot", SOON, |job| (!slot_ids(job).is_empty()).then_some(())).await?;
+    gone(&bed, &job).await?;
+    bare(&bed).await
 }
