@@ -23,6 +23,11 @@ pub(crate) async fn bare_nodes() -> Result<Option<Turn>> {
     let Some(bed) = Turn::alone().await? else { return Ok(None) };
     faults(&bed, &json!({}))?;
     rights_late(&bed, 0)?;
+    // what was deployed outside of OAR's jobs nobody else takes away
+    bed.run(&["kadeploy-free"])?;
+    for node in joined(&bed).await? {
+        bed.run(&["kubectl", "delete", "node", &node])?;
+    }
     bare(&bed).await?;
     Ok(Some(bed))
 }

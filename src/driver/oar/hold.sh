@@ -86,8 +86,8 @@ tree=
 # The beat from which on a node that is silent is lost.
 heard=0
 # Nodes that are deployed first answer late, and before that as another system: the connector knocks until the agent has
-# come. They have no way to each other: all hang on this shell's
-# TakTuk, which knocks at all of them at once. Nothing else ends a connector that knocks when this shell has gone.
+# come. They have no way to each other: all hang on this shell's TakTuk, which knocks at all of them at once. A connector
+# that knocks is ended by nothing but itself when this shell has gone.
 if test -n '@DEPLOYED@'; then
   heard=
   tree='-d -1 -w 1000'
