@@ -114,14 +114,15 @@
 //! 3. **Slots run.** Where the spec says so (`hypervisor`), the site's deployment server first puts an environment on their
 //!    nodes, which join the cluster: one workflow of a slot after the other, each numbered in the status before it is
 //!    asked for. The hold (the script in the OAR job, on the first node or, with those, on the site's frontend) waits
-//!    on each node for the agent's lease directory and takes the lock. The incarnation is raised and the repository fenced with it; then one
-//!    agent pod per member is made on the slot's nodes, and one more for a master on a node of its own.
+//!    on each node for the agent's lease directory and takes the lock. The incarnation is raised and the repository
+//!    fenced with it; then one agent pod per member is made on the slot's nodes, and one more for a master on a node of
+//!    its own.
 //!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
 //!    fetching only what the node has not kept of earlier captures, and images from the agent before it in the job's
-//!    chain (`distribution: Broadcast`), which sends on what it still receives, or from a claim (`Shared`); the guest stands still, and only when all are
-//!    loaded do they run. Where an old member was only silent, its
+//!    chain (`distribution: Broadcast`), which sends on what it still receives, or from a claim (`Shared`); the guest
+//!    stands still, and only when all are loaded do they run. Where an old member was only silent, its
 //!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
 //!    time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go

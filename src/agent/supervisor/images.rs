@@ -53,7 +53,7 @@ pub(super) struct Cached {
 }
 
 /// Where an image lies in the cache; `None` for a digest that is none.
-fn place(cache: &Path, digest: &str) -> Option<PathBuf> {
+pub(super) fn place(cache: &Path, digest: &str) -> Option<PathBuf> {
     let hex = digest.strip_prefix("sha256:")?;
     let valid = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     valid.then(|| cache.join(format!("sha256-{hex}")))

@@ -260,9 +260,8 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
         {
             (Truth::True, Reason::LeasesHeld, format!("incarnation {}", status.incarnation))
         }
-        JobPhase::Queued if hypervisor::deploying(status, seen).is_some() => {
-            let said = hypervisor::deploying(status, seen).unwrap_or_default();
-            (Truth::False, Reason::DeployingHypervisor, said)
+        JobPhase::Queued if let Some(deploying) = hypervisor::deploying(status, seen) => {
+            (Truth::False, Reason::DeployingHypervisor, deploying)
         }
         JobPhase::Deploying => {
             let placed = |m: &crate::api::job_status::MemberStatus| {
@@ -337,13 +336,16 @@ fn held_back(status: &BestEffortJobStatus, seen: &Seen) -> String {
 /// Bytes from which on it is told how far the fetching is: less is soon here.
 const MUCH: u64 = 256 << 20;
 
-/// How far the last of those is that fetch much, in quarters: each change is a write.
+/// How far the last of those is that fetch much, in quarters: each change is a write. Nothing while one has not begun.
 fn fetched(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
-    let far = |member: &MemberStatus| match seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.vm {
-        VmState::Fetching { done, total } if total >= MUCH => Some((done.saturating_mul(4) / total, total)),
+    let vm = |member: &MemberStatus| Some(&seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.vm);
+    let vms: Option<Vec<&VmState>> = status.members.iter().map(vm).collect();
+    let far = |vm: &VmState| match vm {
+        VmState::None => Some((0, 0)),
+        VmState::Fetching { done, total } if *total >= MUCH => Some((done.saturating_mul(4) / total, *total)),
         _ => None,
     };
-    let (quarters, total) = status.everyone().filter_map(far).min()?;
+    let (quarters, total) = vms?.into_iter().filter_map(far).min()?;
     let share = match quarters {
         0 => return None,
         1 => "a quarter",

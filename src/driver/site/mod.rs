@@ -42,7 +42,7 @@ pub struct SlotRequest {
     #[serde(skip_serializing_if = "Duration::is_zero")]
     pub acquire: Duration,
     /// Whether its nodes are to be deployed.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub deploy: bool,
     /// Length of the slot.
     pub walltime: Duration,
@@ -68,10 +68,6 @@ pub struct SlotRequest {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
 fn is_one(count: &u32) -> bool {
     *count == 1
-}
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
-fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 /// How a slot that is over came to its end.

@@ -101,10 +101,10 @@ impl Chain {
             arriving = look_at_shared(shared.clone(), digest, arriving).await?;
             progress(arriving.have());
         }
-        let from_shared = arriving.have() - found;
+        let have = arriving.have();
         let reader = arriving.reader().map_err(|error| on_disk(&error))?;
         image.send_modify(|standing| {
-            (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), found + from_shared, Some(size));
+            (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), have, Some(size));
         });
         let mut course = Course {
             digest,
@@ -140,12 +140,15 @@ impl Chain {
             }
         }
         let (peers, repository) = (course.from_peers, course.from_repository);
+        let from_shared = have - found;
         tracing::info!(digest, found, from_shared, peers, repository, took_s = course.now(), "an image is here");
         let path = arriving.path.clone();
-        let reader = arriving.reader().map_err(|error| on_disk(&error))?;
+        let shared = self.shared.clone().filter(|_| repository > 0);
+        let to_share = shared.map(|shared| Ok((shared, arriving.reader()?))).transpose();
+        let to_share = to_share.map_err(|error| on_disk(&error))?;
         if let Some(proven) = arriving.proven(digest) {
-            if let Some(shared) = self.shared.clone().filter(|_| repository > 0) {
-                share(shared, digest.to_owned(), reader);
+            if let Some((shared, image)) = to_share {
+                share(shared, digest.to_owned(), image);
             }
             return Ok(Some(proven));
         }

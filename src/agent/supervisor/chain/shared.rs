@@ -4,12 +4,11 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    path::PathBuf,
     time::SystemTime,
 };
 
 use super::{
-    super::images::by_use,
+    super::images::{by_use, place},
     arriving::{Arriving, NotTaken},
 };
 use crate::driver::agent::SharedImages;
@@ -17,13 +16,9 @@ use crate::driver::agent::SharedImages;
 /// Bytes read at a time.
 const PORTION: usize = 1 << 20;
 
-fn place(shared: &SharedImages, digest: &str) -> PathBuf {
-    shared.directory.join(digest.replace(':', "-"))
-}
-
 /// Takes what is still missing of an image as far as it is there and right. One that is wrong there is removed.
 pub(super) fn take(shared: &SharedImages, digest: &str, arriving: &mut Arriving) -> io::Result<()> {
-    let path = place(shared, digest);
+    let Some(path) = place(&shared.directory, digest) else { return Ok(()) };
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -59,7 +54,7 @@ pub(super) fn take(shared: &SharedImages, digest: &str, arriving: &mut Arriving)
 
 /// Puts an image there for others, unless it is; what was unused for longest makes room. Whether it did.
 pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::Result<bool> {
-    let path = place(shared, digest);
+    let Some(path) = place(&shared.directory, digest) else { return Ok(false) };
     if path.exists() {
         return Ok(false);
     }
@@ -136,7 +131,10 @@ mod tests {
         let mut arriving = open();
         take(&shared, &digest, &mut arriving).unwrap();
         assert_eq!(arriving.have(), 640 << 10, "up to the piece that is wrong");
-        assert!(!place(&shared, &digest).exists(), "it is put there anew by who has it from the repository");
+        assert!(
+            !place(&shared.directory, &digest).unwrap().exists(),
+            "it is put there anew by who has it from the repository"
+        );
         arriving.add(&bytes[640 << 10..]).unwrap();
         assert!(arriving.proven(&digest).is_some());
 
@@ -159,12 +157,12 @@ mod tests {
             fs::write(&source, bytes).unwrap();
             put(&shared(2_000_000), &digest, File::open(&source).unwrap()).unwrap();
             let age = Duration::from_secs(if seed == "one" { 60 } else { 600 });
-            if let Ok(file) = File::open(place(&shared(0), &digest)) {
+            if let Ok(file) = File::open(place(directory.path(), &digest).unwrap()) {
                 file.set_modified(SystemTime::now() - age).unwrap();
             }
             digest
         });
-        let there = |digest: &String| place(&shared(0), digest).exists();
+        let there = |digest: &String| place(directory.path(), digest).unwrap().exists();
         assert_eq!(names.each_ref().map(there), [true, false, true]);
         let (_, large) = image("large");
         put(&shared(10), &large, File::open(node.path().join("one")).unwrap()).unwrap();

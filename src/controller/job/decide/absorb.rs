@@ -133,8 +133,8 @@ impl Draft<'_> {
                 SlotPhase::Running => slot.state = SlotState::Running,
                 SlotPhase::Ending => slot.state = SlotState::Ending,
                 SlotPhase::Ended(end) => {
-                    // an end by the site's own failure proves nothing of the nodes
-                    // of deployed ones neither: nothing is ended there (safety A12)
+                    // an end by the site's own failure proves nothing of the nodes, and no end anything of deployed ones:
+                    // nothing is ended there (safety A12)
                     let cleared =
                         !facts.unreached && !matches!(end, End::Infrastructure(_)) && slot.deployment.is_none();
                     slot.cleared = cleared.then(|| slot.cleared.take().unwrap_or(Time(self.now)));
@@ -234,8 +234,8 @@ impl Draft<'_> {
         self.end_deployments();
         let mut ask = Vec::new();
         let mut drop = Vec::new();
-        // the site knows them no more
-        let mut over: Vec<String> = Vec::new();
+        // the site knows them no more, and their nodes are to leave the cluster yet
+        let mut over = Vec::new();
         let mut later: Option<Duration> = None;
         for slot in &self.status.slots {
             // a slot that is over tells of deaths until they are written down
@@ -249,7 +249,8 @@ impl Draft<'_> {
             let Some(intent) = &slot.release else { continue };
             let age = since(intent.since.0, self.now);
             if buried && age >= FORGOTTEN && self.site_forgot(&slot.id) {
-                over.push(slot.id.clone());
+                let those = if slot.deployment.is_some() { &mut over } else { &mut drop };
+                those.push(slot.id.clone());
                 continue;
             }
             // the files of agents go after their VMs (safety A6)
@@ -272,8 +273,6 @@ impl Draft<'_> {
         for slot in self.status.slots.iter_mut().filter(|slot| over.contains(&slot.id)) {
             slot.state = SlotState::Ended;
         }
-        let nothing_there = |slot: &SlotStatus| over.contains(&slot.id) && slot.deployment.is_none();
-        self.status.slots.retain(|slot| !nothing_there(slot));
         if let Some(later) = later {
             self.wake(later);
         }
