@@ -22,6 +22,7 @@ use crate::{
     agents::{
         JOB, Process, digest, endpoint, give_repository, issue, log, program, repository_address, serve, told, write,
     },
+    held,
     limit::Limit,
     nodes::Nodes,
 };
@@ -42,6 +43,7 @@ pub struct Spread {
     members: u32,
     content: PathBuf,
     shared: bool,
+    held: bool,
     server: Process,
 }
 
@@ -68,7 +70,7 @@ impl Spread {
         blake3::Hasher::new().update(root.path().as_os_str().as_encoded_bytes()).finalize_xof().fill(&mut bytes);
         fs::write(&content, &bytes)?;
         let image = digest(&bytes);
-        let spread = Self { nodes, image, root, certificates, members, content, shared: false, server };
+        let spread = Self { nodes, image, root, certificates, members, content, shared: false, held: false, server };
         // on its own node no link is in the way
         spread.nodes.on(members as usize, || tokio::runtime::Runtime::new()?.block_on(spread.import()))??;
         Ok(spread)
@@ -97,6 +99,12 @@ impl Spread {
         let directory = self.path("shared");
         fs::create_dir_all(&directory)?;
         Ok(directory)
+    }
+
+    /// Starts the job's hold, which puts images to its nodes: from now on agents know it.
+    pub fn hold(&mut self) -> Result<Process> {
+        self.held = true;
+        held::hold(self)
     }
 
     /// How many nodes are to have the image.
@@ -142,6 +150,10 @@ impl Spread {
         config["chain"] = (0..member).rev().map(peer).collect::<Result<_>>()?;
         if self.shared {
             config["sharedImages"] = json!({"directory": self.path("shared"), "limit": 1_u64 << 40});
+        }
+        if self.held {
+            config["imagesByTaktuk"] = json!(true);
+            config["lease"] = held::lease(self, node);
         }
         fs::write(directory.join("config.json"), config.to_string())?;
         let mut command = self.nodes.command(node, program()?);

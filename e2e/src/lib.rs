@@ -10,6 +10,7 @@ pub mod chain;
 pub mod chance;
 pub mod environment;
 pub mod goodput;
+mod held;
 pub mod hosts;
 pub mod job;
 pub mod left;

@@ -147,3 +147,51 @@ fn what_all_nodes_see_leaves_the_repository_once_for_all_jobs() -> Result<()> {
     }
     Ok(())
 }
+
+/// What agents say of how an image came.
+fn came(spread: &Spread, how: &str) -> Result<usize> {
+    let said = |node: usize| fs::read_to_string(spread.path(&format!("agent-{node}.log")));
+    let logs = (0..spread.count()).map(said).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(logs.iter().filter(|log| log.contains(how)).count())
+}
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn the_hold_puts_the_image_to_all_nodes_by_taktuk() -> Result<()> {
+    let mut spread = spread(SIZE)?;
+    let _hold = spread.hold()?;
+    let begun = Instant::now();
+    let took = here(&mut spread.start_all()?, begun)?;
+    eprintln!("{took:.1?}");
+    (0..spread.count()).try_for_each(|node| spread.right(node))?;
+    let sent = spread.sent(spread.count())?;
+    ensure!((SIZE as u64..SIZE as u64 * 5 / 4).contains(&sent), "{sent} bytes left the repository");
+    let others = spread.count() - 1;
+    ensure!(came(&spread, &format!("by_taktuk={SIZE}"))? == others, "not all have it by TakTuk");
+    let begun = Instant::now();
+    for node in 0..spread.count() {
+        let is_way = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains('-');
+        while fs::read_dir(spread.node(node).join("leases/3f2b8a10-7"))?.flatten().any(is_way) {
+            ensure!(begun.elapsed() < Duration::from_secs(10), "pieces of it stay in the lease of node {node}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+#[ignore = "makes network namespaces: e2e/test --e2e"]
+#[test]
+fn what_no_longer_comes_by_taktuk_comes_from_the_other_agents() -> Result<()> {
+    let mut spread = spread(SIZE)?;
+    let mut hold = spread.hold()?;
+    let begun = Instant::now();
+    let mut agents = spread.start_all()?;
+    has(&spread, 3, SIZE as u64 / 3)?;
+    hold.kill()?;
+    here(&mut agents, begun)?;
+    (0..spread.count()).try_for_each(|node| spread.right(node))?;
+    let (took, sent) = (begun.elapsed(), spread.sent(spread.count())?);
+    eprintln!("{took:.1?}, {sent} bytes left the repository");
+    ensure!(took < Duration::from_secs(40) && sent < SIZE as u64 * 5 / 4, "{took:?}, {sent}");
+    Ok(())
+}

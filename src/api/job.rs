@@ -99,7 +99,7 @@ pub struct BestEffortJobSpec {
     /// What runs on the nodes below the virtual machines: the site's own system, or what is put there for each slot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<HypervisorSpec>,
-    /// How the image comes to the nodes: read when agents are placed.
+    /// How the image comes to the nodes: read when agents are placed, and TakTuk also when slots are asked for.
     #[serde(default)]
     pub distribution: Distribution,
     /// When to take snapshots and how many to keep.
@@ -350,6 +350,10 @@ pub enum Distribution {
     /// `vmdeploy.io/switch` has the same value stand next to each other.
     #[default]
     Broadcast,
+    /// By TakTuk, which the first node of each reservation has put it to the others in pieces; they believe none of them
+    /// before they have compared it with its name. What does not come that way within some seconds comes as with
+    /// Broadcast, as does all on nodes that are deployed, and on reservations of one node.
+    TakTuk,
     /// Each node fetches it from the repository.
     NodeCache,
     /// From a claim that all nodes mount, which the operator's configuration names. What is not there comes as with

@@ -99,13 +99,10 @@ impl Lease {
             return Err(LeaseError::Refused(format!("{name:?} is no name of a directory")));
         }
         let directory = match open_directory(&root, &name) {
-            Err(Errno::NOENT) => create(&root, &name, &nonce, owner)?,
+            Err(Errno::NOENT) => create(&root, &root, &name, owner)?,
             other => other.map_err(failed("open the lease's directory"))?,
         };
-        let seen = rustix::fs::fstat(&directory).map_err(failed("look at the lease's directory"))?;
-        if seen.st_uid != owner.as_raw() || seen.st_mode & 0o777 != 0o700 {
-            return Err(LeaseError::Refused(format!("{name} is not the site's user's alone")));
-        }
+        check_owner(&directory, config)?;
         let lease = Self { root, name, directory, owner, slot: slot.into(), nonce };
         if lease.exists("release") {
             return Err(LeaseError::Refused("it was given back".into()));
@@ -145,18 +142,19 @@ impl Lease {
 
     /// Removes the directory: the lease is over.
     pub fn remove(&self) {
-        let names: Vec<CString> = rustix::fs::Dir::read_from(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.file_name().to_owned())
-            .collect();
-        for name in names {
-            // "." and ".." fail, and what else fails keeps the directory
-            let _ = rustix::fs::unlinkat(&self.directory, name.as_c_str(), AtFlags::empty());
-        }
+        self.close_passages();
+        remove_files(&self.directory);
         if let Err(error) = rustix::fs::unlinkat(&self.root, &self.name, AtFlags::REMOVEDIR) {
             tracing::warn!(%error, "the lease's directory stays");
+        }
+    }
+
+    /// Nothing comes in or goes out through the directory any more.
+    pub fn close_passages(&self) {
+        for name in names(&self.directory) {
+            if let Some(name) = name.to_str().ok().filter(|name| is_passage(name)) {
+                remove_directory(&self.directory, name);
+            }
         }
     }
 
@@ -275,15 +273,64 @@ pub(super) fn open_directory(root: &OwnedFd, name: &str) -> Result<OwnedFd, Errn
     rustix::fs::openat(root, name, flags, Mode::empty())
 }
 
-fn create(root: &OwnedFd, name: &str, nonce: &str, owner: Uid) -> Result<OwnedFd, LeaseError> {
+/// Makes a directory of this owner, 0700, in another one. Nobody else can have it until it has its name.
+pub(in crate::agent) fn create(
+    root: &OwnedFd,
+    within: &OwnedFd,
+    name: &str,
+    owner: Uid,
+) -> Result<OwnedFd, LeaseError> {
     let what = failed("make the lease's directory");
-    let new = format!(".{nonce}");
+    let new = format!(".{}", new_nonce());
     rustix::fs::mkdirat(root, &new, Mode::from_raw_mode(0o700)).map_err(&what)?;
     let directory = open_directory(root, &new).map_err(&what)?;
     rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o700)).map_err(&what)?;
     rustix::fs::fchown(&directory, Some(owner), None::<Gid>).map_err(&what)?;
-    rustix::fs::renameat(root, &new, root, name).map_err(&what)?;
+    rustix::fs::renameat(root, &new, within, name).map_err(&what)?;
     Ok(directory)
+}
+
+/// The root of the leases, and the directory of one that was made.
+pub(in crate::agent) fn open(config: &LeaseConfig) -> Result<(OwnedFd, OwnedFd), LeaseError> {
+    let root = open_root(Path::new(&config.root))?;
+    let directory = open_directory(&root, &config.directory).map_err(failed("open the lease's directory"))?;
+    check_owner(&directory, config)?;
+    Ok((root, directory))
+}
+
+fn check_owner(directory: &OwnedFd, config: &LeaseConfig) -> Result<(), LeaseError> {
+    let seen = rustix::fs::fstat(directory).map_err(failed("look at the lease's directory"))?;
+    if seen.st_uid != config.owner || seen.st_mode & 0o777 != 0o700 {
+        return Err(LeaseError::Refused(format!("{} is not the site's user's alone", config.directory)));
+    }
+    Ok(())
+}
+
+/// Whether pieces of images pass through a directory of this name, in the lease's.
+pub(super) fn is_passage(name: &str) -> bool {
+    name.starts_with("in-") || name.starts_with("out-")
+}
+
+/// Removes a directory with the files in it, if it is there. What is another thing than a directory goes as well.
+pub(in crate::agent) fn remove_directory(within: &OwnedFd, name: &str) {
+    if let Ok(directory) = open_directory(within, name) {
+        remove_files(&directory);
+    }
+    // where it is not empty its user has put something there again: it is his own
+    let _ = rustix::fs::unlinkat(within, name, AtFlags::REMOVEDIR);
+    let _ = rustix::fs::unlinkat(within, name, AtFlags::empty());
+}
+
+fn remove_files(directory: &OwnedFd) {
+    for name in names(directory) {
+        // "." and ".." fail, and what else fails keeps the directory
+        let _ = rustix::fs::unlinkat(directory, name.as_c_str(), AtFlags::empty());
+    }
+}
+
+fn names(directory: &OwnedFd) -> Vec<CString> {
+    let entries = rustix::fs::Dir::read_from(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_owned()).collect()
 }
 
 #[cfg(test)]

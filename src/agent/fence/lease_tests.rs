@@ -104,3 +104,20 @@ fn a2_a_beat_must_rise() {
     beat.see(Some(6), at(9));
     assert_eq!(beat.risen, at(5));
 }
+
+#[test]
+fn a_lease_is_removed_with_the_ways_of_images_and_a5_nothing_behind_links() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Lease::make(&config(dir.path()), "77").unwrap();
+    let (own, outside) = (dir.path().join("3f2b8a10-77"), tempfile::tempdir().unwrap());
+    std::fs::write(outside.path().join("0"), "precious").unwrap();
+    std::fs::create_dir(own.join("in-1")).unwrap();
+    std::fs::write(own.join("in-1/0"), "a piece").unwrap();
+    symlink(outside.path(), own.join("out-1")).unwrap();
+    symlink(outside.path().join("0"), own.join("in-1/1")).unwrap();
+    lease.close_passages();
+    assert!(!own.join("in-1").exists() && !own.join("out-1").is_symlink() && own.join("nonce").exists());
+    lease.remove();
+    assert!(!own.exists());
+    assert_eq!(std::fs::read_to_string(outside.path().join("0")).unwrap(), "precious");
+}

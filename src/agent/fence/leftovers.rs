@@ -2,7 +2,7 @@
 //!
 //! Only what has the name of a lease, was not written to for a day and is locked by nobody is removed: a lease that
 //! is held is written to at each beat, and stays locked while its holder stands still. All in it are a stranger's
-//! names: nothing is followed, and a directory with other directories in it stays.
+//! names: nothing is followed, and a directory with other directories in it stays, but for those of images on their way.
 
 use std::{
     ffi::CString,
@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::lease::{LOCK, LeaseError, open_directory, open_root};
+use super::lease::{LOCK, LeaseError, is_passage, open_directory, open_root, remove_directory};
 
 /// Younger ones stay. No agent waits longer for its hold.
 const AGE: Duration = Duration::from_secs(24 * 3600);
@@ -61,25 +61,44 @@ fn remove_one(root: &OwnedFd, name: &str, before: Duration) -> Result<bool, Errn
     if !is_older(&rustix::fs::fstat(&directory)?, before) {
         return Ok(false);
     }
-    let mut names = Vec::new();
-    for entry in entries(&directory)? {
-        let seen = rustix::fs::statat(&directory, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
-        let is_directory = FileType::from_raw_mode(seen.st_mode) == FileType::Directory;
-        if is_directory || names.len() == MOST || !is_older(&seen, before) {
+    let Some((names, passages)) = old_files(&directory, before)? else { return Ok(false) };
+    for passage in &passages {
+        let inner = open_directory(&directory, passage)?;
+        if !matches!(old_files(&inner, before)?, Some((_, inner)) if inner.is_empty()) {
             return Ok(false);
         }
-        names.push(entry);
     }
     // nobody can take the lock while it is looked at; shared, as agents do: none of them is deceived by it
     let _lock = match lock(&directory)? {
         Held::Nobody(lock) => lock,
         Held::Somebody => return Ok(false),
     };
+    for passage in passages {
+        remove_directory(&directory, &passage);
+    }
     for name in names {
         rustix::fs::unlinkat(&directory, name.as_c_str(), AtFlags::empty())?;
     }
     rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)?;
     Ok(true)
+}
+
+/// Files of a directory, and those directories in it through which images pass. None if anything is of another kind or
+/// too young.
+fn old_files(directory: &OwnedFd, before: Duration) -> Result<Option<(Vec<CString>, Vec<String>)>, Errno> {
+    let (mut files, mut passages) = (Vec::new(), Vec::new());
+    for entry in entries(directory)? {
+        let seen = rustix::fs::statat(directory, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        if files.len() + passages.len() == MOST || !is_older(&seen, before) {
+            return Ok(None);
+        }
+        match entry.to_str().ok().filter(|name| is_passage(name)) {
+            _ if FileType::from_raw_mode(seen.st_mode) != FileType::Directory => files.push(entry),
+            Some(name) => passages.push(name.to_owned()),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some((files, passages)))
 }
 
 enum Held {

@@ -121,6 +121,31 @@ fn what_is_no_lease_stays() {
 }
 
 #[test]
+fn ways_of_images_go_with_the_lease_unless_something_is_in_use_or_strange_there() {
+    let root = Root::new();
+    let with_way = |inside: &dyn Fn(PathBuf)| {
+        let path = root.lease(NAME, 25 * HOUR);
+        let way = path.join("in-0123456789abcdef");
+        fs::create_dir(&way).unwrap();
+        fs::write(way.join("0"), "a piece").unwrap();
+        written(&way.join("0"), 25 * HOUR);
+        inside(way.clone());
+        written(&way, 25 * HOUR);
+        written(&path, 25 * HOUR);
+        let removed = root.remove();
+        let _ = fs::remove_dir_all(path);
+        removed
+    };
+    assert_eq!(with_way(&|_| ()), [NAME]);
+    assert_eq!(with_way(&|way| written(&way.join("0"), HOUR)), [] as [&str; 0]);
+    let deep = |way: PathBuf| {
+        fs::create_dir(way.join("in-1")).unwrap();
+        written(&way.join("in-1"), 25 * HOUR);
+    };
+    assert_eq!(with_way(&deep), [] as [&str; 0]);
+}
+
+#[test]
 fn a_name_of_a_lease_is_recognised() {
     let name = crate::names::lease_directory(&"3f2b8a10-aaaa-bbbb".into(), &crate::names::SlotId("77".into()));
     assert!(is_of_lease(&name), "{name}");

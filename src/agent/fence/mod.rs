@@ -109,6 +109,7 @@ impl Ender {
         let gone = kill::everything_else();
         let killed = begun.elapsed();
         clear(&self.vm_dir);
+        self.lease.close_passages();
         tracing::warn!(%end, gone, killed_ms = killed.as_millis(), "the VM and everything of it is gone");
         if gone && let Some(word) = end.release() {
             self.release(word);

@@ -1,5 +1,7 @@
 //! The cache, with other agents and other users at it.
 
+use tokio_util::sync::CancellationToken;
+
 use super::{super::testing::FileStore, *};
 
 fn names(directory: &Path) -> usize {
@@ -10,7 +12,7 @@ fn names(directory: &Path) -> usize {
 const ALL: u64 = u64::MAX;
 
 fn alone() -> Chain {
-    Chain::of(&super::super::testing::config(Path::new("/nowhere")))
+    Chain::of(&super::super::testing::config(Path::new("/nowhere")), &CancellationToken::new())
 }
 
 #[tokio::test]

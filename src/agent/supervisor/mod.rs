@@ -136,10 +136,11 @@ impl Supervisor {
         clock: Clock,
         fence: Option<UnixStream>,
     ) -> Arc<Self> {
+        let stop = CancellationToken::new();
         Arc::new(Self {
             view: Arc::new(View::new(&config, clock)),
             contact: Contact::new(fence),
-            chain: Chain::of(&config),
+            chain: Chain::of(&config, &stop),
             config,
             paths,
             store,
@@ -152,7 +153,7 @@ impl Supervisor {
             console: OnceLock::new(),
             visits: Arc::new(Semaphore::new(visit::MOST)),
             restored_ran: AtomicU64::new(0),
-            stop: CancellationToken::new(),
+            stop,
             has_qemu: AtomicBool::new(false),
             gone: CancellationToken::new(),
             left: CancellationToken::new(),

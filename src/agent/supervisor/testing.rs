@@ -83,6 +83,7 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         kept: None,
         chain: Vec::new(),
         shared_images: None,
+        images_by_taktuk: false,
     }
 }
 

@@ -26,6 +26,7 @@ fn submit_one() -> Effect {
         project: None,
         property: None,
         deploy: false,
+        puts_images: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     };

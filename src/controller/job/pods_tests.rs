@@ -214,3 +214,16 @@ fn images_of_a_claim_are_mounted_where_the_agent_is_told_and_only_for_jobs_that_
     let master = AgentPlacement { member: 2, ..placement.clone() };
     assert_eq!(seen(&job, &master, &config), (None, vec![], false), "it has no image");
 }
+
+#[test]
+fn only_members_of_jobs_that_distribute_by_taktuk_are_told_of_it() {
+    let (mut job, placement, config) = parts();
+    let told = |job: &BestEffortJob, placement: &AgentPlacement| {
+        let site = &config.sites["rennes"];
+        super::config(job, placement, &config, site, 1000, BTreeMap::new(), keys()).unwrap().images_by_taktuk
+    };
+    assert!(!told(&job, &placement));
+    job.spec.distribution = Distribution::TakTuk;
+    assert!(told(&job, &placement));
+    assert!(!told(&job, &AgentPlacement { member: 2, ..placement.clone() }), "a master has no image");
+}

@@ -104,6 +104,9 @@ pub struct AgentConfig {
     /// Images on a file system that all nodes see; absent: the job does not use them.
     #[serde(default)]
     pub shared_images: Option<SharedImages>,
+    /// Whether images come by the hold's TakTuk, if it has one.
+    #[serde(default)]
+    pub images_by_taktuk: bool,
     /// What the node keeps of the job's captures for the next agent; absent: nothing.
     #[serde(default)]
     pub kept: Option<KeptConfig>,

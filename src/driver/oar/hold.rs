@@ -54,6 +54,26 @@
 //! [`DONE`] if all said `done`, with [`SAVED`] if some said `saved`. An agent that gave its lease up
 //! because of a still beat writes `lost`, so that a holder which comes back gives the node back.
 //! Whether a slot is wanted back can be read from `notice`; every node of the job gets it.
+//!
+//! # Images by TakTuk
+//!
+//! Of a job with `distribution: TakTuk` the hold also puts images to its nodes, by a TakTuk of its own (arity 2, `feed.sh`)
+//! in a process that ends with it. It believes no agent and no agent believes it: pieces are compared with their names
+//! by who takes them, and whoever misses anything for some seconds has the rest as with `Broadcast`. An image is called
+//! by the first 16 hexadecimal digits of its digest here, `<image>`; it is put in pieces of 4 MiB, numbered from 0.
+//!
+//! | name | written by | content |
+//! |---|---|---|
+//! | `feed` | holder, before `lock` | `root` on the first node of the job, where the hold runs, else `node`; absent where the hold puts nothing |
+//! | `want-<image>` | agent of another node; removed by the holder, who tells the hold | nothing |
+//! | `in-<image>/` | agent of another node, before it wants the image; removed as soon as it takes no more of it | `<n>`, written by TakTuk, removed by the agent |
+//! | `wanted-<image>` | hold, on the first node; removed by either side as soon as it has no part in it any more | nothing |
+//! | `out-<image>/` | agent of the first node, as long as the image is wanted | `<n>`, by a rename, two at most; removed by the hold once every node has answered for it |
+//!
+//! The hold waits some seconds for others to want an image as well, and then for `<n>` in turn, from 0. A node without
+//! `in-<image>/` has refused it, which is no harm; a piece that all refuse ends the image. One that is not answered for,
+//! a connection that is lost or a piece that cannot be read ends all of it for as long as the hold lives. The root of a tree
+//! has two pieces for two children in its memory, however large the image is.
 
 use std::time::Duration;
 
@@ -83,6 +103,8 @@ pub(super) fn said(code: Option<i32>) -> String {
 pub const CONNECTOR: &str = "._/- =";
 /// A node that answers is reached within this time.
 const CONNECT: Duration = Duration::from_secs(30);
+/// The same for images, which need not come this way.
+const PUT_CONNECT: Duration = Duration::from_secs(10);
 /// Time between two looks whether an agent has come to a node that is deployed first.
 const KNOCK: Duration = Duration::from_secs(3);
 
@@ -90,6 +112,22 @@ const KNOCK: Duration = Duration::from_secs(3);
 const ROUND: u32 = 15;
 /// Jobs of an array that has begun are waited for no longer than this, and what their agents take.
 const ARRAY_OVER: Duration = Duration::from_secs(24 * 3600);
+/// Children of a node in the tree by which images are put.
+const ARITY: u32 = 2;
+/// A tick of what puts images, in milliseconds.
+const TICK: u32 = 200;
+/// What follows is in ticks. So long others may want an image as well.
+const GATHER: u32 = 15;
+/// So long nothing may happen while pieces are on their way.
+const PUT_LIMIT: u32 = 50;
+/// So long its TakTuk stays when nothing is to be put.
+const PUT_IDLE: u32 = 150;
+/// What a holder does before it takes the lock, and at each beat, and the hold with what it says then.
+const MARK: &str =
+    r#"if test "$TAKTUK_HOSTNAME" = '"$first"'; then echo root > $d/feed; else echo node > $d/feed; fi;"#;
+const WANTS: &str = r#"for w in $d/want-*; do if test -e "$w"; then rm -f "$w" 9>&-; echo "$w"; fi; done;"#;
+const ASK: &str = r#"case $code in *want-*) echo "W|${code##*want-}|$node" >&5 ;; esac"#;
+
 /// Seconds without a beat after which a holder ends; above the agents' own limit.
 const SILENCE: u32 = 20;
 
@@ -110,6 +148,8 @@ pub struct HoldScript<'a> {
     pub deployed: bool,
     /// So many jobs run this one file.
     pub holds: u32,
+    /// Whether it puts images to the nodes; not where these are deployed first.
+    pub feeds: bool,
 }
 
 /// A value that may not stand in the script.
@@ -141,7 +181,18 @@ impl HoldScript<'_> {
         check_text("connector", self.connector, CONNECTOR)?;
         let beat = self.beat.as_secs().max(1);
         let connect = if self.deployed { self.agent_wait } else { CONNECT };
+        let feeds = |text: &str| if self.feeds && !self.deployed { text.to_owned() } else { String::new() };
         let values = [
+            ("@MARK@", feeds(MARK)),
+            ("@WANTS@", feeds(WANTS)),
+            ("@ASK@", feeds(ASK)),
+            ("@FEED@", feeds(include_str!("feed.sh"))),
+            ("@ARITY@", ARITY.to_string()),
+            ("@PUT_CONNECT@", PUT_CONNECT.as_secs().to_string()),
+            ("@TICK@", format!("{:.1}", f64::from(TICK) / 1000.0)),
+            ("@GATHER@", GATHER.to_string()),
+            ("@PUT_LIMIT@", PUT_LIMIT.to_string()),
+            ("@PUT_IDLE@", PUT_IDLE.to_string()),
             ("@LEASE@", format!("{}/{}", self.lease_root.trim_end_matches('/'), self.lease_prefix)),
             ("@CONNECTOR@", self.connector.into()),
             ("@BEAT@", beat.to_string()),

@@ -20,6 +20,8 @@ case $0 in */oarapi.subscript.*)
   done ;;
 esac
 
+first=$(head -n 1 "$OAR_NODEFILE")
+
 # On each node. One line for TakTuk, run by the node's sh; no comment and no bracket may stand in it.
 # Each line read is a beat or the word "notice"; end of file or silence means that the hold is gone.
 # The lock's file is made here and must not exist: a lease that was lost is never taken up again.
@@ -31,6 +33,7 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
   if test -z "$locked"; then
     if test -d $d && test ! -L $d && test -O $d && test -f $d/nonce; then
       if test -e $d/lock || test -L $d/lock; then exit @LOST_HOLDER@; fi;
+      @MARK@
       set -C; exec 9> $d/lock; set +C;
       flock -w 10 9 || exit @LOST_HOLDER@;
       locked=1;
@@ -43,6 +46,7 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
   read -r nonce < $d/nonce;
   printf "%s %s %010d\n" $job "$nonce" "$beat" 1<> $d/lock || exit @LOST_HOLDER@;
   if test -n "$noticed" && test ! -e $d/notice; then echo $job > $d/notice; fi;
+  @WANTS@
   if test -e $d/release; then
     read -r word < $d/release;
     case $word in done) exit @DONE@;; saved) exit @SAVED@;; *) exit @LOST_HOLDER@;; esac;
@@ -58,6 +62,13 @@ for node in $nodes; do
   case $node in *[!A-Za-z0-9._-]*) echo "hold: strange node name" >&2; exit @FAILED@ ;; esac
   hosts="$hosts -m $node"
 done
+
+without() { # LIST NODE: sets $rest
+  case $1 in
+  *" $2 "*) rest="${1%% $2 *} ${1#* $2 }" ;;
+  *) rest=$1 ;;
+  esac
+}
 
 pipes=$(mktemp -d) || exit @FAILED@
 mkfifo "$pipes/orders" "$pipes/events" || exit @FAILED@
@@ -106,6 +117,7 @@ exec 4<> "$pipes/events"
 exec 3> "$pipes/orders"
 (while echo 'B||'; do sleep @BEAT@; done) > "$pipes/events" 3>&- 4>&- &
 ticker=$!
+@FEED@
 echo "broadcast exec [ $one_line ]" >&3
 
 # left: nodes whose holder is at work; silent: those of them not heard of in this round
@@ -114,12 +126,6 @@ silent=$left
 beat=0
 lost=
 saved=
-without() { # LIST NODE: sets $rest
-  case $1 in
-  *" $2 "*) rest="${1%% $2 *} ${1#* $2 }" ;;
-  *) rest=$1 ;;
-  esac
-}
 gone() { # NODE
   without "$left" "$1"
   left=$rest
@@ -156,6 +162,7 @@ while :; do
   O)
     without "$silent" "$node"
     silent=$rest
+    @ASK@
     # all are reached by now
     heard=${heard:-$beat}
     ;;

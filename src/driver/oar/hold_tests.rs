@@ -15,6 +15,9 @@ use rustix::{
 };
 use tempfile::TempDir;
 
+#[path = "feed_tests.rs"]
+mod feeds;
+
 use super::hold::{DONE, FAILED, HoldScript, LOST_HOLDER, NO_AGENT, SAVED};
 
 const JOB: &str = "7";
@@ -32,6 +35,16 @@ fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Opt
 
 /// The same; of nodes that are deployed first.
 fn hold_of(nodes: &'static [&'static str], agent_wait: u64, connector: &str, deployed: bool) -> Option<Hold> {
+    hold_that(nodes, agent_wait, connector, deployed, false)
+}
+
+fn hold_that(
+    nodes: &'static [&'static str],
+    agent_wait: u64,
+    connector: &str,
+    deployed: bool,
+    feeds: bool,
+) -> Option<Hold> {
     if Command::new("taktuk").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("not run: there is no taktuk");
         return None;
@@ -47,10 +60,16 @@ fn hold_of(nodes: &'static [&'static str], agent_wait: u64, connector: &str, dep
         agent_wait: Duration::from_secs(agent_wait),
         deployed,
         holds: 1,
+        feeds,
     };
     // all nodes share this machine's disk: their leases are told apart by the node's name
     let here = format!("d={}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB};", root.display());
     let script = script.render().unwrap().replace("d=$lease;", &here);
+    // the hold's own node, and where it puts pieces
+    let own = format!("/{}/3f2b8a10-$job\n", nodes[0]);
+    let script = script.replacen("/3f2b8a10-$job\n", &own, 1);
+    let there = format!("[ {}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB}/in-", root.display());
+    let script = script.replace("[ $lease/in-", &there);
     fs::write(root.join("hold"), script).unwrap();
     fs::write(root.join("nodes"), [nodes, nodes].concat().join("\n")).unwrap();
     fs::write(root.join("connector"), connector).unwrap();
@@ -318,6 +337,7 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
         agent_wait: wait,
         deployed: false,
         holds,
+        feeds: false,
     };
     let script = script.render();
     let aged = |name: &str, text: &str, days: u64| {

@@ -103,6 +103,7 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         agent_wait: settings.agent_wait + request.acquire + deploys,
         deployed: request.deploy,
         holds: request.reservations,
+        feeds: request.puts_images,
     };
     let grace = whole_seconds(request.grace);
     Ok(Submission {
@@ -163,6 +164,7 @@ mod tests {
             reservations: 1,
             acquire: Duration::ZERO,
             deploy: false,
+            puts_images: false,
             walltime: Duration::from_secs(2 * 3600 + 61),
             grace: Duration::from_secs(60),
             lease_prefix: "3f2b8a10-".into(),
@@ -244,6 +246,17 @@ mod tests {
         assert!(script.contains("taktuk -s $tree -t 2100") && script.contains("until ssh -l root \\$0"), "{script}");
         let refused = submission(&deploy, &SubmitSettings { deployed: None, ..settings() }).unwrap_err();
         assert!(refused.to_string().contains("kadeploy"), "{refused}");
+    }
+
+    #[test]
+    fn only_holds_that_are_asked_to_and_run_on_the_nodes_put_images() {
+        let puts = |puts_images: bool, deploy: bool| {
+            let body = submission(&SlotRequest { puts_images, deploy, ..request() }, &settings()).unwrap();
+            let script = serde_json::to_value(body).unwrap()["script"].as_str().unwrap().to_owned();
+            assert!(!script.contains('@'), "{script}");
+            script.contains("broadcast put")
+        };
+        assert_eq!([puts(false, false), puts(true, false), puts(true, true)], [false, true, false]);
     }
 
     /// On nodes that are deployed OAR ends no process, so that its kill is no fence.

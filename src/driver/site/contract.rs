@@ -39,6 +39,7 @@ pub(crate) fn request(job: &str, nodes: u32, grace: u64) -> SlotRequest {
         project: Some("vmdeploy".into()),
         property: None,
         deploy: false,
+        puts_images: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

@@ -44,6 +44,9 @@ pub struct SlotRequest {
     /// Whether its nodes are to be deployed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub deploy: bool,
+    /// Whether the hold is to put images to its nodes, where the site's holds do that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub puts_images: bool,
     /// Length of the slot.
     pub walltime: Duration,
     /// Seconds of notice wanted; zero for none.

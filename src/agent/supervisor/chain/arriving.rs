@@ -91,6 +91,16 @@ impl Arriving {
         self.pieces.place(self.next).start
     }
 
+    /// Bytes of the image.
+    pub(super) fn size(&self) -> u64 {
+        self.pieces.size()
+    }
+
+    /// Whether blocks of so many bytes end where pieces do.
+    pub(super) fn fits(&self, block: u64) -> bool {
+        block.is_multiple_of(self.pieces.longest() as u64)
+    }
+
     /// Whether nothing lacks.
     pub(super) fn is_whole(&self) -> bool {
         self.next == self.pieces.count()

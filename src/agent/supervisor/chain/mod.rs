@@ -1,4 +1,4 @@
-//! Images from agent to agent of a job, if not from a file system that all nodes see: each fetches from the one before it in the chain what that one has, also while
+//! Images from agent to agent of a job, if not from a file system that all nodes see or by TakTuk: each fetches from the one before it in the chain what that one has, also while
 //! it still receives, and serves those behind it alike. Nobody is believed: a piece is compared with its name before it
 //! is written or passed on, and an image is one only once its digest is right.
 
@@ -6,13 +6,16 @@ mod arriving;
 mod receive;
 mod serve;
 mod shared;
+mod taktuk;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, fs::File, sync::Arc};
 
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
+use self::taktuk::Putting;
 pub(super) use self::{
     arriving::{PARTIAL, Proven},
     serve::routes,
@@ -51,11 +54,13 @@ pub(super) struct Chain {
     images: BTreeMap<String, watch::Sender<Standing>>,
     streams: Arc<Semaphore>,
     shared: Option<Arc<SharedImages>>,
+    /// If images come by the hold's TakTuk.
+    putting: Option<Arc<Putting>>,
 }
 
 impl Chain {
-    /// As an agent is told.
-    pub(super) fn of(config: &AgentConfig) -> Self {
+    /// As an agent is told; others are given images until `stop`.
+    pub(super) fn of(config: &AgentConfig, stop: &CancellationToken) -> Self {
         let peer = |peer: &ChainPeer| AgentAddress {
             endpoint: peer.endpoint,
             job: config.job.clone(),
@@ -70,6 +75,7 @@ impl Chain {
             images: images.map(|digest| (digest.clone(), watch::Sender::new(standing.clone()))).collect(),
             streams: Arc::new(Semaphore::new(MOST)),
             shared: config.shared_images.clone().map(Arc::new),
+            putting: config.images_by_taktuk.then(|| Putting::of(config.lease.clone(), stop.clone())),
         }
     }
 
@@ -79,6 +85,9 @@ impl Chain {
         self.show(digest, |standing| {
             (standing.file, standing.have, standing.size) = (Some(Arc::new(file)), size, Some(size));
         });
+        if let (Some(putting), Some(image)) = (&self.putting, self.images.get(digest)) {
+            putting.offer(digest, image.subscribe());
+        }
     }
 
     fn show(&self, digest: &str, change: impl FnOnce(&mut Standing)) {

@@ -14,6 +14,7 @@ use super::{
     Chain, Standing,
     arriving::{Arriving, NotTaken, Proven},
     shared,
+    taktuk::{self, Place},
 };
 use crate::{
     driver::{
@@ -106,6 +107,25 @@ impl Chain {
         image.send_modify(|standing| {
             (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), have, Some(size));
         });
+        // who gives it to the others by TakTuk does not wait for any of them
+        let mut before: Vec<MemberIndex> = self.before.iter().map(|address| address.member).collect();
+        let mut by_taktuk = 0;
+        if let Some(putting) = &self.putting {
+            putting.offer(digest, image.subscribe());
+            match putting.place().await {
+                Some(Place::Root(_)) => before.clear(),
+                Some(Place::Node(directory)) if putting.is_to_be_taken(digest) => {
+                    let here = |have: u64| {
+                        image.send_modify(|standing| standing.have = have);
+                        progress(have);
+                    };
+                    let taken = taktuk::take(&directory, digest, arriving, &here).await;
+                    arriving = taken.map_err(|error| on_disk(&error))?;
+                    by_taktuk = arriving.have() - have;
+                }
+                Some(Place::Node(_)) | None => {}
+            }
+        }
         let mut course = Course {
             digest,
             size,
@@ -118,7 +138,6 @@ impl Chain {
             from_repository: 0,
         };
         while !arriving.is_whole() {
-            let before: Vec<MemberIndex> = self.before.iter().map(|address| address.member).collect();
             let source = next(&before, &course.passed);
             let Some(frames) = self.frames(store, source, arriving.have(), &mut course).await? else { continue };
             image.send_modify(|standing| standing.from = source);
@@ -141,7 +160,16 @@ impl Chain {
         }
         let (peers, repository) = (course.from_peers, course.from_repository);
         let from_shared = have - found;
-        tracing::info!(digest, found, from_shared, peers, repository, took_s = course.now(), "an image is here");
+        tracing::info!(
+            digest,
+            found,
+            from_shared,
+            by_taktuk,
+            peers,
+            repository,
+            took_s = course.now(),
+            "an image is here"
+        );
         let path = arriving.path.clone();
         let shared = self.shared.clone().filter(|_| repository > 0);
         let to_share = shared.map(|shared| Ok((shared, arriving.reader()?))).transpose();

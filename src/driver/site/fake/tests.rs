@@ -16,6 +16,7 @@ fn request(nodes: u32, grace: u64) -> SlotRequest {
         project: None,
         property: None,
         deploy: false,
+        puts_images: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

@@ -32,6 +32,7 @@ fn request(job: &JobUid, submission: u32) -> SlotRequest {
         project: None,
         property: None,
         deploy: false,
+        puts_images: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

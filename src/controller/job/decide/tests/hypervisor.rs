@@ -9,7 +9,7 @@ use crate::{
     api::{
         JobPhase, Reason,
         hypervisor::{Deploy, EnvironmentReference, HypervisorSpec},
-        job::Allocation,
+        job::{Allocation, Distribution},
         job_status::{DeploymentState, MemberPhase, ReleaseReason},
     },
     controller::job::plan::{DeployOrder, DeploymentSeen, Effect, NodeSeen},
@@ -404,13 +404,31 @@ fn a_slot_that_the_site_has_forgotten_takes_its_nodes_along() {
 #[test]
 fn c_shared_images_are_refused_where_there_is_no_claim_of_them() {
     let mut life = life(1);
-    life.job.spec.distribution = crate::api::job::Distribution::Shared;
+    life.job.spec.distribution = Distribution::Shared;
     life.run(3);
     assert!(life.message("Ready").contains("agents.sharedImages.claim"), "{}", life.message("Ready"));
     assert!(life.effects("SubmitSlots").is_empty());
     life.seen.setup.shared_images = true;
     life.run(20);
     assert_eq!(life.phase(), JobPhase::Running);
+}
+
+#[test]
+fn holds_are_asked_to_put_images_only_where_they_can() {
+    let asked = |life: &mut Life, distribution: Distribution, allocation: Allocation| {
+        life.job.spec.distribution = distribution;
+        life.job.spec.slots.allocation = allocation;
+        life.run(20);
+        let Some(Effect::SubmitSlots { request, .. }) = life.effects("SubmitSlots").into_iter().next() else {
+            panic!("nothing is asked for")
+        };
+        request.puts_images
+    };
+    assert!(asked(&mut life(2), Distribution::TakTuk, Allocation::Gang));
+    assert!(!asked(&mut life(2), Distribution::Broadcast, Allocation::Gang));
+    assert!(!asked(&mut life(2), Distribution::TakTuk, Allocation::PerMember), "each is of one node");
+    assert!(!asked(&mut life(1), Distribution::TakTuk, Allocation::Gang));
+    assert!(!asked(&mut deployed(2, Deploy::Always), Distribution::TakTuk, Allocation::Gang));
 }
 
 #[test]

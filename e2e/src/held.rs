@@ -1,0 +1,63 @@
+//! The real hold of a job whose agents bring images, with a connector that stays on this machine.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use vmdeploy::driver::oar::hold::HoldScript;
+
+use crate::{
+    agents::{Process, log},
+    chain::Spread,
+};
+
+/// Number of the OAR job, as the hold is told.
+const SLOT: &str = "7";
+const PREFIX: &str = "3f2b8a10-";
+const CONNECTOR: &str = "#!/bin/sh\nshift; unset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
+
+fn node(member: usize) -> String {
+    format!("node-{member}")
+}
+
+/// What the agent of a member is told of its lease.
+pub(crate) fn lease(spread: &Spread, member: usize) -> Value {
+    json!({
+        "root": spread.node(member).join("leases"), "directory": format!("{PREFIX}{SLOT}"), "owner": 0,
+        "armWithin": {"secs": 30, "nanos": 0}, "beatLimit": {"secs": 15, "nanos": 0},
+    })
+}
+
+/// Starts a hold of all nodes, the first of which is its own, and makes the directories of their leases.
+pub(crate) fn hold(spread: &Spread) -> Result<Process> {
+    let nodes: Vec<String> = (0..spread.count()).map(node).collect();
+    for member in 0..spread.count() {
+        let directory = spread.node(member).join("leases").join(format!("{PREFIX}{SLOT}"));
+        fs::create_dir_all(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        fs::write(directory.join("nonce"), "nonce\n")?;
+    }
+    let [connector, file, list] = ["connector", "hold", "nodefile"].map(|name| spread.path(name));
+    fs::write(&connector, CONNECTOR)?;
+    fs::set_permissions(&connector, fs::Permissions::from_mode(0o755))?;
+    fs::write(&list, nodes.join("\n"))?;
+    let root = spread.node(0).join("leases");
+    let script = HoldScript {
+        lease_root: root.to_str().context("path")?,
+        lease_prefix: PREFIX,
+        connector: connector.to_str().context("path")?,
+        beat: Duration::from_secs(2),
+        agent_wait: Duration::from_secs(60),
+        deployed: false,
+        holds: 1,
+        feeds: true,
+    };
+    // every node's disk is another directory of this one
+    let there = |dollar: &str| format!("{}/{dollar}TAKTUK_HOSTNAME/leases/{PREFIX}{SLOT}", spread.path("").display());
+    let script = script.render()?.replace("d=$lease;", &format!("d={};", there("\\$")));
+    let script = script.replace("[ $lease/in-", &format!("[ {}/in-", there("\\$")));
+    fs::write(&file, script)?;
+    let mut command = Command::new("dash");
+    command.arg(&file).env("OAR_JOB_ID", SLOT).env("OAR_NODEFILE", &list).env("TMPDIR", spread.path(""));
+    Ok(Process(command.stderr(log(&spread.path(""), "hold")?).spawn()?))
+}
