@@ -6,13 +6,13 @@
 mkfifo "$pipes/wants" || exit @FAILED@
 exec 5<> "$pipes/wants" 6< "$pipes/wants"
 (
-  own=$(mktemp -d) && mkfifo "$own/puts" "$own/results" || exec cat <&5 > /dev/null
-  exec 6<> "$own/puts" 9< "$own/puts" 7<> "$own/results" 8> "$own/results"
+  own=$(mktemp -d) && mkfifo "$own/results" || exec cat <&5 > /dev/null
+  exec 7<> "$own/results" 8> "$own/results"
   rm -rf "$own"
   (
     while read -r line; do echo "$line"; done
     echo 'H|'
-  ) <&5 >&8 5<&- 6>&- 7>&- 8>&- 9<&- &
+  ) <&5 >&8 5<&- 7>&- 8>&- &
   exec 5<&-
 
   reached=' '
@@ -40,22 +40,31 @@ exec 5<> "$pipes/wants" 6< "$pipes/wants"
   # answered yet, and whether any has taken it
   flying=0
 
+  # Each has a standard input of its own: TakTuk leaves a process behind that reads it to its end.
   raise() {
     ready=
     moved=$now
+    own=$(mktemp -d) && mkfifo "$own/puts" || {
+      broken=1
+      return
+    }
+    exec 6<> "$own/puts" 9< "$own/puts"
+    rm -rf "$own"
     (
       unset TAKTUK_HOSTNAME
       exec taktuk -s -d @ARITY@ -t @PUT_CONNECT@ -c '@CONNECTOR@' -o 'state="T|$line|$rank|$host|$peer\n"' \
         -o output -o error -o status -o connector -o taktuk -o info -o message $hosts
     ) <&9 >&8 2> /dev/null 6>&- 7>&- 8>&- 9<&- &
     taktuk=$!
-    (while echo 'P|'; do sleep @TICK@; done) >&8 6>&- 7>&- 8>&- 9<&- &
+    exec 9<&-
+    (while echo 'P|'; do sleep @TICK@; done) >&8 6>&- 7>&- 8>&- &
     ticks=$!
   }
   lower() {
     [ -n "$taktuk" ] || return 0
     kill -9 "$taktuk" "$ticks" 2> /dev/null
     wait "$taktuk" "$ticks" 2> /dev/null
+    exec 6>&-
     taktuk=
     # who wrote the pieces sees that nobody wants them any more
     rm -f "$lease"/wanted-* "$lease"/out-*/*

@@ -120,6 +120,7 @@ fn pieces_come_to_all_who_want_them_and_cost_the_root_little_memory() {
     // who gave it says that it is through, and it can be wanted again
     fs::remove_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     fs::remove_file(hold.file("a", &format!("wanted-{IMAGE}"))).unwrap();
+    assert!(within(30, || hold.putting().is_none()), "it stays for nothing");
     hold.wants("c");
     assert!(within(10, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
@@ -225,8 +226,8 @@ fn a_node_that_is_lost_ends_the_putting_and_nothing_else() {
     kill_process(Pid::from_raw(second).unwrap(), Signal::STOP).unwrap();
     hold.gives(0);
     assert!(within(20, || !hold.wanted() && !hold.out(0).exists()), "it waits for a node that says nothing");
-    assert_eq!(hold.putting(), None);
-    kill_process(Pid::from_raw(second).unwrap(), Signal::KILL).unwrap();
+    assert!(within(5, || hold.putting().is_none()), "its TakTuk stays");
+    let _ = kill_process(Pid::from_raw(second).unwrap(), Signal::KILL);
     for node in ["a", "b", "c"] {
         let before = hold.beat(node);
         assert!(within(5, || hold.beat(node) > before) && !hold.free(node), "{node}");

@@ -121,7 +121,7 @@ const GATHER: u32 = 15;
 /// So long nothing may happen while pieces are on their way.
 const PUT_LIMIT: u32 = 50;
 /// So long its TakTuk stays when nothing is to be put.
-const PUT_IDLE: u32 = 150;
+const PUT_IDLE: u32 = 100;
 /// What a holder does before it takes the lock, and at each beat, and the hold with what it says then.
 const MARK: &str =
     r#"if test "$TAKTUK_HOSTNAME" = '"$first"'; then echo root > $d/feed; else echo node > $d/feed; fi;"#;
