@@ -121,10 +121,10 @@
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
 //!    fetching only what the node has not kept of earlier captures, and images from the agent before it in the job's
-//!    chain (`distribution: Broadcast`), which sends on what it still receives, or from a claim (`Shared`); the guest
-//!    stands still, and only when all are loaded do they run. Where an old member was only silent, its
-//!    VM may have lived on with the repository's answers up to the fence: they run once its isolation
-//!    time has passed after that.
+//!    chain (`distribution: Broadcast`), which sends on what it still receives, from a claim (`Shared`), or by the hold's
+//!    TakTuk (`TakTuk`), which puts to all nodes what the first one's agent gives it; the guest stands still, and only
+//!    when all are loaded do they run. Where an old member was only silent, its VM may have lived on with the
+//!    repository's answers up to the fence: they run once its isolation time has passed after that.
 //! 5. **Snapshots.** Every agent stops its guest and says so; only when all have stopped does any go
 //!    on. The memory is then written behind the running guest. At kget's word the agent names its pages and the
 //!    blocks of disk and output, asks which of them the job has in the repository, and sends the others in
@@ -244,6 +244,9 @@
 //! - **One chain, not one for each switch.** Nodes of a switch (label `vmdeploy.io/switch`) stand together and the next
 //!   switch is fed by the last of them, since only the end of a chain has a link to spare. The first agent is passed over
 //!   when it is dead, but not for being slow: those behind it cannot tell it from a slow repository.
+//! - **TakTuk feeds no late node.** One that begins when others have the first piece already has all from the chain, as
+//!   has one that is deployed, for the hold is then on the frontend. Each file of an image is wanted at a beat of the
+//!   hold, so that those of a kernel come a few seconds later than by the chain.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new
 //!   jobs get none.
 //! - **Connections are called `portforward`, consoles `attach`** in the subresource API, names under which the

@@ -1,9 +1,10 @@
 //! Images that do not come from the web.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::{Counting, Job},
+    testbed::TestBed,
     world::ends_right,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -15,27 +16,26 @@ use serde_json::json;
 use vmdeploy::api::{
     VmImage,
     image::{ClaimSource, ImageSource},
+    job::Distribution,
 };
 
 /// Where the guest's files are put on the service node.
 const DIRECTORY: &str = "/var/lib/vmdeploy/claim";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
-    let Some(bed) = Turn::with(1).await? else { return Ok(()) };
-    let namespace = bed.namespace("claim").await?;
-    bed.allow(&namespace, "vmdeploy-claim-importer").await?;
+/// Puts the test bed's guest on a claim of a namespace, after a change of it, as the image "claimed".
+async fn claimed(bed: &TestBed, namespace: &str, change: &str) -> Result<()> {
+    bed.allow(namespace, "vmdeploy-claim-importer").await?;
+    let directory = format!("{DIRECTORY}/{namespace}");
+    let guest = bed.guest_image().display();
     let copy = format!(
-        "mkdir -p {DIRECTORY} && cp -L {}/disk.qcow2 {}/vmlinuz {}/initrd {DIRECTORY}/ && chmod -R a+rX {DIRECTORY}",
-        bed.guest_image().display(),
-        bed.guest_image().display(),
-        bed.guest_image().display()
+        "mkdir -p {directory} && cp -L {guest}/disk.qcow2 {guest}/vmlinuz {guest}/initrd {directory}/ && cd {directory} && \
+         {change} && chmod -R a+rX {directory}"
     );
     bed.run(&["node", "5", "sh", "-c", &copy])?;
     let size = json!({"storage": "1Gi"});
     let volume: PersistentVolume = serde_json::from_value(json!({
         "metadata": {"name": namespace},
-        "spec": {"capacity": size, "accessModes": ["ReadOnlyMany"], "hostPath": {"path": DIRECTORY},
+        "spec": {"capacity": size, "accessModes": ["ReadOnlyMany"], "hostPath": {"path": directory},
             "storageClassName": "", "claimRef": {"namespace": namespace, "name": "images"}},
     }))?;
     let volumes: Api<PersistentVolume> = Api::all(bed.client.clone());
@@ -45,9 +45,9 @@ async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
         "spec": {"accessModes": ["ReadOnlyMany"], "resources": {"requests": size},
             "storageClassName": "", "volumeName": namespace},
     }))?;
-    Api::namespaced(bed.client.clone(), &namespace).create(&PostParams::default(), &claim).await?;
+    Api::namespaced(bed.client.clone(), namespace).create(&PostParams::default(), &claim).await?;
 
-    let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
+    let images: Api<VmImage> = Api::namespaced(bed.client.clone(), namespace);
     let on_claim = |file: &str| ImageSource {
         claim: Some(ClaimSource { name: "images".into(), path: file.into(), digest: None }),
         ..ImageSource::default()
@@ -59,11 +59,46 @@ async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
     os.kernel = Some(on_claim("vmlinuz"));
     os.initrd = Some(on_claim("initrd"));
     images.create(&PostParams::default(), &image).await?;
-    let counting = Counting { ticks: 10, ..Counting::default() };
+    Ok(())
+}
+
+/// Removes the volume of a claim.
+async fn unclaimed(bed: &TestBed, namespace: &str) -> Result<()> {
+    let volumes: Api<PersistentVolume> = Api::all(bed.client.clone());
+    volumes.delete(namespace, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+async fn runs(bed: &TestBed, namespace: &str, counting: &Counting, distribution: Distribution) -> Result<Job> {
     let mut object = counting.object("count")?;
     object.spec.image.as_mut().context("no image")?.name = "claimed".into();
-    let job = Job::create(&bed, &namespace, &object).await?;
-    ends_right(&bed, &job, &counting).await?;
-    volumes.delete(&namespace, &DeleteParams::default()).await?;
-    Ok(())
+    object.spec.distribution = distribution;
+    let job = Job::create(bed, namespace, &object).await?;
+    ends_right(bed, &job, counting).await?;
+    Ok(job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
+    let Some(bed) = Turn::with(1).await? else { return Ok(()) };
+    let namespace = bed.namespace("claim").await?;
+    claimed(&bed, &namespace, "true").await?;
+    let counting = Counting { ticks: 10, ..Counting::default() };
+    runs(&bed, &namespace, &counting, Distribution::Broadcast).await?;
+    unclaimed(&bed, &namespace).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jobs_hold_puts_its_image_by_taktuk() -> Result<()> {
+    let Some(bed) = Turn::with(3).await? else { return Ok(()) };
+    let namespace = bed.namespace("taktuk").await?;
+    // no node has seen this one, and the kernel does not mind
+    let change = "head -c $(($(date +%s) % 100000 * 4 + 4)) /dev/zero >> initrd";
+    claimed(&bed, &namespace, change).await?;
+    let counting = Counting { members: 3, ticks: 10, ..Counting::default() };
+    let job = runs(&bed, &namespace, &counting, Distribution::TakTuk).await?;
+    let said = job.output.tail(usize::MAX);
+    let is_put = |line: &&str| line.contains("an image is here") && !line.contains("by_taktuk=0");
+    ensure!(said.lines().filter(is_put).count() >= 2, "the initrd did not come by TakTuk: {said}");
+    unclaimed(&bed, &namespace).await
 }
