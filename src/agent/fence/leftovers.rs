@@ -61,10 +61,10 @@ fn remove_one(root: &OwnedFd, name: &str, before: Duration) -> Result<bool, Errn
     if !is_older(&rustix::fs::fstat(&directory)?, before) {
         return Ok(false);
     }
-    let Some((names, passages)) = old_files(&directory, before)? else { return Ok(false) };
+    let Some(Old { files, passages }) = old(&directory, before)? else { return Ok(false) };
     for passage in &passages {
-        let inner = open_directory(&directory, passage)?;
-        if !matches!(old_files(&inner, before)?, Some((_, inner)) if inner.is_empty()) {
+        let inner = old(&open_directory(&directory, passage)?, before)?;
+        if inner.is_none_or(|inner| !inner.passages.is_empty()) {
             return Ok(false);
         }
     }
@@ -76,29 +76,35 @@ fn remove_one(root: &OwnedFd, name: &str, before: Duration) -> Result<bool, Errn
     for passage in passages {
         remove_directory(&directory, &passage);
     }
-    for name in names {
+    for name in files {
         rustix::fs::unlinkat(&directory, name.as_c_str(), AtFlags::empty())?;
     }
     rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)?;
     Ok(true)
 }
 
-/// Files of a directory, and those directories in it through which images pass. None if anything is of another kind or
-/// too young.
-fn old_files(directory: &OwnedFd, before: Duration) -> Result<Option<(Vec<CString>, Vec<String>)>, Errno> {
-    let (mut files, mut passages) = (Vec::new(), Vec::new());
+/// What a directory holds that was not written to for long.
+struct Old {
+    files: Vec<CString>,
+    /// Directories through which images pass.
+    passages: Vec<String>,
+}
+
+/// None if anything in it is of another kind or too young.
+fn old(directory: &OwnedFd, before: Duration) -> Result<Option<Old>, Errno> {
+    let mut old = Old { files: Vec::new(), passages: Vec::new() };
     for entry in entries(directory)? {
         let seen = rustix::fs::statat(directory, entry.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
-        if files.len() + passages.len() == MOST || !is_older(&seen, before) {
+        if old.files.len() + old.passages.len() == MOST || !is_older(&seen, before) {
             return Ok(None);
         }
         match entry.to_str().ok().filter(|name| is_passage(name)) {
-            _ if FileType::from_raw_mode(seen.st_mode) != FileType::Directory => files.push(entry),
-            Some(name) => passages.push(name.to_owned()),
+            _ if FileType::from_raw_mode(seen.st_mode) != FileType::Directory => old.files.push(entry),
+            Some(name) => old.passages.push(name.to_owned()),
             None => return Ok(None),
         }
     }
-    Ok(Some((files, passages)))
+    Ok(Some(old))
 }
 
 enum Held {

@@ -30,7 +30,7 @@ const PORTION: u64 = 1 << 20;
 /// Until nobody shows the image any more.
 pub(super) async fn whenever_wanted(directory: &Arc<Directory>, names: &Names, image: watch::Receiver<Standing>) {
     // of an agent that was here before
-    end(directory, names);
+    directory.remove(&names.outward);
     while image.has_changed().is_ok() {
         sleep(LOOK).await;
         if !directory.has(&names.wanted) {

@@ -24,24 +24,24 @@ const MOST: usize = 64;
 /// The directory of the lease.
 pub(in super::super) struct Directory {
     root: OwnedFd,
-    directory: OwnedFd,
+    opened: OwnedFd,
     owner: Uid,
 }
 
 impl Directory {
     /// The one that the fence has made.
     pub(super) fn open(config: &LeaseConfig) -> Result<Self, LeaseError> {
-        let (root, directory) = lease::open(config)?;
-        Ok(Self { root, directory, owner: Uid::from_raw(config.owner) })
+        let (root, opened) = lease::open(config)?;
+        Ok(Self { root, opened, owner: Uid::from_raw(config.owner) })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        is_there(&self.directory, name)
+        is_there(&self.opened, name)
     }
 
     /// What the hold says in a file.
     pub(super) fn word(&self, name: &str) -> Option<String> {
-        let (file, length) = open_file(&self.directory, name, self.owner).ok()??;
+        let (file, length) = open_file(&self.opened, name, self.owner).ok()??;
         let mut word = String::new();
         File::from(file).take(length.min(WORD)).read_to_string(&mut word).ok()?;
         // one without a line end is being written
@@ -51,7 +51,7 @@ impl Directory {
     /// Puts an empty file there.
     pub(super) fn say(&self, name: &str) -> io::Result<()> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.directory, name, flags, Mode::from_raw_mode(0o444)) {
+        match rustix::fs::openat(&self.opened, name, flags, Mode::from_raw_mode(0o444)) {
             // it was said before
             Ok(_) | Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -60,19 +60,19 @@ impl Directory {
 
     /// Takes a file away, if it is there.
     pub(super) fn take_back(&self, name: &str) {
-        remove(&self.directory, name);
+        remove(&self.opened, name);
     }
 
     /// Makes a directory for the user, empty, in place of an old one.
     pub(super) fn make(&self, name: &str) -> io::Result<Passage> {
         self.remove(name);
-        let made = lease::create(&self.root, &self.directory, name, self.owner).map_err(io::Error::other)?;
+        let made = lease::create(&self.root, &self.opened, name, self.owner).map_err(io::Error::other)?;
         Ok(Passage { directory: made, owner: self.owner })
     }
 
     /// Removes a directory with its files, if it is there.
     pub(super) fn remove(&self, name: &str) {
-        lease::remove_directory(&self.directory, name);
+        lease::remove_directory(&self.opened, name);
     }
 }
 
