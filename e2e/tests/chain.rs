@@ -155,13 +155,27 @@ fn came(spread: &Spread, how: &str) -> Result<usize> {
     Ok(logs.iter().filter(|log| log.contains(how)).count())
 }
 
+/// What is in the directory of a node's lease.
+fn left(spread: &Spread, node: usize) -> Result<Vec<String>> {
+    let entries = fs::read_dir(spread.node(node).join("leases/3f2b8a10-7"))?.flatten();
+    Ok(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
 fn the_hold_puts_the_image_to_all_nodes_by_taktuk() -> Result<()> {
     let mut spread = spread(SIZE)?;
     let _hold = spread.hold()?;
     let begun = Instant::now();
-    let took = here(&mut spread.start_all()?, begun)?;
+    let mut agents = (1..MEMBERS).map(|member| spread.start(member)).collect::<Result<Vec<_>>>()?;
+    // the one who gives it comes after the others have said that they want it
+    let wanted = || Ok::<_, anyhow::Error>(left(&spread, 0)?.iter().any(|name| name.starts_with("wanted-")));
+    while !wanted()? {
+        ensure!(begun.elapsed() < Duration::from_secs(10), "nobody wants it");
+        thread::sleep(Duration::from_millis(20));
+    }
+    agents.push(spread.start(0)?);
+    let took = here(&mut agents, begun)?;
     eprintln!("{took:.1?}");
     (0..spread.count()).try_for_each(|node| spread.right(node))?;
     let sent = spread.sent(spread.count())?;
@@ -170,8 +184,7 @@ fn the_hold_puts_the_image_to_all_nodes_by_taktuk() -> Result<()> {
     ensure!(came(&spread, &format!("by_taktuk={SIZE}"))? == others, "not all have it by TakTuk");
     let begun = Instant::now();
     for node in 0..spread.count() {
-        let is_way = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains('-');
-        while fs::read_dir(spread.node(node).join("leases/3f2b8a10-7"))?.flatten().any(is_way) {
+        while left(&spread, node)?.iter().any(|name| name.contains('-')) {
             ensure!(begun.elapsed() < Duration::from_secs(10), "pieces of it stay in the lease of node {node}");
             thread::sleep(Duration::from_millis(50));
         }
