@@ -2,6 +2,7 @@
 
 mod check;
 mod kadeploy;
+mod launch;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     check::ConfigError,
     kadeploy::{Flavour, KadeployConfig, certificate_user, digest},
+    launch::LaunchConfig,
 };
 use crate::driver::agent::{Accelerator, GuestNetwork};
 
@@ -118,6 +120,9 @@ pub struct SiteConfig {
     /// The server that puts environments on the site's nodes; without it, none is put there.
     #[serde(default)]
     pub kadeploy: Option<KadeployConfig>,
+    /// How agents are started on nodes that have no kubelet; without it, none are.
+    #[serde(default)]
+    pub launch: Option<LaunchConfig>,
     /// By which properties the site tells nodes apart that offer different things.
     #[serde(default)]
     pub properties: NodeProperties,

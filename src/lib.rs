@@ -39,6 +39,7 @@
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
+//! | `launcher` | by TakTuk, in the OAR job, on nodes without a kubelet | starts agents as root, and ends with the hold | nothing |
 //! | `importer` | pod per `VmImage` | fetches and checks an image, or makes one of an archive of a root file system | nothing |
 //! | `kget gather`, `kget node` | by hand, and on each host through a remote shell | copy a file from each of many hosts into one directory, by a token of the run instead of certificates | what lies beside a final name, with its journal |
 //!
@@ -68,7 +69,8 @@
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner, and a folder for each kind: observe, decide, act |
-//! | `driver` | sites and OAR, deployment servers (Kadeploy), Kubernetes writes, agents, repository, QEMU, the guest, the job's network on a node |
+//! | `driver` | sites and OAR, deployment servers (Kadeploy), Kubernetes writes, agents, launchers, repository, QEMU, the guest, the job's network on a node |
+//! | `launcher` | starts agents on a node that has no kubelet, inside the OAR job |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
 //! | `image` | import of images; `image::convert` makes a disk of an archive that it does not trust, in one pass and without privileges |
 //! | `leadership` | election by a Lease; its epoch is in every order |
@@ -116,7 +118,8 @@
 //!    asked for. The hold (the script in the OAR job, on the first node or, with those, on the site's frontend) waits
 //!    on each node for the agent's lease directory and takes the lock. The incarnation is raised and the repository
 //!    fenced with it; then one agent pod per member is made on the slot's nodes, and one more for a master on a node of
-//!    its own.
+//!    its own. Where nodes have no kubelet (`launcher: TakTuk`), the hold starts a launcher on each, which starts the
+//!    agents at the operator's order and tells how they end, as a kubelet would.
 //!    An agent starts nothing before it has seen its lease held.
 //! 4. **Loaded, then go.** Every agent makes its node's segment of the job's network, under a number of
 //!    the incarnation's own and with the entries for all other members. It boots or restores its guest,
@@ -225,6 +228,9 @@
 //!   it are dead: so no agent is placed on a system that is about to go, and no job takes away what another one has deployed
 //!   meanwhile. How a node's kubelet comes to its certificate is the environment's affair: tokens of their own for each slot are
 //!   not handed out, and whoever has the node next can read what is on it.
+//! - **A launcher starts agents where no kubelet does**, not the hold itself: agents come and go with incarnations, and are
+//!   told secrets, which the hold's script must not hold. A key of the account's, in a file of the site's user and in a
+//!   Secret, lets the two know each other; whoever is root on a node during the slot can read it there.
 //! - **One workflow for each slot**, not one for all: rights come and go with slots, and with `PerMember` slots come and go one by
 //!   one.
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.
@@ -267,6 +273,7 @@ pub mod controller;
 pub mod driver;
 pub mod health;
 pub mod image;
+pub mod launcher;
 pub mod leadership;
 pub mod metrics;
 pub mod names;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vmdeploy::{commands, image, operator, repository, shutdown, telemetry, transfer};
+use vmdeploy::{commands, image, launcher, operator, repository, shutdown, telemetry, transfer};
 
 /// Runs long jobs on capacity that can be taken away.
 #[derive(Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Repository(Box<repository::Args>),
     /// Started by the operator: supervises one virtual machine on a slot's node.
     Agent(commands::agent::Args),
+    /// Started by TakTuk in an OAR job: starts agents on a node that has no kubelet.
+    Launcher(launcher::Args),
     /// Started by the operator: imports one image.
     Importer(image::command::Args),
 }
@@ -41,6 +43,7 @@ fn main() -> anyhow::Result<ExitCode> {
     vmdeploy::tls::install_provider();
     match cli.command {
         Command::Agent(args) => return commands::agent::run(&args),
+        Command::Launcher(args) => return launcher::run(&args),
         Command::ByHand(command) => return commands::run(command),
         Command::Kget(args) => return transfer::start(args),
         Command::Crds(args) => commands::crds::run(&args),

@@ -135,6 +135,8 @@ pub enum Identity {
     Repository,
     /// An importer of an image.
     Importer,
+    /// What starts agents on a node that has no kubelet.
+    Launcher,
     /// The agent of one member of one incarnation of a job.
     Agent {
         /// Uid of the job.
@@ -156,6 +158,7 @@ impl fmt::Display for Identity {
             Self::Kget => write!(f, "kget.{DOMAIN}"),
             Self::Repository => write!(f, "repository.{DOMAIN}"),
             Self::Importer => write!(f, "importer.{DOMAIN}"),
+            Self::Launcher => write!(f, "launcher.{DOMAIN}"),
             Self::Agent { job, member, incarnation } => {
                 write!(f, "i{incarnation}.m{member}.j{job}.agent.{DOMAIN}")
             }
@@ -180,6 +183,7 @@ impl FromStr for Identity {
             ["kget"] => Ok(Self::Kget),
             ["repository"] => Ok(Self::Repository),
             ["importer"] => Ok(Self::Importer),
+            ["launcher"] => Ok(Self::Launcher),
             [incarnation, member, job, "agent"] => Ok(Self::Agent {
                 incarnation: number(incarnation, 'i').ok_or_else(wrong)?,
                 member: number(member, 'm').ok_or_else(wrong)?,
@@ -226,6 +230,7 @@ mod tests {
             Identity::Kget,
             Identity::Repository,
             Identity::Importer,
+            Identity::Launcher,
             Identity::Agent { job: uid(), member: 3, incarnation: 12 },
         ];
         for identity in all {

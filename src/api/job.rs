@@ -52,8 +52,8 @@ use super::{
         "restoreFrom cannot change once its generation is being copied or the first guest has started: make another job"
     ),
     validation = (
-        "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && self.spec.slots.allocation == oldSelf.spec.slots.allocation && has(self.spec.hypervisor) == has(oldSelf.spec.hypervisor) && (!has(self.spec.hypervisor) || self.spec.hypervisor == oldSelf.spec.hypervisor) && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
-        "slots.site, slots.allocation, slots.credentials and hypervisor cannot change while slots are held or asked for: set suspend to true first"
+        "!has(oldSelf.status) || ((!has(oldSelf.status.slots) || size(oldSelf.status.slots) == 0) && !has(oldSelf.status.pendingSubmission)) || (self.spec.slots.site == oldSelf.spec.slots.site && self.spec.slots.allocation == oldSelf.spec.slots.allocation && self.spec.launcher == oldSelf.spec.launcher && has(self.spec.hypervisor) == has(oldSelf.spec.hypervisor) && (!has(self.spec.hypervisor) || self.spec.hypervisor == oldSelf.spec.hypervisor) && has(self.spec.slots.credentials) == has(oldSelf.spec.slots.credentials) && (!has(self.spec.slots.credentials) || self.spec.slots.credentials == oldSelf.spec.slots.credentials))",
+        "slots.site, slots.allocation, slots.credentials, launcher and hypervisor cannot change while slots are held or asked for: set suspend to true first"
     ),
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Members","type":"integer","jsonPath":".spec.members"}"#,
@@ -69,6 +69,8 @@ use super::{
 #[x_kube(
     validation = ("!has(self.network) || self.network.kind == 'Overlay'", "network.kind Kavlan and SiteSubnet are not available in this version: use Overlay"),
     validation = ("!has(self.network) || self.network.master == 'None' || (has(self.access) && size(self.access.sshKeys) > 0)", "network.master other than None needs access.sshKeys: they are what lets people in"),
+    validation = ("self.launcher == 'Pod' || !has(self.hypervisor) || self.hypervisor.deploy == 'Never'", "nodes that are deployed join this cluster, where agents are pods: set launcher to Pod, or hypervisor.deploy to Never"),
+    validation = ("self.launcher == 'Pod' || self.distribution != 'Shared'", "distribution Shared is a claim that pods mount: with launcher TakTuk use Broadcast"),
     validation = ("!has(self.snapshots) || duration(self.snapshots.grace) < duration(self.slots.walltime)", "snapshots.grace must be shorter than slots.walltime")
 )]
 #[serde(rename_all = "camelCase")]
@@ -102,6 +104,9 @@ pub struct BestEffortJobSpec {
     /// How the image comes to the nodes: read when agents are placed, and TakTuk also when slots are asked for.
     #[serde(default)]
     pub distribution: Distribution,
+    /// What starts the agents on the nodes.
+    #[serde(default)]
+    pub launcher: Launcher,
     /// When to take snapshots and how many to keep.
     #[serde(default)]
     pub snapshots: SnapshotPolicy,
@@ -359,6 +364,17 @@ pub enum Distribution {
     /// From a claim that all nodes mount, which the operator's configuration names. What is not there comes as with
     /// Broadcast, and is put there.
     Shared,
+}
+
+/// What starts agents on the nodes of a slot.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Launcher {
+    /// The kubelet of each node, which is a node of this cluster: agents are pods.
+    #[default]
+    Pod,
+    /// TakTuk, inside the OAR job: for nodes that have no kubelet. The site's configuration says how; what agents use
+    /// must be on the nodes.
+    TakTuk,
 }
 
 /// Filters for OAR; they never change how many nodes are asked for.

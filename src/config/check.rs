@@ -46,16 +46,18 @@ impl Config {
         if self.namespace.is_empty() {
             return Err("namespace must name the operator's namespace".into());
         }
-        let port = self.repository.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(1..))) {
-            return Err(format!("repository must be host:port, not {:?}", self.repository));
-        }
+        repository_address("repository", &self.repository)?;
         self.sites.iter().try_for_each(|(name, site)| site.check(&format!("sites.{name}")))?;
         within("imageGrace", self.image_grace.into(), IMAGE_GRACE)?;
         self.agents.check()?;
         self.quota.check()?;
         self.job_network.iter().try_for_each(JobNetworkConfig::check)
     }
+}
+
+pub(super) fn repository_address(field: &str, text: &str) -> Result<(), String> {
+    let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    if matches!(port, Some(Ok(1..))) { Ok(()) } else { Err(format!("{field} must be host:port, not {text:?}")) }
 }
 
 pub(super) fn within(field: &str, value: Duration, (least, most): (Duration, Duration)) -> Result<(), String> {
@@ -80,6 +82,7 @@ impl SiteConfig {
             return Err(format!("{field}.maxMemory must be at least 32Mi: no guest has less"));
         }
         self.kadeploy.iter().try_for_each(|kadeploy| kadeploy.check(&format!("{field}.kadeploy")))?;
+        self.launch.iter().try_for_each(|launch| launch.check(&format!("{field}.launch")))?;
         let models = self.properties.cpu_models.iter();
         let models = models.map(|(model, property)| (format!("{field}.properties.cpuModels.{model}"), property));
         let kvm = self.properties.kvm.iter().map(|property| (format!("{field}.properties.kvm"), property));
@@ -243,6 +246,14 @@ sites:
         "isolation: 2m",
         "kadeploy: {url: 'https://k', wait: 1s}",
         "kadeploy.wait must be between 10s and 86400s, not 1s"
+    )]
+    #[case::launcher("isolation: 2m", "launch: {command: 'sudo vmdeploy; id'}", "launch.command: command \"sudo")]
+    #[case::key("isolation: 2m", "launch: {command: vmdeploy, keyFile: '$HOME/key'}", "launch.keyFile: keyFile")]
+    #[case::launchers("isolation: 2m", "launch: {command: vmdeploy, port: 80}", "launch.port must be from 1024")]
+    #[case::seen_from_there(
+        "isolation: 2m",
+        "launch: {command: vmdeploy, repository: here}",
+        "launch.repository must be host:port, not \"here\""
     )]
     #[case::shared("agents: {", "agents: {sharedImages: {claim: ''}, ", "sharedImages.claim must name")]
     #[case::quota("agents:", "quota: {default: 1Mi}\nagents:", "quota.default must be at least 96Mi, not 1Mi")]

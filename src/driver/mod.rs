@@ -9,6 +9,7 @@ pub mod cluster;
 pub(crate) mod exchange;
 pub mod guest;
 pub mod kadeploy;
+pub mod launcher;
 pub mod network;
 pub mod oar;
 pub mod qemu;

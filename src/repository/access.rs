@@ -33,7 +33,10 @@ pub(super) fn may(peer: &Identity, action: Action<'_>) -> bool {
         | (Identity::Importer, Action::WriteImage)
         | (Identity::Agent { .. }, Action::ReadImage) => true,
         (Identity::Agent { job, .. }, Action::Restore(wanted)) => job == wanted,
-        (Identity::Repository | Identity::Kget | Identity::Importer | Identity::Agent { .. }, _) => false,
+        (
+            Identity::Repository | Identity::Kget | Identity::Importer | Identity::Launcher | Identity::Agent { .. },
+            _,
+        ) => false,
     }
 }
 
@@ -139,7 +142,7 @@ mod tests {
     #[test]
     fn only_the_operator_rules_and_only_kget_publishes() {
         let uid = job();
-        let all = [Identity::Operator, Identity::Kget, Identity::Importer, Identity::Repository];
+        let all = [Identity::Operator, Identity::Kget, Identity::Importer, Identity::Repository, Identity::Launcher];
         let who = |action| all.iter().filter(|peer| may(peer, action)).cloned().collect::<Vec<_>>();
         assert_eq!(who(Action::Rule), [Identity::Operator]);
         assert_eq!(who(Action::Publish), [Identity::Kget]);

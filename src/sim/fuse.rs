@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     future::{Future, pending},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -40,6 +41,7 @@ use crate::{
             DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, Observation,
             Workflow, WorkflowId,
         },
+        launcher::{LaunchKey, LaunchOrder, LaunchedAgent, Launcher, LauncherError, Launchers},
         repository::{DiskRecord, GenerationSummary, JobContent, JobUsage, OutputSummary, Repository, RepositoryError},
         site::{Capabilities, Glance, Site, SiteError, SlotFacts, SlotRequest},
     },
@@ -320,6 +322,29 @@ impl NodeAgent for Fused<dyn NodeAgent> {
 impl Agents for Fused<dyn Agents> {
     fn agent(&self, address: &AgentAddress) -> Arc<dyn NodeAgent> {
         Arc::new(Fused { fuse: self.fuse.clone(), inner: self.inner.agent(address) })
+    }
+}
+
+#[async_trait]
+impl Launchers for Fused<dyn Launchers> {
+    async fn find(&self, host: &str, port: u16) -> Result<SocketAddr, LauncherError> {
+        self.fuse.read(self.inner.find(host, port)).await
+    }
+    fn at(&self, address: SocketAddr, key: &LaunchKey) -> Arc<dyn Launcher> {
+        Arc::new(Fused { fuse: self.fuse.clone(), inner: self.inner.at(address, key) })
+    }
+}
+
+#[async_trait]
+impl Launcher for Fused<dyn Launcher> {
+    async fn agents(&self) -> Result<Vec<LaunchedAgent>, LauncherError> {
+        self.fuse.read(self.inner.agents()).await
+    }
+    async fn start(&self, name: &str, order: &LaunchOrder) -> Result<(), LauncherError> {
+        self.fuse.write("start_agent", self.inner.start(name, order)).await
+    }
+    async fn end(&self, name: &str) -> Result<(), LauncherError> {
+        self.fuse.write("end_agent", self.inner.end(name)).await
     }
 }
 

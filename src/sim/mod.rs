@@ -1,14 +1,15 @@
 //! The world in simulated time: the controllers' real passes over the doubles of all drivers, with a
 //! clock that a test moves. No sockets, no processes, no waiting.
 //!
-//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), bare nodes (`machines`), kget
-//! (`kget`), `importers`.
+//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), bare nodes (`machines`), nodes
+//! without a kubelet (`launchers`), `kget`, `importers`.
 //! The operator is a process that can be killed after any of its writes (`operator`, `fuse`). After
 //! every step the safety rules are checked (`rules`).
 
 mod fuse;
 mod importers;
 mod kget;
+mod launchers;
 mod machines;
 mod nodes;
 mod operator;
@@ -33,6 +34,7 @@ use crate::{
         agent::fake::FakeAgents,
         cluster::{ClusterView, fake::FakeCluster},
         kadeploy::fake::FakeKadeploy,
+        launcher::fake::FakeLaunchers,
         repository::fake::FakeRepository,
         site::{SlotPhase, fake::FakeSite},
     },
@@ -92,6 +94,7 @@ struct World {
     repository: FakeRepository,
     kadeploy: FakeKadeploy,
     machines: Option<Machines>,
+    launchers: FakeLaunchers,
     health: BTreeMap<String, Health>,
     bodies: Vec<Body>,
     kget: Kget,
@@ -125,6 +128,7 @@ impl World {
         let site = FakeSite::new(clock.clone(), &list);
         let importers = FakeImporters::new(cluster.clone());
         let kadeploy = FakeKadeploy::new(clock.clone(), &list);
+        let launchers = FakeLaunchers::default();
         let parts = operator::Parts {
             clock: clock.clone(),
             cluster: cluster.clone(),
@@ -133,6 +137,7 @@ impl World {
             agents: agents.clone(),
             repository: repository.clone(),
             kadeploy: kadeploy.clone(),
+            launchers: launchers.clone(),
         };
         Self {
             operator: Operator::new(parts, writes),
@@ -151,6 +156,7 @@ impl World {
             repository,
             kadeploy,
             machines: None,
+            launchers,
         }
     }
 

@@ -74,7 +74,7 @@ impl Body {
     }
 
     /// The end of process and VM. The last words of an agent that was told to leave were heard.
-    fn die(&mut self, exit_code: i32) {
+    pub(super) fn die(&mut self, exit_code: i32) {
         self.dead = true;
         self.report = Some(exit_code);
         self.agent.set_reachable(false);
@@ -112,6 +112,7 @@ impl World {
     pub(super) fn live(&mut self) {
         let pods = self.cluster.pods();
         self.start_pods(&pods);
+        self.start_launched();
         let slots = self.site.slots();
         let mut bodies = std::mem::take(&mut self.bodies);
         for body in &mut bodies {
@@ -139,43 +140,48 @@ impl World {
                 continue;
             }
             let Some(config) = self.config_of(pod) else { continue };
-            let agent = FakeAgent::loaded(
-                config.job.clone(),
-                config.member,
-                config.incarnation,
-                config.max_pause,
-                self.clock.clone(),
-            );
-            agent.set_prompt(false);
-            agent.change(|state| {
-                state.lease = LeaseState::Waiting;
-                state.vm = VmState::None;
-            });
-            if self.health_of(&node) == Health::Deaf {
-                agent.set_reachable(false);
-            }
             let running = ContainerState {
                 running: Some(ContainerStateRunning { started_at: None }),
                 ..ContainerState::default()
             };
             self.cluster.set_pod_status(&name, pod_status("Running", running));
-            self.bodies.push(Body {
-                agent: self.agents.add(agent),
-                born: self.clock.now(),
-                contact: self.clock.now(),
-                armed: None,
-                writing: None,
-                uploading: None,
-                stopped: None,
-                before: 0.0,
-                dead: false,
-                report: None,
-                pod: name,
-                uid,
-                node,
-                config,
-            });
+            self.begin(uid, name, node, config);
         }
+    }
+
+    /// A process of an agent begins.
+    pub(super) fn begin(&mut self, uid: String, pod: String, node: String, config: AgentConfig) {
+        let agent = FakeAgent::loaded(
+            config.job.clone(),
+            config.member,
+            config.incarnation,
+            config.max_pause,
+            self.clock.clone(),
+        );
+        agent.set_prompt(false);
+        agent.change(|state| {
+            state.lease = LeaseState::Waiting;
+            state.vm = VmState::None;
+        });
+        if self.health_of(&node) == Health::Deaf {
+            agent.set_reachable(false);
+        }
+        self.bodies.push(Body {
+            agent: self.agents.add(agent),
+            born: self.clock.now(),
+            contact: self.clock.now(),
+            armed: None,
+            writing: None,
+            uploading: None,
+            stopped: None,
+            before: 0.0,
+            dead: false,
+            report: None,
+            pod,
+            uid,
+            node,
+            config,
+        });
     }
 
     fn config_of(&self, pod: &Pod) -> Option<AgentConfig> {
@@ -192,7 +198,11 @@ impl World {
         let health = self.health_of(&body.node);
         if matches!(health, Health::Up | Health::Deaf) {
             let pod = pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(&body.uid));
-            if pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            let is_wanted = match self.is_wanted_by_launcher(body) {
+                Some(is_wanted) => is_wanted,
+                None => pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none()),
+            };
+            if !is_wanted {
                 body.die(143);
                 return;
             }
@@ -325,6 +335,7 @@ impl World {
         let works = matches!(self.health_of(&body.node), Health::Up | Health::Deaf);
         let Some(exit_code) = body.report.filter(|_| works) else { return };
         body.report = None;
+        self.tell_launcher(body, exit_code);
         let ended = ContainerState {
             terminated: Some(ContainerStateTerminated {
                 exit_code,

@@ -33,6 +33,7 @@ use crate::{
         agent::{Accelerator, Agents, fake::FakeAgents},
         cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers},
         kadeploy::{Deployers, Kadeploy, KadeployError, fake::FakeKadeploy},
+        launcher::{Launchers, fake::FakeLaunchers},
         repository::{Repository, fake::FakeRepository},
         site::{Credentials, Site, fake::FakeSite, poller::Poller},
     },
@@ -56,6 +57,7 @@ pub(super) struct Parts {
     pub(super) agents: FakeAgents,
     pub(super) repository: FakeRepository,
     pub(super) kadeploy: FakeKadeploy,
+    pub(super) launchers: FakeLaunchers,
 }
 
 /// The present operator, or the gap between two.
@@ -145,6 +147,7 @@ fn config() -> Config {
             "isolation": "30s",
             "agentWait": "60s",
             "kadeploy": {"url": "http://kadeploy:25300", "wait": "10m"},
+            "launch": {"command": "vmdeploy", "secret": "launch-keys"},
         }},
         "namespace": "vmdeploy",
         "repository": "10.0.9.1:7443",
@@ -240,6 +243,8 @@ impl Process {
             Arc::new(Fused::<dyn Repository> { fuse: fuse.clone(), inner: Arc::new(parts.repository.clone()) });
         let server = Fused::<dyn Kadeploy> { fuse: fuse.clone(), inner: Arc::new(parts.kadeploy.clone()) };
         let deployers: Arc<dyn Deployers> = Arc::new(OneServer(Arc::new(server)));
+        let launchers: Arc<dyn Launchers> =
+            Arc::new(Fused::<dyn Launchers> { fuse: fuse.clone(), inner: Arc::new(parts.launchers.clone()) });
         let importers: Arc<dyn Importers> =
             Arc::new(Fused::<dyn Importers> { fuse: fuse.clone(), inner: Arc::new(parts.importers.clone()) });
         let images = Arc::new(image::Context {
@@ -283,6 +288,7 @@ impl Process {
             view: view.clone(),
             sites: Arc::new(OneSite(poller)),
             deployers,
+            launchers,
             agents,
             hearing: hub,
             repository: repository.clone(),

@@ -33,7 +33,11 @@ impl std::fmt::Debug for Authority {
 impl Authority {
     /// Makes a new one.
     pub fn create(now: jiff::Timestamp) -> Result<Self, TlsError> {
-        let key = KeyPair::generate()?;
+        Self::of_key(KeyPair::generate()?, now)
+    }
+
+    /// The one with this key: what it has signed at any time is good to whoever else makes it.
+    pub fn of_key(key: KeyPair, now: jiff::Timestamp) -> Result<Self, TlsError> {
         let mut params = params(Vec::new(), now, AUTHORITY_LIFETIME)?;
         params.distinguished_name.push(DnType::CommonName, "vmdeploy");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

@@ -69,7 +69,7 @@ async fn known_only(
     match peer {
         Identity::Operator => heard(&supervisor, epoch(request.headers()), Duration::ZERO),
         Identity::Kget => {}
-        Identity::Repository | Identity::Importer | Identity::Agent { .. } => {
+        Identity::Repository | Identity::Importer | Identity::Launcher | Identity::Agent { .. } => {
             return forbidden("only the operator and kget speak with agents");
         }
     }

@@ -4,6 +4,7 @@
 //! not wait for the API server ([`Effect::needs_status`], safety B17).
 
 mod hypervisor;
+mod launched;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, LABEL_SWITCH, Snapshot, SnapshotSpec,
-        SnapshotStatus,
+        SnapshotStatus, job::Launcher,
     },
     driver::{
         DriverError as _, Retry,
@@ -122,7 +123,11 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
         Effect::FenceRepository { incarnation } => ctx.repository.fence(uid, *incarnation).await?,
         Effect::Adopt(order) => adopt(order, uid, ctx).await,
         Effect::CreateAgent(placement) => create_agent(placement, job, uid, ctx).await?,
-        Effect::DeleteAgent { pod } => ctx.cluster.delete_agent(pod, POD_GRACE).await?,
+        Effect::DeleteAgent { pod } => {
+            if !launched::end(pod, uid, ctx) {
+                ctx.cluster.delete_agent(pod, POD_GRACE).await?;
+            }
+        }
         Effect::Go { agents } => {
             order(agents, uid, ctx, "go", |agent, authority| async move { agent.go(authority).await }).await;
         }
@@ -284,6 +289,10 @@ async fn create_agent(
     let identity = Identity::Agent { job: uid.clone(), member: placement.member, incarnation: placement.incarnation };
     let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;
     let issued = ctx.authority.issue(&identity, ctx.clock.now(), lifetime)?;
+    if job.spec.launcher == Launcher::TakTuk {
+        launched::start(placement, pods::files(&told, &issued), uid, ctx);
+        return Ok(());
+    }
     let secret = pods::secret(job, placement, &ctx.config, &told, &issued);
     let pod = pods::pod(job, placement, &ctx.config);
     let pod = ctx.cluster.create_agent_pod(&pod).await?;

@@ -27,6 +27,7 @@ fn submit_one() -> Effect {
         property: None,
         deploy: false,
         puts_images: false,
+        launch: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     };

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,8 +12,11 @@ use jiff::Timestamp;
 use super::plan::{BarrierSeen, DeploymentSeen, Reply};
 use crate::{
     api::{Reason, hypervisor::EnvironmentReference},
-    driver::site::{Credentials, SiteError},
-    names::JobUid,
+    driver::{
+        launcher::{LaunchKey, LaunchedAgent, LauncherError},
+        site::{Credentials, SiteError},
+    },
+    names::{JobUid, NodeName},
 };
 
 /// What one process remembers of one job.
@@ -40,6 +44,34 @@ pub struct Remembered {
     pub checking: bool,
     /// What is known of deployments, by slot.
     pub deploying: BTreeMap<String, Deploying>,
+    /// The launch key of the account.
+    pub launch_key: Option<KeyRead>,
+    /// What is known of launchers, by slot and node.
+    pub launchers: BTreeMap<(String, NodeName), LauncherKnown>,
+}
+
+/// A launch key as it was read from a Secret.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyRead {
+    /// When.
+    pub read: Timestamp,
+    /// The key, or what to change.
+    pub found: Result<LaunchKey, String>,
+}
+
+/// What is known of the launcher on a node of a slot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LauncherKnown {
+    /// Where it has answered.
+    pub address: Option<SocketAddr>,
+    /// The agents it told of last.
+    pub agents: Vec<LaunchedAgent>,
+    /// What the last question failed with, if it failed.
+    pub error: Option<LauncherError>,
+    /// When a question last came to an end, with an answer or without.
+    pub looked: Option<Timestamp>,
+    /// It is being asked.
+    pub looking: bool,
 }
 
 /// Whether the deployment server has an environment.

@@ -37,6 +37,7 @@ use crate::{
         agent::{AgentAddress, AgentState, Agents},
         cluster::{Cluster, ClusterView},
         kadeploy::Deployers,
+        launcher::Launchers,
         repository::Repository,
         site::{Credentials, Site, SiteError, SlotFacts},
     },
@@ -71,6 +72,8 @@ pub struct Context {
     pub sites: Arc<dyn Sites>,
     /// Accounts at the sites' deployment servers.
     pub deployers: Arc<dyn Deployers>,
+    /// What starts agents where no kubelet does.
+    pub launchers: Arc<dyn Launchers>,
     /// Orders to agents.
     pub agents: Arc<dyn Agents>,
     /// What agents say.

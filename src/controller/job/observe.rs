@@ -3,6 +3,7 @@
 
 mod cluster;
 mod hypervisor;
+mod launched;
 mod partly;
 mod repository;
 mod room;
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, Reason, VmImage, conditions,
-        job::{Allocation, Master},
+        job::{Allocation, Launcher, Master},
         job_status::{ResolvedImage, SlotState, SlotStatus},
     },
     driver::{
@@ -55,6 +56,14 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let room = room::observe(job, &status, ctx).await;
     let environment = hypervisor::named_environment(job, &status, &slots, &account, ctx);
     let deployments = hypervisor::deployments(job, &status, &account, ctx);
+    let launch_key = launched::key(job, &status, &account, ctx).await?;
+    let launchers = launched::launchers(job, &status, &launch_key, ctx);
+    let mut nodes = nodes(job, &status, &slots, ctx);
+    if job.spec.launcher == Launcher::TakTuk {
+        nodes = launchers.nodes;
+    }
+    let pods = ctx.view.agents(&uid);
+    let pods = pods.iter().filter_map(|pod| pod_seen(pod)).chain(launchers.pods).collect();
     let remembered = ctx.memory.get(&uid);
     Ok(Seen {
         leader: ctx.leadership,
@@ -78,7 +87,13 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         source: source(job, &status, ctx).await,
         network: network(job, &status, ctx),
         missing_inputs: missing_inputs(job, &status, ctx).await?,
-        nodes: nodes(job, &status, &slots, ctx),
+        nodes,
+        silent_launchers: launchers.silent,
+        launch_key: match launch_key {
+            Fact::Known(found) => Fact::Known(found.map(|_| ())),
+            Fact::Absent => Fact::Absent,
+            Fact::Unknown { since } => Fact::Unknown { since },
+        },
         deployments,
         environment,
         slots,
@@ -92,7 +107,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
             .map(|(id, said)| (id, said.map(|error| error.to_string())))
             .collect(),
         reply: remembered.reply,
-        pods: ctx.view.agents(&uid).iter().filter_map(|pod| pod_seen(pod)).collect(),
+        pods,
         agents,
         barrier: remembered.barrier,
         content,
@@ -198,6 +213,7 @@ fn site(job: &BestEffortJob, ctx: &Context, account: &Fact<Result<Credentials, S
             .map_or(crate::driver::site::Capabilities { notice: true, per_member: false }, |site| site.capabilities()),
         isolation: config.isolation.into(),
         agent_wait: config.agent_wait.into(),
+        launches: config.launch.is_some(),
         deployment_wait: config.kadeploy.as_ref().map(|kadeploy| kadeploy.wait.into()),
         max_memory: config.max_memory.map(|bytes| bytes.0),
         properties: config.properties.clone(),

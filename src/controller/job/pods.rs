@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::{Distribution, RunMembers},
+        job::{Distribution, Launcher, RunMembers},
         job_status::{MemberStatus, NetworkStatus},
     },
     config::{Config, SharedImagesConfig, SiteConfig, vxlan_port},
@@ -99,7 +99,7 @@ pub fn config(
         },
         isolation: site.isolation.into(),
         not_after: placement.not_after,
-        repository: config.repository.clone(),
+        repository: repository(job, config, site),
         image: status.image.clone()?,
         vm: spec.vm.clone(),
         restore: placement.restore.filter(|_| has_vm),
@@ -124,6 +124,12 @@ pub fn config(
         images_by_taktuk: has_vm && spec.distribution == Distribution::TakTuk,
         job_name: name,
     })
+}
+
+/// The repository as the agent reaches it.
+fn repository(job: &BestEffortJob, config: &Config, site: &SiteConfig) -> String {
+    let launch = site.launch.as_ref().filter(|_| job.spec.launcher == Launcher::TakTuk);
+    launch.and_then(|launch| launch.repository.as_ref()).unwrap_or(&config.repository).clone()
 }
 
 /// Whom an agent fetches images from, the nearest first: nobody else, unless all of its incarnation are placed.
@@ -227,6 +233,16 @@ fn metadata(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) ->
     }
 }
 
+/// The files of an agent's configuration.
+pub fn files(told: &AgentConfig, credentials: &Credentials) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("config.json".into(), serde_json::to_string(told).unwrap_or_default()),
+        ("ca.crt".into(), credentials.ca.clone()),
+        ("tls.crt".into(), credentials.certificate.clone()),
+        ("tls.key".into(), credentials.key.clone()),
+    ])
+}
+
 /// The Secret of an agent.
 pub fn secret(
     job: &BestEffortJob,
@@ -235,17 +251,11 @@ pub fn secret(
     told: &AgentConfig,
     credentials: &Credentials,
 ) -> Secret {
-    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-    let told = serde_json::to_vec(told).unwrap_or_default();
+    let files = files(told, credentials).into_iter();
     Secret {
         metadata: metadata(job, placement, config),
         immutable: Some(true),
-        data: Some(BTreeMap::from([
-            ("config.json".into(), ByteString(told)),
-            ("ca.crt".into(), bytes(&credentials.ca)),
-            ("tls.crt".into(), bytes(&credentials.certificate)),
-            ("tls.key".into(), bytes(&credentials.key)),
-        ])),
+        data: Some(files.map(|(name, text)| (name, ByteString(text.into_bytes()))).collect()),
         ..Secret::default()
     }
 }

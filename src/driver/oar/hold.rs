@@ -49,6 +49,10 @@
 //! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. A hold's end
 //! proves no death there: only an agent's word, its container's end, or its silence does.
 //!
+//! **Nodes without a kubelet.** There the hold starts a launcher on each node, through the same TakTuk and before the
+//! holders ([`crate::launcher`]): it gets the launch key as the first line of its input, which nobody else sees, and then
+//! what the holders get. A launcher that ends takes its agents along: the hold then ends as well.
+//!
 //! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
 //! drops its lock, which the agent expects. When all holders have ended the hold ends, with
 //! [`DONE`] if all said `done`, with [`SAVED`] if some said `saved`. An agent that gave its lease up
@@ -87,12 +91,19 @@ pub const NO_AGENT: i32 = 45;
 pub const LOST_HOLDER: i32 = 46;
 /// Exit code of the hold: it could not start, or was told to end.
 pub const FAILED: i32 = 47;
+/// Exit code of the hold: what was to start agents on a node could not, or has ended.
+pub const NO_LAUNCHER: i32 = 48;
 
 /// What the exit code of a hold that ended by itself means, for people; none if it was killed.
 pub(super) fn said(code: Option<i32>) -> String {
     match code {
         Some(NO_AGENT) => "no agent came to a node of it in time".into(),
         Some(LOST_HOLDER) => "a node of it could not be reached, or was lost".into(),
+        Some(NO_LAUNCHER) => {
+            "the site user's file with the launch key is missing, or the launcher of a node could not start there, or \
+             ended"
+                .into()
+        }
         Some(FAILED) => "its hold could not start, or was told to end".into(),
         Some(code) => format!("its hold ended with code {code}"),
         None => "its hold was killed".into(),
@@ -128,8 +139,8 @@ const MARK: &str =
 const WANTS: &str = r#"for w in $d/want-*; do if test -e "$w"; then rm -f "$w" 9>&-; echo "$w"; fi; done;"#;
 const ASK: &str = r#"case $code in *want-*) echo "W|${code##*want-}|$node" >&5 ;; esac"#;
 
-/// Seconds without a beat after which a holder ends; above the agents' own limit.
-const SILENCE: u32 = 20;
+/// Time without a beat after which a holder ends, and what else the hold has started; above the agents' own limit.
+pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// What differs between two holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,10 +157,23 @@ pub struct HoldScript<'a> {
     pub agent_wait: Duration,
     /// Whether the nodes are deployed first: the hold then runs on the frontend and knocks until the agents are there.
     pub deployed: bool,
+    /// What starts the agents, where no kubelet does.
+    pub launcher: Option<LauncherScript<'a>>,
     /// So many jobs run this one file.
     pub holds: u32,
     /// Whether it puts images to the nodes; not where these are deployed first.
     pub feeds: bool,
+}
+
+/// How a hold starts the launchers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LauncherScript<'a> {
+    /// Runs vmdeploy as root on a node.
+    pub command: &'a str,
+    /// Port of the launchers.
+    pub port: u16,
+    /// File of the site's user with the launch key; below the home directory, unless it begins with a slash.
+    pub key_file: &'a str,
 }
 
 /// A value that may not stand in the script.
@@ -179,6 +203,14 @@ impl HoldScript<'_> {
         check_text("lease root", self.lease_root, "._/-")?;
         check_text("lease prefix", self.lease_prefix, "._-")?;
         check_text("connector", self.connector, CONNECTOR)?;
+        let (launcher, key) = match &self.launcher {
+            None => (String::new(), ""),
+            Some(LauncherScript { command, port, key_file }) => {
+                check_text("command", command, CONNECTOR)?;
+                check_text("keyFile", key_file, "._/-")?;
+                (format!("{command} launcher --port {port}"), *key_file)
+            }
+        };
         let beat = self.beat.as_secs().max(1);
         let connect = if self.deployed { self.agent_wait } else { CONNECT };
         let feeds = |text: &str| if self.feeds && !self.deployed { text.to_owned() } else { String::new() };
@@ -201,12 +233,15 @@ impl HoldScript<'_> {
             ("@DEPLOYED@", if self.deployed { "1".into() } else { String::new() }),
             ("@KNOCKS@", (connect.as_secs() / KNOCK.as_secs()).max(1).to_string()),
             ("@KNOCK@", KNOCK.as_secs().to_string()),
-            ("@SILENCE@", SILENCE.to_string()),
+            ("@SILENCE@", SILENCE.as_secs().to_string()),
             ("@ROUND@", ROUND.to_string()),
             ("@DONE@", DONE.to_string()),
             ("@SAVED@", SAVED.to_string()),
             ("@NO_AGENT@", NO_AGENT.to_string()),
             ("@LOST_HOLDER@", LOST_HOLDER.to_string()),
+            ("@NO_LAUNCHER@", NO_LAUNCHER.to_string()),
+            ("@LAUNCHER@", launcher),
+            ("@KEY@", key.into()),
             ("@HOLDS@", self.holds.to_string()),
             ("@STALE@", ((ARRAY_OVER + self.agent_wait).as_secs() / 60).to_string()),
             ("@FAILED@", FAILED.to_string()),

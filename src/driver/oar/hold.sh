@@ -118,6 +118,16 @@ exec 3> "$pipes/orders"
 (while echo 'B||'; do sleep @BEAT@; done) > "$pipes/events" 3>&- 4>&- &
 ticker=$!
 @FEED@
+# Where there is no kubelet, a launcher starts the agents. It is told a key that the operator has as well, by which they
+# know each other: nothing else reads its input before the holders do.
+if test -n '@LAUNCHER@'; then
+  case '@KEY@' in /*) file='@KEY@' ;; *) file=$HOME/@KEY@ ;; esac
+  key=
+  read -r key < "$file"
+  case $key in ''|*[!A-Za-z0-9]*) leave @NO_LAUNCHER@ "there is no launch key in $file" ;; esac
+  echo 'broadcast exec [ @LAUNCHER@ > /dev/null 2>&1; exit @NO_LAUNCHER@ ]' >&3
+  echo "broadcast input line [ $key ]" >&3
+fi
 echo "broadcast exec [ $one_line ]" >&3
 
 # left: nodes whose holder is at work; silent: those of them not heard of in this round
@@ -176,6 +186,7 @@ while :; do
     @DONE@) ;;
     @SAVED@) saved=1 ;;
     @NO_AGENT@) leave @NO_AGENT@ "no agent came to $node" ;;
+    @NO_LAUNCHER@) leave @NO_LAUNCHER@ "the launcher on $node has ended" ;;
     *)
       echo "hold: the holder on $node ended with $code" >&2
       lost=1

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 #[path = "feed_tests.rs"]
 mod feeds;
 
-use super::hold::{DONE, FAILED, HoldScript, LOST_HOLDER, NO_AGENT, SAVED};
+use super::hold::{DONE, FAILED, HoldScript, LOST_HOLDER, LauncherScript, NO_AGENT, NO_LAUNCHER, SAVED};
 
 const JOB: &str = "7";
 
@@ -35,7 +35,21 @@ fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Opt
 
 /// The same; of nodes that are deployed first.
 fn hold_of(nodes: &'static [&'static str], agent_wait: u64, connector: &str, deployed: bool) -> Option<Hold> {
-    hold_that(nodes, agent_wait, connector, deployed, false)
+    hold_that(nodes, agent_wait, connector, deployed, Extras::default())
+}
+
+/// What is started on each node, and the key that its user has.
+#[derive(Clone, Copy)]
+struct Launch {
+    text: &'static str,
+    key: Option<&'static str>,
+}
+
+/// What a hold does besides.
+#[derive(Clone, Copy, Default)]
+struct Extras {
+    feeds: bool,
+    launch: Option<Launch>,
 }
 
 fn hold_that(
@@ -43,7 +57,7 @@ fn hold_that(
     agent_wait: u64,
     connector: &str,
     deployed: bool,
-    feeds: bool,
+    extras: Extras,
 ) -> Option<Hold> {
     if Command::new("taktuk").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("not run: there is no taktuk");
@@ -52,6 +66,15 @@ fn hold_that(
     let folder = TempDir::new().unwrap();
     let root = folder.path();
     let command = root.join("connector");
+    let launch = root.join("vmdeploy");
+    if let Some(Launch { text, key }) = extras.launch {
+        if let Some(key) = key {
+            fs::write(root.join("key"), format!("{key}\n")).unwrap();
+        }
+        fs::write(&launch, text).unwrap();
+        fs::set_permissions(&launch, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let launcher = extras.launch.map(|_| LauncherScript { command: launch.to_str().unwrap(), port: 1, key_file: "key" });
     let script = HoldScript {
         lease_root: root.to_str().unwrap(),
         lease_prefix: "3f2b8a10-",
@@ -59,8 +82,9 @@ fn hold_that(
         beat: Duration::from_secs(1),
         agent_wait: Duration::from_secs(agent_wait),
         deployed,
+        launcher,
         holds: 1,
-        feeds,
+        feeds: extras.feeds,
     };
     // all nodes share this machine's disk: their leases are told apart by the node's name
     let here = format!("d={}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB};", root.display());
@@ -78,6 +102,7 @@ fn hold_that(
         .arg(root.join("hold"))
         .envs([("OAR_JOB_ID", JOB), ("OAR_NODEFILE", root.join("nodes").to_str().unwrap())])
         .env("TMPDIR", root)
+        .env("HOME", root)
         .stderr(fs::File::create(root.join("log")).unwrap())
         .spawn()
         .unwrap();
@@ -336,6 +361,7 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
         beat,
         agent_wait: wait,
         deployed: false,
+        launcher: None,
         holds,
         feeds: false,
     };
@@ -442,4 +468,45 @@ fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
     let Some(mut hold) = hold_of(&["a", "b"], 6, DEPLOYED, true) else { return };
     hold.agent_comes("a");
     assert_eq!(hold.ends(20), Some(NO_AGENT), "{}", hold.log());
+}
+
+/// Writes down what it is told, for as long as it is told something.
+const LAUNCHER: &str = "#!/bin/sh\nhere=${0%/*}/launcher-$TAKTUK_RANK; echo \"$*\" > $here\n\
+    while read -r line; do echo $line >> $here; done; echo end >> $here\n";
+/// Leaves launchers the rank, by which they are told apart.
+const RANKED: &str = "#!/bin/sh\nshift; unset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+fn launching(launch: Launch) -> Extras {
+    Extras { launch: Some(launch), ..Extras::default() }
+}
+
+#[test]
+fn a3_launchers_get_the_key_first_and_end_with_the_hold() {
+    let launch = Launch { text: LAUNCHER, key: Some(KEY) };
+    let Some(hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
+    let hold = hold.started();
+    let said = |rank: u32| fs::read_to_string(hold.folder.path().join(format!("launcher-{rank}"))).unwrap_or_default();
+    for rank in [1, 2] {
+        let expected = format!("launcher --port 1\n{KEY}\n");
+        assert!(within(10, || said(rank).starts_with(&expected) && said(rank).lines().count() > 4), "{}", said(rank));
+    }
+    assert!(!fs::read_to_string(hold.folder.path().join("hold")).unwrap().contains(KEY));
+    assert!(!hold.free("a") && !hold.free("b"), "the key is no beat of a holder's");
+    hold.signal(Signal::KILL);
+    assert!(within(10, || [1, 2].iter().all(|rank| said(*rank).ends_with("end\n"))), "{}{}", said(1), said(2));
+}
+
+#[test]
+fn without_a_key_and_without_its_launchers_a_hold_ends() {
+    for key in [None, Some("a key; with more")] {
+        let launch = Launch { text: LAUNCHER, key };
+        let Some(mut hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
+        assert_eq!(hold.ends(20), Some(NO_LAUNCHER), "{}", hold.log());
+        assert!(hold.log().contains("there is no launch key in"), "{}", hold.log());
+    }
+    let launch = Launch { text: "#!/bin/sh\nread -r line; exit 1\n", key: Some(KEY) };
+    let Some(mut hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
+    assert_eq!(hold.ends(20), Some(NO_LAUNCHER), "{}", hold.log());
+    assert!(hold.log().contains("has ended"), "{}", hold.log());
 }

@@ -68,6 +68,7 @@ impl OarRest {
                     connector: kadeploy.connector.clone(),
                     wait: kadeploy.wait.into(),
                 }),
+                launch: site.launch.clone(),
             },
             clock,
             ahead: AtomicI64::new(0),

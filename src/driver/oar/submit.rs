@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::{
     classify::SIGNAL,
-    hold::{HoldScript, UnsafeText, check_text},
+    hold::{HoldScript, LauncherScript, UnsafeText, check_text},
     property::{self, BadProperty},
 };
-use crate::driver::site::SlotRequest;
+use crate::{config::LaunchConfig, driver::site::SlotRequest};
 
 /// Time between two beats of the lease.
 const BEAT: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ pub(super) struct SubmitSettings {
     pub(super) nodes: BTreeMap<String, String>,
     /// Of nodes that are deployed first; absent where none are.
     pub(super) deployed: Option<DeployedSettings>,
+    /// How agents are started where there is no kubelet; absent where none are.
+    pub(super) launch: Option<LaunchConfig>,
 }
 
 /// What is different where nodes are deployed first.
@@ -80,6 +82,9 @@ pub(super) enum BadRequest {
     /// No node of the site is deployed.
     #[error("the site's configuration has no kadeploy section: its nodes are not deployed")]
     NotDeployed,
+    /// Agents are not started there.
+    #[error("the site's configuration has no launch section: no agents are started in its slots")]
+    NotLaunched,
 }
 
 /// Renders a request. Refuses every text that one of the shells behind the API could take for its own.
@@ -94,6 +99,13 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         (true, Some(deployed)) => Some(deployed),
         (true, None) => return Err(BadRequest::NotDeployed),
     };
+    let launch = match (request.launch, &settings.launch) {
+        (false, _) => None,
+        (true, Some(launch)) => {
+            Some(LauncherScript { command: &launch.command, port: launch.port, key_file: &launch.key_file })
+        }
+        (true, None) => return Err(BadRequest::NotLaunched),
+    };
     let deploys = deployed.map_or(Duration::ZERO, |deployed| deployed.wait);
     let hold = HoldScript {
         lease_root: &settings.lease_root,
@@ -102,6 +114,7 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         beat: BEAT,
         agent_wait: settings.agent_wait + request.acquire + deploys,
         deployed: request.deploy,
+        launcher: launch,
         holds: request.reservations,
         feeds: request.puts_images,
     };
@@ -165,6 +178,7 @@ mod tests {
             acquire: Duration::ZERO,
             deploy: false,
             puts_images: false,
+            launch: false,
             walltime: Duration::from_secs(2 * 3600 + 61),
             grace: Duration::from_secs(60),
             lease_prefix: "3f2b8a10-".into(),
@@ -184,6 +198,7 @@ mod tests {
             agent_wait: Duration::from_secs(300),
             nodes: BTreeMap::from([("host-3.site".into(), "node-3".into())]),
             deployed: Some(DeployedSettings { connector: "ssh -l root".into(), wait: Duration::from_secs(1800) }),
+            launch: Some(crate::yaml::read("command: sudo -n /opt/vmdeploy/vmdeploy").unwrap()),
         }
     }
 
@@ -257,6 +272,18 @@ mod tests {
             script.contains("broadcast put")
         };
         assert_eq!([puts(false, false), puts(true, false), puts(true, true)], [false, true, false]);
+    }
+
+    #[test]
+    fn launchers_are_started_where_they_are_asked_for_and_no_key_stands_in_the_script() {
+        let launch = SlotRequest { launch: true, ..request() };
+        let script = serde_json::to_value(submission(&launch, &settings()).unwrap()).unwrap()["script"].to_string();
+        assert!(script.contains("[ sudo -n /opt/vmdeploy/vmdeploy launcher --port 17699 > /dev/null"), "{script}");
+        assert!(script.contains("file=$HOME/.vmdeploy-launch-key"), "{script}");
+        let without = serde_json::to_value(submission(&request(), &settings()).unwrap()).unwrap()["script"].to_string();
+        assert!(!without.contains("/opt/vmdeploy/vmdeploy"));
+        let refused = submission(&launch, &SubmitSettings { launch: None, ..settings() }).unwrap_err();
+        assert!(refused.to_string().contains("launch"), "{refused}");
     }
 
     /// On nodes that are deployed OAR ends no process, so that its kill is no fence.

@@ -40,6 +40,7 @@ pub(crate) fn request(job: &str, nodes: u32, grace: u64) -> SlotRequest {
         property: None,
         deploy: false,
         puts_images: false,
+        launch: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

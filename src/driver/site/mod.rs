@@ -47,6 +47,9 @@ pub struct SlotRequest {
     /// Whether the hold is to put images to its nodes, where the site's holds do that.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub puts_images: bool,
+    /// Whether agents are started in the slot itself, by launchers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub launch: bool,
     /// Length of the slot.
     pub walltime: Duration,
     /// Seconds of notice wanted; zero for none.

@@ -62,7 +62,7 @@ pub(super) async fn manifest(
     // an agent asks now and then: so it learns that a newer incarnation has taken its place
     let incarnation = match peer.0 {
         Identity::Agent { incarnation, .. } => Some(incarnation),
-        Identity::Operator | Identity::Kget | Identity::Repository | Identity::Importer => None,
+        Identity::Operator | Identity::Kget | Identity::Repository | Identity::Importer | Identity::Launcher => None,
     };
     let read = move |store: &Store| {
         if let Some(incarnation) = incarnation {

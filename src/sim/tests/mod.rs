@@ -4,6 +4,7 @@ mod bare;
 mod clone;
 mod crash;
 mod images;
+mod launched;
 mod leave;
 mod life;
 mod master;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Allocation, Distribution, Master, NetworkKind},
+        job::{Allocation, Distribution, Launcher, Master, NetworkKind},
         job_status::{NetworkStatus, ResolvedImage},
     },
     controller::job::{identity, network, plan::ImageSeen},
@@ -182,6 +182,18 @@ impl<'a> Draft<'a> {
                 "site {name} has no deployment server: set hypervisor.deploy to Never, or have sites.{name}.kadeploy set in the chart"
             );
             return wrong(Reason::NotSupported, message);
+        }
+        if spec.launcher == Launcher::TakTuk && !site.launches {
+            let name = &spec.slots.site;
+            let message = format!(
+                "no agents are started in slots of site {name}: set launcher to Pod, or have sites.{name}.launch set in the chart"
+            );
+            return wrong(Reason::NotSupported, message);
+        }
+        match &self.seen.launch_key {
+            Fact::Absent | Fact::Known(Ok(())) => {}
+            Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
+            Fact::Unknown { .. } => return self.not_known(),
         }
         match &self.seen.environment {
             Fact::Absent | Fact::Known(Ok(())) => {}

@@ -86,8 +86,9 @@ impl Draft<'_> {
         if before != value.as_ref() {
             behind.push(None);
         }
-        let present =
-            |pod: &PodSeen| !pod.deleting && pod.ended.is_none() && pod.incarnation == self.status.incarnation;
+        let present = |pod: &PodSeen| {
+            !pod.launched && !pod.deleting && pod.ended.is_none() && pod.incarnation == self.status.incarnation
+        };
         let pods = self.seen.pods.iter().filter(|(_, pod)| present(pod) && pod.shows != value);
         behind.extend(pods.map(|(name, pod)| Some((name.clone(), pod.uid.clone()))));
         for pod in behind {

@@ -151,6 +151,7 @@ pub(super) fn pod_seen(pod: &Pod) -> Option<(String, PodSeen)> {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         shows: pod.annotations().get(LAST_STORED).cloned(),
+        launched: false,
     };
     Some((name, seen))
 }

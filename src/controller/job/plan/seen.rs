@@ -59,12 +59,18 @@ pub struct Seen {
     pub releases: BTreeMap<String, Option<String>>,
     /// What the site answered to a request for slots that this process sent.
     pub reply: Option<Reply>,
-    /// The agent pods of the job, by name.
+    /// The agent pods of the job, by name, and the agents that launchers have started.
     pub pods: BTreeMap<String, PodSeen>,
     /// What the agents in the status say, by pod.
     pub agents: BTreeMap<String, AgentSeen>,
-    /// The nodes of the job's slots that Kubernetes knows.
+    /// The nodes of the job's slots that Kubernetes knows, or on which a launcher has answered.
     pub nodes: BTreeMap<NodeName, NodeSeen>,
+    /// Why nothing is known of a node on which a launcher is to be.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub silent_launchers: BTreeMap<NodeName, String>,
+    /// Whether the account has a launch key, or what to change; `Absent` where none is needed.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub launch_key: Fact<Result<(), String>>,
     /// What is known of what is put on the nodes of its slots, by slot; only where a workflow is under way.
     pub deployments: BTreeMap<String, DeploymentSeen>,
     /// Whether the site's deployment server has the environment that the spec names, or what to change; asked only before
@@ -136,6 +142,9 @@ pub struct SiteSeen {
     pub agent_wait: Duration,
     /// How long deployments of its nodes may take; absent where they are not deployed.
     pub deployment_wait: Option<Duration>,
+    /// Whether agents can be started in its slots.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub launches: bool,
     /// Most memory a guest may have.
     pub max_memory: Option<u64>,
     /// By which properties it tells nodes apart.
@@ -213,6 +222,10 @@ pub struct Reply {
     pub outcome: Result<Vec<SlotId>, SiteError>,
 }
 
+fn is_absent<T>(fact: &Fact<T>) -> bool {
+    matches!(fact, Fact::Absent)
+}
+
 fn reply<S: serde::Serializer>(outcome: &Result<Vec<SlotId>, SiteError>, serializer: S) -> Result<S::Ok, S::Error> {
     match outcome {
         Ok(ids) => ids.serialize(serializer),
@@ -240,6 +253,14 @@ pub struct NodeSeen {
     pub control_plane: bool,
 }
 
+impl NodeSeen {
+    /// A node of which only its address is known.
+    pub fn at(address: std::net::IpAddr) -> Self {
+        let system = SystemIdentity { uid: String::new(), boot: String::new() };
+        Self { address, system, of_another_slot: false, ready: false, control_plane: false }
+    }
+}
+
 /// An agent's pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PodSeen {
@@ -257,6 +278,9 @@ pub struct PodSeen {
     pub uid: String,
     /// What it shows others of the job's snapshots.
     pub shows: Option<String>,
+    /// It is no pod: a launcher has started it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub launched: bool,
 }
 
 /// What an agent says of itself.

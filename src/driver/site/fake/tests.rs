@@ -17,6 +17,7 @@ fn request(nodes: u32, grace: u64) -> SlotRequest {
         property: None,
         deploy: false,
         puts_images: false,
+        launch: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

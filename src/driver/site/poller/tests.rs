@@ -33,6 +33,7 @@ fn request(job: &JobUid, submission: u32) -> SlotRequest {
         property: None,
         deploy: false,
         puts_images: false,
+        launch: false,
         narrowed: Vec::new(),
         avoid: Vec::new(),
     }

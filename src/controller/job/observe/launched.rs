@@ -1,0 +1,197 @@
+//! What launchers say, of jobs whose agents are no pods. They are asked beside the passes, which take what is known by
+//! then: a node that does not answer holds nothing else up.
+
+use std::collections::BTreeMap;
+
+use super::ACCOUNT_AGE;
+use crate::{
+    api::{BestEffortJob, BestEffortJobStatus, job::Launcher as Launched},
+    config::{LaunchConfig, SiteConfig},
+    controller::{
+        account,
+        job::{
+            Context, Error,
+            memory::{KeyRead, LauncherKnown},
+            plan::{NodeSeen, PodSeen, uid},
+        },
+    },
+    driver::{
+        Fact,
+        cluster::ClusterError,
+        launcher::{LaunchKey, LaunchedAgent, LauncherError},
+        site::Credentials,
+    },
+    names::NodeName,
+};
+
+/// The key of a Secret in which a job's own launch key is.
+const LAUNCH_KEY: &str = "launchKey";
+/// A key that was found is read again after this time.
+const KEY_AGE: jiff::SignedDuration = jiff::SignedDuration::from_secs(300);
+/// What a launcher has said is as good as new for so long.
+const FRESH: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+
+type Account = Fact<Result<Credentials, String>>;
+
+/// The nodes and agents of a job, as launchers tell of them.
+#[derive(Default)]
+pub(super) struct LaunchersSeen {
+    pub(super) nodes: BTreeMap<NodeName, NodeSeen>,
+    pub(super) pods: BTreeMap<String, PodSeen>,
+    /// Why nothing is known of a node yet.
+    pub(super) silent: BTreeMap<NodeName, String>,
+}
+
+fn configured<'a>(job: &BestEffortJob, ctx: &'a Context) -> Option<(&'a SiteConfig, &'a LaunchConfig)> {
+    let site = ctx.config.sites.get(&job.spec.slots.site).filter(|_| job.spec.launcher == Launched::TakTuk)?;
+    Some((site, site.launch.as_ref()?))
+}
+
+/// The launch key of the job's account, or what is wrong with it. `Absent` where none is needed.
+pub(super) async fn key(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    account: &Account,
+    ctx: &Context,
+) -> Result<Fact<Result<LaunchKey, String>>, Error> {
+    let (Some((site, launch)), Some(Ok(credentials))) = (configured(job, ctx), account.known()) else {
+        return Ok(Fact::Absent);
+    };
+    let (uid, now) = (uid(job), ctx.clock.now());
+    let known = ctx.memory.get(&uid).launch_key;
+    let age = |known: &KeyRead| if known.found.is_ok() { KEY_AGE } else { ACCOUNT_AGE };
+    if let Some(known) = known.as_ref().filter(|known| now.duration_since(known.read) < age(known)) {
+        return Ok(Fact::Known(known.found.clone()));
+    }
+    let site_name = &job.spec.slots.site;
+    let (namespace, secret, entry) = match (&job.spec.slots.credentials, &launch.secret) {
+        (Some(named), _) => {
+            (job.metadata.namespace.clone().unwrap_or_default(), named.name.clone(), LAUNCH_KEY.to_owned())
+        }
+        (None, Some(secret)) => {
+            let user = account::user(site, credentials).map_err(Error::Vanished)?;
+            (ctx.config.namespace.clone(), secret.clone(), user)
+        }
+        (None, None) => {
+            let missing = format!(
+                "launcher TakTuk needs a launch key: set slots.credentials to a Secret with {LAUNCH_KEY}, or have \
+                 sites.{site_name}.launch.secret set in the chart"
+            );
+            return Ok(Fact::Known(Err(missing)));
+        }
+    };
+    let read = match ctx.view.secret(&namespace, &secret).await {
+        Ok(found) => {
+            let data = found.as_ref().and_then(|found| found.data.as_ref()?.get(&entry));
+            let text = data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok());
+            let missing = || {
+                format!(
+                    "Secret {secret} of namespace {namespace} has no {entry}: put the launch key there that is in the \
+                     file {} of the site's user",
+                    launch.key_file
+                )
+            };
+            let key = text.ok_or_else(missing);
+            key.and_then(|text| LaunchKey::read(text).map_err(|error| format!("{entry} of Secret {secret}: {error}")))
+        }
+        Err(ClusterError::Forbidden(_)) => Err(format!("Secret {secret}: {}", account::MAY_NOT_READ)),
+        Err(error) => match known {
+            Some(known) => known.found,
+            None => return Err(error.into()),
+        },
+    };
+    let found = match (read, ctx.memory.get(&uid).launch_key) {
+        // launchers that are at work have the old one, also if its Secret is gone
+        (Err(_), Some(KeyRead { found: Ok(old), .. })) if !status.slots.is_empty() => Ok(old),
+        (read, _) => read,
+    };
+    ctx.memory.update(&uid, |memory| memory.launch_key = Some(KeyRead { found: found.clone(), read: now }));
+    Ok(Fact::Known(found))
+}
+
+/// What is known of the launchers on the nodes of the job's slots.
+pub(super) fn launchers(
+    job: &BestEffortJob,
+    status: &BestEffortJobStatus,
+    key: &Fact<Result<LaunchKey, String>>,
+    ctx: &Context,
+) -> LaunchersSeen {
+    let (Some((site, launch)), Some(Ok(key))) = (configured(job, ctx), key.known()) else {
+        return LaunchersSeen::default();
+    };
+    let uid = uid(job);
+    let slots = status.slots.iter().filter(|slot| slot.cleared.is_none());
+    let places: Vec<(String, NodeName)> =
+        slots.flat_map(|slot| slot.nodes.iter().map(|node| (slot.id.clone(), NodeName(node.clone())))).collect();
+    ctx.memory.update(&uid, |memory| memory.launchers.retain(|place, _| places.contains(place)));
+    let mut seen = LaunchersSeen::default();
+    for place in places {
+        let known = ctx.memory.get(&uid).launchers.remove(&place).unwrap_or_default();
+        let node = place.1.clone();
+        if let Some(address) = known.address {
+            seen.nodes.insert(node.clone(), NodeSeen { ready: true, ..NodeSeen::at(address.ip()) });
+        } else if let Some(error) = &known.error {
+            seen.silent.insert(node.clone(), error.to_string());
+        }
+        seen.pods.extend(known.agents.iter().map(|agent| (agent.name.clone(), pod(agent, &node))));
+        let now = ctx.clock.now();
+        if !known.looking && known.looked.is_none_or(|at| now.duration_since(at) >= FRESH) {
+            let host = site.nodes.iter().find(|(_, name)| **name == node.0).map_or(&node.0, |(host, _)| host);
+            look(job, place, host.clone(), (launch, key), ctx);
+        }
+    }
+    seen
+}
+
+fn pod(agent: &LaunchedAgent, node: &NodeName) -> PodSeen {
+    PodSeen {
+        node: node.0.clone(),
+        incarnation: agent.incarnation,
+        ended: agent.ended.clone(),
+        deleting: agent.ending,
+        launched: true,
+        ..PodSeen::default()
+    }
+}
+
+/// Asks one launcher; the answer is a fact of later passes.
+fn look(
+    job: &BestEffortJob,
+    place: (String, NodeName),
+    host: String,
+    (launch, key): (&LaunchConfig, &LaunchKey),
+    ctx: &Context,
+) {
+    let (uid, port, key, ctx) = (uid(job), launch.port, key.clone(), ctx.clone());
+    let fixed = launch.addresses.get(&host).map(|address| std::net::SocketAddr::new(*address, port));
+    let known = ctx.memory.update(&uid, |memory| {
+        let known = memory.launchers.entry(place.clone()).or_default();
+        known.looking = true;
+        known.address
+    });
+    tokio::spawn(async move {
+        let asked = async {
+            let address = match known.or(fixed) {
+                Some(address) => address,
+                None => ctx.launchers.find(&host, port).await?,
+            };
+            Ok::<_, LauncherError>((address, ctx.launchers.at(address, &key).agents().await?))
+        };
+        let said = asked.await;
+        let now = ctx.clock.now();
+        let news = ctx.memory.update(&uid, |memory| {
+            // its slot may be over by now
+            let Some(known) = memory.launchers.get_mut(&place) else { return false };
+            let before = LauncherKnown { looking: false, looked: Some(now), ..known.clone() };
+            (known.looking, known.looked) = (false, Some(now));
+            match said {
+                Ok((address, agents)) => (known.address, known.agents, known.error) = (Some(address), agents, None),
+                Err(error) => known.error = Some(error),
+            }
+            *known != before
+        });
+        if news {
+            (ctx.wake)(&uid);
+        }
+    });
+}

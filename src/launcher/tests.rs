@@ -1,0 +1,170 @@
+//! Real processes in real namespaces; a script plays the agents.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
+
+use super::*;
+use crate::driver::launcher::{LaunchOrder, LaunchedAgent, Launcher, LauncherDirectory, LauncherError, Launchers as _};
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+/// Leaves a child behind that writes as long as it lives, and ends as its configuration says.
+const AGENT: &str = "#!/bin/sh
+test \"$$\" = 1 || exit 9
+while [ $# != 0 ]; do case $1 in --config) config=$2 ;; --vm-dir) vm=$2 ;; esac; shift; done
+(while :; do date +%N > $vm/alive; cp $vm/alive @HERE@; sleep 0.05; done) &
+trap 'exit 12' TERM
+echo it has begun
+test ! -e $config/fails || { echo it cannot; exit 3; }
+while :; do sleep 0.05; done
+";
+
+struct Node {
+    folder: TempDir,
+    port: u16,
+    hold: Option<DuplexStream>,
+    ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Node {
+    async fn start(first: &str) -> Self {
+        crate::tls::install_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("agent");
+        let text = AGENT.replace("@HERE@", folder.path().join("alive").to_str().unwrap());
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let (mut hold, input) = tokio::io::duplex(4096);
+        hold.write_all(format!("{first}\n1\n").as_bytes()).await.unwrap();
+        let args = Args { port, node_dir: folder.path().join("node") };
+        let ended = tokio::spawn(async move { launch(&args, &program, BufReader::new(input)).await });
+        Self { folder, port, hold: Some(hold), ended }
+    }
+
+    fn client(&self, key: &str) -> Arc<dyn Launcher> {
+        let directory = LauncherDirectory::new(Clock::system());
+        directory.at((Ipv4Addr::LOCALHOST, self.port).into(), &LaunchKey::read(key).unwrap())
+    }
+
+    fn launched(&self) -> PathBuf {
+        self.folder.path().join("node/launched")
+    }
+
+    /// Whether the child of an agent is at work.
+    async fn breathes(&self) -> bool {
+        let read = || fs::read_to_string(self.folder.path().join("alive")).unwrap_or_default();
+        let (before, begun) = (read(), Instant::now());
+        while begun.elapsed() < Duration::from_millis(500) {
+            sleep(Duration::from_millis(20)).await;
+            let now = read();
+            if !now.is_empty() && now != before {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn order(fails: bool) -> LaunchOrder {
+    let mut files = std::collections::BTreeMap::from([("config.json".to_owned(), "{}".to_owned())]);
+    if fails {
+        files.insert("fails".into(), String::new());
+    }
+    LaunchOrder { incarnation: 3, files, log: "info".into() }
+}
+
+async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "in vain");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn answers(client: &dyn Launcher) -> Vec<LaunchedAgent> {
+    until(async || client.agents().await.ok()).await
+}
+
+#[tokio::test]
+async fn an_agent_lives_until_it_is_told_and_nothing_of_it_longer() {
+    let node = Node::start(KEY).await;
+    let client = node.client(KEY);
+    assert_eq!(answers(&*client).await, []);
+    client.start("pi-0", &order(false)).await.unwrap();
+    client.start("pi-0", &order(false)).await.unwrap();
+    assert!(node.breathes().await, "{:?}", client.agents().await);
+    let running = LaunchedAgent { name: "pi-0".into(), incarnation: 3, ended: None, ending: false };
+    assert_eq!(client.agents().await.unwrap(), [running]);
+    client.end("pi-0").await.unwrap();
+    until(async || client.agents().await.unwrap().is_empty().then_some(())).await;
+    assert!(!node.breathes().await, "its child lives on");
+    assert!(!node.launched().join("pi-0").exists());
+    client.end("pi-0").await.unwrap();
+}
+
+#[tokio::test]
+async fn how_an_agent_has_ended_is_told_until_it_is_forgotten() {
+    let node = Node::start(KEY).await;
+    let client = node.client(KEY);
+    answers(&*client).await;
+    client.start("pi-0", &order(true)).await.unwrap();
+    let ended = until(async || client.agents().await.unwrap()[0].ended.clone()).await;
+    assert_eq!(ended, "exit code 3: it cannot");
+    client.start("pi-0", &order(false)).await.unwrap();
+    assert!(client.agents().await.unwrap()[0].ended.is_some(), "an order that is repeated starts nothing again");
+    assert!(!node.launched().join("pi-0").exists());
+    client.end("pi-0").await.unwrap();
+    assert_eq!(client.agents().await.unwrap(), []);
+    for name in ["../pi", ".pi", "lock", "a b"] {
+        let name = name.replace('/', "%2F").replace(' ', "%20");
+        assert!(matches!(client.start(&name, &order(false)).await, Err(LauncherError::Refused(_))), "{name}");
+    }
+}
+
+/// Its root is the hold: when that has gone, all has.
+#[tokio::test]
+async fn a3_with_the_hold_all_that_was_started_has_gone() {
+    let mut node = Node::start(KEY).await;
+    let client = node.client(KEY);
+    answers(&*client).await;
+    client.start("pi-0", &order(false)).await.unwrap();
+    assert!(node.breathes().await);
+    drop(node.hold.take());
+    until(async || node.ended.is_finished().then_some(())).await;
+    assert!(!node.breathes().await, "its child lives on");
+    assert!(!node.launched().join("pi-0").exists());
+    assert!(matches!(client.agents().await, Err(LauncherError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn d3_only_who_has_the_key_is_answered() {
+    let node = Node::start(KEY).await;
+    answers(&*node.client(KEY)).await;
+    let stranger = node.client(&"f".repeat(32));
+    assert!(matches!(stranger.agents().await, Err(LauncherError::Unreachable(_))));
+    assert!(matches!(stranger.start("pi-0", &order(false)).await, Err(LauncherError::Unreachable(_))));
+    // nor is an agent, whose certificates are of another authority
+    let authority = crate::tls::Authority::create(jiff::Timestamp::now()).unwrap();
+    let agent = authority.issue(&Identity::Operator, jiff::Timestamp::now(), LIFETIME).unwrap();
+    let endpoint = format!("127.0.0.1:{}", node.port);
+    let client = agent.http_client(&Identity::Launcher, &endpoint).unwrap();
+    assert!(client.get(format!("{}/v1/agents", tls::base_url(&Identity::Launcher))).send().await.is_err());
+}
+
+#[tokio::test]
+async fn a_hold_without_a_key_starts_nothing() {
+    let node = Node::start("x").await;
+    let error = node.ended.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("32 to 256 letters and digits"), "{error}");
+}

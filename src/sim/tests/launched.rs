@@ -1,0 +1,100 @@
+//! Jobs whose agents launchers start, on nodes that have no kubelet.
+
+use std::time::Duration;
+
+use super::super::{World, job};
+use crate::{
+    api::{BestEffortJob, JobPhase, job::Launcher},
+    driver::site::End,
+    names::SlotId,
+};
+
+fn launched(members: u32) -> BestEffortJob {
+    let mut job = job(members);
+    job.spec.launcher = Launcher::TakTuk;
+    job
+}
+
+/// Started, captured, killed at a notice, started elsewhere, resumed, done; nothing is left.
+async fn life(mut world: World) -> World {
+    world.pace.work = Duration::from_secs(75);
+    world.cluster.put_job(launched(2));
+    world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    if let Some(slot) = world.open_slots().first() {
+        world.site.preempt(&SlotId(slot.clone()));
+    }
+    world.until_phase(900, JobPhase::Succeeded).await;
+    world.until(120, "nothing is left", |world| world.leftovers().is_empty()).await;
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_on_nodes_without_a_kubelet_survives_a_kill() {
+    let world = life(World::launched(4, usize::MAX)).await;
+    let status = world.status();
+    assert_eq!((status.incarnation, status.kills.preempted), (2, 1), "{}", world.story());
+    assert!(world.operator.log().contains(&"start_agent") && !world.operator.log().contains(&"create_agent_pod"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a10_an_operator_whose_agents_are_launched_may_die_after_any_of_its_writes() {
+    let undisturbed = life(World::launched(4, usize::MAX)).await;
+    let writes = undisturbed.operator.log();
+    for n in 1..=writes.len() {
+        let world = life(World::launched(4, n)).await;
+        let status = world.status();
+        let what = writes[n - 1];
+        assert!(status.submission <= undisturbed.status().submission + 1, "write {n}: {}", world.story());
+        assert_eq!((status.failures, status.incarnation), (0, 2), "write {n} ({what}): {}", world.story());
+    }
+}
+
+/// OAR's kill ends the launcher, and with it the agents: nobody has to be waited for.
+#[tokio::test(start_paused = true)]
+async fn a1_a_slot_that_is_taken_without_a_word_is_a_proof_of_death() {
+    let mut world = World::launched(4, usize::MAX);
+    world.pace.work = Duration::from_secs(75);
+    world.cluster.put_job(launched(2));
+    world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    world.site.kill(&SlotId(world.open_slots()[0].clone()), End::Preempted);
+    world.until_phase(900, JobPhase::Succeeded).await;
+    let status = world.status();
+    assert_eq!((status.incarnation, status.kills.preempted), (2, 1), "{}", world.story());
+    world.until(120, "nothing is left", |world| world.leftovers().is_empty()).await;
+}
+
+/// An agent that dies by itself is told of by its launcher; its slot stays, and so does its node.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_dies_is_started_again_in_its_slot() {
+    let mut world = World::launched(2, usize::MAX);
+    world.pace.work = Duration::from_secs(75);
+    world.cluster.put_job(launched(2));
+    world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    world.kill_agent(0);
+    world.until_phase(900, JobPhase::Succeeded).await;
+    let status = world.status();
+    assert_eq!((status.incarnation, status.submission), (2, 1), "{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_a_key_is_said_before_any_slot_is_asked_for() {
+    let mut world = World::launched(2, usize::MAX);
+    let mut job = launched(2);
+    job.spec.slots.credentials = Some(crate::api::job::SecretReference { name: "oar-alice".into() });
+    let secret = |text: &str| {
+        let mut secret = k8s_openapi::api::core::v1::Secret::default();
+        (secret.metadata.name, secret.metadata.namespace) = (Some("oar-alice".into()), Some("team".into()));
+        let entries = [("username", "alice"), ("password", "x"), ("launchKey", text)];
+        let bytes = |text: &str| k8s_openapi::ByteString(text.as_bytes().to_vec());
+        secret.data = Some(entries.map(|(name, text)| (name.to_owned(), bytes(text))).into());
+        secret
+    };
+    world.cluster.put_secret(secret("too short"));
+    world.cluster.put_job(job);
+    world.pass(5).await;
+    let message = world.status().retry.map(|retry| retry.message).unwrap_or_default();
+    assert!(message.contains("32 to 256 letters and digits"), "{message}");
+    assert_eq!(world.open_slots().len(), 0);
+    world.cluster.put_secret(secret(&"k".repeat(40)));
+    world.until_phase(900, JobPhase::Succeeded).await;
+}
