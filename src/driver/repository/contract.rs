@@ -317,8 +317,16 @@ async fn c2_what_a_job_has_is_told_with_its_owner(bench: &Bench) {
     bench.operator.retire(&job(), 1).await.unwrap();
     assert!(bench.operator.usage().await.unwrap()[0].bytes < two[0].bytes);
     bench.operator.remove_job(&job()).await.unwrap();
-    let left: u64 = bench.operator.usage().await.unwrap().iter().map(|of| of.bytes).sum();
-    assert!(left < 1000, "{left}");
+    // whoever was tidying up after the one that was retired makes an index for a moment
+    let mut left = u64::MAX;
+    for _ in 0..100 {
+        left = bench.operator.usage().await.unwrap().iter().map(|of| of.bytes).sum();
+        if left < 1000 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{left} bytes are left");
 }
 
 async fn b1_an_older_incarnation_is_refused(bench: &Bench) {
