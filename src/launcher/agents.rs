@@ -32,6 +32,10 @@ const LOCK: &str = "lock";
 const LOG: &str = "log";
 /// So much of the end of that is told when an agent fails.
 const LAST_WORDS: u64 = 400;
+/// What an agent prints is thrown away when it is longer, at the next look.
+const LONGEST_LOG: u64 = 8 << 20;
+/// Time between two looks.
+const LOOK: Duration = Duration::from_secs(60);
 /// An agent that is told to end gets as long.
 const TERMINATION: Duration = Duration::from_secs(30);
 /// With the hold the lease has gone, which agents see by themselves: they are killed after this time.
@@ -193,9 +197,11 @@ impl Agents {
 
 /// Waits for an agent's end, and brings it about when that is wanted. How it has ended.
 async fn attend(mut child: Child, mut wishes: watch::Receiver<Wish>, directory: &Path) -> String {
+    let log = directory.join(LOG);
     let status = tokio::select! {
         status = child.wait() => Some(status),
         _ = wishes.wait_for(|wish| *wish != Wish::Run) => None,
+        never = keep_short(&log) => match never {},
     };
     let status = match status {
         Some(status) => status,
@@ -218,8 +224,22 @@ async fn attend(mut child: Child, mut wishes: watch::Receiver<Wish>, directory: 
         }
     };
     match status {
-        Ok(status) => described(status, &directory.join(LOG)),
+        Ok(status) => described(status, &log),
         Err(error) => format!("its end was not seen: {error}"),
+    }
+}
+
+/// Throws away what an agent prints, time and again: nobody else takes it away.
+async fn keep_short(log: &Path) -> std::convert::Infallible {
+    loop {
+        sleep(LOOK).await;
+        let cut = || {
+            let file = OpenOptions::new().write(true).open(log)?;
+            if file.metadata()?.len() > LONGEST_LOG { file.set_len(0) } else { Ok(()) }
+        };
+        if let Err(error) = cut() {
+            tracing::warn!(%error, "what an agent prints is not looked at");
+        }
     }
 }
 

@@ -62,8 +62,8 @@ pub struct KeyRead {
 /// What is known of the launcher on a node of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LauncherKnown {
-    /// Where it has answered.
-    pub address: Option<SocketAddr>,
+    /// Where it has answered, and by which key: its hold has read that at its beginning.
+    pub found: Option<(SocketAddr, LaunchKey)>,
     /// The agents it told of last.
     pub agents: Vec<LaunchedAgent>,
     /// What the last question failed with, if it failed.

@@ -40,7 +40,6 @@ pub(super) fn end(name: &str, uid: &JobUid, ctx: &Context) -> bool {
 }
 
 fn launcher(place: &(String, NodeName), uid: &JobUid, ctx: &Context) -> Option<Arc<dyn Launcher>> {
-    let remembered = ctx.memory.get(uid);
-    let key = remembered.launch_key?.found.ok()?;
-    Some(ctx.launchers.at(remembered.launchers.get(place)?.address?, &key))
+    let (address, key) = ctx.memory.get(uid).launchers.remove(place)?.found?;
+    Some(ctx.launchers.at(address, &key))
 }

@@ -58,8 +58,10 @@ pub(super) async fn key(
         return Ok(Fact::Absent);
     };
     let (uid, now) = (uid(job), ctx.clock.now());
-    let known = ctx.memory.get(&uid).launch_key;
-    let age = |known: &KeyRead| if known.found.is_ok() { KEY_AGE } else { ACCOUNT_AGE };
+    let remembered = ctx.memory.get(&uid);
+    let known = remembered.launch_key;
+    let refused = remembered.launchers.values().any(|launcher| launcher.found.is_none() && launcher.error.is_some());
+    let age = |known: &KeyRead| if known.found.is_ok() && !refused { KEY_AGE } else { ACCOUNT_AGE };
     if let Some(known) = known.as_ref().filter(|known| now.duration_since(known.read) < age(known)) {
         return Ok(Fact::Known(known.found.clone()));
     }
@@ -128,7 +130,7 @@ pub(super) fn launchers(
     for place in places {
         let known = ctx.memory.get(&uid).launchers.remove(&place).unwrap_or_default();
         let node = place.1.clone();
-        if let Some(address) = known.address {
+        if let Some((address, _)) = known.found {
             seen.nodes.insert(node.clone(), NodeSeen { ready: true, ..NodeSeen::at(address.ip()) });
         } else if let Some(error) = &known.error {
             seen.silent.insert(node.clone(), error.to_string());
@@ -167,15 +169,17 @@ fn look(
     let known = ctx.memory.update(&uid, |memory| {
         let known = memory.launchers.entry(place.clone()).or_default();
         known.looking = true;
-        known.address
+        known.found.clone()
     });
     tokio::spawn(async move {
         let asked = async {
-            let address = match known.or(fixed) {
-                Some(address) => address,
-                None => ctx.launchers.find(&host, port).await?,
+            let (address, key) = match (known, fixed) {
+                (Some(found), _) => found,
+                (None, Some(address)) => (address, key),
+                (None, None) => (ctx.launchers.find(&host, port).await?, key),
             };
-            Ok::<_, LauncherError>((address, ctx.launchers.at(address, &key).agents().await?))
+            let agents = ctx.launchers.at(address, &key).agents().await?;
+            Ok::<_, LauncherError>(((address, key), agents))
         };
         let said = asked.await;
         let now = ctx.clock.now();
@@ -185,7 +189,7 @@ fn look(
             let before = LauncherKnown { looking: false, looked: Some(now), ..known.clone() };
             (known.looking, known.looked) = (false, Some(now));
             match said {
-                Ok((address, agents)) => (known.address, known.agents, known.error) = (Some(address), agents, None),
+                Ok((found, agents)) => (known.found, known.agents, known.error) = (Some(found), agents, None),
                 Err(error) => known.error = Some(error),
             }
             *known != before
