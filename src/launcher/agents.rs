@@ -28,6 +28,8 @@ use crate::driver::launcher::{LaunchOrder, LaunchedAgent};
 const LAUNCHED: &str = "launched";
 /// One launcher at a time holds this file.
 const LOCK: &str = "lock";
+/// Removes what agents had when the launcher has died and could not, unless the next one is there already, which does it.
+const JANITOR: &str = "cat > /dev/null; sleep 1; exec flock -n \"$1/lock\" sh -c 'rm -rf \"$1\"/*/' sh \"$1\"";
 /// What an agent prints goes here.
 const LOG: &str = "log";
 /// So much of the end of that is told when an agent fails.
@@ -64,6 +66,8 @@ pub(super) struct Agents {
     program: PathBuf,
     running: Arc<Mutex<BTreeMap<String, Running>>>,
     _lock: File,
+    /// Reads until this process has died.
+    _janitor: Child,
 }
 
 fn lock(running: &Mutex<BTreeMap<String, Running>>) -> MutexGuard<'_, BTreeMap<String, Running>> {
@@ -79,7 +83,8 @@ impl Agents {
             .mode(0o755)
             .create(node_dir)
             .context("failed to make the node's directory")?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&own).context("failed to make the agents' directory")?;
+        // QEMU, which is another user there, passes through
+        DirBuilder::new().recursive(true).mode(0o711).create(&own).context("failed to make the agents' directory")?;
         let held = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(own.join(LOCK))?;
         let begun = Instant::now();
         while flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -91,8 +96,11 @@ impl Agents {
                 fs::remove_dir_all(entry.path()).context("failed to remove what an agent has left")?;
             }
         }
+        let mut janitor = Command::new("sh");
+        janitor.args(["-c", JANITOR, "sh"]).arg(&own).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        let janitor = janitor.spawn().context("failed to run sh")?;
         let (node_dir, program) = (node_dir.into(), program.into());
-        Ok(Self { node_dir, own, program, running: Arc::default(), _lock: held })
+        Ok(Self { node_dir, own, program, running: Arc::default(), _lock: held, _janitor: janitor })
     }
 
     pub(super) fn list(&self) -> Vec<LaunchedAgent> {

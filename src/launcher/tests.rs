@@ -147,6 +147,27 @@ async fn a3_with_the_hold_all_that_was_started_has_gone() {
     assert!(matches!(client.agents().await, Err(LauncherError::Unreachable(_))));
 }
 
+/// What the process was killed with nobody tells: its files go nevertheless, but not those of the next one.
+#[tokio::test]
+async fn what_a_launcher_that_was_killed_has_left_goes_unless_the_next_one_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().join("launched/pi-0/vm");
+    let died = |agents: Agents| {
+        fs::create_dir_all(&left).unwrap();
+        drop(agents);
+    };
+    let open = || Agents::open(folder.path(), Path::new("none"), Duration::from_secs(5));
+    died(open().await.unwrap());
+    until(async || (!left.exists()).then_some(())).await;
+    died(open().await.unwrap());
+    let next = open().await.unwrap();
+    assert!(!left.exists(), "the next one removes it at once");
+    fs::create_dir_all(&left).unwrap();
+    sleep(Duration::from_millis(1500)).await;
+    assert!(left.exists());
+    drop(next);
+}
+
 #[tokio::test]
 async fn d3_only_who_has_the_key_is_answered() {
     let node = Node::start(KEY).await;
