@@ -69,6 +69,7 @@ pub(crate) fn hold(spread: &Spread) -> Result<Process> {
         beat: Duration::from_secs(2),
         agent_wait: Duration::from_secs(60),
         deployed: false,
+        launcher: None,
         holds: 1,
         feeds: true,
     };
