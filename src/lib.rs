@@ -16,7 +16,8 @@
 //!           |                 |    |   \-->| Kadeploy: systems on bare nodes, if a job asks |
 //!           ^                 |    |       +--- hold: locks on the slot's nodes ---+--------+
 //!           |                 |    |                                               |
-//!           |                 |    +--- makes one agent pod per member ----+       |
+//!           |                 |    +--- one agent per member: a pod, or ---+       |
+//!           |                 |         an order to the node's launcher    |       |
 //!           |                 +-------- go, capture, leave (mutual TLS) ---|-+     |
 //!           |                                                              v v     v lease
 //!           |                                              node-1: agent = supervisor of one QEMU
@@ -31,14 +32,14 @@
 //!
 //! All are one binary, `vmdeploy <subcommand>`, and speak mutual TLS with certificates of the operator's
 //! own authority ([`tls`]); a certificate names who speaks ([`names::Identity`]), an agent's also its job,
-//! member and incarnation.
+//! member and incarnation. Launchers, which no Secret reaches, have an authority that follows from the launch key.
 //!
 //! | process | runs as | does | owns |
 //! |---|---|---|---|
 //! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites, their deployment servers and the agents; removes Node objects of systems that it had deployed | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
-//! | `agent` | one pod per member on the slot's node | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
+//! | `agent` | one pod per member on the slot's node, or a process of its launcher | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
 //! | `launcher` | by TakTuk, in the OAR job, on nodes without a kubelet | starts agents as root, and ends with the hold | nothing |
 //! | `importer` | pod per `VmImage` | fetches and checks an image, or makes one of an archive of a root file system | nothing |
 //! | `kget gather`, `kget node` | by hand, and on each host through a remote shell | copy a file from each of many hosts into one directory, by a token of the run instead of certificates | what lies beside a final name, with its journal |
@@ -211,8 +212,8 @@
 //!   collector, over mutual TLS, so that agents need no key; the ticket that goes with it names the collector, and the
 //!   repository takes the part from nobody else by it. Who gives to whom follows the policy of [`transfer::plan`] in
 //!   whole parts; once most have left, nothing is merged any more.
-//! - **Agents get everything at pod creation.** The Secret mounted into the pod says what to load, so an
-//!   agent loads by itself, with the operator down too; the operator only says go. There is no order to
+//! - **Agents get everything when they are made.** The Secret mounted into the pod, or the order to the launcher, says
+//!   what to load, so an agent loads by itself, with the operator down too; the operator only says go. There is no order to
 //!   start that could come twice.
 //! - **Recipes name places, not blocks.** A recipe says in which pack and slot each block is, so that a restore
 //!   needs no index and what has not changed takes a few bytes. Packs are not rewritten: blocks of packs that
@@ -250,8 +251,8 @@
 //! - **One chain, not one for each switch.** Nodes of a switch (label `vmdeploy.io/switch`) stand together and the next
 //!   switch is fed by the last of them, since only the end of a chain has a link to spare. The first agent is passed over
 //!   when it is dead, but not for being slow: those behind it cannot tell it from a slow repository.
-//! - **TakTuk feeds no late node.** One that begins when others have the first piece already has all from the chain, as
-//!   has one that is deployed, for the hold is then on the frontend. Each file of an image is wanted at a beat of the
+//! - **TakTuk brings nothing to a late node.** One that asks after the first piece was put gets that image by the chain. So
+//!   do nodes that are deployed, because their hold runs on the frontend. Each file of an image is wanted at a beat of the
 //!   hold, so that those of a kernel come a few seconds later than by the chain.
 //! - **One kind of network.** Kavlan and subnets of the site are refused. A job keeps its network when new
 //!   jobs get none.

@@ -109,7 +109,12 @@ pub fn submission_of(job: &JobUid, name: &str) -> Option<u32> {
 
 /// The name of a member's agent pod in the operator's namespace.
 pub fn agent_pod_name(job: &JobUid, member: MemberIndex, incarnation: Incarnation) -> String {
-    format!("agent-{}-{member}-{incarnation}", job.short())
+    format!("{}{member}-{incarnation}", agent_prefix(job))
+}
+
+/// How the names of all agents of a job begin.
+pub fn agent_prefix(job: &JobUid) -> String {
+    format!("agent-{}-", job.short())
 }
 
 /// The name of the Snapshot object of a generation the operator takes by itself. The part of the uid

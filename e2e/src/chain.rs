@@ -22,7 +22,7 @@ use crate::{
     agents::{
         JOB, Process, digest, endpoint, give_repository, issue, log, program, repository_address, serve, told, write,
     },
-    held,
+    hold,
     limit::Limit,
     nodes::Nodes,
 };
@@ -104,7 +104,7 @@ impl Spread {
     /// Starts the job's hold, which puts images to its nodes: from now on agents know it.
     pub fn hold(&mut self) -> Result<Process> {
         self.held = true;
-        held::hold(self)
+        hold::hold(self)
     }
 
     /// How many nodes are to have the image.
@@ -153,7 +153,7 @@ impl Spread {
         }
         if self.held {
             config["imagesByTaktuk"] = json!(true);
-            config["lease"] = held::lease(self, node);
+            config["lease"] = hold::lease(self, node);
         }
         fs::write(directory.join("config.json"), config.to_string())?;
         let mut command = self.nodes.command(node, program()?);

@@ -10,7 +10,7 @@ pub mod chain;
 pub mod chance;
 pub mod environment;
 pub mod goodput;
-mod held;
+mod hold;
 pub mod hosts;
 pub mod job;
 pub mod left;

@@ -205,6 +205,8 @@ fn what_no_longer_comes_by_taktuk_comes_from_the_other_agents() -> Result<()> {
     (0..spread.count()).try_for_each(|node| spread.right(node))?;
     let (took, sent) = (begun.elapsed(), spread.sent(spread.count())?);
     eprintln!("{took:.1?}, {sent} bytes left the repository");
+    ensure!(came(&spread, "the rest of an image does not come by TakTuk")? > 0, "nobody misses the hold");
+    ensure!(came(&spread, "by_taktuk=0")? < spread.count(), "nothing came by TakTuk before");
     ensure!(took < Duration::from_secs(40) && sent < SIZE as u64 * 5 / 4, "{took:?}, {sent}");
     Ok(())
 }

@@ -106,7 +106,7 @@ pub struct BestEffortJobSpec {
     pub distribution: Distribution,
     /// What starts the agents on the nodes.
     #[serde(default)]
-    pub launcher: Launcher,
+    pub launcher: LauncherKind,
     /// When to take snapshots and how many to keep.
     #[serde(default)]
     pub snapshots: SnapshotPolicy,
@@ -326,7 +326,8 @@ pub struct SlotSpec {
     /// What only OAR sites understand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oar: Option<OarSlotSpec>,
-    /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`.
+    /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`; with
+    /// launcher TakTuk `launchKey` as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
     /// With PerMember: if not all slots run within this time since the first does, all are given back and asked for
@@ -355,9 +356,9 @@ pub enum Distribution {
     /// `vmdeploy.io/switch` has the same value stand next to each other.
     #[default]
     Broadcast,
-    /// By TakTuk, which the first node of each reservation has put it to the others in pieces; they believe none of them
-    /// before they have compared it with its name. What does not come that way within some seconds comes as with
-    /// Broadcast, as does all on nodes that are deployed, and on reservations of one node.
+    /// By TakTuk: the first node of each reservation sends the image to the others in pieces, and each piece is checked
+    /// before it is used. What does not arrive within some seconds comes as with Broadcast; so does everything on nodes
+    /// that are deployed, and in reservations of one node.
     TakTuk,
     /// Each node fetches it from the repository.
     NodeCache,
@@ -368,7 +369,7 @@ pub enum Distribution {
 
 /// What starts agents on the nodes of a slot.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Launcher {
+pub enum LauncherKind {
     /// The kubelet of each node, which is a node of this cluster: agents are pods.
     #[default]
     Pod,

@@ -365,7 +365,7 @@ pub enum MemberPhase {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentStatus {
-    /// Name of its pod in the operator's namespace.
+    /// Name of its pod in the operator's namespace, or the one by which its launcher knows it.
     pub pod: String,
     /// `address:port` it serves on.
     pub endpoint: String,

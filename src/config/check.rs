@@ -48,6 +48,7 @@ impl Config {
         }
         repository_address("repository", &self.repository)?;
         self.sites.iter().try_for_each(|(name, site)| site.check(&format!("sites.{name}")))?;
+        self.sites.iter().try_for_each(|(name, site)| self.agents.check_launchers(name, site))?;
         within("imageGrace", self.image_grace.into(), IMAGE_GRACE)?;
         self.agents.check()?;
         self.quota.check()?;
@@ -104,6 +105,16 @@ impl QuotaConfig {
 }
 
 impl AgentsConfig {
+    /// On a node they have one port each.
+    fn check_launchers(&self, name: &str, site: &SiteConfig) -> Result<(), String> {
+        let Some(launch) = &site.launch else { return Ok(()) };
+        let (port, first) = (u32::from(launch.port), u32::from(self.port_first));
+        if (first..first + 2 * u32::from(self.port_count)).contains(&port) {
+            return Err(format!("sites.{name}.launch.port, {port}, is one of the agents': see agents.portFirst"));
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), String> {
         // as many again for the ways in
         let last = u32::from(self.port_first) + (2 * u32::from(self.port_count)).saturating_sub(1);
@@ -250,6 +261,12 @@ sites:
     #[case::launcher("isolation: 2m", "launch: {command: 'sudo vmdeploy; id'}", "launch.command: command \"sudo")]
     #[case::key("isolation: 2m", "launch: {command: vmdeploy, keyFile: '$HOME/key'}", "launch.keyFile: keyFile")]
     #[case::launchers("isolation: 2m", "launch: {command: vmdeploy, port: 80}", "launch.port must be from 1024")]
+    #[case::launchers_and_agents(
+        "isolation: 2m",
+        "launch: {command: vmdeploy, port: 17827}",
+        "launch.port, 17827, is one of the agents'"
+    )]
+    #[case::no_secret("isolation: 2m", "launch: {command: vmdeploy, secret: ''}", "launch.secret must name a Secret")]
     #[case::seen_from_there(
         "isolation: 2m",
         "launch: {command: vmdeploy, repository: here}",

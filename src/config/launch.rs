@@ -44,6 +44,9 @@ impl LaunchConfig {
     pub(super) fn check(&self, field: &str) -> Result<(), String> {
         check_text("command", &self.command, CONNECTOR).map_err(|error| format!("{field}.command: {error}"))?;
         check_text("keyFile", &self.key_file, "._/-").map_err(|error| format!("{field}.keyFile: {error}"))?;
+        if self.secret.as_ref().is_some_and(String::is_empty) {
+            return Err(format!("{field}.secret must name a Secret"));
+        }
         if self.port < 1024 {
             return Err(format!("{field}.port must be from 1024 to 65535, not {}", self.port));
         }

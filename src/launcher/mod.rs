@@ -6,6 +6,7 @@
 //! it ends: each agent is process 1 of a process namespace that dies with it. OAR's kill thereby reaches what runs as root.
 
 mod agents;
+mod process;
 mod server;
 
 use std::{
@@ -25,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::agents::Agents;
+use self::agents::LaunchedAgents;
 use crate::{
     clock::Clock,
     driver::{agent::NODE_DIR, launcher::LaunchKey, oar::hold::SILENCE},
@@ -54,6 +55,8 @@ pub struct Args {
 /// Runs the launcher to its end, which is the end of its input. One thread: what it starts dies with the thread that
 /// started it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // whatever the user's is: directories are made as they are said to be
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let program = std::env::current_exe().context("failed to find the own program")?;
     let result = runtime.block_on(launch(args, &program, BufReader::new(tokio::io::stdin())));
@@ -65,7 +68,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 async fn launch(args: &Args, program: &Path, mut hold: impl AsyncBufRead + Unpin) -> anyhow::Result<()> {
     let Some(key) = line(&mut hold).await else { bail!("the hold said no launch key") };
     let key = LaunchKey::read(&key)?;
-    let agents = Arc::new(Agents::open(&args.node_dir, program, PREDECESSOR).await?);
+    let agents = Arc::new(LaunchedAgents::open(&args.node_dir, program, PREDECESSOR).await?);
     let now = Clock::system().now();
     let credentials = key.authority(now)?.issue(&Identity::Launcher, now, LIFETIME)?;
     let listener = listen(args.port).await?;

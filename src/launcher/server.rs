@@ -11,7 +11,7 @@ use axum::{
     routing::{get, put},
 };
 
-use super::agents::Agents;
+use super::agents::LaunchedAgents;
 use crate::{
     driver::launcher::{LaunchOrder, LaunchedAgent, paths},
     names::Identity,
@@ -21,7 +21,7 @@ use crate::{
 /// What an agent is told is no longer.
 const LONGEST: usize = 4 << 20;
 
-pub(super) fn router(agents: Arc<Agents>) -> Router {
+pub(super) fn router(agents: Arc<LaunchedAgents>) -> Router {
     Router::new()
         .route(paths::AGENTS, get(list))
         .route(paths::AGENT, put(start).delete(end))
@@ -34,12 +34,12 @@ async fn operator_only(Extension(Peer(peer)): Extension<Peer>, request: Request,
     if peer == Identity::Operator { next.run(request).await } else { forbidden("only the operator has agents started") }
 }
 
-async fn list(State(agents): State<Arc<Agents>>) -> Json<Vec<LaunchedAgent>> {
+async fn list(State(agents): State<Arc<LaunchedAgents>>) -> Json<Vec<LaunchedAgent>> {
     Json(agents.list())
 }
 
 async fn start(
-    State(agents): State<Arc<Agents>>,
+    State(agents): State<Arc<LaunchedAgents>>,
     Path(name): Path<String>,
     Json(order): Json<LaunchOrder>,
 ) -> Response {
@@ -49,7 +49,7 @@ async fn start(
     }
 }
 
-async fn end(State(agents): State<Arc<Agents>>, Path(name): Path<String>) -> StatusCode {
+async fn end(State(agents): State<Arc<LaunchedAgents>>, Path(name): Path<String>) -> StatusCode {
     agents.end(&name);
     StatusCode::NO_CONTENT
 }

@@ -22,6 +22,7 @@ while [ $# != 0 ]; do case $1 in --config) config=$2 ;; --vm-dir) vm=$2 ;; esac;
 (while :; do date +%N > $vm/alive; cp $vm/alive @HERE@; sleep 0.05; done) &
 trap 'exit 12' TERM
 echo it has begun
+test -s $config/config.json || exit 8
 test ! -e $config/fails || { echo it cannot; exit 3; }
 while :; do sleep 0.05; done
 ";
@@ -113,6 +114,19 @@ async fn an_agent_lives_until_it_is_told_and_nothing_of_it_longer() {
     client.end("pi-0").await.unwrap();
 }
 
+/// Nobody but QEMU's group passes through to its files, and what it is told is on no disk.
+#[tokio::test]
+async fn d3_nobody_else_on_the_node_sees_what_an_agent_has() {
+    let node = Node::start(KEY).await;
+    let client = node.client(KEY);
+    answers(&*client).await;
+    client.start("pi-0", &order(false)).await.unwrap();
+    assert!(node.breathes().await, "{:?}", client.agents().await);
+    let own = node.launched().join("pi-0");
+    assert_eq!(fs::metadata(&own).unwrap().permissions().mode() & 0o7777, 0o710);
+    assert_eq!(fs::read_dir(own.join("config")).unwrap().count(), 0);
+}
+
 #[tokio::test]
 async fn how_an_agent_has_ended_is_told_until_it_is_forgotten() {
     let node = Node::start(KEY).await;
@@ -126,6 +140,10 @@ async fn how_an_agent_has_ended_is_told_until_it_is_forgotten() {
     assert!(!node.launched().join("pi-0").exists());
     client.end("pi-0").await.unwrap();
     assert_eq!(client.agents().await.unwrap(), []);
+    let again = client.start("pi-0", &order(false)).await.unwrap_err();
+    assert_eq!(again, LauncherError::Refused("pi-0 was here, and has ended".into()), "a late order");
+    let late = client.start("pi-1", &LaunchOrder { incarnation: 2, ..order(false) }).await.unwrap_err();
+    assert!(late.to_string().contains("of an earlier one"), "{late}");
     for name in ["../pi", ".pi", "lock", "a b"] {
         let name = name.replace('/', "%2F").replace(' ', "%20");
         assert!(matches!(client.start(&name, &order(false)).await, Err(LauncherError::Refused(_))), "{name}");
@@ -152,11 +170,11 @@ async fn a3_with_the_hold_all_that_was_started_has_gone() {
 async fn what_a_launcher_that_was_killed_has_left_goes_unless_the_next_one_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let left = folder.path().join("launched/pi-0/vm");
-    let died = |agents: Agents| {
+    let died = |agents: LaunchedAgents| {
         fs::create_dir_all(&left).unwrap();
         drop(agents);
     };
-    let open = || Agents::open(folder.path(), Path::new("none"), Duration::from_secs(5));
+    let open = || LaunchedAgents::open(folder.path(), Path::new("/bin/true"), Duration::from_secs(5));
     died(open().await.unwrap());
     until(async || (!left.exists()).then_some(())).await;
     died(open().await.unwrap());
@@ -173,14 +191,25 @@ async fn d3_only_who_has_the_key_is_answered() {
     let node = Node::start(KEY).await;
     answers(&*node.client(KEY)).await;
     let stranger = node.client(&"f".repeat(32));
-    assert!(matches!(stranger.agents().await, Err(LauncherError::Unreachable(_))));
-    assert!(matches!(stranger.start("pi-0", &order(false)).await, Err(LauncherError::Unreachable(_))));
-    // nor is an agent, whose certificates are of another authority
-    let authority = crate::tls::Authority::create(jiff::Timestamp::now()).unwrap();
-    let agent = authority.issue(&Identity::Operator, jiff::Timestamp::now(), LIFETIME).unwrap();
+    assert_eq!(stranger.agents().await, Err(LauncherError::OtherKey));
+    assert_eq!(stranger.start("pi-0", &order(false)).await, Err(LauncherError::OtherKey));
+    let now = jiff::Timestamp::now();
+    let ours = LaunchKey::read(KEY).unwrap().authority(now).unwrap();
+    let another = tls::Authority::create(now).unwrap();
     let endpoint = format!("127.0.0.1:{}", node.port);
-    let client = agent.http_client(&Identity::Launcher, &endpoint).unwrap();
-    assert!(client.get(format!("{}/v1/agents", tls::base_url(&Identity::Launcher))).send().await.is_err());
+    let ask = async |credentials: tls::Credentials| {
+        let client = credentials.http_client(&Identity::Launcher, &endpoint).unwrap();
+        let reply = client.get(format!("{}/v1/agents", tls::base_url(&Identity::Launcher))).send().await;
+        reply.map(|reply| reply.status().as_u16()).ok()
+    };
+    let issue = |authority: &tls::Authority, identity| authority.issue(&identity, now, LIFETIME).unwrap();
+    assert_eq!(ask(issue(&ours, Identity::Operator)).await, Some(200));
+    let agent = Identity::Agent { job: "uid".into(), member: 0, incarnation: 1 };
+    for other in [Identity::Launcher, Identity::Kget, agent] {
+        assert_eq!(ask(issue(&ours, other)).await, Some(403), "it has the key, and is not the operator");
+    }
+    let trusting = tls::Credentials { ca: ours.certificate.clone(), ..issue(&another, Identity::Operator) };
+    assert_eq!(ask(trusting).await, None, "an operator without the key");
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ impl World {
         self.health.keys().cloned().enumerate().map(|(index, name)| (name, address(index))).collect()
     }
 
-    fn address_of(&self, node: &str) -> Option<IpAddr> {
+    pub(super) fn address_of(&self, node: &str) -> Option<IpAddr> {
         self.addresses().into_iter().find(|(name, _)| name == node).map(|(_, address)| address)
     }
 

@@ -12,7 +12,7 @@ use e2e::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use vmdeploy::{
-    api::{BestEffortJob, JobPhase, job::Launcher},
+    api::{BestEffortJob, JobPhase, job::LauncherKind},
     names::JobUid,
 };
 
@@ -25,7 +25,7 @@ const STARTED: Duration = Duration::from_secs(180);
 
 fn launched(counting: &Counting) -> Result<BestEffortJob> {
     let mut job = counting.object("count")?;
-    job.spec.launcher = Launcher::TakTuk;
+    job.spec.launcher = LauncherKind::TakTuk;
     Ok(job)
 }
 
@@ -61,6 +61,8 @@ async fn nothing_left(bed: &Turn) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    // one that failed before has left something
+    bed.run(&["launch-stop"])?;
     bed.run(&["launch-start"])?;
     let counting = Counting { members: 2, ticks: 120, ..Counting::default() };
     let namespace = bed.namespace("launched").await?;
@@ -115,10 +117,10 @@ async fn a_launch_key_that_is_another_one_is_said_and_costs_no_job() -> Result<(
     let job = Job::create(&bed, &namespace, &launched(&counting)?).await?;
     let message = until("the condition to say so", Duration::from_secs(150), async || {
         let retry = job.get().await?.status.and_then(|status| status.retry);
-        Ok(retry.map(|retry| retry.message).filter(|message| message.contains("launcher")))
+        Ok(retry.map(|retry| retry.message).filter(|message| message.contains("launch key")))
     })
     .await?;
-    ensure!(message.contains("the launcher on node node-"), "{message}");
+    ensure!(message.contains("the launcher on node node-") && message.contains("another launch key"), "{message}");
     bed.run(&["launch-start"])?;
     job.wait_phase(JobPhase::Succeeded, LIFE).await?;
     nothing_left(&bed).await?;

@@ -98,7 +98,7 @@ async fn a_jobs_hold_puts_its_image_by_taktuk() -> Result<()> {
     let counting = Counting { members: 3, ticks: 10, ..Counting::default() };
     let job = runs(&bed, &namespace, &counting, Distribution::TakTuk).await?;
     let said = job.output.tail(usize::MAX);
-    let is_put = |line: &&str| line.contains("an image is here") && !line.contains("by_taktuk=0");
+    let is_put = |line: &&str| line.contains("by_taktuk=") && !line.contains("by_taktuk=0");
     ensure!(said.lines().filter(is_put).count() >= 2, "the initrd did not come by TakTuk: {said}");
     unclaimed(&bed, &namespace).await
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, LABEL_SWITCH, Snapshot, SnapshotSpec,
-        SnapshotStatus, job::Launcher,
+        SnapshotStatus, job::LauncherKind,
     },
     driver::{
         DriverError as _, Retry,
@@ -124,8 +124,11 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
         Effect::Adopt(order) => adopt(order, uid, ctx).await,
         Effect::CreateAgent(placement) => create_agent(placement, job, uid, ctx).await?,
         Effect::DeleteAgent { pod } => {
-            if !launched::end(pod, uid, ctx) {
+            // what a launcher tells of is nobody's pod, whatever its name
+            if ctx.view.agents(uid).iter().any(|known| known.metadata.name.as_ref() == Some(pod)) {
                 ctx.cluster.delete_agent(pod, POD_GRACE).await?;
+            } else {
+                launched::end(pod, uid, ctx);
             }
         }
         Effect::Go { agents } => {
@@ -289,7 +292,7 @@ async fn create_agent(
     let identity = Identity::Agent { job: uid.clone(), member: placement.member, incarnation: placement.incarnation };
     let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;
     let issued = ctx.authority.issue(&identity, ctx.clock.now(), lifetime)?;
-    if job.spec.launcher == Launcher::TakTuk {
+    if job.spec.launcher == LauncherKind::TakTuk {
         launched::start(placement, pods::files(&told, &issued), uid, ctx);
         return Ok(());
     }

@@ -66,6 +66,10 @@ pub struct LauncherKnown {
     pub found: Option<(SocketAddr, LaunchKey)>,
     /// The agents it told of last.
     pub agents: Vec<LaunchedAgent>,
+    /// When it answered last.
+    pub answered: Option<Timestamp>,
+    /// Agents that it would not start, and why.
+    pub refused: BTreeMap<String, String>,
     /// What the last question failed with, if it failed.
     pub error: Option<LauncherError>,
     /// When a question last came to an end, with an answer or without.

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, ConditionType, JobPhase, Reason, VmImage, conditions,
-        job::{Allocation, Launcher, Master},
+        job::{Allocation, LauncherKind, Master},
         job_status::{ResolvedImage, SlotState, SlotStatus},
     },
     driver::{
@@ -59,7 +59,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let launch_key = launched::key(job, &status, &account, ctx).await?;
     let launchers = launched::launchers(job, &status, &launch_key, ctx);
     let mut nodes = nodes(job, &status, &slots, ctx);
-    if job.spec.launcher == Launcher::TakTuk {
+    if job.spec.launcher == LauncherKind::TakTuk {
         nodes = launchers.nodes;
     }
     let pods = ctx.view.agents(&uid);

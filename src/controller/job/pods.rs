@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::{
         BestEffortJob, LABEL_COMPONENT, LABEL_INCARNATION, LABEL_JOB, LABEL_JOB_NAMESPACE, LABEL_JOB_UID, LABEL_MEMBER,
-        job::{Distribution, Launcher, RunMembers},
+        job::{Distribution, LauncherKind, RunMembers},
         job_status::{MemberStatus, NetworkStatus},
     },
     config::{Config, SharedImagesConfig, SiteConfig, vxlan_port},
@@ -128,7 +128,7 @@ pub fn config(
 
 /// The repository as the agent reaches it.
 fn repository(job: &BestEffortJob, config: &Config, site: &SiteConfig) -> String {
-    let launch = site.launch.as_ref().filter(|_| job.spec.launcher == Launcher::TakTuk);
+    let launch = site.launch.as_ref().filter(|_| job.spec.launcher == LauncherKind::TakTuk);
     launch.and_then(|launch| launch.repository.as_ref()).unwrap_or(&config.repository).clone()
 }
 

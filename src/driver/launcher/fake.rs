@@ -31,6 +31,7 @@ pub struct FakeNode {
 pub struct FakeLaunchers {
     nodes: Arc<Mutex<BTreeMap<IpAddr, FakeNode>>>,
     names: Arc<Mutex<BTreeMap<String, IpAddr>>>,
+    refuse: Arc<Mutex<Option<String>>>,
 }
 
 impl FakeLaunchers {
@@ -50,6 +51,11 @@ impl FakeLaunchers {
         } else {
             self.lock().remove(&address);
         }
+    }
+
+    /// Why they start nothing from now on.
+    pub fn refuse(&self, why: Option<&str>) {
+        *self.refuse.lock().unwrap_or_else(PoisonError::into_inner) = why.map(str::to_owned);
     }
 
     /// Looks at a node, and changes it.
@@ -91,11 +97,13 @@ impl Launcher for FakeLauncher {
     }
 
     async fn start(&self, name: &str, order: &LaunchOrder) -> Result<(), LauncherError> {
+        if let Some(why) = self.all.refuse.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(LauncherError::Refused(why));
+        }
         self.with(|node| {
-            node.agents.entry(name.into()).or_insert_with(|| Started {
-                order: order.clone(),
-                agent: LaunchedAgent { name: name.into(), incarnation: order.incarnation, ended: None, ending: false },
-            });
+            let incarnation = order.incarnation;
+            let agent = LaunchedAgent { name: name.into(), incarnation, ended: None, ending: false };
+            node.agents.entry(name.into()).or_insert_with(|| Started { order: order.clone(), agent });
         })
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
 
 use super::{LaunchKey, LaunchOrder, LaunchedAgent, Launcher, LauncherError, Launchers, paths};
 use crate::{
@@ -24,6 +24,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 const RESOLVE: Duration = Duration::from_secs(3);
 /// A client's certificate lasts as long, and so does the client.
 const LIFETIME: Duration = Duration::from_secs(12 * 3600);
+/// A slot's node has no more agents, over all incarnations that are not forgotten yet.
+const MOST: usize = 64;
+/// What is told of an agent's end is cut to this.
+const LONGEST_TEXT: usize = 500;
 /// An answer is no longer.
 const LONGEST: usize = 1 << 20;
 
@@ -55,16 +59,21 @@ impl LauncherHttp {
             request = request.json(order);
         }
         let reply = request.send().await.map_err(|error| unreachable(&error))?;
-        let status = reply.status();
-        if status.is_success() || status == StatusCode::NOT_FOUND {
+        if reply.status().is_success() {
             return Ok(reply);
         }
-        Err(LauncherError::Refused(shown(&bounded(reply).await?, 500)))
+        Err(LauncherError::Refused(shown(&bounded(reply).await?, LONGEST_TEXT)))
     }
 }
 
 fn unreachable(error: &reqwest::Error) -> LauncherError {
-    LauncherError::Unreachable(causes(error))
+    let causes = causes(error);
+    // who has another key has another authority
+    if causes.contains("invalid peer certificate") {
+        LauncherError::OtherKey
+    } else {
+        LauncherError::Unreachable(causes)
+    }
 }
 
 async fn bounded(reply: reqwest::Response) -> Result<Vec<u8>, LauncherError> {
@@ -79,7 +88,13 @@ fn agent(name: &str) -> String {
 impl Launcher for LauncherHttp {
     async fn agents(&self) -> Result<Vec<LaunchedAgent>, LauncherError> {
         let body = bounded(self.ask(Method::GET, paths::AGENTS, None).await?).await?;
-        serde_json::from_slice(&body).map_err(|error| LauncherError::Refused(format!("it said nonsense: {error}")))
+        let said: Result<Vec<LaunchedAgent>, _> = serde_json::from_slice(&body);
+        let mut agents = said.map_err(|error| LauncherError::Refused(format!("it said nonsense: {error}")))?;
+        agents.truncate(MOST);
+        for agent in &mut agents {
+            agent.ended = agent.ended.take().map(|how| shown(how.as_bytes(), LONGEST_TEXT));
+        }
+        Ok(agents)
     }
 
     async fn start(&self, name: &str, order: &LaunchOrder) -> Result<(), LauncherError> {

@@ -2,22 +2,26 @@
 
 use rcgen::KeyPair;
 use rustls_pki_types::PrivatePkcs8KeyDer;
+use sha2::{Digest as _, Sha256};
 
-use crate::tls::{Authority, TlsError};
+use crate::{
+    names::SlotId,
+    tls::{Authority, TlsError},
+};
 
 /// Sets the authority's key apart from all others that may be made of the same secret.
 const PURPOSE: &str = "vmdeploy.io 2026 authority of launchers";
 /// What stands before the seed of an ed25519 key in PKCS #8 (RFC 8410, section 7).
 const PKCS8: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
-/// Letters and digits that nobody guesses.
-const SHORTEST: usize = 32;
+/// So many letters and digits nobody guesses.
+pub const LEAST_KEY: usize = 32;
 /// A line is no longer than that.
 const LONGEST: usize = 256;
 
 /// A text that is no key.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "a launch key is {SHORTEST} to {LONGEST} letters and digits on one line, as `openssl rand -hex 32` prints them"
+    "a launch key is {LEAST_KEY} to {LONGEST} letters and digits on one line, as `openssl rand -hex 32` prints them"
 )]
 pub struct BadKey;
 
@@ -29,8 +33,14 @@ impl LaunchKey {
     /// The key in a text; what is around it counts for nothing.
     pub fn read(text: &str) -> Result<Self, BadKey> {
         let text = text.trim();
-        let good = (SHORTEST..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let good = (LEAST_KEY..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if good { Ok(Self(text.into())) } else { Err(BadKey) }
+    }
+
+    /// The key of a slot: all that its nodes get to know. As `printf '%s %s' KEY SLOT | sha256sum` prints it.
+    #[must_use]
+    pub fn of_slot(&self, slot: &SlotId) -> Self {
+        Self(format!("{:x}", Sha256::digest(format!("{} {slot}", self.0))))
     }
 
     /// The authority that signs for both sides: it follows from the key.
@@ -69,5 +79,9 @@ mod tests {
         let (one, other) = ("a".repeat(32), "b".repeat(32));
         assert_eq!(authority(&one).key, authority(&one).key);
         assert_ne!(authority(&one).key, authority(&other).key);
+        let key = LaunchKey::read(&one).unwrap();
+        // sha256sum of 32 times a, a blank, and 7
+        assert_eq!(key.of_slot(&"7".into()).0, "3cf278451a8cf1d84a3158ef86d963d59fb075d383111fd785a6c1c6c78ac2e9");
+        assert_ne!(key.of_slot(&"7".into()), key.of_slot(&"8".into()));
     }
 }

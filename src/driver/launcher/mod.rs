@@ -10,7 +10,7 @@ mod http;
 mod key;
 
 pub use http::LauncherDirectory;
-pub use key::{BadKey, LaunchKey};
+pub use key::{BadKey, LEAST_KEY, LaunchKey};
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -63,9 +63,12 @@ pub struct LaunchedAgent {
 /// Why a launcher did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LauncherError {
-    /// No answer, or nobody there who has the key.
-    #[error("{0}")]
+    /// No answer.
+    #[error("no answer: {0}")]
     Unreachable(String),
+    /// Whoever answers has another key.
+    #[error("it has another launch key: what the Secret has must be what the file of the site's user has")]
+    OtherKey,
     /// It refuses.
     #[error("{0}")]
     Refused(String),

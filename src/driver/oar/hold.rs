@@ -50,8 +50,9 @@
 //! proves no death there: only an agent's word, its container's end, or its silence does.
 //!
 //! **Nodes without a kubelet.** There the hold starts a launcher on each node, through the same TakTuk and before the
-//! holders ([`crate::launcher`]): it gets the launch key as the first line of its input, which nobody else sees, and then
-//! what the holders get. A launcher that ends takes its agents along: the hold then ends as well.
+//! holders ([`crate::launcher`]): it gets the slot's launch key as the first line of its input, which nobody else sees, and
+//! then what the holders get. A launcher that ends takes its agents along: its node then counts as lost, and the hold leaves
+//! the last words of that launcher in a file of the site's user.
 //!
 //! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
 //! drops its lock, which the agent expects. When all holders have ended the hold ends, with
@@ -61,7 +62,7 @@
 //!
 //! # Images by TakTuk
 //!
-//! Of a job with `distribution: TakTuk` the hold also puts images to its nodes, by a TakTuk of its own (arity 2, `feed.sh`)
+//! Of a job with `distribution: TakTuk` the hold also puts images to its nodes, by a TakTuk of its own (arity 2, `put.sh`)
 //! in a process that ends with it. It believes no agent and no agent believes it: pieces are compared with their names
 //! by who takes them, and whoever misses anything for some seconds has the rest as with `Broadcast`. An image is called
 //! by the first 16 hexadecimal digits of its digest here, `<image>`; it is put in pieces of 4 MiB, numbered from 0.
@@ -81,6 +82,8 @@
 
 use std::time::Duration;
 
+use crate::driver::launcher::LEAST_KEY;
+
 /// Exit code of the hold: every agent said `done`.
 pub const DONE: i32 = 43;
 /// Exit code of the hold: every agent said `saved` or `done`.
@@ -93,17 +96,24 @@ pub const LOST_HOLDER: i32 = 46;
 pub const FAILED: i32 = 47;
 /// Exit code of the hold: what was to start agents on a node could not, or has ended.
 pub const NO_LAUNCHER: i32 = 48;
+/// Exit code of the hold: the site's user has no key for those.
+pub const NO_LAUNCH_KEY: i32 = 49;
+/// In the home directory of the site's user: what launchers that ended have said last.
+const LAUNCHER_LOG: &str = ".vmdeploy-launcher.log";
 
 /// What the exit code of a hold that ended by itself means, for people; none if it was killed.
 pub(super) fn said(code: Option<i32>) -> String {
     match code {
         Some(NO_AGENT) => "no agent came to a node of it in time".into(),
         Some(LOST_HOLDER) => "a node of it could not be reached, or was lost".into(),
-        Some(NO_LAUNCHER) => {
-            "the site user's file with the launch key is missing, or the launcher of a node could not start there, or \
-             ended"
-                .into()
-        }
+        Some(NO_LAUNCHER) => format!(
+            "the launcher on a node of it could not start, or has ended: {LAUNCHER_LOG} in the home directory of the \
+             site's user says why"
+        ),
+        Some(NO_LAUNCH_KEY) => format!(
+            "the site's user has no launch key: put {LEAST_KEY} or more letters and digits (openssl rand -hex 32) into \
+             the file that keyFile of the site's launch section names, mode 0600, and the same into the Secret"
+        ),
         Some(FAILED) => "its hold could not start, or was told to end".into(),
         Some(code) => format!("its hold ended with code {code}"),
         None => "its hold was killed".into(),
@@ -125,18 +135,22 @@ const ROUND: u32 = 15;
 const ARRAY_OVER: Duration = Duration::from_secs(24 * 3600);
 /// Children of a node in the tree by which images are put.
 const ARITY: u32 = 2;
-/// A tick of what puts images, in milliseconds.
-const TICK: u32 = 200;
-/// What follows is in ticks. So long others may want an image as well.
-const GATHER: u32 = 15;
-/// So long nothing may happen while pieces are on their way.
-const PUT_LIMIT: u32 = 50;
-/// So long its TakTuk stays when nothing is to be put.
-const PUT_IDLE: u32 = 100;
-/// What a holder does before it takes the lock, and at each beat, and the hold with what it says then.
+/// What puts images counts time in these.
+const TICK: Duration = Duration::from_millis(200);
+/// Once a node wants an image, others have so long to want it as well.
+const GATHER: Duration = Duration::from_secs(3);
+/// Nothing may happen for so long while pieces are on their way.
+const PUT_LIMIT: Duration = Duration::from_secs(10);
+/// When nothing is to be put, its TakTuk stays for so long.
+const PUT_IDLE: Duration = Duration::from_secs(20);
+/// What holders and launchers complain of reaches the hold as lines of its own.
+const ERRORS: &str = r#"'error="L|$host|$line\n"'"#;
+/// What a holder does before it takes the lock: it tells the agent whether the hold runs on its node.
 const MARK: &str =
     r#"if test "$TAKTUK_HOSTNAME" = '"$first"'; then echo root > $d/feed; else echo node > $d/feed; fi;"#;
+/// What it does at each beat: it says once what its agent wants. The lock's descriptor, 9, is nobody else's.
 const WANTS: &str = r#"for w in $d/want-*; do if test -e "$w"; then rm -f "$w" 9>&-; echo "$w"; fi; done;"#;
+/// What the hold does with that: it passes it on to what puts images.
 const ASK: &str = r#"case $code in *want-*) echo "W|${code##*want-}|$node" >&5 ;; esac"#;
 
 /// Time without a beat after which a holder ends, and what else the hold has started; above the agents' own limit.
@@ -162,7 +176,7 @@ pub struct HoldScript<'a> {
     /// So many jobs run this one file.
     pub holds: u32,
     /// Whether it puts images to the nodes; not where these are deployed first.
-    pub feeds: bool,
+    pub puts_images: bool,
 }
 
 /// How a hold starts the launchers.
@@ -213,18 +227,19 @@ impl HoldScript<'_> {
         };
         let beat = self.beat.as_secs().max(1);
         let connect = if self.deployed { self.agent_wait } else { CONNECT };
-        let feeds = |text: &str| if self.feeds && !self.deployed { text.to_owned() } else { String::new() };
+        let puts_images = |text: &str| if self.puts_images && !self.deployed { text.to_owned() } else { String::new() };
+        let ticks = |time: Duration| (time.as_millis() / TICK.as_millis()).to_string();
         let values = [
-            ("@MARK@", feeds(MARK)),
-            ("@WANTS@", feeds(WANTS)),
-            ("@ASK@", feeds(ASK)),
-            ("@FEED@", feeds(include_str!("feed.sh"))),
+            ("@MARK@", puts_images(MARK)),
+            ("@WANTS@", puts_images(WANTS)),
+            ("@ASK@", puts_images(ASK)),
+            ("@PUT_IMAGES@", puts_images(include_str!("put.sh"))),
             ("@ARITY@", ARITY.to_string()),
             ("@PUT_CONNECT@", PUT_CONNECT.as_secs().to_string()),
-            ("@TICK@", format!("{:.1}", f64::from(TICK) / 1000.0)),
-            ("@GATHER@", GATHER.to_string()),
-            ("@PUT_LIMIT@", PUT_LIMIT.to_string()),
-            ("@PUT_IDLE@", PUT_IDLE.to_string()),
+            ("@TICK@", format!("{:.1}", TICK.as_secs_f64())),
+            ("@GATHER@", ticks(GATHER)),
+            ("@PUT_LIMIT@", ticks(PUT_LIMIT)),
+            ("@PUT_IDLE@", ticks(PUT_IDLE)),
             ("@LEASE@", format!("{}/{}", self.lease_root.trim_end_matches('/'), self.lease_prefix)),
             ("@CONNECTOR@", self.connector.into()),
             ("@BEAT@", beat.to_string()),
@@ -242,6 +257,10 @@ impl HoldScript<'_> {
             ("@NO_LAUNCHER@", NO_LAUNCHER.to_string()),
             ("@LAUNCHER@", launcher),
             ("@KEY@", key.into()),
+            ("@NO_LAUNCH_KEY@", NO_LAUNCH_KEY.to_string()),
+            ("@LEAST_KEY@", LEAST_KEY.to_string()),
+            ("@LAUNCHER_LOG@", LAUNCHER_LOG.into()),
+            ("@ERROR@", if self.launcher.is_some() { ERRORS.into() } else { "error".into() }),
             ("@HOLDS@", self.holds.to_string()),
             ("@STALE@", ((ARRAY_OVER + self.agent_wait).as_secs() / 60).to_string()),
             ("@FAILED@", FAILED.to_string()),

@@ -111,21 +111,26 @@ exec 4<> "$pipes/events"
   unset TAKTUK_HOSTNAME
   taktuk -s $tree -t @CONNECT@ -c "$connector" \
     -o 'output="O|$host|$line\n"' -o 'status="S|$host|$line\n"' -o 'state="T|$peer|$line\n"' \
-    -o error -o connector -o taktuk -o info -o message $hosts
+    -o @ERROR@ -o connector -o taktuk -o info -o message $hosts
   echo 'E||'
 ) > "$pipes/events" < "$pipes/orders" 3>&- 4>&- &
 exec 3> "$pipes/orders"
 (while echo 'B||'; do sleep @BEAT@; done) > "$pipes/events" 3>&- 4>&- &
 ticker=$!
-@FEED@
+@PUT_IMAGES@
 # Where there is no kubelet, a launcher starts the agents. It is told a key that the operator has as well, by which they
 # know each other: nothing else reads its input before the holders do.
 if test -n '@LAUNCHER@'; then
   case '@KEY@' in /*) file='@KEY@' ;; *) file=$HOME/@KEY@ ;; esac
   key=
   read -r key < "$file"
-  case $key in ''|*[!A-Za-z0-9]*) leave @NO_LAUNCHER@ "there is no launch key in $file" ;; esac
-  echo 'broadcast exec [ @LAUNCHER@ > /dev/null 2>&1; exit @NO_LAUNCHER@ ]' >&3
+  case $key in *[!A-Za-z0-9]*) key= ;; esac
+  if [ -n "$(find "$file" -perm /077 2> /dev/null)" ]; then leave @NO_LAUNCH_KEY@ "others may read $file"; fi
+  [ ${#key} -ge @LEAST_KEY@ ] || leave @NO_LAUNCH_KEY@ "there is no launch key in $file"
+  # nodes get to know that of this slot alone
+  key=$(printf '%s %s' "$key" "$job" | sha256sum)
+  key=${key%% *}
+  echo 'broadcast exec [ @LAUNCHER@ > /dev/null; exit @NO_LAUNCHER@ ]' >&3
   echo "broadcast input line [ $key ]" >&3
 fi
 echo "broadcast exec [ $one_line ]" >&3
@@ -136,6 +141,8 @@ silent=$left
 beat=0
 lost=
 saved=
+# of launchers: what one of them has said last
+words=
 gone() { # NODE
   without "$left" "$1"
   left=$rest
@@ -162,7 +169,7 @@ while :; do
       if [ -n "$heard" ] && [ $((beat - heard)) -gt @ROUND@ ]; then
         for node in $silent; do
           echo "hold: $node is silent" >&2
-          lost=1
+          lost=@LOST_HOLDER@
           gone "$node"
         done
       fi
@@ -176,6 +183,7 @@ while :; do
     # all are reached by now
     heard=${heard:-$beat}
     ;;
+  L) words="$node: $code" ;;
   T)
     # a node that cannot be reached at the start: the others cannot work without it
     if [ "$code" = 3 ] && [ -n '@DEPLOYED@' ]; then leave @NO_AGENT@ "no agent came to $node"; fi
@@ -186,10 +194,15 @@ while :; do
     @DONE@) ;;
     @SAVED@) saved=1 ;;
     @NO_AGENT@) leave @NO_AGENT@ "no agent came to $node" ;;
-    @NO_LAUNCHER@) leave @NO_LAUNCHER@ "the launcher on $node has ended" ;;
+    @NO_LAUNCHER@)
+      # nobody else would know why: OAR keeps no output of this shell
+      echo "$(date) OAR job $job: the launcher on $node has ended; it said last: ${words:-nothing}" >> "$HOME/@LAUNCHER_LOG@"
+      echo "hold: the launcher on $node has ended" >&2
+      lost=@NO_LAUNCHER@
+      ;;
     *)
       echo "hold: the holder on $node ended with $code" >&2
-      lost=1
+      lost=@LOST_HOLDER@
       ;;
     esac
     gone "$node"
@@ -199,7 +212,7 @@ while :; do
   case $left in
   *[!\ ]*) ;;
   *)
-    [ -z "$lost" ] || leave @LOST_HOLDER@ "a node was lost"
+    [ -z "$lost" ] || leave "$lost" "a node was lost"
     [ -z "$saved" ] || leave @SAVED@ "everything is saved"
     leave @DONE@ "done"
     ;;

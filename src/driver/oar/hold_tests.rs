@@ -13,12 +13,13 @@ use rustix::{
     fs::{FlockOperation, flock},
     process::{Pid, Signal, kill_process},
 };
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-#[path = "feed_tests.rs"]
-mod feeds;
+#[path = "put_tests.rs"]
+mod putting;
 
-use super::hold::{DONE, FAILED, HoldScript, LOST_HOLDER, LauncherScript, NO_AGENT, NO_LAUNCHER, SAVED};
+use super::hold::{DONE, FAILED, HoldScript, LOST_HOLDER, LauncherScript, NO_AGENT, NO_LAUNCH_KEY, NO_LAUNCHER, SAVED};
 
 const JOB: &str = "7";
 
@@ -43,12 +44,13 @@ fn hold_of(nodes: &'static [&'static str], agent_wait: u64, connector: &str, dep
 struct Launch {
     text: &'static str,
     key: Option<&'static str>,
+    mode: u32,
 }
 
 /// What a hold does besides.
 #[derive(Clone, Copy, Default)]
 struct Extras {
-    feeds: bool,
+    puts_images: bool,
     launch: Option<Launch>,
 }
 
@@ -67,14 +69,16 @@ fn hold_that(
     let root = folder.path();
     let command = root.join("connector");
     let launch = root.join("vmdeploy");
-    if let Some(Launch { text, key }) = extras.launch {
+    if let Some(Launch { text, key, mode }) = extras.launch {
         if let Some(key) = key {
             fs::write(root.join("key"), format!("{key}\n")).unwrap();
+            fs::set_permissions(root.join("key"), fs::Permissions::from_mode(mode)).unwrap();
         }
         fs::write(&launch, text).unwrap();
         fs::set_permissions(&launch, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let launcher = extras.launch.map(|_| LauncherScript { command: launch.to_str().unwrap(), port: 1, key_file: "key" });
+    let launcher =
+        extras.launch.map(|_| LauncherScript { command: launch.to_str().unwrap(), port: 1, key_file: "key" });
     let script = HoldScript {
         lease_root: root.to_str().unwrap(),
         lease_prefix: "3f2b8a10-",
@@ -84,7 +88,7 @@ fn hold_that(
         deployed,
         launcher,
         holds: 1,
-        feeds: extras.feeds,
+        puts_images: extras.puts_images,
     };
     // all nodes share this machine's disk: their leases are told apart by the node's name
     let here = format!("d={}/\\$TAKTUK_HOSTNAME/3f2b8a10-{JOB};", root.display());
@@ -363,7 +367,7 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
         deployed: false,
         launcher: None,
         holds,
-        feeds: false,
+        puts_images: false,
     };
     let script = script.render();
     let aged = |name: &str, text: &str, days: u64| {
@@ -483,12 +487,13 @@ fn launching(launch: Launch) -> Extras {
 
 #[test]
 fn a3_launchers_get_the_key_first_and_end_with_the_hold() {
-    let launch = Launch { text: LAUNCHER, key: Some(KEY) };
+    let launch = Launch { text: LAUNCHER, key: Some(KEY), mode: 0o600 };
     let Some(hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
     let hold = hold.started();
     let said = |rank: u32| fs::read_to_string(hold.folder.path().join(format!("launcher-{rank}"))).unwrap_or_default();
     for rank in [1, 2] {
-        let expected = format!("launcher --port 1\n{KEY}\n");
+        let of_slot = format!("{:x}", Sha256::digest(format!("{KEY} {JOB}")));
+        let expected = format!("launcher --port 1\n{of_slot}\n");
         assert!(within(10, || said(rank).starts_with(&expected) && said(rank).lines().count() > 4), "{}", said(rank));
     }
     assert!(!fs::read_to_string(hold.folder.path().join("hold")).unwrap().contains(KEY));
@@ -499,14 +504,20 @@ fn a3_launchers_get_the_key_first_and_end_with_the_hold() {
 
 #[test]
 fn without_a_key_and_without_its_launchers_a_hold_ends() {
-    for key in [None, Some("a key; with more")] {
-        let launch = Launch { text: LAUNCHER, key };
+    for key in [None, Some("a key; with more"), Some(&KEY[1..])] {
+        let launch = Launch { text: LAUNCHER, key, mode: 0o600 };
         let Some(mut hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
-        assert_eq!(hold.ends(20), Some(NO_LAUNCHER), "{}", hold.log());
+        assert_eq!(hold.ends(20), Some(NO_LAUNCH_KEY), "{}", hold.log());
         assert!(hold.log().contains("there is no launch key in"), "{}", hold.log());
     }
-    let launch = Launch { text: "#!/bin/sh\nread -r line; exit 1\n", key: Some(KEY) };
+    let launch = Launch { text: LAUNCHER, key: Some(KEY), mode: 0o644 };
+    let Some(mut hold) = hold_that(&["a"], 60, RANKED, false, launching(launch)) else { return };
+    assert_eq!(hold.ends(20), Some(NO_LAUNCH_KEY), "{}", hold.log());
+    assert!(hold.log().contains("others may read"), "{}", hold.log());
+    let launch = Launch { text: "#!/bin/sh\nread -r line; echo it cannot >&2; exit 1\n", key: Some(KEY), mode: 0o600 };
     let Some(mut hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
     assert_eq!(hold.ends(20), Some(NO_LAUNCHER), "{}", hold.log());
     assert!(hold.log().contains("has ended"), "{}", hold.log());
+    let words = fs::read_to_string(hold.folder.path().join(".vmdeploy-launcher.log")).unwrap();
+    assert!(words.contains("OAR job 7") && words.contains("it cannot"), "{words}");
 }

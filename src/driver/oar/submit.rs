@@ -116,7 +116,7 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         deployed: request.deploy,
         launcher: launch,
         holds: request.reservations,
-        feeds: request.puts_images,
+        puts_images: request.puts_images,
     };
     let grace = whole_seconds(request.grace);
     Ok(Submission {

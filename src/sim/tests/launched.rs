@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::super::{World, job};
 use crate::{
-    api::{BestEffortJob, JobPhase, job::Launcher},
+    api::{BestEffortJob, JobPhase, job::LauncherKind},
     driver::site::End,
     names::SlotId,
 };
 
 fn launched(members: u32) -> BestEffortJob {
     let mut job = job(members);
-    job.spec.launcher = Launcher::TakTuk;
+    job.spec.launcher = LauncherKind::TakTuk;
     job
 }
 
@@ -97,4 +97,65 @@ async fn what_is_wrong_with_a_key_is_said_before_any_slot_is_asked_for() {
     assert_eq!(world.open_slots().len(), 0);
     world.cluster.put_secret(secret(&"k".repeat(40)));
     world.until_phase(900, JobPhase::Succeeded).await;
+}
+
+/// Whoever is root on a node of a slot may have its launcher say anything.
+#[tokio::test(start_paused = true)]
+async fn a1_a_launcher_is_believed_about_its_own_node_alone() {
+    let mut world = World::launched(3, usize::MAX);
+    world.pace.work = Duration::from_secs(120);
+    world.cluster.put_job(launched(2));
+    world.until_phase(300, JobPhase::Running).await;
+    let status = world.status();
+    let (own, other) = (&status.members[0], &status.members[1]);
+    let address = world.address_of(own.node.as_deref().unwrap()).unwrap();
+    let pod = other.agent.as_ref().unwrap().pod.clone();
+    world.launchers.with(address, |node| {
+        let lie = node.agents.values().next().unwrap().clone();
+        for (name, ended) in
+            [(pod.as_str(), Some("gone".to_owned())), ("vmdeploy-ca", None), ("agent-ffffffff-0-1", None)]
+        {
+            let mut lie = lie.clone();
+            (lie.agent.name, lie.agent.ended) = (name.into(), ended);
+            node.agents.insert(name.into(), lie);
+        }
+    });
+    // neither is another's pod, with its Secret, removed because a launcher has its name
+    let mut victim = k8s_openapi::api::core::v1::Pod::default();
+    victim.metadata.name = Some("agent-ffffffff-0-1".into());
+    crate::driver::cluster::Cluster::create_agent_pod(&world.cluster, &victim).await.unwrap();
+    world.pass(30).await;
+    let now = world.status();
+    assert_eq!((now.incarnation, now.phase), (status.incarnation, JobPhase::Running), "{}", world.story());
+    assert!(world.cluster.pods().iter().any(|pod| pod.metadata.name == victim.metadata.name));
+    assert!(!world.operator.log().contains(&"delete_agent"), "{:?}", world.operator.log());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_launcher_refuses_is_said_in_its_own_words() {
+    let mut world = World::launched(2, usize::MAX);
+    world.cluster.put_job(launched(1));
+    world.launchers.refuse(Some("no room on the disk"));
+    let said = |world: &World| world.status().retry.map(|retry| retry.message).unwrap_or_default();
+    let goal = |world: &World| said(world).contains("it was not started: no room on the disk");
+    world.until(30, "what the launcher said", goal).await;
+    world.launchers.refuse(None);
+    world.until_phase(900, JobPhase::Succeeded).await;
+}
+
+/// A key that is another one by now does no harm to what runs.
+#[tokio::test(start_paused = true)]
+async fn launchers_that_are_at_work_keep_their_key() {
+    let mut world = World::launched(2, usize::MAX);
+    world.pace.work = Duration::from_secs(500);
+    world.cluster.put_job(launched(2));
+    world.until_phase(300, JobPhase::Running).await;
+    let mut secret = k8s_openapi::api::core::v1::Secret::default();
+    (secret.metadata.name, secret.metadata.namespace) = (Some("launch-keys".into()), Some("vmdeploy".into()));
+    world.cluster.put_secret(secret);
+    world.pass(400).await;
+    world.kill_agent(0);
+    world.until_phase(1500, JobPhase::Succeeded).await;
+    let status = world.status();
+    assert_eq!((status.incarnation, status.submission), (2, 1), "{}", world.story());
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    controller::job::{Context, plan::AgentPlacement},
-    driver::launcher::{LaunchOrder, LaunchedAgent, Launcher},
+    controller::job::{Context, memory::LauncherKnown, plan::AgentPlacement},
+    driver::launcher::{LaunchOrder, Launcher, LauncherError},
     names::{JobUid, NodeName},
 };
 
@@ -15,19 +15,27 @@ pub(super) fn start(placement: &AgentPlacement, files: BTreeMap<String, String>,
         return tracing::warn!(job = %uid, node = %placement.node, "the launcher is not known");
     };
     let order = LaunchOrder { incarnation: placement.incarnation, files, log: ctx.config.agents.log.clone() };
-    let (name, node, uid) = (placement.pod.clone(), placement.node.clone(), uid.clone());
+    let (name, uid, ctx) = (placement.pod.clone(), uid.clone(), ctx.clone());
     tokio::spawn(async move {
-        if let Err(error) = launcher.start(&name, &order).await {
-            tracing::warn!(job = %uid, %node, %error, "failed to have an agent started");
+        let Err(error) = launcher.start(&name, &order).await else { return };
+        tracing::warn!(job = %uid, node = %place.1, %error, "failed to have an agent started");
+        if let LauncherError::Refused(why) = error {
+            ctx.memory.update(&uid, |memory| {
+                let known = memory.launchers.get_mut(&place);
+                known.map(|known| known.refused.insert(name, why));
+            });
+            (ctx.wake)(&uid);
         }
     });
 }
 
-/// Has an agent end. Whether a launcher has started it.
-pub(super) fn end(name: &str, uid: &JobUid, ctx: &Context) -> bool {
+/// Has an agent end.
+pub(super) fn end(name: &str, uid: &JobUid, ctx: &Context) {
     let remembered = ctx.memory.get(uid);
-    let has = |agents: &[LaunchedAgent]| agents.iter().any(|agent| agent.name == name);
-    let Some((place, _)) = remembered.launchers.iter().find(|(_, known)| has(&known.agents)) else { return false };
+    ctx.memory.update(uid, |memory| memory.launchers.values_mut().for_each(|known| drop(known.refused.remove(name))));
+    let has =
+        |known: &LauncherKnown| known.agents.iter().any(|agent| agent.name == name) || known.refused.contains_key(name);
+    let Some((place, _)) = remembered.launchers.iter().find(|(_, known)| has(known)) else { return };
     if let Some(launcher) = launcher(place, uid, ctx) {
         let (name, node, uid) = (name.to_owned(), place.1.clone(), uid.clone());
         tokio::spawn(async move {
@@ -36,7 +44,6 @@ pub(super) fn end(name: &str, uid: &JobUid, ctx: &Context) -> bool {
             }
         });
     }
-    true
 }
 
 fn launcher(place: &(String, NodeName), uid: &JobUid, ctx: &Context) -> Option<Arc<dyn Launcher>> {

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Allocation, Distribution, Launcher, Master, NetworkKind},
+        job::{Allocation, Distribution, LauncherKind, Master, NetworkKind},
         job_status::{NetworkStatus, ResolvedImage},
     },
     controller::job::{identity, network, plan::ImageSeen},
@@ -183,7 +183,7 @@ impl<'a> Draft<'a> {
             );
             return wrong(Reason::NotSupported, message);
         }
-        if spec.launcher == Launcher::TakTuk && !site.launches {
+        if spec.launcher == LauncherKind::TakTuk && !site.launches {
             let name = &spec.slots.site;
             let message = format!(
                 "no agents are started in slots of site {name}: set launcher to Pod, or have sites.{name}.launch set in the chart"

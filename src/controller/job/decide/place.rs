@@ -13,7 +13,7 @@ use super::{
 use crate::{
     api::{
         JobPhase, Reason,
-        job::Launcher,
+        job::LauncherKind,
         job_status::{AgentStatus, MemberPhase, MemberStatus, Origin, ReleaseReason},
     },
     controller::job::plan::{AgentPlacement, Effect},
@@ -99,13 +99,13 @@ impl Draft<'_> {
         let Some(Seat { slot, node, since: begun, .. }) = seats.iter().find(|seat| address(seat).is_none()) else {
             return Some(seats.iter().filter_map(address).collect());
         };
-        let launched = self.job.spec.launcher == Launcher::TakTuk;
+        let launched = self.job.spec.launcher == LauncherKind::TakTuk;
         self.because(if launched { "a launcher does not answer yet" } else { "a node is not in Kubernetes" });
         if begun.map_or(Duration::ZERO, |begun| since(begun, self.now)) >= NODE_PATIENCE {
             let message = match self.seen.silent_launchers.get(&NodeName(node.clone())) {
                 _ if !launched => format!("node {node} of slot {slot} is not a node of this cluster"),
-                Some(why) => format!("the launcher on node {node} of slot {slot} does not answer: {why}"),
-                None => format!("the launcher on node {node} of slot {slot} does not answer"),
+                Some(why) => format!("the launcher on node {node} of slot {slot}: {why}"),
+                None => format!("the launcher on node {node} of slot {slot} was not asked yet"),
             };
             self.back_off(Reason::NodeLost, message);
             self.give_up(&BTreeSet::from([slot.clone()]), ReleaseReason::BadNode);

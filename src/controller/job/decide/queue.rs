@@ -10,7 +10,7 @@ use super::draft::{Draft, since};
 use crate::{
     api::{
         JobPhase, Reason,
-        job::{Distribution, Launcher},
+        job::{Distribution, LauncherKind},
         job_status::{self, PendingSubmission, ReleaseReason, SlotState, SlotStatus},
     },
     controller::job::plan::Effect,
@@ -272,7 +272,7 @@ impl Draft<'_> {
             acquire: self.acquire_timeout(),
             deploy: self.deploys(),
             puts_images: spec.distribution == Distribution::TakTuk && self.nodes_each() > 1 && !self.deploys(),
-            launch: spec.launcher == Launcher::TakTuk,
+            launch: spec.launcher == LauncherKind::TakTuk,
             walltime: spec.slots.walltime.into(),
             grace: if notice { spec.snapshots.grace.into() } else { Duration::ZERO },
             lease_prefix: format!("{}-", self.uid.short()),

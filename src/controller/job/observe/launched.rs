@@ -1,17 +1,17 @@
 //! What launchers say, of jobs whose agents are no pods. They are asked beside the passes, which take what is known by
 //! then: a node that does not answer holds nothing else up.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use super::ACCOUNT_AGE;
 use crate::{
-    api::{BestEffortJob, BestEffortJobStatus, job::Launcher as Launched},
+    api::{BestEffortJob, BestEffortJobStatus, job::LauncherKind},
     config::{LaunchConfig, SiteConfig},
     controller::{
         account,
         job::{
             Context, Error,
-            memory::{KeyRead, LauncherKnown},
+            memory::KeyRead,
             plan::{NodeSeen, PodSeen, uid},
         },
     },
@@ -21,13 +21,17 @@ use crate::{
         launcher::{LaunchKey, LaunchedAgent, LauncherError},
         site::Credentials,
     },
-    names::NodeName,
+    names::{NodeName, agent_prefix},
 };
 
 /// The key of a Secret in which a job's own launch key is.
 const LAUNCH_KEY: &str = "launchKey";
 /// A key that was found is read again after this time.
 const KEY_AGE: jiff::SignedDuration = jiff::SignedDuration::from_secs(300);
+/// Longest wait for a Secret.
+const LIMIT: Duration = Duration::from_secs(5);
+/// A launcher that has not answered for so long is as one that never has.
+const SILENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// What a launcher has said is as good as new for so long.
 const FRESH: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
 
@@ -43,7 +47,7 @@ pub(super) struct LaunchersSeen {
 }
 
 fn configured<'a>(job: &BestEffortJob, ctx: &'a Context) -> Option<(&'a SiteConfig, &'a LaunchConfig)> {
-    let site = ctx.config.sites.get(&job.spec.slots.site).filter(|_| job.spec.launcher == Launched::TakTuk)?;
+    let site = ctx.config.sites.get(&job.spec.slots.site).filter(|_| job.spec.launcher == LauncherKind::TakTuk)?;
     Some((site, site.launch.as_ref()?))
 }
 
@@ -60,9 +64,14 @@ pub(super) async fn key(
     let (uid, now) = (uid(job), ctx.clock.now());
     let remembered = ctx.memory.get(&uid);
     let known = remembered.launch_key;
-    let refused = remembered.launchers.values().any(|launcher| launcher.found.is_none() && launcher.error.is_some());
+    let mut launchers = remembered.launchers.values();
+    let refused = launchers.clone().any(|launcher| launcher.found.is_none() && launcher.error.is_some());
+    // those that have answered keep their slot's own
+    let needed = status.slots.is_empty() || launchers.any(|launcher| launcher.found.is_none());
     let age = |known: &KeyRead| if known.found.is_ok() && !refused { KEY_AGE } else { ACCOUNT_AGE };
-    if let Some(known) = known.as_ref().filter(|known| now.duration_since(known.read) < age(known)) {
+    if let Some(known) = &known
+        && ((known.found.is_ok() && !needed) || now.duration_since(known.read) < age(known))
+    {
         return Ok(Fact::Known(known.found.clone()));
     }
     let site_name = &job.spec.slots.site;
@@ -82,7 +91,9 @@ pub(super) async fn key(
             return Ok(Fact::Known(Err(missing)));
         }
     };
-    let read = match ctx.view.secret(&namespace, &secret).await {
+    let late = || ClusterError::Unreachable(format!("no answer within {} s", LIMIT.as_secs()));
+    let asked = tokio::time::timeout(LIMIT, ctx.view.secret(&namespace, &secret)).await;
+    let read = match asked.unwrap_or_else(|_| Err(late())) {
         Ok(found) => {
             let data = found.as_ref().and_then(|found| found.data.as_ref()?.get(&entry));
             let text = data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok());
@@ -129,17 +140,40 @@ pub(super) fn launchers(
     let mut seen = LaunchersSeen::default();
     for place in places {
         let known = ctx.memory.get(&uid).launchers.remove(&place).unwrap_or_default();
-        let node = place.1.clone();
-        if let Some((address, _)) = known.found {
-            seen.nodes.insert(node.clone(), NodeSeen { ready: true, ..NodeSeen::at(address.ip()) });
-        } else if let Some(error) = &known.error {
-            seen.silent.insert(node.clone(), error.to_string());
+        let (slot, node) = &place;
+        let silent = known.answered.is_none_or(|at| ctx.clock.now().duration_since(at) >= SILENCE);
+        match &known.found {
+            Some((address, _)) if !silent => {
+                seen.nodes.insert(node.clone(), NodeSeen { ready: true, ..NodeSeen::at(address.ip()) });
+            }
+            _ => {
+                let why = known.error.as_ref().map(|error| (node.clone(), error.to_string()));
+                seen.silent.extend(why);
+            }
         }
-        seen.pods.extend(known.agents.iter().map(|agent| (agent.name.clone(), pod(agent, &node))));
+        // a launcher is asked about its own node alone, whatever it says of others
+        let its_own = |name: &str| {
+            let named = status.everyone().find(|member| member.agent.as_ref().is_some_and(|agent| agent.pod == name));
+            match named {
+                Some(member) => {
+                    let here = member.agent.as_ref().is_some_and(|agent| agent.slot == *slot);
+                    here && member.node.as_ref() == Some(&node.0)
+                }
+                None => name.starts_with(&agent_prefix(&uid)),
+            }
+        };
+        let told = known.agents.iter().filter(|agent| !silent || agent.ended.is_some());
+        let started = told.map(|agent| (agent.name.clone(), pod(agent, node)));
+        // what was never started is as dead as what has ended
+        let refused = known.refused.iter().map(|(name, why)| {
+            let ended = Some(format!("it was not started: {why}"));
+            (name.clone(), PodSeen { node: node.0.clone(), ended, launched: true, ..PodSeen::default() })
+        });
+        seen.pods.extend(refused.chain(started).filter(|(name, _)| its_own(name)));
         let now = ctx.clock.now();
         if !known.looking && known.looked.is_none_or(|at| now.duration_since(at) >= FRESH) {
             let host = site.nodes.iter().find(|(_, name)| **name == node.0).map_or(&node.0, |(host, _)| host);
-            look(job, place, host.clone(), (launch, key), ctx);
+            look(job, place.clone(), host.clone(), (launch, key), ctx);
         }
     }
     seen
@@ -164,8 +198,8 @@ fn look(
     (launch, key): (&LaunchConfig, &LaunchKey),
     ctx: &Context,
 ) {
-    let (uid, port, key, ctx) = (uid(job), launch.port, key.clone(), ctx.clone());
-    let fixed = launch.addresses.get(&host).map(|address| std::net::SocketAddr::new(*address, port));
+    let (uid, port, key, ctx) = (uid(job), launch.port, key.of_slot(&place.0.as_str().into()), ctx.clone());
+    let fixed = launch.addresses.get(&host).map(|address| SocketAddr::new(*address, port));
     let known = ctx.memory.update(&uid, |memory| {
         let known = memory.launchers.entry(place.clone()).or_default();
         known.looking = true;
@@ -186,13 +220,16 @@ fn look(
         let news = ctx.memory.update(&uid, |memory| {
             // its slot may be over by now
             let Some(known) = memory.launchers.get_mut(&place) else { return false };
-            let before = LauncherKnown { looking: false, looked: Some(now), ..known.clone() };
+            let before = known.clone();
             (known.looking, known.looked) = (false, Some(now));
             match said {
-                Ok((found, agents)) => (known.found, known.agents, known.error) = (Some(found), agents, None),
+                Ok((found, agents)) => {
+                    (known.found, known.agents, known.error) = (Some(found), agents, None);
+                    known.answered = Some(now);
+                }
                 Err(error) => known.error = Some(error),
             }
-            *known != before
+            (&known.found, &known.agents, &known.error) != (&before.found, &before.agents, &before.error)
         });
         if news {
             (ctx.wake)(&uid);

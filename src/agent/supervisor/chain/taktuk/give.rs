@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     Names, PACE, PIECE,
-    lease::{Directory, Passage},
+    passage::{Directory, Passage},
 };
 use crate::agent::supervisor::chain::Standing;
 

@@ -2,7 +2,7 @@
 //! in the lease's directory; the contract is written down there (`driver::oar::hold`). All in it are a stranger's names.
 
 mod give;
-mod lease;
+mod passage;
 mod take;
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::lease::Directory;
+use self::passage::Directory;
 pub(super) use self::take::take;
 use super::Standing;
 use crate::driver::agent::LeaseConfig;

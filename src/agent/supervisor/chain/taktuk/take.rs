@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     super::arriving::{Arriving, NotTaken},
     Names, PACE, PIECE,
-    lease::{Directory, Passage},
+    passage::{Directory, Passage},
 };
 
 /// The first piece comes within this time: the hold hears of it at a beat, waits for others, and connects.

@@ -85,8 +85,9 @@ impl Node {
         for name in [self.names().want, self.names().inward] {
             assert!(!self.path(&name).exists(), "{name} stays");
         }
-        assert_eq!(arriving.is_whole(), arriving.have() == SIZE as u64);
-        assert!(progress.into_inner() <= arriving.have());
+        // it is told with each piece of TakTuk's
+        let told = progress.into_inner();
+        assert!(told <= arriving.have() && arriving.have() - told < 4 << 20, "{told} of {}", arriving.have());
         arriving.have()
     }
 

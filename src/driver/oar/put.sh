@@ -2,7 +2,11 @@
 # the nodes want comes on descriptor 5, and comes to its end with this shell.
 #
 # Process tree: this subshell (the only writer of its TakTuk's standard input, descriptor 6), one that passes on what is
-# wanted, and, while images are put, TakTuk and a ticker. Results come on descriptor 7.
+# wanted, and, while images are put, TakTuk and a ticker.
+#
+# Events come on descriptor 7, a line each: H| the hold has gone; W|IMAGE|NODE wants it; P| a tick has gone;
+# T|STATE|RANK|HOST|PEER of TakTuk, whose states are 1 numbered (of rank 0: all that can be reached are), 2 TakTuk has ended,
+# 3 a node cannot be reached, 5 one was lost, 14 a piece was not taken, 15 it was, 16 the piece could not be read.
 mkfifo "$pipes/wants" || exit @FAILED@
 exec 5<> "$pipes/wants" 6< "$pipes/wants"
 (

@@ -9,7 +9,7 @@ const PIECE: usize = 4 << 20;
 
 /// Starts a hold that puts images.
 fn feeding(nodes: &'static [&'static str], connector: &str) -> Option<Hold> {
-    hold_that(nodes, 60, connector, false, Extras { feeds: true, ..Extras::default() }).map(Hold::started)
+    hold_that(nodes, 60, connector, false, Extras { puts_images: true, ..Extras::default() }).map(Hold::started)
 }
 
 fn piece(number: usize) -> Vec<u8> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use vmdeploy::driver::oar::hold::HoldScript;
 
@@ -71,12 +71,17 @@ pub(crate) fn hold(spread: &Spread) -> Result<Process> {
         deployed: false,
         launcher: None,
         holds: 1,
-        feeds: true,
+        puts_images: true,
     };
     // every node's disk is another directory of this one
     let there = |dollar: &str| format!("{}/{dollar}TAKTUK_HOSTNAME/leases/{PREFIX}{SLOT}", spread.path("").display());
-    let script = script.render()?.replace("d=$lease;", &format!("d={};", there("\\$")));
-    let script = script.replace("[ $lease/in-", &format!("[ {}/in-", there("\\$")));
+    let mut script = script.render()?;
+    for (from, to) in
+        [("d=$lease;", format!("d={};", there("\\$"))), ("[ $lease/in-", format!("[ {}/in-", there("\\$")))]
+    {
+        ensure!(script.contains(from), "the hold has no {from} any more");
+        script = script.replace(from, &to);
+    }
     fs::write(&file, script)?;
     let mut command = Command::new("dash");
     command.arg(&file).env("OAR_JOB_ID", SLOT).env("OAR_NODEFILE", &list).env("TMPDIR", own);
