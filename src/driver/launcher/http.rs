@@ -106,10 +106,13 @@ impl Launcher for LauncherHttp {
     }
 }
 
+/// A client, and when it was made.
+type Made = (jiff::Timestamp, Arc<LauncherHttp>);
+
 /// The launchers of all nodes: a client for each, made when first asked for.
 pub struct LauncherDirectory {
     clock: Clock,
-    clients: Mutex<HashMap<(SocketAddr, LaunchKey), (jiff::Timestamp, Arc<LauncherHttp>)>>,
+    clients: Mutex<HashMap<(SocketAddr, LaunchKey), Made>>,
 }
 
 impl LauncherDirectory {
