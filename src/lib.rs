@@ -231,7 +231,9 @@
 //!   not handed out, and whoever has the node next can read what is on it.
 //! - **A launcher starts agents where no kubelet does**, not the hold itself: agents come and go with incarnations, and are
 //!   told secrets, which the hold's script must not hold. A key of the account's, in a file of the site's user and in a
-//!   Secret, lets the two know each other; whoever is root on a node during the slot can read it there.
+//!   Secret, lets the two know each other. Nodes get to know one that follows from it and the slot: whoever is root on a node
+//!   can have agents started in that slot, and in no other. A launcher is asked about its own node alone, and what it says
+//!   of an agent's end counts as a kubelet's word does.
 //! - **One workflow for each slot**, not one for all: rights come and go with slots, and with `PerMember` slots come and go one by
 //!   one.
 //! - **The disk is one flattened difference to the image** each time, and its blocks are found again.

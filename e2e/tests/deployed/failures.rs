@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use vmdeploy::api::job_status::DeploymentState;
 
-use crate::machines::{DEPLOYED, bare, bare_nodes, faults, job, rights_late, workflows};
+use crate::machines::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -47,8 +47,7 @@ async fn ends(bed: &Turn, job: &Job, members: u32) -> Result<()> {
     job.wait_tick(20, members, DEPLOYED).await?;
     gone(bed, job).await?;
     bare(bed).await?;
-    ensure!(workflows("vmdeploy").await? == 0, "workflows that are over are forgotten");
-    Ok(())
+    forgotten().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,3 +81,11 @@ pub(crate) async fn workflows(user: &str) -> Result<usize> {
     ensure!(reply.status().is_success(), "{reply:?}");
     Ok(serde_json::from_str::<Value>(&reply.text().await?)?.as_array().context("no list")?.len())
 }
+
+/// Waits until the server knows of no workflow of ours: nobody waits for it to forget those that are over.
+pub(crate) async fn forgotten() -> Result<()> {
+    until("no workflow at the server", Duration::from_secs(60), async || {
+        Ok((workflows("vmdeploy").await? == 0).then_some(()))
+    })
+    .await
+}

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::{World, job};
+use super::{
+    super::{World, job},
+    crash::life,
+};
 use crate::{
     api::{BestEffortJob, JobPhase, job::LauncherKind},
     driver::site::End,
@@ -15,22 +18,9 @@ fn launched(members: u32) -> BestEffortJob {
     job
 }
 
-/// Started, captured, killed at a notice, started elsewhere, resumed, done; nothing is left.
-async fn life(mut world: World) -> World {
-    world.pace.work = Duration::from_secs(75);
-    world.cluster.put_job(launched(2));
-    world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
-    if let Some(slot) = world.open_slots().first() {
-        world.site.preempt(&SlotId(slot.clone()));
-    }
-    world.until_phase(900, JobPhase::Succeeded).await;
-    world.until(120, "nothing is left", |world| world.leftovers().is_empty()).await;
-    world
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_job_on_nodes_without_a_kubelet_survives_a_kill() {
-    let world = life(World::launched(4, usize::MAX)).await;
+    let world = life(World::launched(4, usize::MAX), &launched(2)).await;
     let status = world.status();
     assert_eq!((status.incarnation, status.kills.preempted), (2, 1), "{}", world.story());
     assert!(world.operator.log().contains(&"start_agent") && !world.operator.log().contains(&"create_agent_pod"));
@@ -38,10 +28,10 @@ async fn a_job_on_nodes_without_a_kubelet_survives_a_kill() {
 
 #[tokio::test(start_paused = true)]
 async fn a10_an_operator_whose_agents_are_launched_may_die_after_any_of_its_writes() {
-    let undisturbed = life(World::launched(4, usize::MAX)).await;
+    let undisturbed = life(World::launched(4, usize::MAX), &launched(2)).await;
     let writes = undisturbed.operator.log();
     for n in 1..=writes.len() {
-        let world = life(World::launched(4, n)).await;
+        let world = life(World::launched(4, n), &launched(2)).await;
         let status = world.status();
         let what = writes[n - 1];
         assert!(status.submission <= undisturbed.status().submission + 1, "write {n}: {}", world.story());
