@@ -66,8 +66,8 @@ pub struct LauncherKnown {
     pub found: Option<(SocketAddr, LaunchKey)>,
     /// The agents it told of last.
     pub agents: Vec<LaunchedAgent>,
-    /// When it answered last.
-    pub answered: Option<Timestamp>,
+    /// Since when it does not answer any more, if it does not.
+    pub silent: Option<Timestamp>,
     /// Agents that it would not start, and why.
     pub refused: BTreeMap<String, String>,
     /// What the last question failed with, if it failed.

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -32,6 +35,7 @@ pub struct FakeLaunchers {
     nodes: Arc<Mutex<BTreeMap<IpAddr, FakeNode>>>,
     names: Arc<Mutex<BTreeMap<String, IpAddr>>>,
     refuse: Arc<Mutex<Option<String>>>,
+    silent: Arc<AtomicBool>,
 }
 
 impl FakeLaunchers {
@@ -56,6 +60,11 @@ impl FakeLaunchers {
     /// Why they start nothing from now on.
     pub fn refuse(&self, why: Option<&str>) {
         *self.refuse.lock().unwrap_or_else(PoisonError::into_inner) = why.map(str::to_owned);
+    }
+
+    /// Whether none of them answers from now on.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
     }
 
     /// Looks at a node, and changes it.
@@ -86,6 +95,9 @@ struct FakeLauncher {
 impl FakeLauncher {
     fn with<T>(&self, change: impl FnOnce(&mut FakeNode) -> T) -> Result<T, LauncherError> {
         let nobody = || LauncherError::Unreachable("connection refused".into());
+        if self.all.silent.load(Ordering::SeqCst) {
+            return Err(nobody());
+        }
         self.all.with(self.address, change).ok_or_else(nobody)
     }
 }

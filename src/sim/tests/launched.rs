@@ -149,3 +149,18 @@ async fn launchers_that_are_at_work_keep_their_key() {
     let status = world.status();
     assert_eq!((status.incarnation, status.submission), (2, 1), "{}", world.story());
 }
+
+/// Nothing can be started there any more: its slot goes, and another one is asked for.
+#[tokio::test(start_paused = true)]
+async fn a_launcher_that_hangs_costs_its_slot_and_no_more() {
+    let mut world = World::launched(2, usize::MAX);
+    world.pace.work = Duration::from_secs(200);
+    world.cluster.put_job(launched(2));
+    world.until(300, "a complete generation", |world| world.status().snapshots.last_stored.is_some()).await;
+    world.launchers.set_silent(true);
+    world.kill_agent(0);
+    world.until(300, "the slot is given up", |world| world.status().submission > 1).await;
+    world.launchers.set_silent(false);
+    world.until_phase(1500, JobPhase::Succeeded).await;
+    world.until(120, "nothing is left", |world| world.leftovers().is_empty()).await;
+}

@@ -141,7 +141,7 @@ pub(super) fn launchers(
     for place in places {
         let known = ctx.memory.get(&uid).launchers.remove(&place).unwrap_or_default();
         let (slot, node) = &place;
-        let silent = known.answered.is_none_or(|at| ctx.clock.now().duration_since(at) >= SILENCE);
+        let silent = known.silent.is_some_and(|since| ctx.clock.now().duration_since(since) >= SILENCE);
         match &known.found {
             Some((address, _)) if !silent => {
                 seen.nodes.insert(node.clone(), NodeSeen { ready: true, ..NodeSeen::at(address.ip()) });
@@ -225,9 +225,12 @@ fn look(
             match said {
                 Ok((found, agents)) => {
                     (known.found, known.agents, known.error) = (Some(found), agents, None);
-                    known.answered = Some(now);
+                    known.silent = None;
                 }
-                Err(error) => known.error = Some(error),
+                Err(error) => {
+                    known.silent.get_or_insert(now);
+                    known.error = Some(error);
+                }
             }
             (&known.found, &known.agents, &known.error) != (&before.found, &before.agents, &before.error)
         });
