@@ -39,6 +39,15 @@ pub enum Fact<T> {
 }
 
 impl<T> Fact<T> {
+    /// Another fact, which follows from this one where it is known.
+    pub fn map<U>(self, known: impl FnOnce(T) -> U) -> Fact<U> {
+        match self {
+            Self::Known(value) => Fact::Known(known(value)),
+            Self::Absent => Fact::Absent,
+            Self::Unknown { since } => Fact::Unknown { since },
+        }
+    }
+
     /// The fact, if it is known.
     pub fn known(&self) -> Option<&T> {
         match self {

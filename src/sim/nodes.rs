@@ -74,7 +74,7 @@ impl Body {
     }
 
     /// The end of process and VM. The last words of an agent that was told to leave were heard.
-    pub(super) fn die(&mut self, exit_code: i32) {
+    fn die(&mut self, exit_code: i32) {
         self.dead = true;
         self.report = Some(exit_code);
         self.agent.set_reachable(false);

@@ -29,14 +29,15 @@ async fn a_job_on_bare_nodes_survives_a_kill() -> Result<()> {
     taken(&bed, &first).await?;
     job.wait_runs(2, 2, DEPLOYED).await?;
     let status = job.get().await?.status.context("no status")?;
-    ensure!(status.attempt == 2, "attempt {}", status.attempt);
+    let second = nodes(&job.get().await?);
+    ensure!(status.attempt == 2 && second.iter().all(|node| !first.contains(node)), "{first:?} and then {second:?}");
     let origin = status.origin.as_ref().and_then(|origin| origin.generation).context("a cold start")?;
     ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
-    // a node whose deployment takes too long on a busy machine is replaced
-    ensure!(status.kills.preempted == 1, "{:?}", status.kills);
+    ensure!(status.kills.preempted == 1 && status.kills.node == 0, "{:?}", status.kills);
 
     job.wait_phase(JobPhase::Succeeded, LIFE).await?;
-    ends_right(&bed, &job, &counting).await?;
+    let end = ends_right(&bed, &job, &counting).await?.status.context("no status")?;
+    ensure!(end.retry.is_none(), "something was wrong at the end: {:?}", end.retry);
     for member in 0..2 {
         printed(&job, member, &counting)?;
     }
