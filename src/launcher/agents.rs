@@ -35,8 +35,9 @@ const PROGRAM: &str = "program";
 const JANITOR: &str =
     "for f in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $f; done 2> /dev/null
 cat > /dev/null; sleep 1; exec flock -n \"$1/lock\" sh -c 'rm -rf \"$1\"/*/' sh \"$1\"";
-/// With the hold the lease has gone, which agents see by themselves: they are killed after this time.
-const LAST_MOMENTS: Duration = Duration::from_millis(500);
+/// With the hold the lease has gone, which agents see by themselves: they kill the VM at once and remove their files, the lease's
+/// as well. Whoever has not ended after this time is killed.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
 /// What is killed has gone, and its files with it, within this time.
 const KILLED: Duration = Duration::from_secs(10);
 

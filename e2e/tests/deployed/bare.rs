@@ -30,7 +30,10 @@ async fn a_job_on_bare_nodes_survives_a_kill() -> Result<()> {
     job.wait_runs(2, 2, DEPLOYED).await?;
     let status = job.get().await?.status.context("no status")?;
     let second = nodes(&job.get().await?);
-    ensure!(status.attempt == 2 && second.iter().all(|node| !first.contains(node)), "{first:?} and then {second:?}");
+    // what came between would otherwise be gone with the test bed
+    let story = job.story().await?;
+    ensure!(status.attempt == 2, "attempt {}, kills {:?}: {story}", status.attempt, status.kills);
+    ensure!(second.iter().all(|node| !first.contains(node)), "{first:?} and then {second:?}: {story}");
     let origin = status.origin.as_ref().and_then(|origin| origin.generation).context("a cold start")?;
     ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
     ensure!(status.kills.preempted == 1 && status.kills.node == 0, "{:?}", status.kills);
