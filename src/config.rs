@@ -1,6 +1,7 @@
 //! The operator's configuration: a YAML file that the chart renders.
 
 mod check;
+mod join;
 mod kadeploy;
 mod launch;
 
@@ -11,10 +12,14 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     check::ConfigError,
+    join::JoinConfig,
     kadeploy::{Flavour, KadeployConfig, certificate_user, digest},
     launch::LaunchConfig,
 };
-use crate::driver::agent::{Accelerator, GuestNetwork};
+use crate::{
+    driver::agent::{Accelerator, GuestNetwork},
+    names::NodeName,
+};
 
 /// Everything an administrator decides.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,6 +131,13 @@ pub struct SiteConfig {
     /// By which properties the site tells nodes apart that offer different things.
     #[serde(default)]
     pub properties: NodeProperties,
+}
+
+impl SiteConfig {
+    /// What the site calls a node.
+    pub fn host_of<'a>(&'a self, node: &'a NodeName) -> &'a str {
+        self.nodes.iter().find(|(_, name)| **name == node.0).map_or(&node.0, |(host, _)| host)
+    }
 }
 
 /// Conditions on a site's resources, written as `slots.oar.property` is.

@@ -70,6 +70,8 @@ pub(crate) fn hold(spread: &Spread) -> Result<Process> {
         agent_wait: Duration::from_secs(60),
         deployed: false,
         launcher: None,
+        key_file: None,
+        token_file: None,
         holds: 1,
         puts_images: true,
     };

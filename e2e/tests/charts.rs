@@ -207,6 +207,31 @@ fn nodes_are_removed_only_where_they_are_deployed() -> Result<()> {
     Ok(())
 }
 
+/// What deployed nodes join the cluster by is there only where they are to.
+#[test]
+#[ignore = "needs the test bed's helm: e2e/test --e2e"]
+fn tokens_and_short_certificates_are_only_where_nodes_join_by_them() -> Result<()> {
+    let site = ["kind=oar2", "url=http://oar", "uids.alice=1000", "kadeploy.url=http://kadeploy:25300"];
+    let long = ["kadeploy.join.secret=launch-keys", "kadeploy.join.shortCertificates=false"];
+    let cases: [(&[&str], bool, bool); 3] = [(&[], false, false), (&long[..1], true, true), (&long, true, false)];
+    for (settings, joins, short) in cases {
+        let settings = site.iter().chain(settings).map(|setting| format!("sites.rennes.{setting}")).collect::<Vec<_>>();
+        let all = rendered(&settings)?;
+        let has = |kind: &str| all.iter().any(|object| object["kind"] == kind);
+        let in_tokens = all.iter().any(|object| object["metadata"]["namespace"] == "kube-system");
+        ensure!(in_tokens == joins, "{settings:?}: rights in kube-system");
+        ensure!(
+            has("MutatingAdmissionPolicy") == short && has("MutatingAdmissionPolicyBinding") == short,
+            "{settings:?}"
+        );
+        let map = all.iter().find(|object| object["kind"] == "ConfigMap").context("no ConfigMap")?;
+        let config = Config::read(map["data"]["config.yaml"].as_str().context("no config.yaml")?)?;
+        let kadeploy = config.sites["rennes"].kadeploy.clone().context("no kadeploy")?;
+        ensure!(kadeploy.join.is_some_and(|join| join.short_certificates) == short, "{settings:?}");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs the test bed's helm: e2e/test --e2e"]
 fn shared_images_are_told_to_the_operator() -> Result<()> {

@@ -18,6 +18,8 @@ use vmdeploy::subresources::paths;
 const OWN: &str = SYSTEM;
 /// A namespace that nobody bound to anything.
 const OTHER: &str = "kube-public";
+/// Where the API server looks for bootstrap tokens.
+const TOKENS: &str = "kube-system";
 /// All namespaces.
 const ALL: &str = "";
 /// A binding counts within this time.
@@ -37,6 +39,10 @@ const NEEDED: &[Right] = &[
     ("operator", ALL, "events.k8s.io", "events", &["create", "patch"]),
     // a site of the test bed has its nodes deployed
     ("operator", ALL, "", "nodes", &["list", "watch", "delete"]),
+    // they join with tokens
+    ("operator", TOKENS, "", "secrets", &["create", "delete"]),
+    ("operator", ALL, "certificates.k8s.io", "certificatesigningrequests", &["get", "list", "watch"]),
+    ("operator", ALL, "certificates.k8s.io", "certificatesigningrequests/approval", &["update", "patch"]),
     ("operator", OWN, "", "pods", &["get", "list", "watch", "create", "patch", "delete"]),
     ("operator", OWN, "", "secrets", &["get", "create", "patch", "delete"]),
     ("operator", OWN, "batch", "jobs", &["get", "create", "delete"]),
@@ -49,6 +55,9 @@ const NEEDED: &[Right] = &[
 const DENIED: &[Right] = &[
     ("operator", OTHER, "", "secrets", &["get", "list", "watch", "create", "patch", "delete"]),
     ("operator", OWN, "", "secrets", &["list", "watch"]),
+    ("operator", TOKENS, "", "secrets", &["get", "list", "watch", "patch", "update"]),
+    ("operator", ALL, "certificates.k8s.io", "certificatesigningrequests", &["create", "delete"]),
+    ("operator", ALL, "certificates.k8s.io", "signers", &["sign", "approve"]),
     ("operator", OTHER, "", "configmaps", &["get", "list"]),
     ("operator", OTHER, "", "pods", &["create", "delete", "list"]),
     ("operator", OTHER, "batch", "jobs", &["create"]),

@@ -117,6 +117,9 @@ pub struct DeployedNode {
     /// The system that was put there, as the cluster knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<SystemIdentity>,
+    /// Id of the bootstrap token by which it may join the cluster; absent where there is none, or none any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// By which one system on a node is told from the next.

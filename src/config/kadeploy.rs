@@ -5,6 +5,7 @@ use std::time::Duration;
 use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
 
+use super::JoinConfig;
 use crate::driver::{
     kadeploy::{KadeployError, names},
     oar::hold::{CONNECTOR, check_text},
@@ -51,6 +52,9 @@ pub struct KadeployConfig {
     /// Numeric id, on nodes that were deployed, of the user that the connector logs in as: who owns the lease there.
     #[serde(default)]
     pub lease_owner: u32,
+    /// How the nodes come to join the cluster. Without it that is the environment's own affair.
+    #[serde(default)]
+    pub join: Option<JoinConfig>,
     /// A slot on whose nodes the environment does not run within this time is given back.
     #[serde(default = "wait")]
     pub wait: Length,
@@ -131,6 +135,7 @@ impl KadeployConfig {
                 other => format!("{field}.keys: {other}"),
             })
         })?;
+        self.join.iter().try_for_each(|join| join.check(&format!("{field}.join")))?;
         super::check::within(&format!("{field}.wait"), self.wait.into(), WAIT)
     }
 

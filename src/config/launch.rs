@@ -36,7 +36,7 @@ pub struct LaunchConfig {
 fn port() -> u16 {
     17699
 }
-fn key_file() -> String {
+pub(super) fn key_file() -> String {
     ".vmdeploy-launch-key".into()
 }
 

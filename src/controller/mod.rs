@@ -11,6 +11,7 @@ pub mod accounts;
 pub mod agents;
 pub mod image;
 pub mod job;
+pub mod join;
 pub mod served;
 pub mod snapshot;
 pub mod transfer;

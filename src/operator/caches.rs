@@ -5,7 +5,10 @@
 use std::{fmt::Debug, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest,
+    core::v1::{Node, Pod},
+};
 use kube::{
     Api, Client, Resource,
     core::{DeserializeGuard, NamespaceResourceScope},
@@ -21,7 +24,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::figures::Figures;
 use crate::{
     api::{BestEffortJob, LABEL_COMPONENT, LABEL_JOB_UID, Snapshot, VmImage},
-    controller::{job::history::History, wake::Waker},
+    controller::{
+        job::history::History,
+        wake::{Waker, Wakes, wakes},
+    },
     driver::cluster::{unread::Unread, view::KubeView},
     names::JobUid,
 };
@@ -129,6 +135,25 @@ pub(super) async fn start(
         () = filled => Some(view),
         () = stop.cancelled() => None,
     }
+}
+
+/// Watches who asks for certificates, and wakes for each.
+pub(super) fn requests(
+    client: &Client,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> (Wakes<CertificateSigningRequest>, Store<CertificateSigningRequest>) {
+    let (waker, requests) = wakes();
+    let starter = Starter { tasks, stop };
+    let (api, config) = (Api::all(client.clone()), watcher::Config::default().page_size(100));
+    let store = starter.watch(
+        api,
+        config,
+        Unread::default(),
+        |_| {},
+        move |request: &CertificateSigningRequest| waker.name("", request.metadata.name.as_deref().unwrap_or_default()),
+    );
+    (requests, store)
 }
 
 /// Wakes the controller of an object that has changed or is gone.

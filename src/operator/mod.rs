@@ -28,12 +28,12 @@ use crate::{
     controller::{
         Runner, accounts,
         agents::AgentHub,
-        image, job, served, snapshot,
+        image, job, join, served, snapshot,
         wake::{Waker, wakes},
     },
     driver::{
         agent::http::AgentsHttp,
-        cluster::{client, count::RequestCounts, importers::KubeImporters, kube::KubeCluster},
+        cluster::{client, count::RequestCounts, importers::KubeImporters, joins::KubeJoins, kube::KubeCluster},
         kadeploy::directory::KadeployDirectory,
         launcher::LauncherDirectory,
         repository::http::HttpRepository,
@@ -159,6 +159,7 @@ impl Process {
         let Some(view) = caches::start(&self.client, namespace, wakers, &figures, &history, &tasks, &stop).await else {
             return Ok(());
         };
+        let requests = join::is_needed(&self.config).then(|| caches::requests(&self.client, &tasks, &stop));
         self.readiness.ready(CACHES);
         let (jobs, view) = (view.jobs.clone(), Arc::new(view));
 
@@ -173,12 +174,14 @@ impl Process {
         let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
         let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
         let deployers = Arc::new(KadeployDirectory::new(self.config.sites.clone()));
+        let joins = Arc::new(KubeJoins(self.client.clone()));
         let job_context = job::Context {
             config: self.config.clone(),
             offer: self.offer.clone(),
             clock: self.clock.clone(),
             leadership: job::plan::Leadership { epoch, since: self.clock.now() },
             cluster: cluster.clone(),
+            joins: joins.clone(),
             view: view.clone(),
             sites: sites.clone(),
             deployers: deployers.clone(),
@@ -219,6 +222,11 @@ impl Process {
             Arc::new(snapshots),
             snapshot::reconcile,
         ));
+        if let Some((wakes, requests)) = requests {
+            let (config, clock, view) = (self.config.clone(), self.clock.clone(), view.clone());
+            let context = join::Context { config, clock, view, joins };
+            tasks.spawn(self.runner(&stop).run(wakes, requests, Arc::new(context), join::reconcile));
+        }
         let known = jobs.clone();
         tasks.spawn(accounts::keep(move || known.state(), view.clone(), cluster, stop.clone()));
         let source = Arc::new(Source { view, repository: repository.clone(), store: repository, agents });

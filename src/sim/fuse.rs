@@ -36,6 +36,7 @@ use crate::{
         cluster::{
             Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
             importers::{ImporterState, Importers},
+            joins::{Answer, JoinOffer, Joins},
         },
         kadeploy::{
             DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, Observation,
@@ -255,6 +256,19 @@ impl Importers for Fused<dyn Importers> {
     }
     async fn patch_image_status(&self, image: &ObjectMeta, status: &VmImageStatus) -> Result<(), ClusterError> {
         self.fuse.write("patch_image_status", self.inner.patch_image_status(image, status)).await
+    }
+}
+
+#[async_trait]
+impl Joins for Fused<dyn Joins> {
+    async fn offer(&self, offer: &JoinOffer) -> Result<(), ClusterError> {
+        self.fuse.write("offer", self.inner.offer(offer)).await
+    }
+    async fn withdraw(&self, id: &str) -> Result<(), ClusterError> {
+        self.fuse.write("withdraw", self.inner.withdraw(id)).await
+    }
+    async fn answer(&self, request: &ObjectMeta, answer: Answer, message: &str) -> Result<(), ClusterError> {
+        self.fuse.write("answer", self.inner.answer(request, answer, message)).await
     }
 }
 

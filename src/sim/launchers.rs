@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 
-use super::{Health, World, nodes::Body};
+use super::{Health, LAUNCH_KEY, LAUNCH_KEYS, World, nodes::Body};
 use crate::{
     driver::{agent::AgentConfig, site::SlotPhase},
     names::NodeName,
@@ -23,11 +23,16 @@ impl World {
             world.cluster.take_node(name);
             world.launchers.name(name, address(index));
         }
-        let mut secret = Secret::default();
-        (secret.metadata.name, secret.metadata.namespace) = (Some("launch-keys".into()), Some("vmdeploy".into()));
-        secret.data = Some([("alice".to_owned(), ByteString("k".repeat(32).into_bytes()))].into());
-        world.cluster.put_secret(secret);
+        world.give_launch_key();
         world
+    }
+
+    /// The operator gets the launch key of the account.
+    pub(super) fn give_launch_key(&self) {
+        let mut secret = Secret::default();
+        (secret.metadata.name, secret.metadata.namespace) = (Some(LAUNCH_KEYS.into()), Some("vmdeploy".into()));
+        secret.data = Some([("alice".to_owned(), ByteString(LAUNCH_KEY.into()))].into());
+        self.cluster.put_secret(secret);
     }
 
     fn addresses(&self) -> Vec<(String, IpAddr)> {

@@ -2,13 +2,18 @@
 //!
 //! What ran on a node when its slot ends runs on for as long as it may: nobody ends it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Health, World, node};
+use super::{Health, LAUNCH_KEY, World, node};
 use crate::{
-    driver::{cluster::ClusterView as _, kadeploy::Environment, site::SlotPhase},
+    driver::{
+        cluster::ClusterView as _,
+        kadeploy::Environment,
+        launcher::LaunchKey,
+        site::{SlotFacts, SlotPhase},
+    },
     names::NodeName,
 };
 
@@ -21,6 +26,8 @@ pub(super) struct Machines {
     /// Rights as they are, by node.
     rights: BTreeMap<String, bool>,
     systems: BTreeMap<String, Option<Timestamp>>,
+    /// Nodes that have not joined the cluster yet.
+    starting: BTreeSet<String>,
     /// Rights come this many steps after the slot.
     pub(super) late: u32,
     waited: BTreeMap<String, u32>,
@@ -38,6 +45,7 @@ impl World {
             world.cluster.take_node(&name);
             world.health.insert(name, Health::Down);
         }
+        world.give_launch_key();
         world.machines = Some(Machines::default());
         world
     }
@@ -62,10 +70,18 @@ impl World {
             let before = machines.systems.insert(name.clone(), system).flatten();
             match system {
                 // a deployment begins with a reboot
-                None if before.is_some() => self.set_health(name, Health::Down),
-                Some(at) if before != Some(at) => {
-                    machines.joined += 1;
+                None if before.is_some() => {
+                    machines.starting.remove(name);
                     self.set_health(name, Health::Down);
+                }
+                Some(at) if before != Some(at) => {
+                    self.set_health(name, Health::Down);
+                    machines.starting.insert(name.clone());
+                }
+                // the hold of its slot has put a token there
+                Some(_) if machines.starting.contains(name) && self.lets_in(&of) => {
+                    machines.starting.remove(name);
+                    machines.joined += 1;
                     self.set_health(name, Health::Up);
                     let mut node = node(name, index);
                     node.metadata.uid = Some(format!("{name}, system {}", machines.joined));
@@ -78,6 +94,15 @@ impl World {
         }
         self.collect_pods(&mut machines);
         self.machines = Some(machines);
+    }
+
+    /// Whether a node may join with the token that a hold has for it.
+    fn lets_in(&self, node: &NodeName) -> bool {
+        let key = LaunchKey::read(LAUNCH_KEY).expect("a key");
+        let of_slot = |slot: &SlotFacts| key.of_slot(&slot.id).token_of(&node.0);
+        let slots = self.site.slots();
+        let mut here = slots.iter().filter(|slot| slot.phase == SlotPhase::Running && slot.nodes.contains(node));
+        here.any(|slot| self.cluster.tokens().iter().any(|offer| offer.token == of_slot(slot)))
     }
 
     /// Kubernetes itself removes pods of nodes that it has not known for a while.

@@ -43,6 +43,9 @@ use crate::{
 
 const NAMESPACE: &str = "team";
 const SITE: &str = "rennes";
+/// Secret with the launch keys of the site's users, and that of its user.
+const LAUNCH_KEYS: &str = "launch-keys";
+const LAUNCH_KEY: &str = "kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk";
 const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
 /// How long things take.

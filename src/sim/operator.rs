@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NAMESPACE, SITE,
+    LAUNCH_KEYS, NAMESPACE, SITE,
     fuse::{Fuse, Fused},
     importers::FakeImporters,
 };
@@ -31,7 +31,7 @@ use crate::{
     },
     driver::{
         agent::{Accelerator, Agents, fake::FakeAgents},
-        cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers},
+        cluster::{Cluster, ClusterView, fake::FakeCluster, importers::Importers, joins::Joins},
         kadeploy::{Deployers, Kadeploy, KadeployError, fake::FakeKadeploy},
         launcher::{Launchers, fake::FakeLaunchers},
         repository::{Repository, fake::FakeRepository},
@@ -146,8 +146,8 @@ fn config() -> Config {
             "defaultAccount": {"user": "alice"},
             "isolation": "30s",
             "agentWait": "60s",
-            "kadeploy": {"url": "http://kadeploy:25300", "wait": "10m"},
-            "launch": {"command": "vmdeploy", "secret": "launch-keys"},
+            "kadeploy": {"url": "http://kadeploy:25300", "wait": "10m", "join": {"secret": LAUNCH_KEYS}},
+            "launch": {"command": "vmdeploy", "secret": LAUNCH_KEYS},
         }},
         "namespace": "vmdeploy",
         "repository": "10.0.9.1:7443",
@@ -233,6 +233,8 @@ impl Process {
         let fuse = Fuse::new(limit);
         let cluster: Arc<dyn Cluster> =
             Arc::new(Fused::<dyn Cluster> { fuse: fuse.clone(), inner: Arc::new(parts.cluster.clone()) });
+        let joins: Arc<dyn Joins> =
+            Arc::new(Fused::<dyn Joins> { fuse: fuse.clone(), inner: Arc::new(parts.cluster.clone()) });
         let view: Arc<dyn ClusterView> =
             Arc::new(Fused::<dyn ClusterView> { fuse: fuse.clone(), inner: Arc::new(parts.cluster.clone()) });
         let site: Arc<dyn Site> =
@@ -285,6 +287,7 @@ impl Process {
             clock: parts.clock.clone(),
             leadership: Leadership { epoch, since: parts.clock.now() },
             cluster: cluster.clone(),
+            joins,
             view: view.clone(),
             sites: Arc::new(OneSite(poller)),
             deployers,

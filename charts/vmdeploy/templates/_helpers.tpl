@@ -128,3 +128,15 @@ readinessProbe:
 - name: MALLOC_ARENA_MAX
   value: "2"
 {{- end }}
+
+{{/* Whether deployed nodes of any site join with tokens: "short" if their certificates are to end with the slot, "long" if not. */}}
+{{- define "vmdeploy.joins" -}}
+{{- $joins := "" -}}
+{{- range .Values.sites -}}
+{{- if kindIs "map" (.kadeploy | default dict).join -}}
+{{- $short := dig "shortCertificates" true (.kadeploy.join | default dict) -}}
+{{- if $short }}{{ $joins = "short" }}{{ else if not $joins }}{{ $joins = "long" }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $joins -}}
+{{- end -}}

@@ -4,5 +4,6 @@
 
 mod bare;
 mod failures;
+mod joins;
 mod launched;
 mod machines;

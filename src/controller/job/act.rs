@@ -120,6 +120,8 @@ async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Conte
                 tracing::warn!(job = %uid, %node, %error, "failed to remove a node from the cluster");
             }
         }
+        Effect::OfferToken(order) => hypervisor::offer_token(order, job, uid, ctx).await,
+        Effect::WithdrawToken { id } => hypervisor::withdraw_token(id, uid, ctx).await,
         Effect::FenceRepository { incarnation } => ctx.repository.fence(uid, *incarnation).await?,
         Effect::Adopt(order) => adopt(order, uid, ctx).await,
         Effect::CreateAgent(placement) => create_agent(placement, job, uid, ctx).await?,

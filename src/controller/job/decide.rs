@@ -31,6 +31,7 @@ mod start;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod unfit;
 
 use jiff::Timestamp;

@@ -2,7 +2,7 @@
 //! when, the capture it conducts. All of it may be lost at any time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -44,6 +44,8 @@ pub struct Remembered {
     pub checking: bool,
     /// What is known of deployments, by slot.
     pub deploying: BTreeMap<String, Deploying>,
+    /// Tokens that were taken back.
+    pub withdrawn: BTreeSet<String>,
     /// The launch key of the account.
     pub launch_key: Option<KeyRead>,
     /// What is known of launchers, by slot and node.

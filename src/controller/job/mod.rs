@@ -35,7 +35,7 @@ use crate::{
     driver::{
         Fact,
         agent::{AgentAddress, AgentState, Agents},
-        cluster::{Cluster, ClusterView},
+        cluster::{Cluster, ClusterView, joins::Joins},
         kadeploy::Deployers,
         launcher::Launchers,
         repository::Repository,
@@ -66,6 +66,8 @@ pub struct Context {
     pub leadership: Leadership,
     /// Writes to Kubernetes.
     pub cluster: Arc<dyn Cluster>,
+    /// What lets deployed nodes join the cluster.
+    pub joins: Arc<dyn Joins>,
     /// Reads from Kubernetes.
     pub view: Arc<dyn ClusterView>,
     /// Accounts at sites.

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod hypervisor;
+mod key;
 mod launched;
 mod partly;
 mod repository;
@@ -13,11 +14,11 @@ use std::net::IpAddr;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Node;
 
-pub(super) use self::repository::why_not_adopted;
 use self::{
     cluster::{agents, node_address, nodes, pod_seen, snapshots, unfit},
     repository::{content, missing_image, source},
 };
+pub(super) use self::{key::token, repository::why_not_adopted};
 use super::{
     Context, Error, SlotsSeen, account, decide,
     memory::Account,
@@ -56,7 +57,7 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
     let room = room::observe(job, &status, ctx).await;
     let environment = hypervisor::named_environment(job, &status, &slots, &account, ctx);
     let deployments = hypervisor::deployments(job, &status, &account, ctx);
-    let launch_key = launched::key(job, &status, &account, ctx).await?;
+    let launch_key = key::key(job, &status, &account, ctx).await?;
     let launchers = launched::launchers(job, &status, &launch_key, ctx);
     let mut nodes = nodes(job, &status, &slots, ctx);
     if job.spec.launcher == LauncherKind::TakTuk {
@@ -84,8 +85,9 @@ pub async fn observe(job: &BestEffortJob, ctx: &Context) -> Result<Seen, Error> 
         missing_inputs: missing_inputs(job, &status, ctx).await?,
         nodes,
         silent_launchers: launchers.silent,
-        launch_key: launch_key.map(|found| found.map(drop)),
         deployments,
+        tokens: key::tokens(job, &status, &launch_key, ctx),
+        launch_key: launch_key.map(|found| found.map(drop)),
         environment,
         slots,
         looked_up,

@@ -7,7 +7,7 @@ mod deployment;
 mod seen;
 
 pub use self::{
-    deployment::{DeployOrder, DeploymentSeen},
+    deployment::{DeployOrder, DeploymentSeen, TokenOrder, TokenSeen},
     seen::{
         AgentSeen, BarrierSeen, BarrierState, ImageSeen, Leadership, NetworkSeen, NodeSeen, PodSeen, Reply, Seen,
         Setup, SiteSeen, SnapshotSeen, SourceSeen, SourceSnapshot, beyond,
@@ -89,6 +89,13 @@ pub enum Effect {
         node: NodeName,
         /// Its uid: the object of another system is left alone.
         uid: String,
+    },
+    /// Lets a node join the cluster with a token.
+    OfferToken(TokenOrder),
+    /// Takes such a token back.
+    WithdrawToken {
+        /// Its id.
+        id: String,
     },
     /// From now on the repository takes only what this incarnation or a later one publishes.
     FenceRepository {
@@ -172,6 +179,8 @@ impl Effect {
             Self::Deploy(_) => "Deploy",
             Self::ForgetWorkflow { .. } => "ForgetWorkflow",
             Self::RemoveNode { .. } => "RemoveNode",
+            Self::OfferToken(_) => "OfferToken",
+            Self::WithdrawToken { .. } => "WithdrawToken",
             Self::FenceRepository { .. } => "FenceRepository",
             Self::Adopt(_) => "Adopt",
             Self::CreateAgent(_) => "CreateAgent",

@@ -77,6 +77,7 @@ impl Stage {
             config: Arc::new(crate::yaml::read(CONFIG).unwrap()),
             leadership: Leadership { epoch: 1, since: clock.now() },
             cluster: Arc::new(cluster.clone()),
+            joins: Arc::new(cluster.clone()),
             view: Arc::new(cluster.clone()),
             sites: Arc::new(OneAccount(site.clone())),
             deployers: Arc::new(KadeployDirectory::new(BTreeMap::new())),

@@ -3,6 +3,7 @@
 //! those are tested on a real API server.
 
 mod board;
+mod joins;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,7 @@ use k8s_openapi::{
 
 use super::{
     Cluster, ClusterError, ClusterView, EventRecord, Kind, Shown,
+    joins::{Answer, JoinOffer},
     kube::{owned_part, same_job},
     view::is_of,
 };
@@ -44,6 +46,8 @@ struct Objects {
     pods: BTreeMap<String, Pod>,
     nodes: BTreeMap<String, Node>,
     events: Vec<EventRecord>,
+    tokens: BTreeMap<String, JoinOffer>,
+    answers: Vec<(Answer, String)>,
     writes: BTreeMap<&'static str, u64>,
     conflicts: u32,
     down: bool,

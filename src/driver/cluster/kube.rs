@@ -263,7 +263,7 @@ where
     api.delete(name_of(object)?, &how).await.map(drop).map_err(|e| refused(&e))
 }
 
-fn gone_is_fine(result: Result<(), ClusterError>) -> Result<(), ClusterError> {
+pub(super) fn gone_is_fine(result: Result<(), ClusterError>) -> Result<(), ClusterError> {
     match result {
         Err(ClusterError::NotFound(_)) => Ok(()),
         other => other,

@@ -7,6 +7,7 @@ pub mod client;
 pub mod count;
 pub mod fake;
 pub mod importers;
+pub mod joins;
 pub mod kube;
 pub mod transfers;
 pub mod unread;

@@ -47,7 +47,10 @@
 //! the connector logs in as an administrator of the system that was put on the node, who then is the site's user of the
 //! text above. It knocks at each node until an agent has written its `nonce`; what is on the node before is another
 //! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. A hold's end
-//! proves no death there: only an agent's word, its container's end, or its silence does.
+//! proves no death there: only an agent's word, its container's end, or its silence does. Where the site says so each knock
+//! brings along the bootstrap token by which the node may join the cluster, on the command's input: 6 and 16 hexadecimal
+//! digits of what `printf '%s %s' KEY HOST | sha256sum` prints, with the slot's launch key ([`crate::driver::launcher`]). A
+//! system takes it that has the token's directory, with mode 0600.
 //!
 //! **Nodes without a kubelet.** There the hold starts a launcher on each node, through the same TakTuk and before the
 //! holders ([`crate::launcher`]): it gets the slot's launch key as the first line of its input, which nobody else sees, and
@@ -112,7 +115,7 @@ pub(super) fn said(code: Option<i32>) -> String {
         ),
         Some(NO_LAUNCH_KEY) => format!(
             "the site's user has no launch key: put {LEAST_KEY} or more letters and digits (openssl rand -hex 32) into \
-             the file that keyFile of the site's launch section names, mode 0600, and the same into the Secret"
+             the file that keyFile of the site's configuration names, mode 0600, and the same into the Secret"
         ),
         Some(FAILED) => "its hold could not start, or was told to end".into(),
         Some(code) => format!("its hold ended with code {code}"),
@@ -173,6 +176,11 @@ pub struct HoldScript<'a> {
     pub deployed: bool,
     /// What starts the agents, where no kubelet does.
     pub launcher: Option<LauncherScript<'a>>,
+    /// File of the site's user with the launch key, where it is needed; below the home directory, unless it begins with a
+    /// slash.
+    pub key_file: Option<&'a str>,
+    /// Where on a deployed node the token is put by which it joins the cluster, if one is.
+    pub token_file: Option<&'a str>,
     /// So many jobs run this one file.
     pub holds: u32,
     /// Whether it puts images to the nodes; not where these are deployed first.
@@ -186,8 +194,6 @@ pub struct LauncherScript<'a> {
     pub command: &'a str,
     /// Port of the launchers.
     pub port: u16,
-    /// File of the site's user with the launch key; below the home directory, unless it begins with a slash.
-    pub key_file: &'a str,
 }
 
 /// A value that may not stand in the script.
@@ -217,14 +223,17 @@ impl HoldScript<'_> {
         check_text("lease root", self.lease_root, "._/-")?;
         check_text("lease prefix", self.lease_prefix, "._-")?;
         check_text("connector", self.connector, CONNECTOR)?;
-        let (launcher, key) = match &self.launcher {
-            None => (String::new(), ""),
-            Some(LauncherScript { command, port, key_file }) => {
+        let launcher = match &self.launcher {
+            None => String::new(),
+            Some(LauncherScript { command, port }) => {
                 check_text("command", command, CONNECTOR)?;
-                check_text("keyFile", key_file, "._/-")?;
-                (format!("{command} launcher --port {port}"), *key_file)
+                format!("{command} launcher --port {port}")
             }
         };
+        for (what, text) in [("keyFile", self.key_file), ("tokenFile", self.token_file)] {
+            text.map_or(Ok(()), |text| check_text(what, text, "._/-"))?;
+        }
+        let token = self.token_file.unwrap_or_default();
         let beat = self.beat.as_secs().max(1);
         let connect = if self.deployed { self.agent_wait } else { CONNECT };
         let puts_images = |text: &str| if self.puts_images && !self.deployed { text.to_owned() } else { String::new() };
@@ -256,7 +265,9 @@ impl HoldScript<'_> {
             ("@LOST_HOLDER@", LOST_HOLDER.to_string()),
             ("@NO_LAUNCHER@", NO_LAUNCHER.to_string()),
             ("@LAUNCHER@", launcher),
-            ("@KEY@", key.into()),
+            ("@KEY@", self.key_file.unwrap_or_default().into()),
+            ("@TOKEN@", token.into()),
+            ("@TOKEN_DIRECTORY@", token.rsplit_once('/').map_or("", |(directory, _)| directory).into()),
             ("@NO_LAUNCH_KEY@", NO_LAUNCH_KEY.to_string()),
             ("@LEAST_KEY@", LEAST_KEY.to_string()),
             ("@LAUNCHER_LOG@", LAUNCHER_LOG.into()),

@@ -92,18 +92,44 @@ trap on_notice USR2
 trap 'leave @FAILED@ "told to end"' TERM INT HUP
 trap 'rm -rf "$pipes"' EXIT
 
+# By a key that the operator has as well the two know each other. Nodes get to know that of this slot alone, or less.
+key=
+if test -n '@KEY@'; then
+  case '@KEY@' in /*) file='@KEY@' ;; *) file=$HOME/@KEY@ ;; esac
+  read -r key < "$file"
+  case $key in *[!A-Za-z0-9]*) key= ;; esac
+  if [ -n "$(find "$file" -perm /077 2> /dev/null)" ]; then leave @NO_LAUNCH_KEY@ "others may read $file"; fi
+  [ ${#key} -ge @LEAST_KEY@ ] || leave @NO_LAUNCH_KEY@ "there is no launch key in $file"
+  key=$(printf '%s %s' "$key" "$job" | sha256sum)
+  key=${key%% *}
+fi
+
 connector='@CONNECTOR@'
 tree=
 # The beat from which on a node that is silent is lost.
 heard=0
 # Nodes that are deployed first answer late, and before that as another system: the connector knocks until the agent has
 # come. They have no way to each other: all hang on this shell's TakTuk, which knocks at all of them at once. A connector
-# that knocks is ended by nothing but itself when this shell has gone.
+# that knocks is ended by nothing but itself when this shell has gone. Where nodes are to join the cluster with a token of
+# their own, it brings that along each time: the system that knows what it is for takes it.
 if test -n '@DEPLOYED@'; then
   heard=
   tree='-d -1 -w 1000'
-  connector="sh -c 'k=0; until @CONNECTOR@ \$0 test -f $lease/nonce < /dev/null > /dev/null 2>&1; do
-    k=\$((k + 1)); test \$k -lt @KNOCKS@ && kill -0 $$ || exit 1; sleep @KNOCK@; done; exec @CONNECTOR@ \$0 \"\$1\"'"
+  ask="test -f $lease/nonce"
+  if test -n '@TOKEN@'; then
+    ask="$ask || { test -d @TOKEN_DIRECTORY@ && umask 077 && cat > @TOKEN@.new && mv @TOKEN@.new @TOKEN@; false; }"
+  fi
+  export SLOT_KEY="$key" ASK="$ask" KNOCK='
+    token=$(printf "%s %s" "$SLOT_KEY" "$0" | sha256sum)
+    token=$(echo "$token" | cut -c 1-6).$(echo "$token" | cut -c 7-22)
+    k=0
+    until echo "$token" | @CONNECTOR@ "$0" "$ASK" > /dev/null 2>&1; do
+      k=$((k + 1))
+      test $k -lt @KNOCKS@ && kill -0 '$$' || exit 1
+      sleep @KNOCK@
+    done
+    exec @CONNECTOR@ "$0" "$1"'
+  connector='sh -c "$KNOCK"'
 fi
 
 exec 4<> "$pipes/events"
@@ -118,18 +144,9 @@ exec 3> "$pipes/orders"
 (while echo 'B||'; do sleep @BEAT@; done) > "$pipes/events" 3>&- 4>&- &
 ticker=$!
 @PUT_IMAGES@
-# Where there is no kubelet, a launcher starts the agents. It is told a key that the operator has as well, by which they
-# know each other: nothing else reads its input before the holders do.
+# Where there is no kubelet, a launcher starts the agents. It is told the key: nothing else reads its input before the
+# holders do.
 if test -n '@LAUNCHER@'; then
-  case '@KEY@' in /*) file='@KEY@' ;; *) file=$HOME/@KEY@ ;; esac
-  key=
-  read -r key < "$file"
-  case $key in *[!A-Za-z0-9]*) key= ;; esac
-  if [ -n "$(find "$file" -perm /077 2> /dev/null)" ]; then leave @NO_LAUNCH_KEY@ "others may read $file"; fi
-  [ ${#key} -ge @LEAST_KEY@ ] || leave @NO_LAUNCH_KEY@ "there is no launch key in $file"
-  # nodes get to know that of this slot alone
-  key=$(printf '%s %s' "$key" "$job" | sha256sum)
-  key=${key%% *}
   echo 'broadcast exec [ @LAUNCHER@ > /dev/null; exit @NO_LAUNCHER@ ]' >&3
   echo "broadcast input line [ $key ]" >&3
 fi

@@ -16,6 +16,8 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use crate::driver::launcher::LaunchKey;
+
 #[path = "put_tests.rs"]
 mod putting;
 
@@ -78,7 +80,8 @@ fn hold_that(
         fs::set_permissions(&launch, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let launcher =
-        extras.launch.map(|_| LauncherScript { command: launch.to_str().unwrap(), port: 1, key_file: "key" });
+        extras.launch.filter(|_| !deployed).map(|_| LauncherScript { command: launch.to_str().unwrap(), port: 1 });
+    let token = root.join("joins/token");
     let script = HoldScript {
         lease_root: root.to_str().unwrap(),
         lease_prefix: "3f2b8a10-",
@@ -87,6 +90,8 @@ fn hold_that(
         agent_wait: Duration::from_secs(agent_wait),
         deployed,
         launcher,
+        key_file: extras.launch.map(|_| "key"),
+        token_file: extras.launch.filter(|_| deployed).map(|_| token.to_str().unwrap()),
         holds: 1,
         puts_images: extras.puts_images,
     };
@@ -366,6 +371,8 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
         agent_wait: wait,
         deployed: false,
         launcher: None,
+        key_file: None,
+        token_file: None,
         holds,
         puts_images: false,
     };
@@ -436,7 +443,7 @@ fn a_dead_holder_leaves_the_others_at_work() {
 
 /// Until its agent has come, a node that is deployed first is another system, and then none at all.
 const DEPLOYED: &str = "#!/bin/sh\nhere=${0%/*}; node=$1; shift\n\
-    if [ \"$1\" = test ]; then echo $node >> $here/knocks; exec test -f $here/$node/3f2b8a10-7/nonce; fi\n\
+    if [ \"${1%% *}\" = test ]; then echo $node >> $here/knocks; exec test -f $here/$node/3f2b8a10-7/nonce; fi\n\
     [ -e $here/$node ] || exit 255\nunset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
 
 #[test]
@@ -472,6 +479,40 @@ fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
     let Some(mut hold) = hold_of(&["a", "b"], 6, DEPLOYED, true) else { return };
     hold.agent_comes("a");
     assert_eq!(hold.ends(20), Some(NO_AGENT), "{}", hold.log());
+}
+
+/// A node that is deployed first, whose system of now, if it has one, may know what a token is for.
+const JOINING: &str = "#!/bin/sh\nhere=${0%/*}; node=$1; shift\n\
+    case \"$1\" in test*) echo $node >> $here/knocks\n\
+    exec sh -c \"$(echo \"$*\" | sed \"s|$here/joins|$here/joins-$node|g; s|$here/3f2b|$here/$node/3f2b|\")\" ;; esac\n\
+    [ -e $here/$node ] || exit 255\nunset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
+
+#[test]
+fn a12_each_node_that_is_deployed_gets_a_token_of_its_own_once_it_knows_what_that_is_for() {
+    let launch = Launch { text: "", key: Some(KEY), mode: 0o600 };
+    let Some(hold) = hold_that(&["a", "b"], 60, JOINING, true, launching(launch)) else { return };
+    let directory = |node: &str| hold.folder.path().join(format!("joins-{node}"));
+    let knocked = || fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default().lines().count() > 3;
+    assert!(within(20, knocked), "{}", hold.log());
+    let token = |node: &str| fs::read_to_string(directory(node).join("token")).ok();
+    assert_eq!((token("a"), token("b")), (None, None), "the system before does not get it");
+    fs::create_dir(directory("a")).unwrap();
+    fs::create_dir(directory("b")).unwrap();
+    assert!(within(10, || token("a").is_some() && token("b").is_some()), "{}", hold.log());
+    let key = LaunchKey::read(KEY).unwrap().of_slot(&JOB.into());
+    for node in ["a", "b"] {
+        assert_eq!(token(node).unwrap(), format!("{}\n", key.token_of(node).text()));
+        assert_eq!(fs::metadata(directory(node).join("token")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    assert!(!fs::read_to_string(hold.folder.path().join("hold")).unwrap().contains(KEY));
+    hold.signal(Signal::KILL);
+}
+
+#[test]
+fn without_a_key_no_node_is_waited_for_that_is_to_join_by_it() {
+    let launch = Launch { text: "", key: None, mode: 0o600 };
+    let Some(mut hold) = hold_that(&["a"], 60, JOINING, true, launching(launch)) else { return };
+    assert_eq!(hold.ends(20), Some(NO_LAUNCH_KEY), "{}", hold.log());
 }
 
 /// Writes down what it is told, for as long as it is told something.

@@ -67,6 +67,7 @@ impl OarRest {
                 deployed: site.kadeploy.as_ref().map(|kadeploy| DeployedSettings {
                     connector: kadeploy.connector.clone(),
                     wait: kadeploy.wait.into(),
+                    join: kadeploy.join.clone(),
                 }),
                 launch: site.launch.clone(),
             },

@@ -12,7 +12,10 @@ use super::{
     hold::{HoldScript, LauncherScript, UnsafeText, check_text},
     property::{self, BadProperty},
 };
-use crate::{config::LaunchConfig, driver::site::SlotRequest};
+use crate::{
+    config::{JoinConfig, LaunchConfig},
+    driver::site::SlotRequest,
+};
 
 /// Time between two beats of the lease.
 const BEAT: Duration = Duration::from_secs(2);
@@ -43,6 +46,8 @@ pub(super) struct DeployedSettings {
     pub(super) connector: String,
     /// How long that may take.
     pub(super) wait: Duration,
+    /// How they come to join the cluster, if that is the hold's affair.
+    pub(super) join: Option<JoinConfig>,
 }
 
 /// The body of `POST /jobs.json`.
@@ -101,11 +106,10 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
     };
     let launch = match (request.launch, &settings.launch) {
         (false, _) => None,
-        (true, Some(launch)) => {
-            Some(LauncherScript { command: &launch.command, port: launch.port, key_file: &launch.key_file })
-        }
+        (true, Some(launch)) => Some(launch),
         (true, None) => return Err(BadRequest::NotLaunched),
     };
+    let join = deployed.and_then(|deployed| deployed.join.as_ref());
     let deploys = deployed.map_or(Duration::ZERO, |deployed| deployed.wait);
     let hold = HoldScript {
         lease_root: &settings.lease_root,
@@ -114,7 +118,9 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
         beat: BEAT,
         agent_wait: settings.agent_wait + request.acquire + deploys,
         deployed: request.deploy,
-        launcher: launch,
+        launcher: launch.map(|launch| LauncherScript { command: &launch.command, port: launch.port }),
+        key_file: launch.map(|launch| launch.key_file.as_str()).or(join.map(|join| join.key_file.as_str())),
+        token_file: join.map(|join| join.token_file.as_str()),
         holds: request.reservations,
         puts_images: request.puts_images,
     };
@@ -197,7 +203,11 @@ mod tests {
             connector: "oarsh".into(),
             agent_wait: Duration::from_secs(300),
             nodes: BTreeMap::from([("host-3.site".into(), "node-3".into())]),
-            deployed: Some(DeployedSettings { connector: "ssh -l root".into(), wait: Duration::from_secs(1800) }),
+            deployed: Some(DeployedSettings {
+                connector: "ssh -l root".into(),
+                wait: Duration::from_secs(1800),
+                join: Some(crate::yaml::read("tokenFile: /etc/join/token").unwrap()),
+            }),
             launch: Some(crate::yaml::read("command: sudo -n /opt/vmdeploy/vmdeploy").unwrap()),
         }
     }
@@ -282,6 +292,11 @@ mod tests {
         assert!(script.contains("file=$HOME/.vmdeploy-launch-key"), "{script}");
         let without = serde_json::to_value(submission(&request(), &settings()).unwrap()).unwrap()["script"].to_string();
         assert!(!without.contains("/opt/vmdeploy/vmdeploy"));
+        let deploy = SlotRequest { deploy: true, ..request() };
+        let script = serde_json::to_value(submission(&deploy, &settings()).unwrap()).unwrap()["script"].to_string();
+        assert!(script.contains("file=$HOME/.vmdeploy-launch-key"), "{script}");
+        assert!(script.contains("test -d /etc/join &&"), "{script}");
+
         let refused = submission(&launch, &SubmitSettings { launch: None, ..settings() }).unwrap_err();
         assert!(refused.to_string().contains("launch"), "{refused}");
     }

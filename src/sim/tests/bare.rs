@@ -47,7 +47,7 @@ async fn a12_a_job_on_bare_nodes_survives_a_kill_and_its_nodes_leave_the_cluster
 async fn a10_a_deploying_operator_may_die_after_any_of_its_writes() {
     let undisturbed = life(World::bare(4, usize::MAX)).await;
     let writes = undisturbed.operator.log();
-    for what in ["deploy", "forget_workflow", "remove_node"] {
+    for what in ["deploy", "forget_workflow", "remove_node", "offer", "withdraw"] {
         assert!(writes.contains(&what), "{writes:?}");
     }
     for n in 1..=writes.len() {

@@ -6,8 +6,16 @@ use std::sync::Arc;
 use super::credentials;
 use crate::{
     api::BestEffortJob,
-    controller::job::{Context, account, memory::Deploying, plan::DeployOrder},
-    driver::kadeploy::{DeployRequest, EnvironmentSource, Kadeploy, KadeployError, WorkflowId},
+    controller::job::{
+        Context, account,
+        memory::Deploying,
+        observe::token,
+        plan::{DeployOrder, TokenOrder},
+    },
+    driver::{
+        cluster::joins::JoinOffer,
+        kadeploy::{DeployRequest, EnvironmentSource, Kadeploy, KadeployError, WorkflowId},
+    },
     names::{JobUid, SlotId},
 };
 
@@ -70,6 +78,34 @@ pub(super) fn forget(slot: &SlotId, id: &WorkflowId, job: &BestEffortJob, uid: &
             Err(error) => tracing::warn!(job = %uid, %id, %error, "failed to end a workflow"),
         }
     });
+}
+
+/// Lets a node join the cluster. Nothing waits for it but the node.
+pub(super) async fn offer_token(order: &TokenOrder, job: &BestEffortJob, uid: &JobUid, ctx: &Context) {
+    let key = ctx.memory.get(uid).launch_key.and_then(|read| read.found.ok());
+    let found = key.and_then(|key| token(job, &order.slot.0, &order.node, &key, ctx));
+    let Some(token) = found.filter(|token| token.id == order.id) else { return };
+    let offer = JoinOffer {
+        token,
+        description: format!("{} of slot {} of the job with uid {uid}", order.node, order.slot),
+        expires: ctx.clock.now() + order.life,
+        certificate: order.life,
+    };
+    ctx.memory.update(uid, |memory| memory.withdrawn.remove(&order.id));
+    if let Err(error) = ctx.joins.offer(&offer).await {
+        tracing::warn!(job = %uid, node = %order.node, %error, "failed to let a node join the cluster");
+    }
+}
+
+/// Takes a token back. One that stays ends by itself.
+pub(super) async fn withdraw_token(id: &str, uid: &JobUid, ctx: &Context) {
+    match ctx.joins.withdraw(id).await {
+        Ok(()) => {
+            ctx.memory.update(uid, |memory| memory.withdrawn.insert(id.to_owned()));
+            (ctx.wake)(uid);
+        }
+        Err(error) => tracing::warn!(job = %uid, id, %error, "failed to take a token back"),
+    }
 }
 
 fn learn(uid: &JobUid, slot: &SlotId, ctx: &Context, what: impl FnOnce(&mut Deploying)) {

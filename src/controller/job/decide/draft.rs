@@ -10,7 +10,7 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         job_status::{CaptureStatus, MemberPhase, Retry, SlotState},
     },
-    controller::job::plan::{AgentRef, Effect, Note, Plan, Seen, SnapshotSeen},
+    controller::job::plan::{AgentRef, Effect, Note, Plan, Seen, SnapshotSeen, TokenOrder},
     driver::site::SlotFacts,
     names::JobUid,
 };
@@ -271,6 +271,7 @@ pub(crate) fn sent_key(effect: &Effect) -> String {
         Effect::Deploy(order) => format!("{} {}", order.slot, order.number),
         Effect::ForgetWorkflow { id, .. } => id.to_string(),
         Effect::RemoveNode { node, uid } => format!("{node} {uid}"),
+        Effect::OfferToken(TokenOrder { id, .. }) | Effect::WithdrawToken { id } => id.clone(),
         Effect::FenceRepository { incarnation } => incarnation.to_string(),
         Effect::Adopt(order) => format!("{} {}", order.from.job, order.from.generation),
         Effect::ShowStored { pod, value } => format!("{pod:?} {value:?}"),

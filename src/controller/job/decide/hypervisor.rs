@@ -75,6 +75,7 @@ impl Draft<'_> {
                 None => self.new_deployment(&slot, environment),
             };
             let outcome = self.advance(&slot, &mut deployment);
+            self.tend_tokens(&slot.id, &mut deployment, true);
             if let Some(known) = self.status.slots.iter_mut().find(|known| known.id == slot.id) {
                 known.deployment = Some(deployment);
             }
@@ -108,6 +109,7 @@ impl Draft<'_> {
                 error: None,
                 before: seen.map(|seen| seen.system.clone()),
                 system: None,
+                token: None,
             }
         });
         DeploymentStatus {
@@ -372,10 +374,12 @@ impl Draft<'_> {
         deployment.workflow = Some(workflow);
     }
 
-    /// Whether nodes of a slot that is over are still to leave the cluster, or its workflow is to be ended.
+    /// Whether nodes of a slot that is over are still to leave the cluster, its workflow is to be ended, or a token is to be
+    /// taken back.
     pub(super) fn deployment_ends(&self, slot: &SlotStatus) -> bool {
         let Some(deployment) = &slot.deployment else { return false };
-        left_behind(deployment, &self.seen.nodes).next().is_some() || deployment.workflow.is_some()
+        let tokens = deployment.nodes.iter().any(|node| node.token.is_some());
+        left_behind(deployment, &self.seen.nodes).next().is_some() || deployment.workflow.is_some() || tokens
     }
 }
 

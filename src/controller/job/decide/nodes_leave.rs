@@ -63,6 +63,7 @@ impl Draft<'_> {
             let (in_use, ended, id) = (slot.is_in_use(), slot.state == SlotState::Ended, slot.id.clone());
             let Some(mut deployment) = slot.deployment.clone().filter(|_| !in_use) else { continue };
             self.cancel(&id, &mut deployment);
+            self.tend_tokens(&id, &mut deployment, false);
             if ended && self.is_buried(&id) {
                 let over = deployment.over_since.get_or_insert_with(|| now.clone()).0;
                 for (node, uid) in left_behind(&deployment, &self.seen.nodes) {
@@ -123,6 +124,16 @@ impl Draft<'_> {
         if let Some(id) = deployment.workflow.take().and_then(|workflow| workflow.id) {
             let message = format!("the deployment server did not cancel workflow {id}, whose slot is over");
             self.warn(Reason::KadeployUnreachable, message);
+        }
+        let tokens = deployment.nodes.iter_mut().filter_map(|node| node.token.take());
+        let tokens: Vec<String> = tokens.map(|id| format!("bootstrap-token-{id}")).collect();
+        if !tokens.is_empty() {
+            let message = format!(
+                "the tokens of nodes whose slot is over could not be taken back: the operator may lack the right to (the chart \
+                 gives it where a site has kadeploy.join), or the Secrets can be deleted in kube-system by hand: {}",
+                tokens.join(", ")
+            );
+            self.warn(Reason::NodeLost, message);
         }
         deployment.nodes.iter_mut().for_each(|node| node.system = None);
     }

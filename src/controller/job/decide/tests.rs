@@ -18,4 +18,5 @@ mod own_slot;
 mod period;
 mod properties;
 mod quota;
+mod tokens;
 mod told;

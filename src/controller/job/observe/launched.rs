@@ -1,41 +1,26 @@
 //! What launchers say, of jobs whose agents are no pods. They are asked beside the passes, which take what is known by
 //! then: a node that does not answer holds nothing else up.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr};
 
-use super::ACCOUNT_AGE;
 use crate::{
     api::{BestEffortJob, BestEffortJobStatus, job::LauncherKind},
     config::{LaunchConfig, SiteConfig},
-    controller::{
-        account,
-        job::{
-            Context, Error,
-            memory::KeyRead,
-            plan::{NodeSeen, PodSeen, uid},
-        },
+    controller::job::{
+        Context,
+        plan::{NodeSeen, PodSeen, uid},
     },
     driver::{
         Fact,
-        cluster::ClusterError,
         launcher::{LaunchKey, LaunchedAgent, LauncherError},
-        site::Credentials,
     },
     names::{NodeName, agent_prefix},
 };
 
-/// The key of a Secret in which a job's own launch key is.
-const LAUNCH_KEY: &str = "launchKey";
-/// A key that was found is read again after this time.
-const KEY_AGE: jiff::SignedDuration = jiff::SignedDuration::from_secs(300);
-/// Longest wait for a Secret.
-const LIMIT: Duration = Duration::from_secs(5);
 /// A launcher that has not answered for so long is as one that never has.
 const SILENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// What a launcher has said is as good as new for so long.
 const FRESH: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
-
-type Account = Fact<Result<Credentials, String>>;
 
 /// The nodes and agents of a job, as launchers tell of them.
 #[derive(Default)]
@@ -49,77 +34,6 @@ pub(super) struct LaunchersSeen {
 fn configured<'a>(job: &BestEffortJob, ctx: &'a Context) -> Option<(&'a SiteConfig, &'a LaunchConfig)> {
     let site = ctx.config.sites.get(&job.spec.slots.site).filter(|_| job.spec.launcher == LauncherKind::TakTuk)?;
     Some((site, site.launch.as_ref()?))
-}
-
-/// The launch key of the job's account, or what is wrong with it. `Absent` where none is needed.
-pub(super) async fn key(
-    job: &BestEffortJob,
-    status: &BestEffortJobStatus,
-    account: &Account,
-    ctx: &Context,
-) -> Result<Fact<Result<LaunchKey, String>>, Error> {
-    let (Some((site, launch)), Some(Ok(credentials))) = (configured(job, ctx), account.known()) else {
-        return Ok(Fact::Absent);
-    };
-    let (uid, now) = (uid(job), ctx.clock.now());
-    let remembered = ctx.memory.get(&uid);
-    let known = remembered.launch_key;
-    let mut launchers = remembered.launchers.values();
-    let refused = launchers.clone().any(|launcher| launcher.found.is_none() && launcher.error.is_some());
-    // those that have answered keep their slot's own
-    let needed = status.slots.is_empty() || launchers.any(|launcher| launcher.found.is_none());
-    let age = |known: &KeyRead| if known.found.is_ok() && !refused { KEY_AGE } else { ACCOUNT_AGE };
-    if let Some(known) = &known
-        && ((known.found.is_ok() && !needed) || now.duration_since(known.read) < age(known))
-    {
-        return Ok(Fact::Known(known.found.clone()));
-    }
-    let site_name = &job.spec.slots.site;
-    let (namespace, secret, entry) = match (&job.spec.slots.credentials, &launch.secret) {
-        (Some(named), _) => {
-            (job.metadata.namespace.clone().unwrap_or_default(), named.name.clone(), LAUNCH_KEY.to_owned())
-        }
-        (None, Some(secret)) => {
-            let user = account::user(site, credentials).map_err(Error::Vanished)?;
-            (ctx.config.namespace.clone(), secret.clone(), user)
-        }
-        (None, None) => {
-            let missing = format!(
-                "launcher TakTuk needs a launch key: set slots.credentials to a Secret with {LAUNCH_KEY}, or have \
-                 sites.{site_name}.launch.secret set in the chart"
-            );
-            return Ok(Fact::Known(Err(missing)));
-        }
-    };
-    let late = || ClusterError::Unreachable(format!("no answer within {} s", LIMIT.as_secs()));
-    let asked = tokio::time::timeout(LIMIT, ctx.view.secret(&namespace, &secret)).await;
-    let read = match asked.unwrap_or_else(|_| Err(late())) {
-        Ok(found) => {
-            let data = found.as_ref().and_then(|found| found.data.as_ref()?.get(&entry));
-            let text = data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok());
-            let missing = || {
-                format!(
-                    "Secret {secret} of namespace {namespace} has no {entry}: put the launch key there that is in the \
-                     file {} of the site's user",
-                    launch.key_file
-                )
-            };
-            let key = text.ok_or_else(missing);
-            key.and_then(|text| LaunchKey::read(text).map_err(|error| format!("{entry} of Secret {secret}: {error}")))
-        }
-        Err(ClusterError::Forbidden(_)) => Err(format!("Secret {secret}: {}", account::MAY_NOT_READ)),
-        Err(error) => match known {
-            Some(known) => known.found,
-            None => return Err(error.into()),
-        },
-    };
-    let found = match (read, ctx.memory.get(&uid).launch_key) {
-        // launchers that are at work have the old one, also if its Secret is gone
-        (Err(_), Some(KeyRead { found: Ok(old), .. })) if !status.slots.is_empty() => Ok(old),
-        (read, _) => read,
-    };
-    ctx.memory.update(&uid, |memory| memory.launch_key = Some(KeyRead { found: found.clone(), read: now }));
-    Ok(Fact::Known(found))
 }
 
 /// What is known of the launchers on the nodes of the job's slots.
@@ -172,8 +86,8 @@ pub(super) fn launchers(
         seen.pods.extend(refused.chain(started).filter(|(name, _)| its_own(name)));
         let now = ctx.clock.now();
         if !known.looking && known.looked.is_none_or(|at| now.duration_since(at) >= FRESH) {
-            let host = site.nodes.iter().find(|(_, name)| **name == node.0).map_or(&node.0, |(host, _)| host);
-            look(job, place.clone(), host.clone(), (launch, key), ctx);
+            let host = site.host_of(node).to_owned();
+            look(job, place.clone(), host, (launch, key), ctx);
         }
     }
     seen

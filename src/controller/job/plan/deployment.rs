@@ -47,3 +47,25 @@ pub struct DeploymentSeen {
     /// What the last question to the server failed with, if it failed.
     pub error: Option<KadeployError>,
 }
+
+/// What is known of the token by which a node that is deployed may join the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TokenSeen {
+    /// Its id; absent where nodes join otherwise, or the account's key is not known.
+    pub id: Option<String>,
+    /// This process has taken back the one that the status names.
+    pub withdrawn: bool,
+}
+
+/// A node that is to be let into the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TokenOrder {
+    /// Its slot.
+    pub slot: SlotId,
+    /// The node.
+    pub node: NodeName,
+    /// Id of the token, which follows from both.
+    pub id: String,
+    /// The slot is no longer than that, and no certificate lives longer.
+    pub life: std::time::Duration,
+}

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{CaptureJob, DeploymentSeen};
+use super::{CaptureJob, DeploymentSeen, TokenSeen};
 use crate::{
     api::{
         Reason, SnapshotStatus,
@@ -73,6 +73,9 @@ pub struct Seen {
     pub launch_key: Fact<Result<(), String>>,
     /// What is known of what is put on the nodes of its slots, by slot; only where a workflow is under way.
     pub deployments: BTreeMap<String, DeploymentSeen>,
+    /// The tokens by which nodes that are deployed may join the cluster, by slot and node.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tokens: BTreeMap<String, BTreeMap<NodeName, TokenSeen>>,
     /// Whether the site's deployment server has the environment that the spec names, or what to change; asked only before
     /// slots are, and `Absent` where none is named.
     pub environment: Fact<Result<(), (Reason, String)>>,

@@ -29,7 +29,7 @@ pub(super) struct Server {
     /// What becomes of nodes in the next workflows.
     outcomes: BTreeMap<String, Vec<NodeState>>,
     /// Deployed nodes do not join the cluster.
-    alone: bool,
+    pub(super) alone: bool,
     /// Nothing is cancelled.
     pub(super) stubborn: bool,
     begun: u32,
@@ -77,7 +77,7 @@ impl Life {
     }
 }
 
-fn deployed(members: u32, how: Deploy) -> Life {
+pub(super) fn deployed(members: u32, how: Deploy) -> Life {
     let mut life = life(members);
     let environment = EnvironmentReference { name: "hypervisor".into(), user: Some("root".into()), version: None };
     life.job.spec.hypervisor = Some(HypervisorSpec { deploy: how, environment: Some(environment) });

@@ -148,6 +148,7 @@ pub(super) fn life(members: u32) -> Life {
         agents: BTreeMap::new(),
         nodes: nodes.collect(),
         deployments: BTreeMap::new(),
+        tokens: BTreeMap::new(),
         environment: Fact::Absent,
         launch_key: Fact::Absent,
         silent_launchers: BTreeMap::new(),
@@ -443,6 +444,11 @@ impl Life {
             Effect::ForgetWorkflow { slot, id } => {
                 let done = Some(id.clone()).filter(|_| !self.server.stubborn);
                 self.seen.deployments.entry(slot.0.clone()).or_default().forgotten = done;
+            }
+            Effect::OfferToken(_) => {}
+            Effect::WithdrawToken { id } => {
+                let all = self.seen.tokens.values_mut().flat_map(BTreeMap::values_mut);
+                all.filter(|token| token.id.as_ref() == Some(id)).for_each(|token| token.withdrawn = true);
             }
             Effect::RemoveNode { node, uid } => {
                 self.seen.nodes.retain(|name, seen| name != node || seen.system.uid != *uid);
