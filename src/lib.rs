@@ -115,8 +115,8 @@
 //!    The name at the site follows from the job's uid and that number, so that a reply that was lost is
 //!    looked up instead of sent again.
 //! 3. **Slots run.** Where the spec says so (`hypervisor`), the site's deployment server first puts an environment on their
-//!    nodes, which join the cluster: one workflow of a slot after the other, each numbered in the status before it is
-//!    asked for. The hold (the script in the OAR job, on the first node or, with those, on the site's frontend) waits
+//!    nodes, which join the cluster, each with a token of its own (`controller::join`): one workflow of a slot after the
+//!    other, each numbered in the status before it is asked for. The hold (the script in the OAR job, on the first node or, with those, on the site's frontend) waits
 //!    on each node for the agent's lease directory and takes the lock. The incarnation is raised and the repository
 //!    fenced with it; then one agent pod per member is made on the slot's nodes, and one more for a master on a node of
 //!    its own. Where nodes have no kubelet (`launcher: TakTuk`), the hold starts a launcher on each, which starts the
@@ -227,8 +227,12 @@
 //! - **Systems on a node are told apart by the uid of the Node object and their kernel's start.** The object of the system
 //!   before is removed once a workflow is at work on the node, and that of the deployed one when its slot is over and all on
 //!   it are dead: so no agent is placed on a system that is about to go, and no job takes away what another one has deployed
-//!   meanwhile. How a node's kubelet comes to its certificate is the environment's affair: tokens of their own for each slot are
-//!   not handed out, and whoever has the node next can read what is on it.
+//!   meanwhile.
+//! - **A node's token is made on both sides, not sent.** Hold and operator reckon it from the account's key, the slot and the host,
+//!   so that no script and no status holds a secret; the hold brings it along when it knocks. By its id, which the status
+//!   holds before the token is offered, `controller::join` knows whose request for a certificate it is. The API server
+//!   shortens what the kubelet asks for: the token's group says to what. A certificate cannot be called back: until it ends
+//!   whoever has the node next can do what a kubelet of that name can, which is why it ends with its slot.
 //! - **A launcher starts agents where no kubelet does**, not the hold itself: agents come and go with incarnations, and are
 //!   told secrets, which the hold's script must not hold. A key of the account's, in a file of the site's user and in a
 //!   Secret, lets the two know each other. Nodes get to know one that follows from it and the slot: whoever is root on a node

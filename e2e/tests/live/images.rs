@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::{Counting, Job},
-    testbed::TestBed,
+    testbed::{SYSTEM, TestBed},
     world::ends_right,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -22,6 +22,29 @@ use vmdeploy::api::{
 /// Where the guest's files are put on the service node.
 const DIRECTORY: &str = "/var/lib/vmdeploy/claim";
 
+/// Makes it an image that no node has seen; the kernel does not mind.
+const UNSEEN: &str = "head -c $(($(date +%s) % 100000 * 4 + 4)) /dev/zero >> initrd";
+/// What all nodes of the test bed see, as they would a file server.
+const SHARE: &str = "/run/oarbox/share/images";
+
+/// Makes a volume out of a directory of nodes, and a claim "images" of a namespace that has it.
+async fn volume(bed: &TestBed, namespace: &str, name: &str, directory: &str, mode: &str) -> Result<()> {
+    let size = json!({"storage": "1Gi"});
+    let volume: PersistentVolume = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {"capacity": size, "accessModes": [mode], "hostPath": {"path": directory},
+            "storageClassName": "", "claimRef": {"namespace": namespace, "name": "images"}},
+    }))?;
+    let volumes: Api<PersistentVolume> = Api::all(bed.client.clone());
+    volumes.create(&PostParams::default(), &volume).await?;
+    let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+        "metadata": {"name": "images"},
+        "spec": {"accessModes": [mode], "resources": {"requests": size}, "storageClassName": "", "volumeName": name},
+    }))?;
+    Api::namespaced(bed.client.clone(), namespace).create(&PostParams::default(), &claim).await?;
+    Ok(())
+}
+
 /// Puts the test bed's guest on a claim of a namespace, after a change of it, as the image "claimed".
 async fn claimed(bed: &TestBed, namespace: &str, change: &str) -> Result<()> {
     bed.allow(namespace, "vmdeploy-claim-importer").await?;
@@ -32,20 +55,7 @@ async fn claimed(bed: &TestBed, namespace: &str, change: &str) -> Result<()> {
          {change} && chmod -R a+rX {directory}"
     );
     bed.run(&["node", "5", "sh", "-c", &copy])?;
-    let size = json!({"storage": "1Gi"});
-    let volume: PersistentVolume = serde_json::from_value(json!({
-        "metadata": {"name": namespace},
-        "spec": {"capacity": size, "accessModes": ["ReadOnlyMany"], "hostPath": {"path": directory},
-            "storageClassName": "", "claimRef": {"namespace": namespace, "name": "images"}},
-    }))?;
-    let volumes: Api<PersistentVolume> = Api::all(bed.client.clone());
-    volumes.create(&PostParams::default(), &volume).await?;
-    let claim: PersistentVolumeClaim = serde_json::from_value(json!({
-        "metadata": {"name": "images"},
-        "spec": {"accessModes": ["ReadOnlyMany"], "resources": {"requests": size},
-            "storageClassName": "", "volumeName": namespace},
-    }))?;
-    Api::namespaced(bed.client.clone(), namespace).create(&PostParams::default(), &claim).await?;
+    volume(bed, namespace, namespace, &directory, "ReadOnlyMany").await?;
 
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), namespace);
     let on_claim = |file: &str| ImageSource {
@@ -69,8 +79,14 @@ async fn unclaimed(bed: &TestBed, namespace: &str) -> Result<()> {
     Ok(())
 }
 
-async fn runs(bed: &TestBed, namespace: &str, counting: &Counting, distribution: Distribution) -> Result<Job> {
-    let mut object = counting.object("count")?;
+async fn runs(
+    bed: &TestBed,
+    namespace: &str,
+    name: &str,
+    counting: &Counting,
+    distribution: Distribution,
+) -> Result<Job> {
+    let mut object = counting.object(name)?;
     object.spec.image.as_mut().context("no image")?.name = "claimed".into();
     object.spec.distribution = distribution;
     let job = Job::create(bed, namespace, &object).await?;
@@ -84,7 +100,7 @@ async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
     let namespace = bed.namespace("claim").await?;
     claimed(&bed, &namespace, "true").await?;
     let counting = Counting { ticks: 10, ..Counting::default() };
-    runs(&bed, &namespace, &counting, Distribution::Broadcast).await?;
+    runs(&bed, &namespace, "count", &counting, Distribution::Broadcast).await?;
     unclaimed(&bed, &namespace).await
 }
 
@@ -92,13 +108,43 @@ async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
 async fn a_jobs_hold_puts_its_image_by_taktuk() -> Result<()> {
     let Some(bed) = Turn::with(3).await? else { return Ok(()) };
     let namespace = bed.namespace("taktuk").await?;
-    // no node has seen this one, and the kernel does not mind
-    let change = "head -c $(($(date +%s) % 100000 * 4 + 4)) /dev/zero >> initrd";
-    claimed(&bed, &namespace, change).await?;
+    claimed(&bed, &namespace, UNSEEN).await?;
     let counting = Counting { members: 3, ticks: 10, ..Counting::default() };
-    let job = runs(&bed, &namespace, &counting, Distribution::TakTuk).await?;
+    let job = runs(&bed, &namespace, "count", &counting, Distribution::TakTuk).await?;
     let said = job.output.tail(usize::MAX);
     let is_put = |line: &&str| line.contains("by_taktuk=") && !line.contains("by_taktuk=0");
     ensure!(said.lines().filter(is_put).count() >= 2, "the initrd did not come by TakTuk: {said}");
+    unclaimed(&bed, &namespace).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "e2e/test --each"]
+async fn nodes_take_an_image_from_a_claim_that_all_of_them_mount() -> Result<()> {
+    let Some(bed) = Turn::alone().await? else { return Ok(()) };
+    let namespace = bed.namespace("shared").await?;
+    claimed(&bed, &namespace, UNSEEN).await?;
+    bed.run(&["node", "5", "mkdir", "-p", SHARE])?;
+    volume(&bed, SYSTEM, "vmdeploy-shared", SHARE, "ReadWriteMany").await?;
+    bed.run(&["install", "--set", "agents.sharedImages.claim=images"])?;
+
+    // it has the image from the repository, and puts it there
+    let first = Counting { ticks: 10, ..Counting::default() };
+    runs(&bed, &namespace, "first", &first, Distribution::Shared).await?;
+    let there = bed.run(&["node", "5", "sh", "-c", &format!("find {SHARE} -type f | wc -l")])?;
+    ensure!(there.trim().parse::<u32>()? >= 2, "{there} files are on the claim");
+    // two of these have never seen it
+    let second = Counting { members: 3, ticks: 10, ..Counting::default() };
+    let job = runs(&bed, &namespace, "second", &second, Distribution::Shared).await?;
+    let said = job.output.tail(usize::MAX);
+    let is_shared = |line: &&str| line.contains("from_shared=") && !line.contains("from_shared=0");
+    ensure!(said.lines().filter(is_shared).count() >= 2, "nothing came from the claim: {said}");
+    let is_fetched = |line: &&str| line.contains(" repository=") && !line.contains(" repository=0");
+    ensure!(said.lines().filter(is_fetched).count() == 0, "it came from the repository as well: {said}");
+
+    bed.run(&["install"])?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(bed.client.clone(), SYSTEM);
+    claims.delete("images", &DeleteParams::default()).await?;
+    unclaimed(&bed, "vmdeploy-shared").await?;
+    bed.run(&["node", "5", "rm", "-rf", SHARE])?;
     unclaimed(&bed, &namespace).await
 }
