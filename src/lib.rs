@@ -36,7 +36,7 @@
 //!
 //! | process | runs as | does | owns |
 //! |---|---|---|---|
-//! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites, their deployment servers and the agents; removes Node objects of systems that it had deployed | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
+//! | `operator` | Deployment, elected | reconciles the three kinds, talks to the sites, their deployment servers and the agents; lets the nodes that it had deployed into the cluster, and removes their Node objects | status of `BestEffortJob` and `VmImage`, `Snapshot` but for its transfer, agent pods |
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node, or a process of its launcher | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
@@ -55,7 +55,7 @@
 //! ```
 //!
 //! A layer uses those above it and, through the traits, `driver`; nobody but `driver` sees a wire
-//! format, and `repository::http`, which is the other end of one, as is where a collector takes packs in. `decide` is given facts and the time and
+//! format, but for the other ends of one: `repository::http`, and where a collector takes packs in. `decide` is given facts and the time and
 //! returns a plan as data: it may not wait, look, or ask for the time. Waiting is a plan, not an error; not
 //! knowing is a fact of its own ([`driver::Fact`]) and never reads as absence. A test over the sources holds
 //! these rules, and the length of files.
@@ -69,7 +69,7 @@
 //! | `backoff`, `clock`, `names`, `yaml` | waits after failures; the time; names and numbers that travel; the one place for YAML |
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
-//! | `controller` | the runner, and a folder for each kind: observe, decide, act |
+//! | `controller` | the runner, and a folder for each kind, and one for the requests of nodes that join: observe, decide, act |
 //! | `driver` | sites and OAR, deployment servers (Kadeploy), Kubernetes writes, agents, launchers, repository, QEMU, the guest, the job's network on a node |
 //! | `launcher` | starts agents on a node that has no kubelet, inside the OAR job |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |

@@ -228,6 +228,11 @@ fn tokens_and_short_certificates_are_only_where_nodes_join_by_them() -> Result<(
         let config = Config::read(map["data"]["config.yaml"].as_str().context("no config.yaml")?)?;
         let kadeploy = config.sites["rennes"].kadeploy.clone().context("no kadeploy")?;
         ensure!(kadeploy.join.is_some_and(|join| join.short_certificates) == short, "{settings:?}");
+        // what its API server cannot do is said, and what to change
+        match rendered_for("1.33.0", &settings) {
+            Err(error) if short => ensure!(error.to_string().contains("join.shortCertificates to false"), "{error}"),
+            other => ensure!(other.is_ok() != short, "{settings:?}"),
+        }
     }
     Ok(())
 }
@@ -247,8 +252,13 @@ fn shared_images_are_told_to_the_operator() -> Result<()> {
 
 /// What the chart renders with these settings.
 fn rendered(settings: &[String]) -> Result<Vec<Value>> {
+    rendered_for("1.36.0", settings)
+}
+
+/// The same, for a release of Kubernetes.
+fn rendered_for(kubernetes: &str, settings: &[String]) -> Result<Vec<Value>> {
     let mut helm = Command::new(std::env::var_os("HELM").map_or_else(|| prepared("helm"), |helm| Ok(helm.into()))?);
-    helm.args(["template", "vmdeploy"]).arg(root().join("charts/vmdeploy")).args(["--kube-version", "1.33.0"]);
+    helm.args(["template", "vmdeploy"]).arg(root().join("charts/vmdeploy")).args(["--kube-version", kubernetes]);
     helm.args(settings.iter().flat_map(|setting| ["--set", setting]));
     let output = helm.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

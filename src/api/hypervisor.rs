@@ -17,7 +17,7 @@ pub struct HypervisorSpec {
     /// be deployed.
     #[serde(default)]
     pub deploy: Deploy,
-    /// The environment. Its nodes must join this cluster by themselves.
+    /// The environment. Its nodes must join this cluster: by themselves, or by the token that the site gives them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub environment: Option<EnvironmentReference>,
 }

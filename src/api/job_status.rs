@@ -228,6 +228,11 @@ impl SlotStatus {
     pub fn is_in_use(&self) -> bool {
         self.release.is_none() && self.state != SlotState::Ended
     }
+
+    /// Whether its nodes may still come into the cluster.
+    pub fn lets_in(&self) -> bool {
+        self.release.is_none() && self.state == SlotState::Running && self.notice.is_none()
+    }
 }
 
 /// The state of a slot.

@@ -120,7 +120,9 @@ impl Runner {
                 match result {
                     Ok(_) | Err(RunError::ReconcilerFailed(..)) => {}
                     Err(RunError::ObjectNotFound(gone)) => {
-                        let gone = ObjectRef::new(&gone.name).within(gone.namespace.as_deref().unwrap_or_default());
+                        let named = ObjectRef::new(&gone.name);
+                        let place = gone.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+                        let gone = place.map_or(named.clone(), |namespace| named.within(namespace));
                         index.forget(&gone);
                         failures.forget(&gone);
                     }

@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, OpenOptions},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
+    path::{Component, Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -34,7 +34,10 @@ const PROGRAM: &str = "program";
 /// It leaves the job's control group, with which OAR kills.
 const JANITOR: &str =
     "for f in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $f; done 2> /dev/null
-cat > /dev/null; sleep 1; exec flock -n \"$1/lock\" sh -c 'rm -rf \"$1\"/*/' sh \"$1\"";
+cat > /dev/null; sleep 1
+exec flock -n \"$1/lock\" sh -c 'for l in \"$1\"/*/lease; do rm -rf \"$(readlink \"$l\")\"; done; rm -rf \"$1\"/*/' sh \"$1\"";
+/// In an agent's directory: a link to that of its lease.
+const LEASE: &str = "lease";
 /// With the hold the lease has gone, which agents see by themselves: they kill the VM at once and remove their files, the lease's
 /// as well. Whoever has not ended after this time is killed.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
@@ -77,6 +80,15 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn lease_of(directory: &Path) -> Option<PathBuf> {
+    fs::read_link(directory.join(LEASE)).ok()
+}
+
+/// Removes a lease whose hold has gone, unless its agent has.
+fn remove_lease(lease: &Path) {
+    let _ = fs::remove_dir_all(lease);
+}
+
 /// Whether a text can be no path and no option.
 fn is_plain(text: &str) -> bool {
     !text.is_empty()
@@ -100,6 +112,7 @@ impl LaunchedAgents {
         }
         for entry in fs::read_dir(&own)?.flatten() {
             if entry.file_name() != LOCK {
+                lease_of(&entry.path()).as_deref().map(remove_lease);
                 fs::remove_dir_all(entry.path()).context("failed to remove what an agent has left")?;
             }
         }
@@ -122,6 +135,8 @@ impl LaunchedAgents {
     /// Starts an agent, unless one of this name was.
     pub(super) fn start(&self, name: &str, order: &LaunchOrder) -> anyhow::Result<()> {
         ensure!(is_plain(name) && name != LOCK && name != PROGRAM, "{name:?} is no name of an agent");
+        let in_order = order.lease.is_absolute() && order.lease.components().all(|part| part != Component::ParentDir);
+        ensure!(in_order, "its lease has a path that is none");
         ensure!(order.files.keys().all(|file| is_plain(file)), "its files have names that are none");
         let mut table = lock(&self.table);
         if table.running.contains_key(name) {
@@ -131,7 +146,8 @@ impl LaunchedAgents {
         ensure!(order.incarnation >= newest, "incarnation {newest} is here: {name} is of an earlier one");
         ensure!(!table.over.contains(name), "{name} was here, and has ended");
         let directory = self.own.join(name);
-        let begun = begin(&self.program, &self.node_dir, &directory, order);
+        let begun = begin(&self.program, &self.node_dir, &directory, order)
+            .and_then(|begun| Ok(symlink(&order.lease, directory.join(LEASE)).map(|()| begun)?));
         if begun.is_err() {
             let _ = fs::remove_dir_all(&directory);
         }
@@ -171,9 +187,11 @@ impl LaunchedAgents {
         }
     }
 
-    /// Ends all of them, and removes what they had.
+    /// Ends all of them once the hold has gone, and removes what they had.
     pub(super) async fn end_all(&self) {
         let begun = Instant::now();
+        let agents = lock(&self.table).running.keys().cloned().collect::<Vec<_>>();
+        let leases: Vec<PathBuf> = agents.iter().filter_map(|name| lease_of(&self.own.join(name))).collect();
         while begun.elapsed() < LAST_MOMENTS + KILLED {
             let mut left = false;
             for agent in lock(&self.table).running.values().filter(|running| running.agent.ended.is_none()) {
@@ -183,7 +201,7 @@ impl LaunchedAgents {
                 }
             }
             if !left {
-                return;
+                return leases.iter().for_each(|lease| remove_lease(lease));
             }
             sleep(Duration::from_millis(20)).await;
         }

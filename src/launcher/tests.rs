@@ -79,7 +79,7 @@ fn order(fails: bool) -> LaunchOrder {
     if fails {
         files.insert("fails".into(), String::new());
     }
-    LaunchOrder { incarnation: 3, files, log: "info".into() }
+    LaunchOrder { incarnation: 3, files, log: "info".into(), lease: "/nonexistent/3f2b8a10-7".into() }
 }
 
 async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -158,6 +158,8 @@ async fn a3_with_the_hold_all_that_was_started_has_gone() {
     answers(&*client).await;
     client.start("pi-0", &order(false)).await.unwrap();
     assert!(node.breathes().await);
+    let lease = fs::read_link(node.launched().join("pi-0/lease")).unwrap();
+    assert_eq!(lease, order(false).lease, "what is removed when the launcher dies");
     drop(node.hold.take());
     until(async || node.ended.is_finished().then_some(())).await;
     assert!(!node.breathes().await, "its child lives on");
@@ -170,16 +172,20 @@ async fn a3_with_the_hold_all_that_was_started_has_gone() {
 async fn what_a_launcher_that_was_killed_has_left_goes_unless_the_next_one_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let left = folder.path().join("launched/pi-0/vm");
+    let lease = folder.path().join("leases/3f2b8a10-7");
     let died = |agents: LaunchedAgents| {
         fs::create_dir_all(&left).unwrap();
+        fs::create_dir_all(&lease).unwrap();
+        std::os::unix::fs::symlink(&lease, left.with_file_name("lease")).unwrap();
         drop(agents);
     };
     let open = || LaunchedAgents::open(folder.path(), Path::new("/bin/true"), Duration::from_secs(5));
     died(open().await.unwrap());
     until(async || (!left.exists()).then_some(())).await;
+    assert!(!lease.exists() && lease.parent().unwrap().exists());
     died(open().await.unwrap());
     let next = open().await.unwrap();
-    assert!(!left.exists(), "the next one removes it at once");
+    assert!(!left.exists() && !lease.exists(), "the next one removes it at once");
     fs::create_dir_all(&left).unwrap();
     sleep(Duration::from_millis(1500)).await;
     assert!(left.exists());

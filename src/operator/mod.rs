@@ -173,7 +173,8 @@ impl Process {
         };
         let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
         let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
-        let deployers = Arc::new(KadeployDirectory::new(self.config.sites.clone()));
+        let deployers = Arc::new(KadeployDirectory::new(self.config.sites.clone(), self.clock.clone()));
+        let memory = job::memory::Memory::default();
         let joins = Arc::new(KubeJoins(self.client.clone()));
         let job_context = job::Context {
             config: self.config.clone(),
@@ -190,10 +191,10 @@ impl Process {
             hearing: hub.clone(),
             repository: repository.clone(),
             authority: authority.clone(),
-            memory: job::memory::Memory::default(),
+            memory: memory.clone(),
             networks: job::networks::Networks::default(),
             history,
-            wake,
+            wake: wake.clone(),
         };
         tasks.spawn(listen(hub, waker, stop.clone()));
         tasks.spawn(self.runner(&stop).run(job_wakes, jobs.clone(), Arc::new(job_context), job_pass));
@@ -223,8 +224,16 @@ impl Process {
             snapshot::reconcile,
         ));
         if let Some((wakes, requests)) = requests {
-            let (config, clock, view) = (self.config.clone(), self.clock.clone(), view.clone());
-            let context = join::Context { config, clock, view, joins };
+            let known = requests.clone();
+            let context = join::Context {
+                config: self.config.clone(),
+                clock: self.clock.clone(),
+                view: view.clone(),
+                joins,
+                requests: Arc::new(move || known.state()),
+                memory: memory.clone(),
+                wake: wake.clone(),
+            };
             tasks.spawn(self.runner(&stop).run(wakes, requests, Arc::new(context), join::reconcile));
         }
         let known = jobs.clone();

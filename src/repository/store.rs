@@ -129,6 +129,8 @@ impl Store {
 
     pub(super) fn lock(&self, job: &JobUid) -> Arc<Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // nobody holds the others
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         locks.entry(job.clone()).or_default().clone()
     }
 

@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use super::{Health, LAUNCH_KEY, World, node};
 use crate::{
     driver::{
-        cluster::ClusterView as _,
+        cluster::{ClusterView as _, joins::BootstrapToken},
         kadeploy::Environment,
         launcher::LaunchKey,
         site::{SlotFacts, SlotPhase},
     },
-    names::NodeName,
+    names::{NodeName, lease_directory},
 };
 
 /// Steps after which pods of a node that is not known are removed.
@@ -99,7 +99,10 @@ impl World {
     /// Whether a node may join with the token that a hold has for it.
     fn lets_in(&self, node: &NodeName) -> bool {
         let key = LaunchKey::read(LAUNCH_KEY).expect("a key");
-        let of_slot = |slot: &SlotFacts| key.of_slot(&slot.id).token_of(&node.0);
+        let Some(uid) = self.uid() else { return false };
+        let of_slot = |slot: &SlotFacts| {
+            BootstrapToken::of_node(&lease_directory(&uid, &slot.id), &key.of_slot(&slot.id), &node.0)
+        };
         let slots = self.site.slots();
         let mut here = slots.iter().filter(|slot| slot.phase == SlotPhase::Running && slot.nodes.contains(node));
         here.any(|slot| self.cluster.tokens().iter().any(|offer| offer.token == of_slot(slot)))

@@ -11,10 +11,7 @@ use e2e::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
-use vmdeploy::{
-    api::{BestEffortJob, JobPhase, job::LauncherKind},
-    names::JobUid,
-};
+use vmdeploy::api::{BestEffortJob, JobPhase, job::LauncherKind};
 
 use crate::machines::{bare_nodes, joined};
 
@@ -88,7 +85,6 @@ async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
     ensure!(status.kills.preempted == 1 && status.kills.node == 0, "{:?}", status.kills);
 
-    let uid = JobUid(job.uid.clone());
     // nobody tells the launcher's agents that it dies
     let node = second.first().context("no node")?;
     bed.run(&["node", number(node)?, "pkill", "-KILL", "-f", "^/run/oarbox/share/launch/vmdeploy launcher"])?;
@@ -97,8 +93,6 @@ async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     })
     .await?;
     job.wait_phase(JobPhase::Succeeded, LIFE).await?;
-    // a lease of an agent that was killed is removed as after a crash: by a later one, a day afterwards
-    bed.run(&["node", number(node)?, "sh", "-c", &format!("rm -r /var/lib/vmdeploy/leases/{}-*", uid.short())])?;
     ends_right(&bed, &job, &counting).await?;
     nothing_left(&bed).await?;
     bed.run(&["launch-stop"])?;

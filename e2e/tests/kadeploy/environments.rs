@@ -96,7 +96,7 @@ async fn an_image_may_name_what_is_recorded() {
     }});
     let config = json!({"sites": sites, "namespace": "x", "repository": "x:1", "agents": {"image": "x"}});
     let config: Config = serde_json::from_value(config).unwrap();
-    let servers = KadeployDirectory::new(config.sites.clone());
+    let servers = KadeployDirectory::new(config.sites.clone(), Clock::system());
     let cluster = FakeCluster::new(Clock::system());
     let ask = async |source: Value| {
         let source: EnvironmentSource = serde_json::from_value(source).unwrap();

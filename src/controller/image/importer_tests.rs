@@ -67,7 +67,7 @@ fn context() -> Context {
         importers: Arc::new(KubeImporters(nowhere)),
         cluster: Arc::new(FakeCluster::new(clock.clone())),
         view: Arc::new(FakeCluster::new(clock.clone())),
-        deployers: Arc::new(KadeployDirectory::new(Default::default())),
+        deployers: Arc::new(KadeployDirectory::new(Default::default(), Clock::system())),
         repository: Arc::new(FakeRepository::new()),
         clock,
     }

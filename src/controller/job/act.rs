@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     api::{
-        BestEffortJob, BestEffortJobStatus, LABEL_JOB, LABEL_JOB_UID, LABEL_SWITCH, Snapshot, SnapshotSpec,
+        BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_JOB, LABEL_JOB_UID, LABEL_SWITCH, Snapshot, SnapshotSpec,
         SnapshotStatus, job::LauncherKind,
     },
     driver::{
@@ -63,6 +63,7 @@ pub async fn act(plan: &Plan, job: &BestEffortJob, ctx: &Context) -> Result<Opti
             Err(error) => return Err(error.into()),
         }
     }
+    ctx.memory.update(&uid, |memory| memory.retain(&plan.status));
     for effect in &plan.effects {
         tracing::info!(job = %uid, why = plan.why, effect = effect.name(), "acting");
         perform(effect, &job, &uid, ctx).await?;
@@ -209,6 +210,12 @@ async fn write_snapshot(snapshot: &ObjectMeta, status: &SnapshotStatus, ctx: &Co
     }
 }
 
+/// Whether nothing of a job is ours to see to any more, though others hold the object back.
+pub fn is_let_go(job: &BestEffortJob) -> bool {
+    let held = job.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER);
+    job.metadata.deletion_timestamp.is_some() && !held
+}
+
 /// Forgets a job that is gone.
 pub fn forget(uid: &JobUid, ctx: &Context) {
     ctx.hearing.listen(uid, &[]);
@@ -295,7 +302,7 @@ async fn create_agent(
     let lifetime = Duration::from(job.spec.slots.walltime) + CERTIFICATE_SLACK;
     let issued = ctx.authority.issue(&identity, ctx.clock.now(), lifetime)?;
     if job.spec.launcher == LauncherKind::TakTuk {
-        launched::start(placement, pods::files(&told, &issued), uid, ctx);
+        launched::start(placement, pods::files(&told, &issued), &told.lease, uid, ctx);
         return Ok(());
     }
     let secret = pods::secret(job, placement, &ctx.config, &told, &issued);

@@ -142,3 +142,28 @@ async fn what_a_site_says_to_a_slot_given_back_is_a_fact_of_the_next_pass() {
     );
     assert_eq!(said(None).await, Some(None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_let_go_is_forgotten_though_others_hold_it_back() {
+    let stage = Stage::new();
+    let mut job = stage.job();
+    job.metadata.deletion_timestamp = job.metadata.creation_timestamp.clone();
+    job.metadata.finalizers = Some(vec!["example.com/theirs".into()]);
+    stage.ctx.memory.update(&stage.uid, |memory| memory.adoption = Some((crate::api::Reason::NodeLost, "x".into())));
+    assert_eq!(crate::controller::job::reconcile(&job, &stage.ctx).await.unwrap(), None);
+    assert!(stage.ctx.memory.get(&stage.uid).adoption.is_none(), "it is remembered for ever");
+    assert_eq!(stage.ctx.memory.update_known(&stage.uid, |_| ()), None);
+}
+
+#[test]
+fn what_belongs_to_slots_that_are_gone_is_forgotten() {
+    let mut known = crate::controller::job::memory::Remembered::default();
+    let refused = || Some(SiteError::Credentials("no".into()));
+    known.releases = [("7".to_owned(), refused()), ("8".to_owned(), refused())].into();
+    known.withdrawn = ["abc123".to_owned()].into();
+    let slot = serde_json::from_value(serde_json::json!({"id": "8", "submission": 1, "state": "Running"})).unwrap();
+    known.retain(&BestEffortJobStatus { slots: vec![slot], ..BestEffortJobStatus::default() });
+    assert!(known.releases.keys().eq(["8"]) && known.withdrawn.is_empty());
+    known.retain(&BestEffortJobStatus::default());
+    assert!(!known.account_refused(), "one refusal has its Secret read for ever");
+}

@@ -80,6 +80,7 @@ pub fn decide(job: &BestEffortJob, seen: &Seen, now: Timestamp) -> Plan {
     let goal = goal(&d);
     d.track_capture();
     step(&mut d, goal);
+    d.tend_tokens();
     d.show_stored();
     d.show_master();
     d.status.held = super::status::held(&d.status, job);

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::plan::{BarrierSeen, DeploymentSeen, Reply};
 use crate::{
-    api::{Reason, hypervisor::EnvironmentReference},
+    api::{BestEffortJobStatus, Reason, hypervisor::EnvironmentReference},
     driver::{
         launcher::{LaunchKey, LaunchedAgent, LauncherError},
         site::{Credentials, SiteError},
@@ -46,6 +46,10 @@ pub struct Remembered {
     pub deploying: BTreeMap<String, Deploying>,
     /// Tokens that were taken back.
     pub withdrawn: BTreeSet<String>,
+    /// Why the cluster did not take a token, by its id.
+    pub unoffered: BTreeMap<String, String>,
+    /// Why a request was denied that was made with a token, by its id.
+    pub denied: BTreeMap<String, String>,
     /// The launch key of the account.
     pub launch_key: Option<KeyRead>,
     /// What is known of launchers, by slot and node.
@@ -128,6 +132,18 @@ impl Remembered {
         self.releases.values().any(|said| matches!(said, Some(SiteError::Credentials(_))))
     }
 
+    /// Forgets what belongs to slots that the status does not name any more.
+    pub fn retain(&mut self, status: &BestEffortJobStatus) {
+        let known = |id: &String| status.slots.iter().any(|slot| slot.id == *id);
+        let deployments = || status.slots.iter().filter_map(|slot| slot.deployment.as_ref());
+        let offered = |id: &String| deployments().any(|it| it.nodes.iter().any(|node| node.token.as_ref() == Some(id)));
+        self.releases.retain(|slot, _| known(slot));
+        self.deploying.retain(|slot, _| known(slot));
+        self.withdrawn.retain(offered);
+        self.unoffered.retain(|id, _| offered(id));
+        self.denied.retain(|id, _| offered(id));
+    }
+
     /// What was read from this Secret. A job may name another one once it holds nothing at the site.
     pub fn account_in(&self, secret: &str) -> Option<&Account> {
         self.account.as_ref().filter(|account| account.secret == secret)
@@ -151,6 +167,11 @@ impl Memory {
     /// Changes what is remembered of a job.
     pub fn update<T>(&self, job: &JobUid, change: impl FnOnce(&mut Remembered) -> T) -> T {
         change(self.lock().entry(job.clone()).or_default())
+    }
+
+    /// The same where the job was not forgotten meanwhile.
+    pub fn update_known<T>(&self, job: &JobUid, change: impl FnOnce(&mut Remembered) -> T) -> Option<T> {
+        self.lock().get_mut(job).map(change)
     }
 
     /// Forgets a job that is gone.

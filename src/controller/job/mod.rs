@@ -48,6 +48,10 @@ use crate::{
 
 /// One pass. Returns when to look again if nothing happens before.
 pub async fn reconcile(job: &BestEffortJob, ctx: &Context) -> Result<Option<Duration>, Error> {
+    if act::is_let_go(job) {
+        act::forget(&plan::uid(job), ctx);
+        return Ok(None);
+    }
     let seen = observe::observe(job, ctx).await?;
     let plan = decide::decide(job, &seen, ctx.clock.now());
     act::act(&plan, job, ctx).await

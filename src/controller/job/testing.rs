@@ -80,7 +80,7 @@ impl Stage {
             joins: Arc::new(cluster.clone()),
             view: Arc::new(cluster.clone()),
             sites: Arc::new(OneAccount(site.clone())),
-            deployers: Arc::new(KadeployDirectory::new(BTreeMap::new())),
+            deployers: Arc::new(KadeployDirectory::new(BTreeMap::new(), clock.clone())),
             launchers: Arc::new(FakeLaunchers::default()),
             agents: Arc::new(agents.clone()),
             hearing,

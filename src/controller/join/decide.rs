@@ -5,14 +5,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{driver::cluster::joins::Answer, names::NodeName};
+use crate::{
+    driver::cluster::joins::Answer,
+    names::{JobUid, NodeName},
+};
 
 /// The signer that makes kubelets' certificates, by which they are known to the API server.
 const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// What such a certificate is for.
 const USAGES: [&str; 3] = ["digital signature", "key encipherment", "client auth"];
-/// Who asks with a token that no node has is denied after this time: the watch may be late.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Who asks with a token that no node has is denied after this time: the watch may be late, and clocks differ.
+const PATIENCE: Duration = Duration::from_secs(120);
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// What a decision needs to know.
@@ -20,13 +23,24 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Seen {
     /// Id of the token of ours that it was made with; none if it was made otherwise.
     pub(super) token: Option<String>,
-    /// Somebody has said already whether it may be signed.
-    pub(super) answered: bool,
+    /// What somebody has said to it already.
+    pub(super) answered: Option<Answered>,
     /// When it was made.
     pub(super) since: Option<Timestamp>,
     pub(super) asked: Asked,
     /// The node that the token is of, if there is one.
-    pub(super) node: Option<NodeSeen>,
+    pub(super) newcomer: Option<Newcomer>,
+    /// Another request with this token that was approved, with another key, since the node is to join.
+    pub(super) rival: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answered {
+    Approved {
+        by_us: bool,
+    },
+    /// Denied, or failed.
+    Otherwise,
 }
 
 /// What is asked for.
@@ -49,76 +63,111 @@ pub(super) struct Subject {
     pub(super) parts: usize,
     /// Names beside it.
     pub(super) other_names: usize,
+    /// The public key.
+    pub(super) key: Vec<u8>,
 }
 
 /// A node with a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NodeSeen {
+pub(super) struct Newcomer {
+    /// The job whose slot it is in.
+    pub(super) job: JobUid,
     pub(super) name: NodeName,
-    /// Its slot is in use, and it has not joined yet.
-    pub(super) is_to_join: bool,
+    pub(super) stage: Stage,
+    /// Since when it is at this stage.
+    pub(super) since: Timestamp,
     /// Longest life of its certificate; absent: as long as the cluster likes.
     pub(super) longest: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It is being deployed.
+    NotYet,
+    /// It is to join now.
+    Joins,
+    /// It has, or its slot is over or wanted back.
+    NoMore,
 }
 
 /// What one pass does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum Plan {
-    /// It is none of ours, or was answered.
+    /// It is none of ours, or was answered as it is to be.
     Nothing,
     /// Looks again.
     Wait(Duration),
     /// Says whether it may be signed, and why.
     Say(Answer, String),
+    /// Somebody else has approved what should not be: that can only be told.
+    Complain(String),
 }
 
 /// The decision.
 pub(super) fn decide(seen: &Seen, now: Timestamp) -> Plan {
-    if seen.token.is_none() || seen.answered {
+    if seen.token.is_none() || seen.asked.signer != SIGNER {
         return Plan::Nothing;
     }
-    let Some(node) = &seen.node else {
-        let age = seen.since.and_then(|since| Duration::try_from(now.duration_since(since)).ok()).unwrap_or_default();
-        if age < PATIENCE {
-            return Plan::Wait(AGAIN);
-        }
-        return Plan::Say(Answer::Denied, "no node that is deployed has this token, or its slot is over".into());
+    let refusal = match &seen.newcomer {
+        None => Some("no node that is deployed has this token, or its slot is over".to_owned()),
+        Some(newcomer) => objection(seen, newcomer),
     };
-    match objection(&seen.asked, node) {
-        None => Plan::Say(Answer::Approved, format!("{} was deployed, and its slot is in use", node.name)),
-        Some(why) => Plan::Say(Answer::Denied, why),
+    match (seen.answered, refusal, &seen.newcomer) {
+        (Some(Answered::Approved { by_us: false }), Some(why), newcomer) => {
+            // whoever has joined was approved when it was right
+            let late = newcomer.as_ref().is_none_or(|newcomer| newcomer.stage == Stage::NoMore);
+            if late { Plan::Nothing } else { Plan::Complain(why) }
+        }
+        (Some(_), ..) => Plan::Nothing,
+        (None, Some(_), None) if age(seen, now) < PATIENCE => Plan::Wait(AGAIN),
+        (None, _, Some(newcomer)) if newcomer.stage == Stage::NotYet => Plan::Wait(AGAIN),
+        (None, Some(why), _) => Plan::Say(Answer::Denied, why),
+        (None, None, Some(newcomer)) => {
+            Plan::Say(Answer::Approved, format!("{} was deployed, and its slot is in use", newcomer.name))
+        }
+        (None, None, None) => Plan::Nothing,
     }
 }
 
-fn objection(asked: &Asked, node: &NodeSeen) -> Option<String> {
-    if !node.is_to_join {
-        return Some(format!("{} has joined already, or its slot is over", node.name));
+fn age(seen: &Seen, now: Timestamp) -> Duration {
+    seen.since.and_then(|since| Duration::try_from(now.duration_since(since)).ok()).unwrap_or_default()
+}
+
+fn objection(seen: &Seen, newcomer: &Newcomer) -> Option<String> {
+    let Asked { usages, life, subject, .. } = &seen.asked;
+    if newcomer.stage == Stage::NoMore {
+        return Some(format!("{} has joined already, or its slot is over", newcomer.name));
     }
-    if asked.signer != SIGNER {
-        return Some(format!("the token of a node is good for certificates of {SIGNER}, not of {}", asked.signer));
-    }
-    let Some(subject) = &asked.subject else { return Some("the request cannot be read".into()) };
-    let name = format!("system:node:{}", node.name);
+    let Some(subject) = subject else { return Some("the request cannot be read".into()) };
+    let name = format!("system:node:{}", newcomer.name);
     if subject.name != name {
+        let (node, other) = (&newcomer.name, &subject.name);
         return Some(format!(
-            "the token is of {}, whose certificate is of {name}, not of {:?}",
-            node.name, subject.name
+            "the token is of {node}, whose certificate is of {name}, not of {other:?}: the kubelet must have the name that \
+             sites.*.nodes gives the host, or the host's own"
         ));
     }
     if subject.organization != "system:nodes" || subject.parts != 2 || subject.other_names != 0 {
         return Some(format!("a certificate of {name} is of the organization system:nodes, and of no other name"));
     }
-    if let Some(usage) = asked.usages.iter().find(|usage| !USAGES.contains(&usage.as_str())) {
+    if let Some(usage) = usages.iter().find(|usage| !USAGES.contains(&usage.as_str())) {
         return Some(format!("a node's certificate is not for {usage:?}"));
     }
-    let longest = node.longest?;
-    match asked.life {
-        Some(life) if life <= longest => None,
-        life => Some(format!(
-            "it would be good for {}, longer than the slot, {} s: the chart has the API server shorten it, from Kubernetes 1.36 \
-             on; sites.*.kadeploy.join.shortCertificates: false takes what the cluster gives",
-            life.map_or("as long as the cluster likes".to_owned(), |life| format!("{} s", life.as_secs())),
-            longest.as_secs()
-        )),
+    if let Some(rival) = &seen.rival {
+        return Some(format!(
+            "somebody else has asked with the token of {}, and has a certificate: {rival}. One of them is not the system that \
+             was deployed there",
+            newcomer.name
+        ));
     }
+    let longest = newcomer.longest?;
+    if life.is_some_and(|life| life <= longest) {
+        return None;
+    }
+    let life = life.map_or("as long as the cluster likes".to_owned(), |life| format!("{} s", life.as_secs()));
+    Some(format!(
+        "its certificate would be good for {life}, longer than the slot, {} s: an admission policy of the chart has the API \
+         server shorten it, from Kubernetes 1.36 on; sites.*.kadeploy.join.shortCertificates: false takes what the cluster gives",
+        longest.as_secs()
+    ))
 }

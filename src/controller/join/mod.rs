@@ -1,8 +1,9 @@
 //! The controller of certificate requests of deployed nodes: which of them may be signed (safety A12).
 //!
-//! A node that was deployed asks with the bootstrap token that the hold of its slot has put there. It gets a certificate for
-//! its own name, while it is on its way into the cluster, that ends with its slot; whatever else is asked for with such a
-//! token is denied. Requests of all others are left to others.
+//! A node that was deployed asks with the bootstrap token that the hold of its slot has put there. It gets one certificate, for
+//! its own name, while it is to join, that ends with its slot; another kubelet's certificate that is asked for with such a
+//! token is denied. Requests of all others, and to other signers, are left to others: the operator has no right to answer
+//! them.
 
 mod act;
 mod decide;
@@ -16,7 +17,9 @@ use kube::runtime::controller::Action;
 use crate::{
     clock::Clock,
     config::Config,
+    controller::job::memory::Memory,
     driver::cluster::{ClusterError, ClusterView, joins::Joins},
+    names::JobUid,
 };
 
 /// Everything a pass may use.
@@ -30,6 +33,12 @@ pub struct Context {
     pub view: Arc<dyn ClusterView>,
     /// Answers to requests.
     pub joins: Arc<dyn Joins>,
+    /// All requests that are known.
+    pub requests: Arc<dyn Fn() -> Vec<Arc<CertificateSigningRequest>> + Send + Sync>,
+    /// What is remembered of jobs, which are told why a node of theirs was denied.
+    pub memory: Memory,
+    /// Brings about a pass of a job.
+    pub wake: Arc<dyn Fn(&JobUid) + Send + Sync>,
 }
 
 /// Whether nodes of any site join in this way.
@@ -41,7 +50,7 @@ pub fn is_needed(config: &Config) -> bool {
 pub async fn reconcile(request: Arc<CertificateSigningRequest>, context: Arc<Context>) -> Result<Action, ClusterError> {
     let seen = observe::observe(&request, &context);
     let plan = decide::decide(&seen, context.clock.now());
-    act::act(&plan, &request, &context).await
+    act::act(&plan, &seen, &request, &context).await
 }
 
 #[cfg(test)]

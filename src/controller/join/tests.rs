@@ -1,8 +1,8 @@
 //! Requests as kubelets make them, and as somebody would who has found a token.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
@@ -14,24 +14,33 @@ use serde_json::json;
 
 use super::{Context, reconcile};
 use crate::{
-    api::{BestEffortJob, job_status::SlotState},
+    api::{
+        BestEffortJob,
+        job_status::{DeploymentState, SlotState},
+    },
     clock::Clock,
-    driver::cluster::{fake::FakeCluster, joins::Answer},
+    controller::job::{memory::Memory, plan::uid},
+    driver::cluster::{
+        Cluster, ClusterView,
+        fake::FakeCluster,
+        joins::{Answer, REASON},
+    },
 };
 
 const CONFIG: &str = "namespace: vmdeploy-system\nrepository: repository:1\nagents: {image: x}\n\
     sites: {rennes: {kind: oar2, url: 'http://x', uids: {alice: 1}, kadeploy: {url: 'http://k', join: {}}}}\n";
-/// Two hours, and ten minutes.
-const LIFE: i32 = 7800;
+/// Of the slot's two hours half an hour was over when node-1 was to join.
+const LIFE: i32 = 5400;
+const JOB: &str = "3f2b8a10-9c1d-4e5f-8a7b-112233445566";
 
 /// A job with one slot, whose node `node-1` is on its way and has the token `abc123`.
 fn job() -> BestEffortJob {
-    let time = "2026-07-01T10:00:00Z";
+    let time = "2027-01-15T07:30:00Z";
     serde_json::from_value(json!({
-        "apiVersion": "vmdeploy.io/v1alpha1", "kind": "BestEffortJob", "metadata": {"name": "pi", "namespace": "team"},
+        "apiVersion": "vmdeploy.io/v1alpha1", "kind": "BestEffortJob", "metadata": {"name": "pi", "namespace": "team", "uid": JOB},
         "spec": {"members": 1, "image": {"name": "debian"}, "run": {"command": ["true"]},
             "slots": {"site": "rennes", "walltime": "2h"}},
-        "status": {"slots": [{"id": "7", "submission": 1, "nodes": ["node-1"], "state": "Running", "deployment": {
+        "status": {"slots": [{"id": "7", "submission": 1, "nodes": ["node-1"], "state": "Running", "until": "2027-01-15T09:00:00Z", "deployment": {
             "environment": {"name": "hypervisor"}, "since": time, "nodes": [
                 {"node": "node-1", "state": "Joining", "since": time, "token": "abc123"}]}}]},
     }))
@@ -61,21 +70,66 @@ fn asks_for(name: &str, organization: &str, other_names: &[&str]) -> Certificate
     }
 }
 
+/// The world of a request: what was said to it, and what the job was told.
+struct World {
+    cluster: FakeCluster,
+    context: Context,
+}
+
+impl World {
+    async fn new(job: BestEffortJob, others: Vec<CertificateSigningRequest>) -> Self {
+        crate::tls::install_provider();
+        let clock = Clock::manual(Timestamp::from_second(1_800_000_000).unwrap());
+        let cluster = FakeCluster::new(clock.clone());
+        let status = job.status.clone().unwrap();
+        cluster.put_job(job);
+        let stored = ClusterView::job(&cluster, "team", "pi").unwrap();
+        Cluster::patch_job_status(&cluster, &stored.metadata, &status).await.unwrap();
+        let memory = Memory::default();
+        // a pass of it was made
+        memory.update(&uid(&stored), |_| ());
+        let others: Vec<_> = others.into_iter().map(Arc::new).collect();
+        let context = Context {
+            config: Arc::new(crate::yaml::read(CONFIG).unwrap()),
+            clock,
+            view: Arc::new(cluster.clone()),
+            joins: Arc::new(cluster.clone()),
+            requests: Arc::new(move || others.clone()),
+            memory,
+            wake: Arc::new(|_| {}),
+        };
+        Self { cluster, context }
+    }
+
+    async fn pass(self, request: CertificateSigningRequest) -> Self {
+        reconcile(Arc::new(request), Arc::new(self.context.clone())).await.unwrap();
+        self
+    }
+
+    fn told(&self) -> Option<String> {
+        let job = ClusterView::job(&self.cluster, "team", "pi").unwrap();
+        self.context.memory.get(&uid(&job)).denied.remove("abc123")
+    }
+}
+
+fn made(spec: CertificateSigningRequestSpec, age: i64) -> CertificateSigningRequest {
+    let mut request = CertificateSigningRequest { spec, ..CertificateSigningRequest::default() };
+    let time = Timestamp::from_second(1_800_000_000 - age).unwrap();
+    request.metadata.creation_timestamp = Some(Time(time));
+    request.metadata.name = Some(format!("csr-{age}"));
+    request
+}
+
+/// A request that somebody has approved.
+fn approved(mut request: CertificateSigningRequest, reason: &str) -> CertificateSigningRequest {
+    let status = json!({"conditions": [{"type": "Approved", "status": "True", "reason": reason}]});
+    request.status = Some(serde_json::from_value(status).unwrap());
+    request
+}
+
 /// What is said to a request of this age.
 async fn said(spec: CertificateSigningRequestSpec, job: BestEffortJob, age: i64) -> Vec<(Answer, String)> {
-    crate::tls::install_provider();
-    let clock = Clock::manual(Timestamp::from_second(1_800_000_000).unwrap());
-    let cluster = FakeCluster::new(clock.clone());
-    let status = job.status.clone().unwrap();
-    cluster.put_job(job);
-    let stored = crate::driver::cluster::ClusterView::job(&cluster, "team", "pi").unwrap();
-    crate::driver::cluster::Cluster::patch_job_status(&cluster, &stored.metadata, &status).await.unwrap();
-    let mut request = CertificateSigningRequest { spec, ..CertificateSigningRequest::default() };
-    request.metadata.creation_timestamp = Some(Time(clock.now() - SignedDuration::from_secs(age)));
-    let config = Arc::new(crate::yaml::read(CONFIG).unwrap());
-    let (view, joins) = (Arc::new(cluster.clone()), Arc::new(cluster.clone()));
-    reconcile(Arc::new(request), Arc::new(Context { config, clock, view, joins })).await.unwrap();
-    cluster.answers()
+    World::new(job, Vec::new()).await.pass(made(spec, age)).await.cluster.answers()
 }
 
 #[tokio::test]
@@ -88,30 +142,29 @@ async fn a12_a_node_on_its_way_gets_its_own_certificate() {
 #[case::another_node(asks_for("system:node:node-2", "system:nodes", &[]), "the token is of node-1")]
 #[case::a_master(asks_for("system:node:node-1", "system:masters", &[]), "of the organization system:nodes")]
 #[case::a_server(asks_for("system:node:node-1", "system:nodes", &["kubernetes"]), "of no other name")]
-#[case::what_serves(
-    CertificateSigningRequestSpec { signer_name: "kubernetes.io/kubelet-serving".into(), ..request() },
-    "not of kubernetes.io/kubelet-serving"
-)]
 #[case::any_use(
     CertificateSigningRequestSpec { usages: Some(vec!["any".into()]), ..request() },
     "not for \"any\""
 )]
 #[case::for_a_year(CertificateSigningRequestSpec { expiration_seconds: None, ..request() }, "as long as the cluster likes")]
-#[case::too_long(CertificateSigningRequestSpec { expiration_seconds: Some(LIFE + 1), ..request() }, "7801 s, longer")]
+#[case::too_long(CertificateSigningRequestSpec { expiration_seconds: Some(LIFE + 1), ..request() }, "5401 s, longer")]
 #[case::rubbish(CertificateSigningRequestSpec { request: ByteString(b"rubbish".into()), ..request() }, "cannot be read")]
 #[tokio::test]
 async fn a12_whoever_has_found_a_token_gets_nothing_else(
     #[case] spec: CertificateSigningRequestSpec,
     #[case] why: &str,
 ) {
-    let answers = said(spec, job(), 0).await;
+    let world = World::new(job(), Vec::new()).await.pass(made(spec, 0)).await;
+    let answers = world.cluster.answers();
     assert!(matches!(answers.as_slice(), [(Answer::Denied, said)] if said.contains(why)), "{answers:?}");
+    assert!(world.told().is_some_and(|told| told.contains("csr-0") && told.contains(why)), "{:?}", world.told());
 }
 
 #[rstest]
 #[case::a_node_that_has_joined("Ready", SlotState::Running, false)]
 #[case::a_slot_that_is_over("Joining", SlotState::Ended, false)]
 #[case::a_slot_that_is_given_back("Joining", SlotState::Running, true)]
+#[case::a_slot_that_is_ended("Joining", SlotState::Ending, false)]
 #[tokio::test]
 async fn a12_a_token_is_worth_nothing_once_its_node_has_joined_or_its_slot_is_over(
     #[case] node: &str,
@@ -131,16 +184,48 @@ async fn a12_a_token_is_worth_nothing_once_its_node_has_joined_or_its_slot_is_ov
 }
 
 #[tokio::test]
+async fn a12_a_token_gives_one_certificate_and_whoever_is_second_is_told_of() {
+    let first = approved(made(request(), 10), REASON);
+    let world = World::new(job(), vec![first.clone()]).await.pass(made(request(), 0)).await;
+    let answers = world.cluster.answers();
+    assert!(matches!(answers.as_slice(), [(Answer::Denied, why)] if why.contains("csr-10")), "{answers:?}");
+    assert!(world.told().is_some_and(|told| told.contains("somebody else has asked with the token")));
+    // a kubelet may ask again with its own key, and so may the next system that is put there in this slot
+    let world = World::new(job(), vec![first.clone()]).await.pass(made(first.spec.clone(), 0)).await;
+    assert!(matches!(world.cluster.answers().as_slice(), [(Answer::Approved, _)]));
+    let before = approved(made(request(), 3600), REASON);
+    let world = World::new(job(), vec![before]).await.pass(made(request(), 0)).await;
+    assert!(matches!(world.cluster.answers().as_slice(), [(Answer::Approved, _)]));
+}
+
+#[tokio::test]
+async fn a12_what_somebody_else_approves_and_should_not_is_told() {
+    let other = approved(made(asks_for("system:node:node-2", "system:nodes", &[]), 0), "AutoApproved");
+    let world = World::new(job(), Vec::new()).await.pass(other).await;
+    assert_eq!(world.cluster.answers(), []);
+    assert!(world.told().is_some_and(|told| told.contains("has approved its request") && told.contains("node-2")));
+    let own = approved(made(request(), 0), "AutoApproved");
+    assert_eq!(World::new(job(), Vec::new()).await.pass(own).await.told(), None);
+}
+
+#[tokio::test]
+async fn a_node_that_is_being_deployed_yet_is_not_denied_for_good() {
+    let mut job = job();
+    let status = &mut job.status.as_mut().unwrap().slots[0];
+    status.deployment.as_mut().unwrap().nodes[0].state = DeploymentState::Waiting;
+    assert_eq!(said(request(), job, 0).await, []);
+}
+
+#[tokio::test]
 async fn an_unknown_token_is_waited_for_and_then_denied_and_others_requests_are_left_to_others() {
     let unknown = || CertificateSigningRequestSpec { username: Some("system:bootstrap:zzzzzz".into()), ..request() };
     assert_eq!(said(unknown(), job(), 0).await, []);
-    assert!(matches!(said(unknown(), job(), 61).await.as_slice(), [(Answer::Denied, _)]));
+    assert!(matches!(said(unknown(), job(), 121).await.as_slice(), [(Answer::Denied, _)]));
     let others = CertificateSigningRequestSpec { groups: Some(vec!["system:bootstrappers".into()]), ..unknown() };
     assert_eq!(said(others, job(), 3600).await, []);
     let user = CertificateSigningRequestSpec { username: Some("alice".into()), ..request() };
     assert_eq!(said(user, job(), 3600).await, []);
-    assert_eq!(
-        Duration::from_secs(LIFE.unsigned_abs().into()),
-        crate::driver::cluster::joins::certificate_life(Duration::from_secs(7200))
-    );
+    // the operator has no right to answer for this signer
+    let serving = CertificateSigningRequestSpec { signer_name: "kubernetes.io/kubelet-serving".into(), ..request() };
+    assert_eq!(said(serving, job(), 3600).await, []);
 }

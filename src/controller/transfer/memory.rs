@@ -75,5 +75,6 @@ impl Memory {
         self.written.retain(|uid, _| snapshots.contains(uid));
         self.reporting.retain(|uid| snapshots.contains(uid));
         self.safe.retain(|uid, _| snapshots.contains(uid));
+        self.superseded.retain(|job| agents.iter().any(|address| address.job == *job));
     }
 }

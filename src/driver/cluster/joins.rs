@@ -18,11 +18,13 @@ use k8s_openapi::{
 };
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     ClusterError,
     kube::{gone_is_fine, refused},
 };
+use crate::driver::launcher::LaunchKey;
 
 /// The group of all nodes that join with a token of ours; the longest life of a certificate follows it, in seconds, in the
 /// name of another group.
@@ -33,8 +35,8 @@ pub const USER: &str = "system:bootstrap:";
 const NAMESPACE: &str = "kube-system";
 /// What stands before a token's id in the name of its Secret.
 const PREFIX: &str = "bootstrap-token-";
-/// Certificates outlive the walltime of their slot by so much at most; no cluster signs for less.
-const SLACK: Duration = Duration::from_secs(600);
+/// No cluster signs for less.
+pub const LEAST_LIFE: Duration = Duration::from_secs(600);
 
 /// A secret by which a node may ask for a certificate.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,6 +48,14 @@ pub struct BootstrapToken {
 }
 
 impl BootstrapToken {
+    /// That of a node, of the name of its slot's lease, the slot's launch key and what the site calls the node. Holds make the same
+    /// (`hold.sh`): the first digits of what `sha256sum` prints of LEASE and HOST, and of KEY and HOST, a blank between. Whoever
+    /// chooses the key does not choose the id.
+    pub fn of_node(lease: &str, key: &LaunchKey, host: &str) -> Self {
+        let id = format!("{:x}", Sha256::digest(format!("{lease} {host}")));
+        Self { id: id[..6].into(), secret: key.of_host(host)[..16].into() }
+    }
+
     /// As it is presented.
     pub fn text(&self) -> String {
         format!("{}.{}", self.id, self.secret)
@@ -68,9 +78,12 @@ pub struct JoinOffer {
     pub description: String,
     /// From then on it is worth nothing, whether it is taken back or not.
     pub expires: Timestamp,
-    /// Longest life of a certificate that is asked for with it.
-    pub certificate: Duration,
+    /// What the API server is to shorten a certificate's life to that is asked for with it; absent: nothing is.
+    pub certificate: Option<Duration>,
 }
+
+/// How answers of ours are told from those of others.
+pub const REASON: &str = "VmdeployNode";
 
 /// The answer to a request for a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -94,21 +107,16 @@ pub trait Joins: Send + Sync {
     async fn answer(&self, request: &ObjectMeta, answer: Answer, message: &str) -> Result<(), ClusterError>;
 }
 
-/// Longest life of a certificate of a node whose slot has this walltime.
-pub fn certificate_life(walltime: Duration) -> Duration {
-    walltime + SLACK
-}
-
 /// The Secret that the API server takes for a token.
 pub fn secret(offer: &JoinOffer) -> Secret {
-    let life_group = format!("{GROUP}:{}", offer.certificate.as_secs());
+    let life_group = offer.certificate.map(|life| format!(",{GROUP}:{}", life.max(LEAST_LIFE).as_secs()));
     let data = [
         ("token-id", offer.token.id.clone()),
         ("token-secret", offer.token.secret.clone()),
         ("description", offer.description.clone()),
         ("expiration", offer.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
         ("usage-bootstrap-authentication", "true".into()),
-        ("auth-extra-groups", format!("{GROUP},{}", life_group)),
+        ("auth-extra-groups", format!("{GROUP}{}", life_group.unwrap_or_default())),
     ];
     Secret {
         metadata: ObjectMeta {
@@ -144,8 +152,7 @@ impl Joins for KubeJoins {
     }
 
     async fn answer(&self, request: &ObjectMeta, answer: Answer, message: &str) -> Result<(), ClusterError> {
-        let condition =
-            json!({"type": format!("{answer:?}"), "status": "True", "reason": "VmdeployNode", "message": message});
+        let condition = json!({"type": format!("{answer:?}"), "status": "True", "reason": REASON, "message": message});
         let patch = json!({
             "metadata": {"resourceVersion": request.resource_version},
             "status": {"conditions": [condition]},
@@ -162,19 +169,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whoever_chooses_the_key_does_not_choose_the_id() {
+        let of =
+            |key: &str, host| BootstrapToken::of_node("3f2b8a10-7", &LaunchKey::read(&key.repeat(32)).unwrap(), host);
+        assert_eq!(of("a", "node-1").id, of("b", "node-1").id);
+        assert_ne!(of("a", "node-1").secret, of("b", "node-1").secret);
+        assert_ne!(of("a", "node-1").id, of("a", "node-2").id);
+    }
+
+    #[test]
     fn a_token_is_a_secret_that_ends_and_says_how_long_a_certificate_may_live() {
         let token = BootstrapToken { id: "0a1b2c".into(), secret: "0123456789abcdef".into() };
         let expires = "2026-07-01T10:00:00.5Z".parse().unwrap();
-        let certificate = certificate_life(Duration::from_secs(7200));
-        let offer = JoinOffer { token, description: "node-1".into(), expires, certificate };
+        let certificate = Some(Duration::from_secs(7200));
+        let mut offer = JoinOffer { token, description: "node-1".into(), expires, certificate };
         let made = secret(&offer);
         assert_eq!(made.metadata.name.as_deref(), Some("bootstrap-token-0a1b2c"));
         let data = made.string_data.unwrap();
         assert_eq!(data["expiration"], "2026-07-01T10:00:00Z");
-        assert_eq!(data["auth-extra-groups"], "system:bootstrappers:vmdeploy,system:bootstrappers:vmdeploy:7800");
+        assert_eq!(data["auth-extra-groups"], "system:bootstrappers:vmdeploy,system:bootstrappers:vmdeploy:7200");
         assert_eq!((data["token-id"].as_str(), data["token-secret"].as_str()), ("0a1b2c", "0123456789abcdef"));
         // a certificate of less than ten minutes is signed nowhere
-        assert!(certificate_life(Duration::ZERO) >= Duration::from_secs(600));
+        let groups = |offer: &JoinOffer| secret(offer).string_data.unwrap()["auth-extra-groups"].clone();
+        offer.certificate = Some(Duration::ZERO);
+        assert!(groups(&offer).ends_with(":600"));
+        offer.certificate = None;
+        assert_eq!(groups(&offer), "system:bootstrappers:vmdeploy");
         assert!(!format!("{offer:?}").contains("0123456789abcdef"));
     }
 }

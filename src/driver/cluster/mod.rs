@@ -1,6 +1,7 @@
-//! The Kubernetes writes a controller makes ([`Cluster`]) and what it reads there ([`ClusterView`]).
+//! The Kubernetes writes a controller makes ([`Cluster`]) and what it reads there ([`ClusterView`]); what only some use is
+//! apart: `importers`, `joins`, `transfers`.
 //!
-//! Two small traits, the kube client (`kube.rs`), a double in memory (`fake.rs`). Nothing here
+//! Small traits, the kube client (`kube.rs`), a double in memory (`fake.rs`). Nothing here
 //! decides anything: every method is one idempotent write, or a read.
 
 pub mod client;

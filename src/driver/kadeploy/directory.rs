@@ -6,18 +6,25 @@ use std::{
 };
 
 use super::{Deployers, Kadeploy, KadeployError, connect};
-use crate::{config::SiteConfig, driver::site::Credentials};
+use crate::{clock::Clock, config::SiteConfig, driver::site::Credentials};
+
+/// A client that nobody has asked for in so long is forgotten, with the account that it holds.
+const UNUSED: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
+/// When somebody last asked for it, and the client.
+type Used = (jiff::Timestamp, Arc<dyn Kadeploy>);
 
 /// Clients by site and account.
 pub struct KadeployDirectory {
     sites: BTreeMap<String, SiteConfig>,
-    clients: Mutex<HashMap<(String, Credentials), Arc<dyn Kadeploy>>>,
+    clock: Clock,
+    clients: Mutex<HashMap<(String, Credentials), Used>>,
 }
 
 impl KadeployDirectory {
     /// The sites of the configuration. Nothing is asked of any server yet.
-    pub fn new(sites: BTreeMap<String, SiteConfig>) -> Self {
-        Self { sites, clients: Mutex::default() }
+    pub fn new(sites: BTreeMap<String, SiteConfig>, clock: Clock) -> Self {
+        Self { sites, clock, clients: Mutex::default() }
     }
 }
 
@@ -27,11 +34,14 @@ impl Deployers for KadeployDirectory {
         let config = self.sites.get(site).ok_or_else(missing)?;
         let key = (site.to_owned(), credentials.clone());
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
+        let now = self.clock.now();
+        clients.retain(|_, (used, _)| now.duration_since(*used) < UNUSED);
+        if let Some((used, client)) = clients.get_mut(&key) {
+            *used = now;
             return Ok(client.clone());
         }
         let client = connect(config, credentials)?;
-        clients.insert(key, client.clone());
+        clients.insert(key, (now, client.clone()));
         Ok(client)
     }
 }
@@ -45,11 +55,14 @@ mod tests {
         crate::tls::install_provider();
         let text = "bare: {kind: oar2, url: 'http://x', uids: {}}\n\
             rennes: {kind: oar2, url: 'http://x', uids: {}, kadeploy: {url: 'http://k:25300'}}\n";
-        let directory = KadeployDirectory::new(crate::yaml::read(text).unwrap());
+        let clock = Clock::manual(jiff::Timestamp::UNIX_EPOCH);
+        let directory = KadeployDirectory::new(crate::yaml::read(text).unwrap(), clock.clone());
         let account = |site, user: &str| directory.account(site, &Credentials::Header { user: user.into() });
         let (first, again) = (account("rennes", "alice").ok().unwrap(), account("rennes", "alice").ok().unwrap());
         assert!(Arc::ptr_eq(&first, &again));
         assert!(!Arc::ptr_eq(&first, &account("rennes", "bob").ok().unwrap()));
+        clock.advance(UNUSED);
+        assert!(!Arc::ptr_eq(&first, &account("rennes", "alice").ok().unwrap()), "it was not forgotten");
         for site in ["bare", "nowhere"] {
             assert!(matches!(account(site, "alice"), Err(KadeployError::Configuration(_))), "{site}");
         }

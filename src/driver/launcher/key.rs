@@ -1,11 +1,10 @@
-//! The key by which a launcher and the operator know each other.
+//! The key by which launchers, and nodes that join the cluster, and the operator know each other.
 
 use rcgen::KeyPair;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    driver::cluster::joins::BootstrapToken,
     names::SlotId,
     tls::{Authority, TlsError},
 };
@@ -44,12 +43,11 @@ impl LaunchKey {
         Self(format!("{:x}", Sha256::digest(format!("{} {slot}", self.0))))
     }
 
-    /// The token by which a node of the slot whose key this is may join the cluster, under its host's name. As
-    /// `printf '%s %s' KEY HOST | sha256sum` prints it.
+    /// What of a slot's key one of its hosts gets to know: hexadecimal digits, as `printf '%s %s' KEY HOST | sha256sum` prints
+    /// them.
     #[must_use]
-    pub fn token_of(&self, host: &str) -> BootstrapToken {
-        let digits = format!("{:x}", Sha256::digest(format!("{} {host}", self.0)));
-        BootstrapToken { id: digits[..6].into(), secret: digits[6..22].into() }
+    pub fn of_host(&self, host: &str) -> String {
+        format!("{:x}", Sha256::digest(format!("{} {host}", self.0)))
     }
 
     /// The authority that signs for both sides: it follows from the key.
@@ -93,7 +91,6 @@ mod tests {
         assert_eq!(key.of_slot(&"7".into()).0, "3cf278451a8cf1d84a3158ef86d963d59fb075d383111fd785a6c1c6c78ac2e9");
         assert_ne!(key.of_slot(&"7".into()), key.of_slot(&"8".into()));
         // the same of 32 times a, a blank, and node-1
-        assert_eq!(key.token_of("node-1").text(), "c7cf45.12be480737f2d000");
-        assert_eq!(format!("{:?}", key.token_of("node-1")), "BootstrapToken(c7cf45)");
+        assert_eq!(key.of_host("node-1"), "c7cf4512be480737f2d000078a6687eeabee9e3996de686ae648061fb752fb0e");
     }
 }

@@ -12,7 +12,7 @@ mod key;
 pub use http::LauncherDirectory;
 pub use key::{BadKey, LEAST_KEY, LaunchKey};
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ pub struct LaunchOrder {
     pub files: BTreeMap<String, String>,
     /// What it logs, as `RUST_LOG` is written.
     pub log: String,
+    /// Directory of its lease, which goes with the launcher when that could not leave it to the agent.
+    pub lease: PathBuf,
 }
 
 impl std::fmt::Debug for LaunchOrder {

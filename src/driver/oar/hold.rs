@@ -47,10 +47,9 @@
 //! the connector logs in as an administrator of the system that was put on the node, who then is the site's user of the
 //! text above. It knocks at each node until an agent has written its `nonce`; what is on the node before is another
 //! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. A hold's end
-//! proves no death there: only an agent's word, its container's end, or its silence does. Where the site says so each knock
-//! brings along the bootstrap token by which the node may join the cluster, on the command's input: 6 and 16 hexadecimal
-//! digits of what `printf '%s %s' KEY HOST | sha256sum` prints, with the slot's launch key ([`crate::driver::launcher`]). A
-//! system takes it that has the token's directory, with mode 0600.
+//! proves no death there: only an agent's word, its container's end, or its silence does. Where the site says so a system
+//! that has the token's directory and no token in it is given the one by which the node may join the cluster
+//! ([`crate::driver::cluster::joins::BootstrapToken`]), with mode 0600.
 //!
 //! **Nodes without a kubelet.** There the hold starts a launcher on each node, through the same TakTuk and before the
 //! holders ([`crate::launcher`]): it gets the slot's launch key as the first line of its input, which nobody else sees, and
@@ -131,6 +130,9 @@ const CONNECT: Duration = Duration::from_secs(30);
 const PUT_CONNECT: Duration = Duration::from_secs(10);
 /// Time between two looks whether an agent has come to a node that is deployed first.
 const KNOCK: Duration = Duration::from_secs(3);
+
+/// Exit code of a knock at a system that lacks its token.
+const NO_TOKEN: i32 = 9;
 
 /// Rounds of this many beats: a node not heard of in a whole one is lost.
 const ROUND: u32 = 15;
@@ -267,6 +269,7 @@ impl HoldScript<'_> {
             ("@LAUNCHER@", launcher),
             ("@KEY@", self.key_file.unwrap_or_default().into()),
             ("@TOKEN@", token.into()),
+            ("@NO_TOKEN@", NO_TOKEN.to_string()),
             ("@TOKEN_DIRECTORY@", token.rsplit_once('/').map_or("", |(directory, _)| directory).into()),
             ("@NO_LAUNCH_KEY@", NO_LAUNCH_KEY.to_string()),
             ("@LEAST_KEY@", LEAST_KEY.to_string()),

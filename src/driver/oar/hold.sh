@@ -111,19 +111,23 @@ heard=0
 # Nodes that are deployed first answer late, and before that as another system: the connector knocks until the agent has
 # come. They have no way to each other: all hang on this shell's TakTuk, which knocks at all of them at once. A connector
 # that knocks is ended by nothing but itself when this shell has gone. Where nodes are to join the cluster with a token of
-# their own, it brings that along each time: the system that knows what it is for takes it.
+# their own, a system that knows what it is for and has none gets it.
 if test -n '@DEPLOYED@'; then
   heard=
   tree='-d -1 -w 1000'
   ask="test -f $lease/nonce"
   if test -n '@TOKEN@'; then
-    ask="$ask || { test -d @TOKEN_DIRECTORY@ && umask 077 && cat > @TOKEN@.new && mv @TOKEN@.new @TOKEN@; false; }"
+    ask="$ask || { test -d @TOKEN_DIRECTORY@ && test ! -s @TOKEN@ && exit @NO_TOKEN@; exit 1; }"
   fi
-  export SLOT_KEY="$key" ASK="$ask" KNOCK='
-    token=$(printf "%s %s" "$SLOT_KEY" "$0" | sha256sum)
-    token=$(echo "$token" | cut -c 1-6).$(echo "$token" | cut -c 7-22)
+  give='umask 077 && rm -f @TOKEN@.new && cat > @TOKEN@.new && mv @TOKEN@.new @TOKEN@'
+  export SLOT_KEY="$key" LEASE="${lease##*/}" ASK="$ask" GIVE="$give" KNOCK='
     k=0
-    until echo "$token" | @CONNECTOR@ "$0" "$ASK" > /dev/null 2>&1; do
+    until @CONNECTOR@ "$0" "$ASK" < /dev/null > /dev/null 2>&1; do
+      if test $? = @NO_TOKEN@; then
+        id=$(printf "%s %s" "$LEASE" "$0" | sha256sum | cut -c 1-6)
+        secret=$(printf "%s %s" "$SLOT_KEY" "$0" | sha256sum | cut -c 1-16)
+        echo "$id.$secret" | @CONNECTOR@ "$0" "$GIVE" > /dev/null 2>&1
+      fi
       k=$((k + 1))
       test $k -lt @KNOCKS@ && kill -0 '$$' || exit 1
       sleep @KNOCK@

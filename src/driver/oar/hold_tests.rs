@@ -16,7 +16,7 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use crate::driver::launcher::LaunchKey;
+use crate::driver::{cluster::joins::BootstrapToken, launcher::LaunchKey};
 
 #[path = "put_tests.rs"]
 mod putting;
@@ -481,10 +481,18 @@ fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
     assert_eq!(hold.ends(20), Some(NO_AGENT), "{}", hold.log());
 }
 
+/// Whether a process has this text among its arguments.
+fn is_argument(text: &str) -> bool {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).contains(text))
+}
+
 /// A node that is deployed first, whose system of now, if it has one, may know what a token is for.
 const JOINING: &str = "#!/bin/sh\nhere=${0%/*}; node=$1; shift\n\
-    case \"$1\" in test*) echo $node >> $here/knocks\n\
-    exec sh -c \"$(echo \"$*\" | sed \"s|$here/joins|$here/joins-$node|g; s|$here/3f2b|$here/$node/3f2b|\")\" ;; esac\n\
+    case \"$1\" in test*|umask*) echo $node >> $here/knocks\n\
+    cat > $here/heard-$node.new; cat $here/heard-$node.new >> $here/heard-$node\n\
+    exec sh -c \"$(echo \"$*\" | sed \"s|$here/joins|$here/joins-$node|g; s|$here/3f2b|$here/$node/3f2b|\")\" < $here/heard-$node.new ;; esac\n\
     [ -e $here/$node ] || exit 255\nunset TAKTUK_HOSTNAME TAKTUK_POSITION; exec sh -c \"$*\"\n";
 
 #[test]
@@ -496,15 +504,23 @@ fn a12_each_node_that_is_deployed_gets_a_token_of_its_own_once_it_knows_what_tha
     assert!(within(20, knocked), "{}", hold.log());
     let token = |node: &str| fs::read_to_string(directory(node).join("token")).ok();
     assert_eq!((token("a"), token("b")), (None, None), "the system before does not get it");
+    let heard = |node: &str| fs::read_to_string(hold.folder.path().join(format!("heard-{node}"))).unwrap();
+    assert_eq!((heard("a").as_str(), heard("b").as_str()), ("", ""), "it is told to whoever answers");
     fs::create_dir(directory("a")).unwrap();
     fs::create_dir(directory("b")).unwrap();
     assert!(within(10, || token("a").is_some() && token("b").is_some()), "{}", hold.log());
     let key = LaunchKey::read(KEY).unwrap().of_slot(&JOB.into());
     for node in ["a", "b"] {
-        assert_eq!(token(node).unwrap(), format!("{}\n", key.token_of(node).text()));
+        let expected = BootstrapToken::of_node(&format!("3f2b8a10-{JOB}"), &key, node);
+        assert_eq!(token(node).unwrap(), format!("{}\n", expected.text()));
         assert_eq!(fs::metadata(directory(node).join("token")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!is_argument(&expected.secret), "other users of the frontend see it");
     }
-    assert!(!fs::read_to_string(hold.folder.path().join("hold")).unwrap().contains(KEY));
+    assert!(!is_argument(KEY) && !is_argument(&format!("{:x}", Sha256::digest(format!("{KEY} {JOB}")))));
+    // once is enough
+    let told = heard("a");
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(heard("a"), told);
     hold.signal(Signal::KILL);
 }
 
@@ -537,7 +553,8 @@ fn a3_launchers_get_the_key_first_and_end_with_the_hold() {
         let expected = format!("launcher --port 1\n{of_slot}\n");
         assert!(within(10, || said(rank).starts_with(&expected) && said(rank).lines().count() > 4), "{}", said(rank));
     }
-    assert!(!fs::read_to_string(hold.folder.path().join("hold")).unwrap().contains(KEY));
+    let of_slot = format!("{:x}", Sha256::digest(format!("{KEY} {JOB}")));
+    assert!(!is_argument(KEY) && !is_argument(&of_slot), "other users see the key");
     assert!(!hold.free("a") && !hold.free("b"), "the key is no beat of a holder's");
     hold.signal(Signal::KILL);
     assert!(within(10, || [1, 2].iter().all(|rank| said(*rank).ends_with("end\n"))), "{}{}", said(1), said(2));

@@ -268,7 +268,10 @@ mod tests {
         assert_eq!(body["type"], serde_json::json!(["besteffort", "deploy"]));
         let script = body["script"].as_str().unwrap();
         // as long as agents and deployments may take together
-        assert!(script.contains("taktuk -s $tree -t 2100") && script.contains("until ssh -l root \\$0"), "{script}");
+        assert!(
+            script.contains("taktuk -s $tree -t 2100") && script.contains("until ssh -l root \"$0\" \"$ASK\""),
+            "{script}"
+        );
         let refused = submission(&deploy, &SubmitSettings { deployed: None, ..settings() }).unwrap_err();
         assert!(refused.to_string().contains("kadeploy"), "{refused}");
     }

@@ -13,7 +13,7 @@ use crate::{
         plan::{DeployOrder, TokenOrder},
     },
     driver::{
-        cluster::joins::JoinOffer,
+        cluster::joins::{JoinOffer, LEAST_LIFE},
         kadeploy::{DeployRequest, EnvironmentSource, Kadeploy, KadeployError, WorkflowId},
     },
     names::{JobUid, SlotId},
@@ -85,16 +85,31 @@ pub(super) async fn offer_token(order: &TokenOrder, job: &BestEffortJob, uid: &J
     let key = ctx.memory.get(uid).launch_key.and_then(|read| read.found.ok());
     let found = key.and_then(|key| token(job, &order.slot.0, &order.node, &key, ctx));
     let Some(token) = found.filter(|token| token.id == order.id) else { return };
+    let site = ctx.config.sites.get(&job.spec.slots.site);
+    let join = site.and_then(|site| site.kadeploy.as_ref()?.join.as_ref());
     let offer = JoinOffer {
         token,
         description: format!("{} of slot {} of the job with uid {uid}", order.node, order.slot),
-        expires: ctx.clock.now() + order.life,
-        certificate: order.life,
+        expires: ctx.clock.now() + order.life.max(LEAST_LIFE),
+        certificate: join.filter(|join| join.short_certificates).map(|_| order.life),
     };
-    ctx.memory.update(uid, |memory| memory.withdrawn.remove(&order.id));
-    if let Err(error) = ctx.joins.offer(&offer).await {
+    let offered = ctx.joins.offer(&offer).await;
+    if let Err(error) = &offered {
         tracing::warn!(job = %uid, node = %order.node, %error, "failed to let a node join the cluster");
     }
+    ctx.memory.update(uid, |memory| {
+        // what was denied was denied to a system before
+        if memory.withdrawn.remove(&order.id) {
+            memory.denied.remove(&order.id);
+        }
+        match offered {
+            Ok(()) => memory.unoffered.remove(&order.id),
+            Err(error) => memory.unoffered.insert(
+                order.id.clone(),
+                format!("its token could not be put into kube-system (the chart gives the right to, where a site has kadeploy.join): {error}"),
+            ),
+        }
+    });
 }
 
 /// Takes a token back. One that stays ends by itself.
@@ -109,6 +124,6 @@ pub(super) async fn withdraw_token(id: &str, uid: &JobUid, ctx: &Context) {
 }
 
 fn learn(uid: &JobUid, slot: &SlotId, ctx: &Context, what: impl FnOnce(&mut Deploying)) {
-    ctx.memory.update(uid, |memory| memory.deploying.get_mut(&slot.0).map(what));
+    ctx.memory.update_known(uid, |memory| memory.deploying.get_mut(&slot.0).map(what));
     (ctx.wake)(uid);
 }

@@ -1,26 +1,37 @@
 //! Has launchers start agents, and end them. One that does not obey is told again by a later pass.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use crate::{
     controller::job::{Context, memory::LauncherKnown, plan::AgentPlacement},
-    driver::launcher::{LaunchOrder, Launcher, LauncherError},
+    driver::{
+        agent::LeaseConfig,
+        launcher::{LaunchOrder, Launcher, LauncherError},
+    },
     names::{JobUid, NodeName},
 };
 
 /// Has an agent started on its node. Nobody waits for it.
-pub(super) fn start(placement: &AgentPlacement, files: BTreeMap<String, String>, uid: &JobUid, ctx: &Context) {
+pub(super) fn start(
+    placement: &AgentPlacement,
+    files: BTreeMap<String, String>,
+    lease: &LeaseConfig,
+    uid: &JobUid,
+    ctx: &Context,
+) {
     let place = (placement.slot.0.clone(), placement.node.clone());
     let Some(launcher) = launcher(&place, uid, ctx) else {
         return tracing::warn!(job = %uid, node = %placement.node, "the launcher is not known");
     };
-    let order = LaunchOrder { incarnation: placement.incarnation, files, log: ctx.config.agents.log.clone() };
+    let log = ctx.config.agents.log.clone();
+    let lease = Path::new(&lease.root).join(&lease.directory);
+    let order = LaunchOrder { incarnation: placement.incarnation, files, log, lease };
     let (name, uid, ctx) = (placement.pod.clone(), uid.clone(), ctx.clone());
     tokio::spawn(async move {
         let Err(error) = launcher.start(&name, &order).await else { return };
         tracing::warn!(job = %uid, node = %place.1, %error, "failed to have an agent started");
         if let LauncherError::Refused(why) = error {
-            ctx.memory.update(&uid, |memory| {
+            ctx.memory.update_known(&uid, |memory| {
                 let known = memory.launchers.get_mut(&place);
                 known.map(|known| known.refused.insert(name, why));
             });

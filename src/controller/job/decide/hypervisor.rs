@@ -75,7 +75,6 @@ impl Draft<'_> {
                 None => self.new_deployment(&slot, environment),
             };
             let outcome = self.advance(&slot, &mut deployment);
-            self.tend_tokens(&slot.id, &mut deployment, true);
             if let Some(known) = self.status.slots.iter_mut().find(|known| known.id == slot.id) {
                 known.deployment = Some(deployment);
             }
@@ -295,10 +294,14 @@ impl Draft<'_> {
         let Some(site) = &self.seen.site else { return };
         for node in deployment.nodes.iter_mut().filter(|node| node.state != DeploymentState::Ready) {
             if node.state == DeploymentState::Joining && self.age(&node.since) >= site.agent_wait {
-                node.error = Some(format!(
-                    "it did not become a ready node of this cluster within {} s: the environment must start a kubelet that joins it",
-                    site.agent_wait.as_secs()
-                ));
+                let why = node.error.take().unwrap_or_else(|| match node.token {
+                    None => "the environment must start a kubelet that joins it".into(),
+                    Some(_) => "the environment must start a kubelet that joins it with the token in the file that \
+                                kadeploy.join.tokenFile of the site's configuration names, again and again until it has"
+                        .into(),
+                });
+                let limit = site.agent_wait.as_secs();
+                node.error = Some(format!("it did not become a ready node of this cluster within {limit} s: {why}"));
                 node.state = DeploymentState::Failed;
             } else if node.state == DeploymentState::Waiting && node.failures >= FAILURES {
                 node.state = DeploymentState::Failed;

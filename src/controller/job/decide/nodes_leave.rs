@@ -63,7 +63,6 @@ impl Draft<'_> {
             let (in_use, ended, id) = (slot.is_in_use(), slot.state == SlotState::Ended, slot.id.clone());
             let Some(mut deployment) = slot.deployment.clone().filter(|_| !in_use) else { continue };
             self.cancel(&id, &mut deployment);
-            self.tend_tokens(&id, &mut deployment, false);
             if ended && self.is_buried(&id) {
                 let over = deployment.over_since.get_or_insert_with(|| now.clone()).0;
                 for (node, uid) in left_behind(&deployment, &self.seen.nodes) {

@@ -205,6 +205,19 @@ impl Draft<'_> {
                 return;
             }
         }
+        match &self.seen.launch_key {
+            Fact::Absent | Fact::Known(Ok(())) => {}
+            Fact::Known(Err(message)) => {
+                self.back_off(Reason::CredentialsMissing, message.clone());
+                self.because("there is no launch key");
+                return;
+            }
+            Fact::Unknown { .. } => {
+                self.because("whether there is a launch key is not known");
+                self.wake(Duration::from_secs(2));
+                return;
+            }
+        }
         let restores = self.status.started.is_some() || self.status.adopted.is_some();
         if restores && self.seen.content.known().is_none() {
             self.because("what would be restored is not known");

@@ -76,7 +76,7 @@ pub(super) fn named_environment(
                 Err(error) => Err(error),
             };
             let found = found.map_err(|error| (error.reason(), format!("site {site}: {error}")));
-            ctx.memory.update(&uid, |memory| {
+            ctx.memory.update_known(&uid, |memory| {
                 memory.checking = false;
                 memory.environment = Some(Checked { environment, at: ctx.clock.now(), found });
             });
@@ -95,13 +95,8 @@ pub(super) fn deployments(
     ctx: &Context,
 ) -> BTreeMap<String, DeploymentSeen> {
     let under_way = |slot: &SlotStatus| Some((slot.clone(), slot.deployment.as_ref()?.workflow.clone()?));
-    let all: Vec<_> = status.slots.iter().filter_map(under_way).collect();
-    let uid = uid(job);
-    if ctx.memory.get(&uid).deploying.len() > all.len() {
-        let known = |slot: &String| status.slots.iter().any(|one| one.id == *slot);
-        ctx.memory.update(&uid, |memory| memory.deploying.retain(|slot, _| known(slot)));
-    }
-    all.into_iter().map(|(slot, workflow)| (slot.id.clone(), deployment(job, slot, workflow, account, ctx))).collect()
+    let all = status.slots.iter().filter_map(under_way);
+    all.map(|(slot, workflow)| (slot.id.clone(), deployment(job, slot, workflow, account, ctx))).collect()
 }
 
 fn deployment(
@@ -132,7 +127,7 @@ fn deployment(
             Err(error) => Err(error),
         };
         let now = ctx.clock.now();
-        ctx.memory.update(&uid, |memory| {
+        ctx.memory.update_known(&uid, |memory| {
             let same = |known: &&mut Deploying| known.number == workflow.number;
             let Some(known) = memory.deploying.get_mut(&slot.id).filter(same) else { return };
             (known.looking, known.looked, known.seen.error) = (false, Some(now), None);

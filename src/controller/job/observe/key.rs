@@ -8,7 +8,7 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus,
         job::LauncherKind,
-        job_status::{DeployedNode, DeploymentState, SlotStatus},
+        job_status::{DeployedNode, SlotStatus},
     },
     config::SiteConfig,
     controller::{
@@ -25,7 +25,7 @@ use crate::{
         launcher::LaunchKey,
         site::Credentials,
     },
-    names::NodeName,
+    names::{NodeName, lease_directory},
 };
 
 /// The key of a Secret in which a job's own launch key is.
@@ -74,8 +74,8 @@ pub(super) async fn key(
     let known = remembered.launch_key;
     let mut launchers = remembered.launchers.values();
     let refused = launchers.clone().any(|launcher| launcher.found.is_none() && launcher.error.is_some());
-    // those that have answered keep their slot's own
-    let needed = status.slots.is_empty() || launchers.any(|launcher| launcher.found.is_none()) || joining(status);
+    // those that have answered keep their slot's own, and holds have read it at their beginning
+    let needed = status.slots.is_empty() || launchers.any(|launcher| launcher.found.is_none());
     let age = |known: &KeyRead| if known.found.is_ok() && !refused { KEY_AGE } else { ACCOUNT_AGE };
     if let Some(known) = &known
         && ((known.found.is_ok() && !needed) || now.duration_since(known.read) < age(known))
@@ -130,12 +130,6 @@ pub(super) async fn key(
     Ok(Fact::Known(found))
 }
 
-/// Whether nodes are still to join.
-fn joining(status: &BestEffortJobStatus) -> bool {
-    let mut nodes = status.slots.iter().filter_map(|slot| slot.deployment.as_ref()).flat_map(|it| &it.nodes);
-    nodes.any(|node| node.state != DeploymentState::Ready)
-}
-
 /// The tokens by which nodes of the job's slots may join the cluster, by slot and node; none where that is not ours to see to.
 pub(super) fn tokens(
     job: &BestEffortJob,
@@ -143,12 +137,15 @@ pub(super) fn tokens(
     key: &Fact<Result<LaunchKey, String>>,
     ctx: &Context,
 ) -> BTreeMap<String, BTreeMap<NodeName, TokenSeen>> {
-    let withdrawn = ctx.memory.get(&uid(job)).withdrawn;
+    let known = ctx.memory.get(&uid(job));
     let of_node = |slot: &str, node: &DeployedNode| {
         let name = NodeName(node.node.clone());
         let found = key.known().and_then(|key| token(job, slot, &name, key.as_ref().ok()?, ctx));
-        let withdrawn = node.token.as_ref().is_some_and(|token| withdrawn.contains(token));
-        (name, TokenSeen { id: found.map(|token| token.id), withdrawn })
+        let unknown = key.known().and_then(|key| key.as_ref().err().cloned());
+        let withdrawn = node.token.as_ref().is_some_and(|token| known.withdrawn.contains(token));
+        let said = node.token.as_ref().and_then(|token| known.unoffered.get(token).or(known.denied.get(token)));
+        let trouble = unknown.or_else(|| said.cloned());
+        (name, TokenSeen { id: found.map(|token| token.id), withdrawn, trouble })
     };
     let of_slot = |slot: &SlotStatus| {
         let nodes = &slot.deployment.as_ref()?.nodes;
@@ -167,5 +164,6 @@ pub(in crate::controller::job) fn token(
 ) -> Option<BootstrapToken> {
     let site = ctx.config.sites.get(&job.spec.slots.site).filter(|_| job.spec.deployed().is_some())?;
     site.kadeploy.as_ref()?.join.as_ref()?;
-    Some(key.of_slot(&slot.into()).token_of(site.host_of(node)))
+    let slot = slot.into();
+    Some(BootstrapToken::of_node(&lease_directory(&uid(job), &slot), &key.of_slot(&slot), site.host_of(node)))
 }

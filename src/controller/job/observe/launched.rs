@@ -131,7 +131,7 @@ fn look(
         };
         let said = asked.await;
         let now = ctx.clock.now();
-        let news = ctx.memory.update(&uid, |memory| {
+        let news = ctx.memory.update_known(&uid, |memory| {
             // its slot may be over by now
             let Some(known) = memory.launchers.get_mut(&place) else { return false };
             let before = known.clone();
@@ -148,7 +148,7 @@ fn look(
             }
             (&known.found, &known.agents, &known.error) != (&before.found, &before.agents, &before.error)
         });
-        if news {
+        if news == Some(true) {
             (ctx.wake)(&uid);
         }
     });

@@ -55,6 +55,8 @@ pub struct TokenSeen {
     pub id: Option<String>,
     /// This process has taken back the one that the status names.
     pub withdrawn: bool,
+    /// Why the node does not join with it, as far as somebody has said so.
+    pub trouble: Option<String>,
 }
 
 /// A node that is to be let into the cluster.
@@ -66,6 +68,6 @@ pub struct TokenOrder {
     pub node: NodeName,
     /// Id of the token, which follows from both.
     pub id: String,
-    /// The slot is no longer than that, and no certificate lives longer.
+    /// What is left of the slot.
     pub life: std::time::Duration,
 }
