@@ -66,6 +66,12 @@ pub struct VmImageSpec {
 const ARCHIVE_PARAMS: &str = "root=/dev/vda rw console=ttyS0 net.ifnames=0";
 /// Size of the disk that is made of an archive, unless the spec says another one.
 const ARCHIVE_DISK: Bytes = Bytes(10 << 30);
+/// Where a spec says what is fetched.
+pub const SOURCE: &str = "spec.source";
+/// The kernel.
+pub const KERNEL: &str = "spec.os.kernel";
+/// The initial ram disk.
+pub const INITRD: &str = "spec.os.initrd";
 
 impl VmImageSpec {
     /// Size of the disk that is made of an archive, in whole MiB; none if the file is a disk.
@@ -83,11 +89,12 @@ impl VmImageSpec {
         }
     }
 
-    /// All files that are fetched.
-    pub fn sources(&self) -> impl Iterator<Item = &ImageSource> {
+    /// All files that are fetched, and where the spec says so.
+    pub fn sources(&self) -> impl Iterator<Item = (&'static str, &ImageSource)> {
         let os = self.os.as_ref();
-        let boot = os.and_then(|os| os.kernel.as_ref()).into_iter().chain(os.and_then(|os| os.initrd.as_ref()));
-        std::iter::once(&self.source).chain(boot)
+        let kernel = os.and_then(|os| Some((KERNEL, os.kernel.as_ref()?)));
+        let initrd = os.and_then(|os| Some((INITRD, os.initrd.as_ref()?)));
+        std::iter::once((SOURCE, &self.source)).chain(kernel).chain(initrd)
     }
 }
 
@@ -227,7 +234,8 @@ pub struct OciSource {
     #[schemars(length(max = 80))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Secret of this namespace with `username` and `password`, or `token`, for that registry.
+    /// Secret of this namespace with `username` and `password`, or `token`, for that registry; or one of the type
+    /// `kubernetes.io/dockerconfigjson`, as pods have in `imagePullSecrets`, with an entry for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
     /// Whether the registry is spoken to unencrypted, with the credentials too.

@@ -21,7 +21,10 @@ use super::{
     logins::Logins,
 };
 use crate::{
-    api::{LABEL_COMPONENT, VmImage, image::ImageSource},
+    api::{
+        LABEL_COMPONENT, VmImage,
+        image::{INITRD, ImageSource, KERNEL, SOURCE},
+    },
     driver::cluster::ClusterError,
     image::{FileOrder, ImportOrder, LoginOrder, OciPlace, Place},
     names::{Identity, JobUid},
@@ -161,7 +164,7 @@ fn secret(namespace: &str, name: &str, logins: &Logins, context: &Context) -> Re
         .issue(&Identity::Importer, context.clock.now(), lifetime)
         .map_err(|error| error.to_string())?;
     let mut data: BTreeMap<String, String> =
-        logins.iter().map(|(secret, login)| (login_key(secret), login.to_file())).collect();
+        logins.iter().map(|(field, login)| (login_key(field), login.to_file())).collect();
     data.extend([
         ("ca.crt".into(), credentials.ca),
         ("tls.crt".into(), credentials.certificate),
@@ -176,9 +179,9 @@ fn secret(namespace: &str, name: &str, logins: &Logins, context: &Context) -> Re
     .map_err(|error| error.to_string())
 }
 
-/// Name of the file with the login of a Secret.
-fn login_key(secret: &str) -> String {
-    format!("login-{secret}")
+/// Name of the file with the login for what a part of the spec names.
+fn login_key(field: &str) -> String {
+    format!("login-{field}")
 }
 
 /// What the importer is told.
@@ -192,17 +195,17 @@ pub fn order(image: &VmImage) -> ImportOrder {
         limit,
         login: source.credentials().map(|secret| LoginOrder {
             secret: secret.name.clone(),
-            file: PathBuf::from(CREDENTIALS).join(login_key(&secret.name)),
+            file: PathBuf::from(CREDENTIALS).join(login_key(field)),
         }),
     };
     ImportOrder {
-        disk: file("spec.source", &spec.source, DISK_LIMIT),
+        disk: file(SOURCE, &spec.source, DISK_LIMIT),
         boot: environment::boot(image),
         check: spec.made_disk().filter(|_| !spec.skip_boot_check).and_then(|_| spec.params()),
         format: spec.format,
         disk_size: spec.made_disk().map(|size| size.0),
-        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file("spec.os.kernel", source, BOOT_LIMIT)),
-        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file("spec.os.initrd", source, BOOT_LIMIT)),
+        kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file(KERNEL, source, BOOT_LIMIT)),
+        initrd: os.and_then(|os| os.initrd.as_ref()).map(|source| file(INITRD, source, BOOT_LIMIT)),
     }
 }
 
@@ -240,7 +243,7 @@ fn place_of(image: &VmImage, source: &ImageSource) -> Place {
 /// Names of the claims the image needs, each once.
 fn claims(image: &VmImage) -> Vec<String> {
     let mut names: Vec<String> =
-        image.spec.sources().filter_map(|source| Some(source.on_claim()?.name.clone())).collect();
+        image.spec.sources().filter_map(|(_, source)| Some(source.on_claim()?.name.clone())).collect();
     names.sort();
     names.dedup();
     names

@@ -105,14 +105,14 @@ async fn logins_lie_in_a_secret_of_the_importers_own_and_nowhere_else() {
     let mut image = image(http());
     image.spec.os = None;
     image.spec.source.http.as_mut().unwrap().credentials = Some(SecretReference { name: "mirror".into() });
-    let logins = Logins::from([("mirror".to_owned(), Login::Bearer("s3cret".into()))]);
+    let logins = Logins::from([(SOURCE, Login::Bearer("s3cret".into()))]);
     let (job, secret) = build(&image, &logins, &context()).unwrap();
     let secret = secret.unwrap();
     assert_eq!((secret.namespace(), secret.name_any()), (job.namespace(), job.name_any()));
     let text = serde_json::to_string(&job).unwrap();
-    assert!(text.contains("/etc/vmdeploy/tls/login-mirror") && !text.contains("s3cret"), "{text}");
+    assert!(text.contains("/etc/vmdeploy/tls/login-spec.source") && !text.contains("s3cret"), "{text}");
     let data = secret.string_data.unwrap();
-    assert_eq!(data["login-mirror"], r#"{"bearer":"s3cret"}"#);
+    assert_eq!(data["login-spec.source"], r#"{"bearer":"s3cret"}"#);
     assert!(data["tls.crt"].starts_with("-----BEGIN CERTIFICATE"));
 }
 

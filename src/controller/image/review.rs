@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::{
-    api::{BestEffortJob, VmImage, image::ImageSource},
+    api::{BestEffortJob, VmImage},
     driver::{cluster::ClusterError, repository::RepositoryError},
     store::images::ImageReview,
 };
@@ -59,7 +59,7 @@ pub async fn review(context: &Context) -> Result<Vec<String>, Error> {
 fn named(images: &[VmImage], jobs: &[BestEffortJob]) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     for image in images {
-        named.extend(image.spec.sources().filter_map(ImageSource::digest).cloned());
+        named.extend(image.spec.sources().filter_map(|(_, source)| source.digest()).cloned());
         let status = image.status.iter().flat_map(|status| [&status.digest, &status.kernel, &status.initrd]);
         named.extend(status.flatten().cloned());
     }

@@ -18,7 +18,8 @@ use reqwest::{
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use self::{challenge::Challenge, manifest::Manifest, reference::Reference};
+pub(in crate::image) use self::reference::Reference;
+use self::{challenge::Challenge, manifest::Manifest};
 use super::{
     download::{Download, Fetched, OnRefusal, PAUSES},
     root_cause, too_large, web,
@@ -235,7 +236,7 @@ fn answered(order: &FileOrder, place: &OciPlace, status: StatusCode) -> Trouble 
             TroubleKind::LoginMissing,
             format!(
                 "{reference}: the registry answers {status}: correct the reference, or name a Secret with username and \
-                 password, or token, in {field}.credentials"
+                 password, token, or .dockerconfigjson in {field}.credentials"
             ),
         ),
         (code, _) => {

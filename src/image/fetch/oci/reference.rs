@@ -2,17 +2,17 @@
 
 /// `registry/repository:tag` or `registry/repository@sha256:...`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reference {
-    pub(super) registry: String,
-    pub(super) repository: String,
-    pub(super) tag: String,
+pub(in crate::image) struct Reference {
+    pub(in crate::image) registry: String,
+    pub(in crate::image) repository: String,
+    pub(in crate::image) tag: String,
     /// With it the tag says nothing more.
-    pub(super) digest: Option<String>,
+    pub(in crate::image) digest: Option<String>,
 }
 
 impl Reference {
     /// Reads it, or says what is wrong. The schema has looked at the characters already.
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(in crate::image) fn read(text: &str) -> Result<Self, String> {
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.to_owned())),
             None => (text, None),
@@ -40,7 +40,7 @@ impl Reference {
     }
 
     /// Where the registry is spoken to.
-    pub(super) fn server(&self) -> &str {
+    pub(in crate::image) fn server(&self) -> &str {
         // its name is not its address
         if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
     }
