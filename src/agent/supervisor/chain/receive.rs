@@ -314,6 +314,7 @@ impl Chain {
             idle: moved.elapsed().as_secs_f64(),
             known: &known,
             others: course.passed.len() + 1 < self.before.len(),
+            before: self.before.len(),
             left_a_slow_link: course.left_a_slow_link,
         };
         fault(&view).map(Ended::Fault)

@@ -2,6 +2,11 @@
 //!
 //! A node is slow because it is, or because the one before it is: then it is that one which is to be passed over, by
 //! the one behind it. So a source is left for being slow only where its own source is not.
+//!
+//! The repository's link is everybody's, and is not for the slow. But where the first one of a chain has the image and its
+//! link does not send it on, all would wait for it: then the second one, and nobody else, has the rest from the repository, which
+//! sends an image twice at most. A first one that is as slow at receiving is not passed over: nobody knows another pace, and
+//! it is more often the repository that is slow, which others would only slow down further.
 
 use std::collections::BTreeSet;
 
@@ -38,6 +43,8 @@ pub struct View<'a> {
     pub known: &'a [Report],
     /// Whether another agent could take the source's place.
     pub others: bool,
+    /// How many stand before it in the chain, passed over or not.
+    pub before: usize,
     /// Whether a slow link was left already: the slow one may be its own.
     pub left_a_slow_link: bool,
 }
@@ -68,23 +75,32 @@ pub fn fault(view: &View<'_>) -> Option<Fault> {
     if (view.idle >= IDLE && others_have_more) || (view.idle >= LONG_IDLE && owes) {
         return Some(Fault::Idle);
     }
-    // the repository's link is everybody's: it is not for the slow
-    if !view.others {
-        return None;
-    }
-    let (source, pace, usual) = (source?, view.pace?, usual(view.known)?);
+    let (source, pace) = (source?, view.pace?);
+    let usual = match (view.others, view.before) {
+        (true, _) => usual(view.known)?,
+        (false, 1) => source.pace?,
+        (false, _) => return None,
+    };
     let is_slow = |pace: f64| pace < usual * SLOW;
     if !is_slow(pace) {
         return None;
     }
     if source.pace.is_some_and(is_slow) {
         let above = match source.from {
-            Origin::Member(above) => of(above).and_then(|report| report.pace),
+            Origin::Member(above) => of(above).filter(|above| above.pace.is_some()),
             Origin::Repository | Origin::Nobody => None,
         };
-        return (!above.is_some_and(is_slow)).then_some(Fault::Slow);
+        // the second one leaves a slow link itself
+        let leaves = |above: &Report| view.before == 2 && is_behind(source.have, above.have);
+        let waits = above.is_some_and(|above| above.pace.is_some_and(is_slow) || leaves(above));
+        return (!waits).then_some(Fault::Slow);
     }
-    (!view.left_a_slow_link && source.have.saturating_sub(view.have) >= BEHIND).then_some(Fault::SlowLink)
+    (!view.left_a_slow_link && is_behind(view.have, source.have)).then_some(Fault::SlowLink)
+}
+
+/// Whether one who has so much lags behind one who has that much more.
+fn is_behind(have: u64, of: u64) -> bool {
+    of.saturating_sub(have) >= BEHIND
 }
 
 /// The median of the paces, if there are enough of them to speak of one.
@@ -122,6 +138,7 @@ mod tests {
             idle: 0.5,
             known,
             others: true,
+            before: 4,
             left_a_slow_link: false,
         }
     }
@@ -153,6 +170,40 @@ mod tests {
         assert_eq!(fault(&View { pace: None, ..seen }), None, "it has only begun");
         let again = fault(&View { left_a_slow_link: true, ..seen });
         assert_eq!(again, expected.filter(|fault| *fault != Fault::SlowLink), "it may be its own link");
+    }
+
+    #[rstest]
+    #[case::its_link(10.0, MORE, 4.0, Some(Fault::SlowLink))]
+    #[case::not_that_slow(10.0, MORE, 6.0, None)]
+    #[case::it_has_no_more_itself(10.0, HAVE, 4.0, None)]
+    #[case::as_slow_as_what_feeds_it(4.0, MORE, 4.0, None)]
+    #[case::it_was_warm(0.0, MORE, 4.0, None)]
+    fn a_first_one_with_a_slow_link_is_passed_over_by_the_second(
+        #[case] its_pace: f64,
+        #[case] it_has: u64,
+        #[case] pace: f64,
+        #[case] expected: Option<Fault>,
+    ) {
+        let known = [report(0, it_has, its_pace)];
+        let seen = View { source: 0, pace: Some(pace), others: false, before: 1, ..view(&known) };
+        assert_eq!(fault(&seen), expected);
+        assert_eq!(fault(&View { before: 2, ..seen }), None, "of those behind it the repository sees nothing");
+    }
+
+    #[rstest]
+    #[case::it_leaves_the_link(2, Origin::Member(0), MORE, None)]
+    #[case::it_has_left_it(2, Origin::Repository, MORE, Some(Fault::Slow))]
+    #[case::it_takes_what_is_there(2, Origin::Member(0), HAVE, Some(Fault::Slow))]
+    #[case::one_that_cannot_leave(3, Origin::Member(0), MORE, Some(Fault::Slow))]
+    fn the_third_waits_for_the_second_to_leave_a_slow_first(
+        #[case] before: usize,
+        #[case] from: Origin,
+        #[case] first_has: u64,
+        #[case] expected: Option<Fault>,
+    ) {
+        let known = [Report { from, ..report(1, HAVE, 4.0) }, report(0, first_has, 10.0)];
+        let seen = View { source: 1, pace: Some(4.0), before, ..view(&known) };
+        assert_eq!(fault(&seen), expected);
     }
 
     #[rstest]
@@ -203,10 +254,11 @@ mod tests {
             for _ in 0..=chain {
                 let Origin::Member(source) = next(&before, &passed) else { break };
                 let others = passed.len() + 1 < before.len();
-                let (known, left_a_slow_link) = (&known[..], false);
-                let seen = View { source, have, pace, silent, idle, known, others, left_a_slow_link };
+                let (known, left_a_slow_link, count) = (&known[..], false, before.len());
+                let seen = View { source, have, pace, silent, idle, known, others, before: count, left_a_slow_link };
                 match fault(&seen) {
-                    Some(Fault::Slow | Fault::SlowLink) => prop_assert!(others && pace.is_some()),
+                    Some(Fault::Slow) => prop_assert!(others && pace.is_some()),
+                    Some(Fault::SlowLink) => prop_assert!((others || count == 1) && pace.is_some()),
                     Some(Fault::Silent) => prop_assert!(silent >= SILENT),
                     Some(Fault::Idle) => prop_assert!(idle >= IDLE),
                     None => {}
