@@ -22,6 +22,7 @@ impl Supervisor {
     /// What a master on a node of its own does in place of a VM: joins the job's network, once the lease is
     /// held (safety A4), and serves.
     pub(super) async fn stand_by(self: &Arc<Self>) -> Result<(), LoadError> {
+        self.chain.gives_nothing();
         self.view.until(|facts| facts.lease == LeaseState::Held).await;
         // nobody is at the other end of the guest's card
         drop(self.join_network().await?);

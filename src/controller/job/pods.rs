@@ -121,7 +121,7 @@ pub fn config(
         chain: Vec::new(),
         shared_images: shared(job, placement, config)
             .map(|shared| SharedImages { directory: SHARED_DIR.into(), limit: shared.limit.0 }),
-        images_by_taktuk: has_vm && spec.distribution == Distribution::TakTuk,
+        images_by_taktuk: spec.distribution == Distribution::TakTuk,
         job_name: name,
     })
 }

@@ -216,7 +216,7 @@ fn images_of_a_claim_are_mounted_where_the_agent_is_told_and_only_for_jobs_that_
 }
 
 #[test]
-fn only_members_of_jobs_that_distribute_by_taktuk_are_told_of_it() {
+fn all_agents_of_jobs_that_distribute_by_taktuk_are_told_of_it() {
     let (mut job, placement, config) = parts();
     let told = |job: &BestEffortJob, placement: &AgentPlacement| {
         let site = &config.sites["rennes"];
@@ -225,5 +225,5 @@ fn only_members_of_jobs_that_distribute_by_taktuk_are_told_of_it() {
     assert!(!told(&job, &placement));
     job.spec.distribution = Distribution::TakTuk;
     assert!(told(&job, &placement));
-    assert!(!told(&job, &AgentPlacement { member: 2, ..placement.clone() }), "a master has no image");
+    assert!(told(&job, &AgentPlacement { member: 2, ..placement.clone() }), "a master is to say that it has none");
 }

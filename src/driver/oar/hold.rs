@@ -71,7 +71,8 @@
 //!
 //! | name | written by | content |
 //! |---|---|---|
-//! | `feed` | holder, before `lock` | `root` on the first node of the job, where the hold runs, else `node`; absent where the hold puts nothing |
+//! | `feed` | holder, before `lock` | `root` on the first node of the job, where the hold runs, else `node`; later `none` on all, once nothing is to come; absent where the hold puts nothing |
+//! | `no-images` | agent of the first node that has no guest and so no images, as a master on a node of its own | nothing |
 //! | `want-<image>` | agent of another node; removed by the holder, who tells the hold | nothing |
 //! | `in-<image>/` | agent of another node, before it wants the image; removed as soon as it takes no more of it | `<n>`, written by TakTuk, removed by the agent |
 //! | `wanted-<image>` | hold, on the first node; removed by either side as soon as it has no part in it any more | nothing |
@@ -153,10 +154,17 @@ const ERRORS: &str = r#"'error="L|$host|$line\n"'"#;
 /// What a holder does before it takes the lock: it tells the agent whether the hold runs on its node.
 const MARK: &str =
     r#"if test "$TAKTUK_HOSTNAME" = '"$first"'; then echo root > $d/feed; else echo node > $d/feed; fi;"#;
-/// What it does at each beat: it says once what its agent wants. The lock's descriptor, 9, is nobody else's.
-const WANTS: &str = r#"for w in $d/want-*; do if test -e "$w"; then rm -f "$w" 9>&-; echo "$w"; fi; done;"#;
-/// What the hold does with that: it passes it on to what puts images.
-const ASK: &str = r#"case $code in *want-*) echo "W|${code##*want-}|$node" >&5 ;; esac"#;
+/// What it does at each beat: it tells the agent once that nothing comes, and says once what that one wants. The lock's
+/// descriptor, 9, is nobody else's.
+const WANTS: &str = r#"if test -n "$none"; then none=; echo none > $d/feed; fi;
+  for w in $d/want-*; do if test -e "$w"; then rm -f "$w" 9>&-; echo "$w"; fi; done;"#;
+/// What the hold does with that: it passes it on to what puts images, unless there are none.
+const ASK: &str = r#"case $told$code in 1*) ;; *want-*) echo "W|${code##*want-}|$node" >&5 ;; esac"#;
+/// What the hold does at each beat: it tells all nodes, once, that the agent of its own gives nothing.
+const TELL: &str = r#"if [ -z "$told" ] && [ -e "$lease/no-images" ]; then
+      told=1
+      echo 'broadcast input line [ none ]' >&3
+    fi"#;
 
 /// Time without a beat after which a holder ends, and what else the hold has started; above the agents' own limit.
 pub const SILENCE: Duration = Duration::from_secs(20);
@@ -244,6 +252,7 @@ impl HoldScript<'_> {
             ("@MARK@", puts_images(MARK)),
             ("@WANTS@", puts_images(WANTS)),
             ("@ASK@", puts_images(ASK)),
+            ("@TELL@", puts_images(TELL)),
             ("@PUT_IMAGES@", puts_images(include_str!("put.sh"))),
             ("@ARITY@", ARITY.to_string()),
             ("@PUT_CONNECT@", PUT_CONNECT.as_secs().to_string()),

@@ -23,12 +23,12 @@ esac
 first=$(head -n 1 "$OAR_NODEFILE")
 
 # On each node. One line for TakTuk, run by the node's sh; no comment and no bracket may stand in it.
-# Each line read is a beat or the word "notice"; end of file or silence means that the hold is gone.
+# Each line read is a beat or the word "notice" or "none"; end of file or silence means that the hold is gone.
 # The lock's file is made here and must not exist: a lease that was lost is never taken up again.
 holder='
 locked=; noticed=; waited=0;
 while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
-  if test "$line" = notice; then noticed=1; else beat=$line; fi;
+  case $line in notice) noticed=1 ;; none) none=1 ;; *) beat=$line ;; esac;
   if test $((beat % @ROUND@)) = 0; then echo here; fi;
   if test -z "$locked"; then
     if test -d $d && test ! -L $d && test -O $d && test -f $d/nonce; then
@@ -54,7 +54,7 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
 done;
 exit @LOST_HOLDER@;
 '
-one_line=$(printf '%s' "d=$lease; job=$job; beat=0; $holder" | tr '\n' ' ')
+one_line=$(printf '%s' "d=$lease; job=$job; beat=0; none=; $holder" | tr '\n' ' ')
 
 nodes=$(sort -u "$OAR_NODEFILE")
 hosts=
@@ -186,6 +186,7 @@ while :; do
     if [ "$beat" = 0 ]; then rm -rf "$pipes"; fi
     beat=$((beat + 1))
     echo "broadcast input line [ $beat ]" >&3
+    @TELL@
     if [ $((beat % @ROUND@)) = 0 ]; then
       if [ -n "$heard" ] && [ $((beat - heard)) -gt @ROUND@ ]; then
         for node in $silent; do

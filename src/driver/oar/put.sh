@@ -7,6 +7,9 @@
 # Events come on descriptor 7, a line each: H| the hold has gone; W|IMAGE|NODE wants it; P| a tick has gone;
 # T|STATE|RANK|HOST|PEER of TakTuk, whose states are 1 numbered (of rank 0: all that can be reached are), 2 TakTuk has ended,
 # 3 a node cannot be reached, 5 one was lost, 14 a piece was not taken, 15 it was, 16 the piece could not be read.
+
+# Whether the others know that nothing comes from this node.
+told=
 mkfifo "$pipes/wants" || exit @FAILED@
 exec 5<> "$pipes/wants" 6< "$pipes/wants"
 (

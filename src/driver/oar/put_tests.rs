@@ -239,6 +239,27 @@ fn a_node_that_is_lost_ends_the_putting_and_nothing_else() {
 }
 
 #[test]
+fn all_are_told_once_that_the_first_node_gives_nothing() {
+    let Some(hold) = feeding(&["a", "b", "c"], LOCAL) else { return };
+    let said = |node: &str| fs::read_to_string(hold.file(node, "feed")).unwrap();
+    // an agent that has one without the images does not speak for the first
+    hold.agent_writes("b", "no-images", "");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(["a", "b", "c"].map(said), ["root\n", "node\n", "node\n"]);
+    hold.agent_writes("a", "no-images", "");
+    assert!(within(6, || ["a", "b", "c"].iter().all(|node| said(node) == "none\n")), "{}", hold.log());
+    // what is wanted all the same raises nothing
+    hold.wants("c");
+    assert!(within(5, || !hold.file("c", &format!("want-{IMAGE}")).exists()));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!hold.wanted() && hold.putting().is_none(), "{}", hold.log());
+    for node in ["a", "b", "c"] {
+        let before = hold.beat(node);
+        assert!(within(5, || hold.beat(node) > before) && !hold.free(node), "{node}");
+    }
+}
+
+#[test]
 fn nothing_of_it_is_there_in_other_holds() {
     let Some(hold) = hold(&["a", "b"], 60, LOCAL) else { return };
     let hold = hold.started();

@@ -90,6 +90,13 @@ impl Chain {
         }
     }
 
+    /// No image will be here: those that would wait for one by TakTuk are told.
+    pub(super) fn gives_nothing(&self) {
+        if let Some(putting) = &self.putting {
+            putting.gives_nothing();
+        }
+    }
+
     fn show(&self, digest: &str, change: impl FnOnce(&mut Standing)) {
         if let Some(image) = self.images.get(digest) {
             image.send_modify(change);

@@ -9,6 +9,7 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -28,6 +29,9 @@ use crate::driver::agent::LeaseConfig;
 const PIECE: u64 = 4 << 20;
 /// So long the hold may take to come; then its images come another way.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
+/// By which an agent of the hold's node says that it gives none, and the word by which the hold tells the others.
+const NO_IMAGES: &str = "no-images";
+const NOTHING: &str = "none";
 /// How often the lease's directory is looked at while something is to come.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -86,6 +90,14 @@ impl Putting {
     /// Whether an image is to come this way: what did not is not waited for again.
     pub(super) fn is_to_be_taken(&self, digest: &str) -> bool {
         is_first(&self.taken, digest)
+    }
+
+    /// This agent has no images: if the hold is on its node, nobody is to wait for any.
+    pub(super) fn gives_nothing(&self) {
+        let said = Directory::open(&self.lease).map_err(io::Error::other).and_then(|there| there.say(NO_IMAGES));
+        if let Err(error) = said {
+            tracing::warn!(%error, "others may wait for images by TakTuk, of which this agent gives none");
+        }
     }
 
     async fn wait(&self) -> Option<Place> {

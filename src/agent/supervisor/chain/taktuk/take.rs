@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     super::arriving::{Arriving, NotTaken},
-    Names, PACE, PIECE,
+    NOTHING, Names, PACE, PIECE,
     passage::{Directory, Passage},
 };
 
@@ -27,6 +27,8 @@ const PORTION: usize = 1 << 20;
 /// Why no more is taken.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
+    #[error("the agent on the hold's node has none")]
+    Nothing,
     #[error("nothing came in time")]
     Late,
     #[error("its beginning is missed")]
@@ -60,7 +62,7 @@ pub(in super::super) async fn take(
     let Some(names) = Names::of(digest).filter(|_| arriving.fits(PIECE)) else { return Ok(arriving) };
     let wanted = directory.make(&names.inward).and_then(|passage| directory.say(&names.want).map(|()| passage));
     let taken = match wanted {
-        Ok(passage) => pieces(passage, arriving, progress).await,
+        Ok(passage) => pieces(directory, passage, arriving, progress).await,
         Err(error) => Ok((arriving, Some(error.into()))),
     };
     directory.take_back(&names.want);
@@ -75,12 +77,16 @@ pub(in super::super) async fn take(
 
 /// Until all is here, or why it is not.
 async fn pieces(
+    directory: &Directory,
     passage: Passage,
     mut arriving: Arriving,
     progress: Progress<'_>,
 ) -> io::Result<(Arriving, Option<Ended>)> {
     let (mut limit, mut moved, mut seen) = (FIRST, Instant::now(), 0);
     while !arriving.is_whole() {
+        if directory.word("feed").as_deref() == Some(NOTHING) {
+            return Ok((arriving, Some(Ended::Nothing)));
+        }
         let wanted = arriving.have() / PIECE;
         match look(&passage, &arriving, wanted) {
             Err(ended) => return Ok((arriving, Some(ended))),

@@ -192,8 +192,23 @@ async fn what_is_here_already_need_not_come_again() {
     assert_eq!(node.take(puts).await, SIZE as u64);
 }
 
+#[tokio::test]
+async fn nobody_waits_for_what_an_agent_without_images_would_give() {
+    let first = Node::new(Some("root"));
+    first.putting().gives_nothing();
+    assert!(first.path(NO_IMAGES).exists());
+    let node = Node::new(Some("node"));
+    let puts = async || {
+        node.wanted().await;
+        // as the hold tells it, over what it said
+        fs::write(node.path("feed"), format!("{NOTHING}\n")).unwrap();
+    };
+    assert_eq!(node.take(puts).await, 0);
+}
+
 #[rstest]
 #[case::older(None)]
+#[case::nothing(Some(NOTHING))]
 #[case::newer(Some("branch"))]
 #[tokio::test]
 async fn a_hold_that_puts_nothing_is_not_waited_for(#[case] feed: Option<&str>) {
