@@ -77,7 +77,11 @@ fn try_convert(
     (size, boot): (u64, &BootPaths),
 ) -> Result<Conversion, Trouble> {
     let mut log = Vec::new();
-    let passed = make_disk(archive, raw, size, &mut log)?;
+    let passed = std::thread::scope(|scope| {
+        // of a conversion before this one: that takes a while, and would be in the way later
+        scope.spawn(|| remove(work));
+        make_disk(archive, raw, size, &mut log)
+    })?;
     // nobody uses what is packed before all of it was found right
     let (found, packed) = std::thread::scope(|scope| {
         let packing = scope.spawn(|| disk::pack(raw, &work.join(DISK)));
@@ -134,9 +138,9 @@ fn make_disk(archive: &Path, raw: &Path, size: u64, log: &mut Vec<String>) -> Re
 
 /// An identity for the file system that follows from the archive.
 fn uuid(archive: &Path) -> std::io::Result<String> {
-    let mut digest = Sha256::new();
-    std::io::copy(&mut File::open(archive)?, &mut digest)?;
-    let hex = format!("{:x}", digest.finalize());
+    let mut digest = blake3::Hasher::new();
+    digest.update_reader(File::open(archive)?)?;
+    let hex = digest.finalize().to_hex();
     Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32]))
 }
 

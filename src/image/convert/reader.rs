@@ -3,7 +3,7 @@
 //! The crate `tar` reads long names and extensions whole, however long they say they are, and takes a line end in the value
 //! of an attribute for its end; so only its header is used.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read as _};
 
 use tar::{EntryType, Header};
 
@@ -63,7 +63,7 @@ struct Extensions {
     attributes: Vec<(String, Vec<u8>)>,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: BufRead> Reader<R> {
     pub(super) fn new(from: R) -> Self {
         Self { from, content: 0, padding: 0 }
     }
@@ -213,7 +213,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip(&mut self, bytes: u64) -> Result<(), String> {
-        let skipped = io::copy(&mut (&mut self.from).take(bytes), &mut io::sink()).map_err(broken)?;
+        let skipped = io::copy(&mut self.from.by_ref().take(bytes), &mut io::sink()).map_err(broken)?;
         if skipped < bytes { Err(broken(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
     }
 
@@ -233,18 +233,24 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Reads of the entry's content; nothing at its end.
-    pub(super) fn read(&mut self, to: &mut [u8]) -> Result<usize, String> {
-        let most = usize::try_from(self.content).unwrap_or(usize::MAX).min(to.len());
-        if most == 0 {
-            return Ok(0);
+    /// What comes next of the entry's content, at least a byte; nothing at its end. Whatever was used of it is told to
+    /// [`Self::used`].
+    pub(super) fn content(&mut self) -> Result<&[u8], String> {
+        if self.content == 0 {
+            return Ok(&[]);
         }
-        let n = self.from.read(&mut to[..most]).map_err(broken)?;
-        if n == 0 {
+        let found = self.from.fill_buf().map_err(broken)?;
+        if found.is_empty() {
             return Err(broken(io::ErrorKind::UnexpectedEof.into()));
         }
-        self.content -= n as u64;
-        Ok(n)
+        let most = usize::try_from(self.content).unwrap_or(usize::MAX);
+        Ok(&found[..found.len().min(most)])
+    }
+
+    /// So many bytes of the content are not needed any more.
+    pub(super) fn used(&mut self, bytes: usize) {
+        self.from.consume(bytes);
+        self.content = self.content.saturating_sub(bytes as u64);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{BufRead, Write},
 };
 
 use super::{
@@ -33,7 +33,6 @@ pub(super) const BYTES_A_FILE: u64 = 16384;
 const ENTRIES: u64 = 1_000_000;
 /// Longest `os-release`.
 const RELEASE: u64 = 64 << 10;
-const CHUNK: usize = 1 << 18;
 /// Attributes that mean the same on any machine.
 const ATTRIBUTES: [&str; 2] = ["security.capability", "user."];
 
@@ -62,7 +61,7 @@ impl From<String> for Ended {
 }
 
 /// Passes an archive on.
-pub(super) fn pass(from: impl Read, to: impl Write, limits: Limits, log: &mut Vec<String>) -> Result<Passed, Ended> {
+pub(super) fn pass(from: impl BufRead, to: impl Write, limits: Limits, log: &mut Vec<String>) -> Result<Passed, Ended> {
     let mut pass = Pass {
         reader: Reader::new(from),
         writer: Writer::new(to),
@@ -92,7 +91,7 @@ pub(super) fn pass(from: impl Read, to: impl Write, limits: Limits, log: &mut Ve
     Ok(Passed { tree: pass.tree, bytes: pass.bytes, os })
 }
 
-struct Pass<R, W> {
+struct Pass<R, W: Write> {
     reader: Reader<R>,
     writer: Writer<W>,
     limits: Limits,
@@ -104,7 +103,7 @@ struct Pass<R, W> {
     left_out: BTreeMap<&'static str, u64>,
 }
 
-impl<R: Read, W: Write> Pass<R, W> {
+impl<R: BufRead, W: Write> Pass<R, W> {
     fn one(&mut self, mut entry: Entry) -> Result<(), Ended> {
         entry.path = normal(&entry.path)?;
         if entry.path.is_empty() {
@@ -189,16 +188,17 @@ impl<R: Read, W: Write> Pass<R, W> {
         }
         let wanted = entry.size <= RELEASE && entry.path.ends_with(b"os-release");
         let mut kept = Vec::new();
-        let mut buffer = vec![0; CHUNK.min(entry.size as usize)];
         loop {
-            let n = self.reader.read(&mut buffer)?;
-            if n == 0 {
+            let found = self.reader.content()?;
+            let count = found.len();
+            if count == 0 {
                 break;
             }
-            self.writer.content(&buffer[..n]).map_err(Ended::Writing)?;
+            self.writer.content(found).map_err(Ended::Writing)?;
             if wanted {
-                kept.extend_from_slice(&buffer[..n]);
+                kept.extend_from_slice(found);
             }
+            self.reader.used(count);
         }
         if wanted && self.releases.len() < 16 {
             self.releases.insert(entry.path.clone(), kept);

@@ -53,11 +53,14 @@ fn passed(data: Vec<u8>, limits: Limits) -> Result<Made, String> {
     let mut reader = Reader::new(Cursor::new(to));
     let mut all = BTreeMap::new();
     while let Some(entry) = reader.next().unwrap() {
-        let mut content = vec![0; entry.size as usize];
-        let mut at = 0;
-        while at < content.len() {
-            at += reader.read(&mut content[at..]).unwrap();
+        let mut content = Vec::new();
+        while content.len() as u64 != entry.size {
+            let found = reader.content().unwrap();
+            let count = found.len();
+            content.extend_from_slice(found);
+            reader.used(count);
         }
+        assert!(reader.content().unwrap().is_empty());
         let name = String::from_utf8(entry.path.clone()).unwrap();
         assert!(all.insert(name, (entry, content)).is_none(), "twice");
     }

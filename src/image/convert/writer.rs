@@ -1,21 +1,23 @@
 //! Writes an archive for `mke2fs`, which has GNU headers and, where they do not suffice, extended ones.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use tar::{EntryType, Header};
 
 use super::reader::{Entry, Kind, padding};
 
 const ZEROS: [u8; 1024] = [0; 1024];
+/// Small files are written many at a time.
+const BUFFER: usize = 1 << 18;
 
 /// An archive on its way.
-pub(super) struct Writer<W> {
-    to: W,
+pub(super) struct Writer<W: Write> {
+    to: BufWriter<W>,
 }
 
 impl<W: Write> Writer<W> {
     pub(super) fn new(to: W) -> Self {
-        Self { to }
+        Self { to: BufWriter::with_capacity(BUFFER, to) }
     }
 
     /// Begins an entry, whose content and [`Self::pad`] have to follow.
