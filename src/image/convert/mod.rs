@@ -20,7 +20,6 @@ mod writer;
 use std::{fs::File, path::Path};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use self::{
     disk::Making,
