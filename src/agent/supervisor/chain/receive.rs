@@ -140,7 +140,8 @@ impl Chain {
         while !arriving.is_whole() {
             let source = next(&before, &course.passed);
             let Some(frames) = self.frames(store, source, arriving.have(), &mut course).await? else { continue };
-            image.send_modify(|standing| standing.from = source);
+            // how fast the one before was says nothing of this one
+            image.send_modify(|standing| (standing.from, standing.pace) = (source, None));
             let ended;
             (arriving, ended) = self.take(frames, source, arriving, &mut course, progress).await?;
             match (ended, source) {

@@ -85,14 +85,20 @@ pub fn fault(view: &View<'_>) -> Option<Fault> {
     if !is_slow(pace) {
         return None;
     }
-    if source.pace.is_some_and(is_slow) {
+    // who is fed by the repository beside the first one has a part of its link
+    let feeds = view.known.iter().filter(|report| report.from == Origin::Repository).count() as f64;
+    let part = if source.from == Origin::Repository { feeds } else { 1.0 };
+    if source.pace.is_some_and(|pace| is_slow(pace * part)) {
         let above = match source.from {
-            Origin::Member(above) => of(above).filter(|above| above.pace.is_some()),
+            Origin::Member(above) => of(above).filter(|above| above.from != Origin::Nobody),
             Origin::Repository | Origin::Nobody => None,
         };
-        // the second one leaves a slow link itself
-        let leaves = |above: &Report| view.before == 2 && is_behind(source.have, above.have);
-        let waits = above.is_some_and(|above| above.pace.is_some_and(is_slow) || leaves(above));
+        let waits = above.is_some_and(|above| match above.pace {
+            // it has begun anew: what is slow behind it will not be
+            None => true,
+            // the second one leaves a slow link itself
+            Some(pace) => is_slow(pace) || (view.before == 2 && is_behind(source.have, above.have)),
+        });
         return (!waits).then_some(Fault::Slow);
     }
     (!view.left_a_slow_link && is_behind(view.have, source.have)).then_some(Fault::SlowLink)
@@ -191,19 +197,29 @@ mod tests {
     }
 
     #[rstest]
-    #[case::it_leaves_the_link(2, Origin::Member(0), MORE, None)]
-    #[case::it_has_left_it(2, Origin::Repository, MORE, Some(Fault::Slow))]
-    #[case::it_takes_what_is_there(2, Origin::Member(0), HAVE, Some(Fault::Slow))]
-    #[case::one_that_cannot_leave(3, Origin::Member(0), MORE, Some(Fault::Slow))]
+    #[case::it_leaves_the_link(2, Origin::Member(0), MORE, 2.0, None)]
+    #[case::it_has_left_it(2, Origin::Repository, MORE, 2.0, Some(Fault::Slow))]
+    #[case::it_has_its_part_of_the_repositorys_link(2, Origin::Repository, MORE, 4.0, None)]
+    #[case::it_takes_what_is_there(2, Origin::Member(0), HAVE, 2.0, Some(Fault::Slow))]
+    #[case::one_that_cannot_leave(3, Origin::Member(0), MORE, 2.0, Some(Fault::Slow))]
     fn the_third_waits_for_the_second_to_leave_a_slow_first(
         #[case] before: usize,
         #[case] from: Origin,
         #[case] first_has: u64,
+        #[case] pace: f64,
         #[case] expected: Option<Fault>,
     ) {
-        let known = [Report { from, ..report(1, HAVE, 4.0) }, report(0, first_has, 10.0)];
-        let seen = View { source: 1, pace: Some(4.0), before, ..view(&known) };
+        let known = [Report { from, ..report(1, HAVE, pace) }, report(0, first_has, 10.0)];
+        let seen = View { source: 1, pace: Some(pace), before, ..view(&known) };
         assert_eq!(fault(&seen), expected);
+    }
+
+    #[rstest]
+    #[case::it_has_left_a_slow_one(Origin::Repository, None)]
+    #[case::it_was_warm(Origin::Nobody, Some(Fault::Slow))]
+    fn behind_one_that_has_begun_anew_nobody_is_slow_yet(#[case] from: Origin, #[case] expected: Option<Fault>) {
+        let known = [report(3, HAVE, 4.0), Report { from, ..report(2, HAVE, 0.0) }, report(1, MORE, 10.0)];
+        assert_eq!(fault(&View { pace: Some(4.0), ..view(&known) }), expected);
     }
 
     #[rstest]
