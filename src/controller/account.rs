@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1::Secret;
 
 use crate::{
     config::{SiteConfig, certificate_user},
-    driver::site::Credentials,
+    driver::{
+        cluster::{ClusterError, ClusterView},
+        site::Credentials,
+    },
 };
 
 /// The account that the site's configuration gives a namespace.
@@ -18,6 +21,20 @@ pub(super) fn configured(site: &SiteConfig, namespace: &str) -> Option<Credentia
 /// What a person is told where the operator may not read what a job or an image names.
 pub(super) const MAY_NOT_READ: &str = "the operator may not read it: bind ClusterRole vmdeploy-credentials-reader to \
      its service account in this namespace (the chart's jobNamespaces does)";
+
+/// A Secret that somebody has named, or what to change.
+pub(super) async fn read(
+    view: &dyn ClusterView,
+    namespace: &str,
+    secret: &str,
+) -> Result<Result<Secret, String>, ClusterError> {
+    match view.secret(namespace, secret).await {
+        Ok(Some(found)) => Ok(Ok(found)),
+        Ok(None) => Ok(Err(format!("there is no Secret {secret} in namespace {namespace}"))),
+        Err(ClusterError::Forbidden(_)) => Ok(Err(format!("Secret {secret}: {MAY_NOT_READ}"))),
+        Err(error) => Err(error),
+    }
+}
 
 /// The account in a Secret, or what is wrong with it.
 pub(super) fn from_secret(name: &str, secret: &Secret) -> Result<Credentials, String> {

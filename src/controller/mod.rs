@@ -12,6 +12,7 @@ pub mod agents;
 pub mod image;
 pub mod job;
 pub mod join;
+pub mod note;
 pub mod served;
 pub mod snapshot;
 pub mod transfer;

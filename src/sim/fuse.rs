@@ -208,9 +208,6 @@ impl ClusterView for Fused<dyn ClusterView> {
     fn nodes(&self) -> Vec<Arc<Node>> {
         self.inner.nodes()
     }
-    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
-        self.fuse.read(self.inner.agent_is_gone(pod)).await
-    }
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError> {
         self.fuse.read(self.inner.secret(namespace, name)).await
     }

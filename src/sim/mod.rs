@@ -1,7 +1,7 @@
 //! The world in simulated time: the controllers' real passes over the doubles of all drivers, with a
 //! clock that a test moves. No sockets, no processes, no waiting.
 //!
-//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), bare nodes (`machines`), nodes
+//! [`World`] plays everything that is not the operator: kubelets and agents (`nodes`), bare nodes (`bare_nodes`), nodes
 //! without a kubelet (`launchers`), `kget`, `importers`.
 //! The operator is a process that can be killed after any of its writes (`operator`, `fuse`). After
 //! every step the safety rules are checked (`rules`).
@@ -10,7 +10,7 @@ mod fuse;
 mod importers;
 mod kget;
 mod launchers;
-mod machines;
+mod bare_nodes;
 mod nodes;
 mod operator;
 mod rules;
@@ -22,7 +22,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus};
 use serde_json::json;
 
-use self::{importers::FakeImporters, kget::Kget, machines::Machines, nodes::Body, operator::Operator, rules::Rules};
+use self::{importers::FakeImporters, kget::Kget, bare_nodes::BareNodes, nodes::Body, operator::Operator, rules::Rules};
 use crate::{
     api::{BestEffortJob, BestEffortJobStatus, JobPhase, VmImage},
     clock::Clock,
@@ -96,7 +96,7 @@ struct World {
     agents: FakeAgents,
     repository: FakeRepository,
     kadeploy: FakeKadeploy,
-    machines: Option<Machines>,
+    bare_nodes: Option<BareNodes>,
     launchers: FakeLaunchers,
     health: BTreeMap<String, Health>,
     bodies: Vec<Body>,
@@ -158,7 +158,7 @@ impl World {
             agents,
             repository,
             kadeploy,
-            machines: None,
+            bare_nodes: None,
             launchers,
         }
     }

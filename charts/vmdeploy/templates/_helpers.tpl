@@ -60,6 +60,10 @@ agents:
   sharedImages: {{ toJson $.Values.agents.sharedImages }}
   {{- end }}
   captureCache: {{ include "vmdeploy.bytes" .Values.agents.captureCache | quote }}
+  milliCpuPerCpu: {{ .Values.agents.milliCpuPerCpu }}
+  milliCpuOverhead: {{ .Values.agents.milliCpuOverhead }}
+  memoryOverhead: {{ include "vmdeploy.bytes" .Values.agents.memoryOverhead | quote }}
+  log: {{ .Values.agents.log | quote }}
 {{- end }}
 
 {{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}

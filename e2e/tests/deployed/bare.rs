@@ -7,7 +7,7 @@ use e2e::{
 };
 use vmdeploy::api::JobPhase;
 
-use crate::machines::{DEPLOYED, bare, bare_nodes, forgotten, job, joined};
+use crate::nodes::{DEPLOYED, bare, bare_nodes, forgotten, job, joined};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_on_bare_nodes_survives_a_kill() -> Result<()> {

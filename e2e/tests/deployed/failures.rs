@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use vmdeploy::api::job_status::DeploymentState;
 
-use crate::machines::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows};
+use crate::nodes::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows};
 
 const SOON: Duration = Duration::from_secs(60);
 

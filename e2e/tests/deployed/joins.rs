@@ -27,7 +27,7 @@ use vmdeploy::{
     driver::cluster::joins::{BootstrapToken, JoinOffer, Joins as _, KubeJoins},
 };
 
-use crate::machines::{DEPLOYED, bare, bare_nodes, job};
+use crate::nodes::{DEPLOYED, bare, bare_nodes, job};
 
 /// Where the test bed's environment has its token, and its kubelet its certificate.
 const TOKEN: &str = "/etc/vmdeploy/join-token";

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use vmdeploy::api::{BestEffortJob, JobPhase, job::LauncherKind};
 
-use crate::machines::{bare_nodes, joined};
+use crate::nodes::{bare_nodes, joined};
 
 /// Where launchers keep what they have started.
 const LAUNCHED: &str = "/var/lib/vmdeploy/launched";

@@ -6,4 +6,4 @@ mod bare;
 mod failures;
 mod joins;
 mod launched;
-mod machines;
+mod nodes;

@@ -10,10 +10,7 @@ use super::{
     importer,
     observe::Seen,
 };
-use crate::{
-    api::VmImage,
-    driver::cluster::{ClusterError, EventRecord},
-};
+use crate::{api::VmImage, controller::note, driver::cluster::ClusterError};
 
 /// Carries `plan` out; the logins are those that it was made with.
 pub async fn act(image: &VmImage, seen: &Seen, plan: &Plan, context: &Context) -> Result<Action, ClusterError> {
@@ -32,16 +29,7 @@ pub async fn act(image: &VmImage, seen: &Seen, plan: &Plan, context: &Context) -
             }
         }
     }
-    if let Some(note) = &plan.note {
-        let event = EventRecord {
-            about: image.object_ref(&()),
-            warning: note.warning,
-            reason: note.reason,
-            action: "Import".into(),
-            message: note.message.clone(),
-        };
-        context.cluster.record(&event).await?;
-    }
+    note::record(&*context.cluster, &image.object_ref(&()), "Import", &plan.note).await;
     tracing::debug!(
         namespace = image.metadata.namespace,
         image = image.metadata.name,

@@ -45,17 +45,6 @@ pub enum Effect {
     RemoveImporter,
 }
 
-/// An event for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Note {
-    /// Whether a person should look at it.
-    pub warning: bool,
-    /// The reason.
-    pub reason: Reason,
-    /// What happened, in a sentence.
-    pub message: String,
-}
-
 /// What a decision needs to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {

@@ -104,12 +104,9 @@ async fn ask(
 
 /// The account in a Secret.
 async fn own(secret: &str, namespace: &str, view: &dyn ClusterView) -> Result<Credentials, Looked> {
-    let read = match view.secret(namespace, secret).await {
-        Ok(Some(found)) => account::from_secret(secret, &found),
-        Ok(None) => Err(format!("there is no Secret {secret} in this namespace")),
-        Err(ClusterError::Forbidden(_)) => Err(format!("Secret {secret}: {}", account::MAY_NOT_READ)),
-        Err(error) => return Err(Looked::Silent(format!("Secret {secret}: {error}"))),
-    };
+    let read = account::read(view, namespace, secret).await;
+    let read = read.map_err(|error| Looked::Silent(format!("Secret {secret}: {error}")))?;
+    let read = read.and_then(|found| account::from_secret(secret, &found));
     read.map_err(|why| Looked::Wrong(Trouble::passing(TroubleKind::LoginMissing, why)))
 }
 

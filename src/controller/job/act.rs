@@ -9,7 +9,7 @@ mod launched;
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource as _;
 
 use super::{
@@ -25,10 +25,11 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, FINALIZER, LABEL_JOB, LABEL_JOB_UID, LABEL_SWITCH, Snapshot, SnapshotSpec,
         SnapshotStatus, job::LauncherKind,
     },
+    controller::note,
     driver::{
         DriverError as _, Retry,
         agent::{AgentAddress, AgentError, Authority, NodeAgent},
-        cluster::{ClusterError, EventRecord, Kind, Shown},
+        cluster::{ClusterError, Kind, Shown},
         site::{Credentials, Site, SiteError, SlotRequest},
     },
     names::{Identity, JobUid, MemberIndex, NodeName},
@@ -68,23 +69,8 @@ pub async fn act(plan: &Plan, job: &BestEffortJob, ctx: &Context) -> Result<Opti
         tracing::info!(job = %uid, why = plan.why, effect = effect.name(), "acting");
         perform(effect, &job, &uid, ctx).await?;
     }
-    for note in &plan.notes {
-        let event = EventRecord {
-            about: reference(&job),
-            warning: note.warning,
-            reason: note.reason,
-            action: plan.why.into(),
-            message: note.message.clone(),
-        };
-        if let Err(error) = ctx.cluster.record(&event).await {
-            tracing::warn!(job = %uid, %error, message = event.message, "failed to record an event");
-        }
-    }
+    note::record(&*ctx.cluster, &job.object_ref(&()), plan.why, &plan.notes).await;
     Ok(plan.wake)
-}
-
-fn reference(job: &BestEffortJob) -> ObjectReference {
-    job.object_ref(&())
 }
 
 async fn perform(effect: &Effect, job: &BestEffortJob, uid: &JobUid, ctx: &Context) -> Result<(), Error> {

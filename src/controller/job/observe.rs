@@ -33,7 +33,6 @@ use crate::{
     driver::{
         Fact,
         agent::HostKey,
-        cluster::ClusterError,
         site::{Credentials, SlotFacts, SlotPhase},
     },
     names::{NodeName, SlotId},
@@ -145,12 +144,8 @@ async fn credentials(
             {
                 return Ok(Fact::Known(Ok(cached.credentials.clone())));
             }
-            let read = match ctx.view.secret(namespace(job), &reference.name).await {
-                Ok(Some(secret)) => account::from_secret(&reference.name, &secret),
-                Ok(None) => Err(format!("there is no Secret {} in this namespace", reference.name)),
-                Err(ClusterError::Forbidden(_)) => Err(format!("Secret {}: {}", reference.name, account::MAY_NOT_READ)),
-                Err(error) => return Err(error.into()),
-            };
+            let read = account::read(&*ctx.view, namespace(job), &reference.name).await?;
+            let read = read.and_then(|secret| account::from_secret(&reference.name, &secret));
             // slots are given back with the account they were asked for with, also if its Secret is gone
             let held = !status.slots.is_empty() || status.pending_submission.is_some();
             let read = match (read, cached) {

@@ -20,7 +20,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    api::{BestEffortJobStatus, Reason, SnapshotStatus, snapshot::SnapshotReason},
+    api::{BestEffortJobStatus, SnapshotStatus, snapshot::SnapshotReason},
+    controller::note::Note,
     driver::{agent::LeaveCode, kadeploy::WorkflowId, site::SlotRequest},
     names::{Generation, Incarnation, JobUid, MemberIndex, NodeName, SlotId},
     store::adoption::Adoption,
@@ -39,17 +40,6 @@ pub struct Plan {
     pub wake: Option<Duration>,
     /// The arm that decided.
     pub why: &'static str,
-}
-
-/// An event for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Note {
-    /// Whether a person should look at it.
-    pub warning: bool,
-    /// The reason.
-    pub reason: Reason,
-    /// What happened, in a sentence.
-    pub message: String,
 }
 
 /// A write to the outside.

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     api::{Reason, Snapshot},
+    controller::note,
     driver::{
         DriverError, Retry,
-        cluster::{ClusterError, EventRecord, Kind, kube::owned_part},
+        cluster::{ClusterError, Kind, kube::owned_part},
         repository::RepositoryError,
     },
 };
@@ -66,15 +67,6 @@ pub async fn act(plan: &Plan, snapshot: &Snapshot, context: &Context) -> Result<
             Effect::RemoveContent { job } => context.repository.remove_job(job).await?,
         }
     }
-    for note in &plan.notes {
-        let record = EventRecord {
-            about: snapshot.object_ref(&()),
-            warning: note.warning,
-            reason: note.reason,
-            action: "Store".into(),
-            message: note.message.clone(),
-        };
-        context.cluster.record(&record).await?;
-    }
+    note::record(&*context.cluster, &snapshot.object_ref(&()), "Store", &plan.notes).await;
     Ok(plan.wake.map_or_else(Action::await_change, Action::requeue))
 }

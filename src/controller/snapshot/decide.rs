@@ -11,7 +11,7 @@ use crate::{
         FINALIZER, JobPhase, Reason, Snapshot, SnapshotStatus,
         snapshot::{SnapshotPhase, TransferState},
     },
-    controller::job::plan::Note,
+    controller::note::Note,
     driver::{Fact, repository::JobContent},
     names::{Generation, Incarnation, JobUid},
 };

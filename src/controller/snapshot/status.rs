@@ -8,7 +8,7 @@ use crate::{
         conditions::{self, Truth},
         snapshot::SnapshotPhase,
     },
-    controller::job::plan::Note,
+    controller::note::Note,
 };
 
 /// Where a snapshot is, in a word and a sentence.

@@ -42,7 +42,6 @@ struct Objects {
     images: BTreeMap<Key, VmImage>,
     snapshots: BTreeMap<Key, Snapshot>,
     secrets: BTreeMap<Key, Secret>,
-    config: BTreeMap<(String, String, String), String>,
     pods: BTreeMap<String, Pod>,
     nodes: BTreeMap<String, Node>,
     events: Vec<EventRecord>,
@@ -171,11 +170,6 @@ impl FakeCluster {
         self.born(&mut secret.metadata);
         objects.stamp(&mut secret.metadata);
         objects.secrets.insert(key(&secret.metadata), secret);
-    }
-
-    /// Sets a key of a ConfigMap.
-    pub fn put_config(&self, namespace: &str, name: &str, key: &str, value: &str) {
-        self.lock().config.insert((namespace.into(), name.into(), key.into()), value.into());
     }
 
     /// Registers a node.
@@ -528,20 +522,13 @@ impl ClusterView for FakeCluster {
         self.lock().nodes.values().cloned().map(Arc::new).collect()
     }
 
-    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
-        let objects = self.lock();
-        if objects.down {
-            return Err(ClusterError::Unreachable("connection refused".into()));
-        }
-        Ok(!objects.pods.contains_key(pod))
-    }
-
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError> {
         Ok(self.lock().secrets.get(&(namespace.into(), name.into())).cloned())
     }
 
-    async fn config_value(&self, namespace: &str, name: &str, key: &str) -> Result<Option<String>, ClusterError> {
-        Ok(self.lock().config.get(&(namespace.into(), name.into(), key.into())).cloned())
+    /// There are no ConfigMaps.
+    async fn config_value(&self, _: &str, _: &str, _: &str) -> Result<Option<String>, ClusterError> {
+        Ok(None)
     }
 }
 

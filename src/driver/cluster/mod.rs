@@ -190,9 +190,6 @@ pub trait ClusterView: Send + Sync {
     /// All nodes, as last seen.
     fn nodes(&self) -> Vec<Arc<Node>>;
 
-    /// Whether the pod does not exist, asked of the API server itself and not of a cache.
-    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError>;
-
     /// The data of a Secret, or none if it does not exist.
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError>;
 

@@ -99,11 +99,6 @@ impl ClusterView for KubeView {
         self.nodes.state()
     }
 
-    async fn agent_is_gone(&self, pod: &str) -> Result<bool, ClusterError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        Ok(api.get_metadata_opt(pod).await.map_err(|e| refused(&e))?.is_none())
-    }
-
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ClusterError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         api.get_opt(name).await.map_err(|e| refused(&e))

@@ -95,7 +95,7 @@ async fn what_goes_wrong_with_deployments_is_survived(#[case] what: &str) {
         "node" => world.kadeploy.set_fault(&node, Some(Fault::Fails("no room".into()))),
         "replies" => world.kadeploy.set_outage(Outage::RepliesLost),
         "busy" => world.kadeploy.set_busy(&node, true),
-        "late" => world.machines.as_mut().unwrap().late = 60,
+        "late" => world.bare_nodes.as_mut().unwrap().late = 60,
         _ => {}
     }
     world.cluster.put_job(deployed(2));

@@ -10,7 +10,10 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         job_status::{CaptureStatus, MemberPhase, Retry, SlotState},
     },
-    controller::job::plan::{AgentRef, Effect, Note, Plan, Seen, SnapshotSeen, TokenOrder},
+    controller::{
+        job::plan::{AgentRef, Effect, Plan, Seen, SnapshotSeen, TokenOrder},
+        note::Note,
+    },
     driver::site::SlotFacts,
     names::JobUid,
 };

@@ -100,10 +100,11 @@ pub(super) async fn key(
         }
     };
     let late = || ClusterError::Unreachable(format!("no answer within {} s", LIMIT.as_secs()));
-    let asked = tokio::time::timeout(LIMIT, ctx.view.secret(&namespace, &secret)).await;
+    let asked = tokio::time::timeout(LIMIT, account::read(&*ctx.view, &namespace, &secret)).await;
     let read = match asked.unwrap_or_else(|_| Err(late())) {
-        Ok(found) => {
-            let data = found.as_ref().and_then(|found| found.data.as_ref()?.get(&entry));
+        Ok(Err(problem)) => Err(problem),
+        Ok(Ok(found)) => {
+            let data = found.data.as_ref().and_then(|data| data.get(&entry));
             let text = data.and_then(|bytes| std::str::from_utf8(&bytes.0).ok());
             let missing = || {
                 format!(
@@ -115,7 +116,6 @@ pub(super) async fn key(
             let key = text.ok_or_else(missing);
             key.and_then(|text| LaunchKey::read(text).map_err(|error| format!("{entry} of Secret {secret}: {error}")))
         }
-        Err(ClusterError::Forbidden(_)) => Err(format!("Secret {secret}: {}", account::MAY_NOT_READ)),
         Err(error) => match known {
             Some(known) => known.found,
             None => return Err(error.into()),

@@ -68,11 +68,6 @@ impl FakeKadeploy {
         self.state().0.environments.push(environment);
     }
 
-    /// Sets how long deployments take that begin from now on.
-    pub fn set_length(&self, length: Duration) {
-        self.state().0.length = length;
-    }
-
     /// Gives the account rights to a node, or takes them away, which ends its deployments there.
     pub fn set_rights(&self, node: &NodeName, rights: bool) {
         self.state().0.set_rights(node, rights, self.clock.now());

@@ -77,11 +77,6 @@ impl FakeSite {
         Self { clock, user: "alice".into(), state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Sets how long a slot waits at least.
-    pub fn set_start_delay(&self, delay: Duration) {
-        self.state().queue.start_delay = delay;
-    }
-
     /// Sets what does not work.
     pub fn set_outage(&self, outage: Outage) {
         self.state().outage = outage;

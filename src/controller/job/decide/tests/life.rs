@@ -16,13 +16,16 @@ use crate::{
         snapshot::{SnapshotPhase, SnapshotReason},
     },
     config::NodeProperties,
-    controller::job::{
-        decide::{decide, nodes, sent_key},
-        plan::{
-            AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, NodeSeen,
-            Note, Plan, PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
+    controller::{
+        job::{
+            decide::{decide, nodes, sent_key},
+            plan::{
+                AgentSeen, BarrierSeen, BarrierState, CaptureJob, Effect, ImageSeen, Leadership, NetworkSeen, NodeSeen,
+                Plan, PodSeen, Reply, Seen, Setup, SiteSeen, SnapshotSeen,
+            },
+            tally::Tally,
         },
-        tally::Tally,
+        note::Note,
     },
     driver::{
         Fact,

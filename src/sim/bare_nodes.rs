@@ -22,7 +22,7 @@ const QUARANTINE: u32 = 40;
 
 /// The bare nodes of a world, with the time at which the system on them was deployed, if one is.
 #[derive(Default)]
-pub(super) struct Machines {
+pub(super) struct BareNodes {
     /// Rights as they are, by node.
     rights: BTreeMap<String, bool>,
     systems: BTreeMap<String, Option<Timestamp>>,
@@ -46,13 +46,13 @@ impl World {
             world.health.insert(name, Health::Down);
         }
         world.give_launch_key();
-        world.machines = Some(Machines::default());
+        world.bare_nodes = Some(BareNodes::default());
         world
     }
 
     /// Whatever is due on bare nodes.
     pub(super) fn boot(&mut self) {
-        let Some(mut machines) = self.machines.take() else { return };
+        let Some(mut bare_nodes) = self.bare_nodes.take() else { return };
         let slots = self.site.slots();
         let names: Vec<String> = self.health.keys().cloned().collect();
         for (index, name) in names.iter().enumerate() {
@@ -60,31 +60,31 @@ impl World {
             let held = slots
                 .iter()
                 .any(|slot| matches!(slot.phase, SlotPhase::Running | SlotPhase::Ending) && slot.nodes.contains(&of));
-            let waited = machines.waited.entry(name.clone()).or_default();
+            let waited = bare_nodes.waited.entry(name.clone()).or_default();
             *waited = if held { waited.saturating_add(1) } else { 0 };
-            let rights = held && *waited > machines.late;
-            if machines.rights.insert(name.clone(), rights) != Some(rights) {
+            let rights = held && *waited > bare_nodes.late;
+            if bare_nodes.rights.insert(name.clone(), rights) != Some(rights) {
                 self.kadeploy.set_rights(&of, rights);
             }
             let system = self.kadeploy.system(&of);
-            let before = machines.systems.insert(name.clone(), system).flatten();
+            let before = bare_nodes.systems.insert(name.clone(), system).flatten();
             match system {
                 // a deployment begins with a reboot
                 None if before.is_some() => {
-                    machines.starting.remove(name);
+                    bare_nodes.starting.remove(name);
                     self.set_health(name, Health::Down);
                 }
                 Some(at) if before != Some(at) => {
                     self.set_health(name, Health::Down);
-                    machines.starting.insert(name.clone());
+                    bare_nodes.starting.insert(name.clone());
                 }
                 // the hold of its slot has put a token there
-                Some(_) if machines.starting.contains(name) && self.lets_in(&of) => {
-                    machines.starting.remove(name);
-                    machines.joined += 1;
+                Some(_) if bare_nodes.starting.contains(name) && self.lets_in(&of) => {
+                    bare_nodes.starting.remove(name);
+                    bare_nodes.joined += 1;
                     self.set_health(name, Health::Up);
                     let mut node = node(name, index);
-                    node.metadata.uid = Some(format!("{name}, system {}", machines.joined));
+                    node.metadata.uid = Some(format!("{name}, system {}", bare_nodes.joined));
                     self.cluster.put_node(node);
                 }
                 // its slot is over, and nobody has taken it yet
@@ -92,8 +92,8 @@ impl World {
                 Some(_) | None => {}
             }
         }
-        self.collect_pods(&mut machines);
-        self.machines = Some(machines);
+        self.collect_pods(&mut bare_nodes);
+        self.bare_nodes = Some(bare_nodes);
     }
 
     /// Whether a node may join with the token that a hold has for it.
@@ -109,12 +109,12 @@ impl World {
     }
 
     /// Kubernetes itself removes pods of nodes that it has not known for a while.
-    fn collect_pods(&self, machines: &mut Machines) {
+    fn collect_pods(&self, bare_nodes: &mut BareNodes) {
         let known = self.joined();
         for pod in self.cluster.pods() {
             let node = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
             let name = pod.metadata.name.unwrap_or_default();
-            let missing = machines.orphans.entry(name.clone()).or_default();
+            let missing = bare_nodes.orphans.entry(name.clone()).or_default();
             *missing = if known.contains(&node) { 0 } else { *missing + 1 };
             if *missing > QUARANTINE {
                 self.cluster.remove_pod(&name);
