@@ -6,11 +6,11 @@
 //! The operator is a process that can be killed after any of its writes (`operator`, `fuse`). After
 //! every step the safety rules are checked (`rules`).
 
+mod bare_nodes;
 mod fuse;
 mod importers;
 mod kget;
 mod launchers;
-mod bare_nodes;
 mod nodes;
 mod operator;
 mod rules;
@@ -22,7 +22,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus};
 use serde_json::json;
 
-use self::{importers::FakeImporters, kget::Kget, bare_nodes::BareNodes, nodes::Body, operator::Operator, rules::Rules};
+use self::{
+    bare_nodes::BareNodes, importers::FakeImporters, kget::Kget, nodes::Body, operator::Operator, rules::Rules,
+};
 use crate::{
     api::{BestEffortJob, BestEffortJobStatus, JobPhase, VmImage},
     clock::Clock,
