@@ -4,10 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use e2e::{TestBed, testbed::until};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Container, Namespace, Pod, PodSpec, Secret, ServiceAccount},
+    api::{
+        certificates::v1::CertificateSigningRequest,
+        core::v1::{Container, Namespace, Pod, PodSpec, Secret, ServiceAccount},
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
@@ -16,6 +20,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
     client::ClientBuilder,
 };
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use vmdeploy::{
     api::{
@@ -27,7 +32,11 @@ use vmdeploy::{
     },
     clock::Clock,
     driver::cluster::{
-        Cluster, ClusterError, ClusterView, Kind, Shown, count::RequestCounts, fake::FakeCluster, kube::KubeCluster,
+        Cluster, ClusterError, ClusterView, Kind, Shown,
+        count::RequestCounts,
+        fake::FakeCluster,
+        joins::{Answer, BootstrapToken, JoinOffer, Joins as _, KubeJoins},
+        kube::KubeCluster,
     },
 };
 
@@ -301,5 +310,37 @@ async fn an_agent_is_made_and_removed_as_often_as_it_is_asked() -> Result<()> {
     cluster.delete_agent("agent-x-0-1", Duration::ZERO).await?;
     cluster.delete_agent("agent-x-0-1", Duration::ZERO).await?;
     ensure!(pods.get_opt("agent-x-0-1").await?.is_none() && secrets.get_opt("agent-x-0-1").await?.is_none());
+    place.remove().await
+}
+
+/// Tokens may be offered and taken back again and again, and no request is answered as it was before.
+#[tokio::test]
+async fn a12_tokens_and_answers_may_be_repeated() -> Result<()> {
+    let Some(place) = Place::new("joins").await? else { return Ok(()) };
+    let joins = KubeJoins(place.client.clone());
+    let number = Timestamp::now().as_nanosecond() & 0xff_ffff;
+    let token = BootstrapToken { id: format!("{number:06x}"), secret: "0123456789abcdef".into() };
+    let expires = Timestamp::now() + Duration::from_secs(60);
+    let offer = JoinOffer { token, description: "of a test".into(), expires, certificate: None };
+    joins.offer(&offer).await?;
+    joins.offer(&offer).await?;
+    joins.withdraw(&offer.token.id).await?;
+    joins.withdraw(&offer.token.id).await?;
+
+    let pem = CertificateParams::new([])?.serialize_request(&KeyPair::generate()?)?.pem()?;
+    // of a signer that nobody serves
+    let request = json!({"metadata": {"generateName": "vmdeploy-e2e-"}, "spec": {"signerName": "example.com/nobody",
+        "usages": ["client auth"], "request": STANDARD.encode(pem)}});
+    let requests: Api<CertificateSigningRequest> = Api::all(place.client.clone());
+    let made = requests.create(&PostParams::default(), &serde_json::from_value(request)?).await?;
+    joins.answer(&made.metadata, Answer::Denied, "because").await?;
+    let late = joins.answer(&made.metadata, Answer::Approved, "after all").await;
+    ensure!(matches!(late, Err(ClusterError::Conflict(_))), "answered as it was before: {late:?}");
+    let said = requests.get(&made.name_any()).await?.status.and_then(|status| status.conditions).unwrap_or_default();
+    let words: Vec<_> = said.iter().map(|one| (one.type_.as_str(), one.message.as_deref())).collect();
+    ensure!(words == [("Denied", Some("because"))], "{words:?}");
+    requests.delete(&made.name_any(), &DeleteParams::default()).await?;
+    let gone = joins.answer(&made.metadata, Answer::Denied, "because").await;
+    ensure!(matches!(gone, Err(ClusterError::NotFound(_) | ClusterError::Conflict(_))), "{gone:?}");
     place.remove().await
 }
