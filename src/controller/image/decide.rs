@@ -17,6 +17,7 @@ use crate::{
         image::{ImageSource, ImportRecord, ImportResult, Pinned},
     },
     backoff::Backoff,
+    controller::note::Note,
     driver::Fact,
     image::{Outcome, Trouble},
 };

@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     controller::account,
     driver::{
-        cluster::{ClusterError, ClusterView},
+        cluster::ClusterView,
         kadeploy::{Deployers, Environment, EnvironmentName, KadeployError},
         site::Credentials,
     },

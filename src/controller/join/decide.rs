@@ -108,24 +108,22 @@ pub(super) fn decide(seen: &Seen, now: Timestamp) -> Plan {
     if seen.token.is_none() || seen.asked.signer != SIGNER {
         return Plan::Nothing;
     }
-    let refusal = match &seen.newcomer {
-        None => Some("no node that is deployed has this token, or its slot is over".to_owned()),
-        Some(newcomer) => objection(seen, newcomer),
+    let Some(newcomer) = &seen.newcomer else {
+        return match seen.answered {
+            Some(_) => Plan::Nothing,
+            None if age(seen, now) < PATIENCE => Plan::Wait(AGAIN),
+            None => Plan::Say(Answer::Denied, "no node that is deployed has this token, or its slot is over".into()),
+        };
     };
-    match (seen.answered, refusal, &seen.newcomer) {
-        (Some(Answered::Approved { by_us: false }), Some(why), newcomer) => {
-            // whoever has joined was approved when it was right
-            let late = newcomer.as_ref().is_none_or(|newcomer| newcomer.stage == Stage::NoMore);
-            if late { Plan::Nothing } else { Plan::Complain(why) }
+    match (seen.answered, objection(seen, newcomer)) {
+        // whoever has joined was approved when it was right
+        (Some(Answered::Approved { by_us: false }), Some(why)) if newcomer.stage != Stage::NoMore => {
+            Plan::Complain(why)
         }
-        (Some(_), ..) => Plan::Nothing,
-        (None, Some(_), None) if age(seen, now) < PATIENCE => Plan::Wait(AGAIN),
-        (None, _, Some(newcomer)) if newcomer.stage == Stage::NotYet => Plan::Wait(AGAIN),
-        (None, Some(why), _) => Plan::Say(Answer::Denied, why),
-        (None, None, Some(newcomer)) => {
-            Plan::Say(Answer::Approved, format!("{} was deployed, and its slot is in use", newcomer.name))
-        }
-        (None, None, None) => Plan::Nothing,
+        (Some(_), _) => Plan::Nothing,
+        (None, _) if newcomer.stage == Stage::NotYet => Plan::Wait(AGAIN),
+        (None, Some(why)) => Plan::Say(Answer::Denied, why),
+        (None, None) => Plan::Say(Answer::Approved, format!("{} was deployed, and its slot is in use", newcomer.name)),
     }
 }
 
