@@ -123,7 +123,7 @@ async fn whoever_asks_with_a_token_of_no_node_is_denied() -> Result<()> {
     ensure!(said.spec.expiration_seconds == Some(1200), "it was not shortened: {:?}", said.spec.expiration_seconds);
     let name = said.metadata.name.context("no name")?;
     let requests: Api<CertificateSigningRequest> = Api::all(bed.client.clone());
-    let why = until("an answer", Duration::from_secs(120), async || {
+    let why = until("an answer", Duration::from_secs(180), async || {
         let conditions = requests.get(&name).await?.status.and_then(|status| status.conditions).unwrap_or_default();
         ensure!(conditions.iter().all(|one| one.type_ != "Approved"), "{conditions:?}");
         Ok(conditions.into_iter().find(|one| one.type_ == "Denied").and_then(|one| one.message))
