@@ -102,6 +102,33 @@ struct Inner {
     before: f64,
 }
 
+/// What an agent says whose lease is held and whose VM is loaded.
+pub fn loaded_state(job: JobUid, member: MemberIndex, incarnation: Incarnation) -> AgentState {
+    AgentState {
+        protocol: PROTOCOL,
+        job,
+        member,
+        incarnation,
+        lease: LeaseState::Held,
+        vm: VmState::Loaded,
+        guest: GuestState::default(),
+        notice: None,
+        capture: None,
+        earlier: Vec::new(),
+        upload: None,
+        held: Vec::new(),
+        ran: 0.0,
+        machine: None,
+        offer: None,
+        lacks: Vec::new(),
+        waiting: None,
+        restored: None,
+        kept: None,
+        leaving: None,
+        cleared: false,
+    }
+}
+
 /// One agent in memory.
 pub struct FakeAgent {
     inner: Mutex<Inner>,
@@ -119,29 +146,7 @@ impl FakeAgent {
         max_pause: Duration,
         clock: Clock,
     ) -> Self {
-        let state = AgentState {
-            protocol: PROTOCOL,
-            job,
-            member,
-            incarnation,
-            lease: LeaseState::Held,
-            vm: VmState::Loaded,
-            guest: GuestState::default(),
-            notice: None,
-            capture: None,
-            earlier: Vec::new(),
-            upload: None,
-            held: Vec::new(),
-            ran: 0.0,
-            machine: Some(machine_record()),
-            offer: None,
-            lacks: Vec::new(),
-            waiting: None,
-            restored: None,
-            kept: None,
-            leaving: None,
-            cleared: false,
-        };
+        let state = AgentState { machine: Some(machine_record()), ..loaded_state(job, member, incarnation) };
         Self {
             changed: watch::Sender::new(state.clone()),
             inner: Mutex::new(Inner {

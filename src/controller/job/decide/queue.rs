@@ -192,31 +192,18 @@ impl Draft<'_> {
             self.wake(PARTLY_STARTED);
             return;
         }
-        match &self.seen.environment {
-            Fact::Absent | Fact::Known(Ok(())) => {}
-            Fact::Known(Err((reason, message))) => {
-                self.back_off(*reason, message.clone());
-                self.because("the hypervisor's environment is not there");
-                return;
+        let key = self.seen.launch_key.clone();
+        let key = key.map(|found| found.map_err(|message| (Reason::CredentialsMissing, message)));
+        for (needed, why) in [
+            (self.seen.environment.clone(), "the hypervisor's environment is not there, or not known to be"),
+            (key, "there is no launch key, or it is not known"),
+        ] {
+            match needed {
+                Fact::Absent | Fact::Known(Ok(())) => continue,
+                Fact::Known(Err((reason, message))) => self.back_off(reason, message),
+                Fact::Unknown { .. } => self.wake(Duration::from_secs(2)),
             }
-            Fact::Unknown { .. } => {
-                self.because("whether the hypervisor's environment is there is not known");
-                self.wake(Duration::from_secs(2));
-                return;
-            }
-        }
-        match &self.seen.launch_key {
-            Fact::Absent | Fact::Known(Ok(())) => {}
-            Fact::Known(Err(message)) => {
-                self.back_off(Reason::CredentialsMissing, message.clone());
-                self.because("there is no launch key");
-                return;
-            }
-            Fact::Unknown { .. } => {
-                self.because("whether there is a launch key is not known");
-                self.wake(Duration::from_secs(2));
-                return;
-            }
+            return self.because(why);
         }
         let restores = self.status.started.is_some() || self.status.adopted.is_some();
         if restores && self.seen.content.known().is_none() {

@@ -30,9 +30,8 @@ use crate::{
     driver::{
         Fact,
         agent::{
-            Accelerator, AgentState, CapturePart, GuestState, LeaseState, LeaveCode, LoadFault, PROTOCOL, PartState,
-            VmState,
-            fake::{machine_record, member_part},
+            Accelerator, AgentState, CapturePart, LeaveCode, LoadFault, PartState, VmState,
+            fake::{loaded_state, machine_record, member_part},
         },
         repository::{GenerationSummary, JobContent},
         site::{Capabilities, End, Notice, NoticeKind, SlotFacts, SlotPhase},

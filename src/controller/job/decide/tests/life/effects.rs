@@ -2,33 +2,6 @@
 
 use super::*;
 
-/// What an agent says whose guest is loaded.
-fn loaded(member: u32, incarnation: u32) -> AgentState {
-    AgentState {
-        protocol: PROTOCOL,
-        job: UID.into(),
-        member,
-        incarnation,
-        lease: LeaseState::Held,
-        vm: VmState::Loaded,
-        guest: GuestState::default(),
-        notice: None,
-        capture: None,
-        earlier: Vec::new(),
-        upload: None,
-        held: Vec::new(),
-        ran: 0.0,
-        machine: None,
-        offer: None,
-        lacks: Vec::new(),
-        waiting: None,
-        restored: None,
-        kept: None,
-        leaving: None,
-        cleared: false,
-    }
-}
-
 impl Life {
     /// What an effect brings about.
     pub(in super::super) fn work(&mut self, effect: &Effect) {
@@ -81,7 +54,7 @@ impl Life {
                     ..PodSeen::default()
                 };
                 self.seen.pods.insert(placement.pod.clone(), pod);
-                let state = loaded(placement.member, placement.incarnation);
+                let state = loaded_state(UID.into(), placement.member, placement.incarnation);
                 let agent = AgentSeen { state: Some(state), heard: Some(self.now), moved: None, listening: self.now };
                 self.seen.agents.insert(placement.pod.clone(), agent);
             }
