@@ -78,9 +78,7 @@ impl<K: Object> Index<K> {
     /// Notes an object that a pass is made of.
     pub(super) fn known(&self, object: &K) {
         if let Some(uid) = object.meta().uid.clone() {
-            let meta = object.meta();
-            let reference = ObjectRef::new(meta.name.as_deref().unwrap_or_default())
-                .within(meta.namespace.as_deref().unwrap_or_default());
+            let reference = ObjectRef::from_obj(object);
             self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, reference);
         }
     }

@@ -35,9 +35,9 @@ const PROGRAM: &str = "program";
 const JANITOR: &str =
     "for f in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $f; done 2> /dev/null
 cat > /dev/null; sleep 1
-exec flock -n \"$1/lock\" sh -c 'for l in \"$1\"/*/lease; do rm -rf \"$(readlink \"$l\")\"; done; rm -rf \"$1\"/*/' sh \"$1\"";
-/// In an agent's directory: a link to that of its lease.
-const LEASE: &str = "lease";
+exec flock -n \"$1/lock\" sh -c 'for l in \"$1\"/leases/*; do rm -rf \"$(readlink \"$l\")\"; done; rm -rf \"$1\"/*/' sh \"$1\"";
+/// Links to the leases of all agents that were started, by the agent's name.
+const LEASES: &str = "leases";
 /// With the hold the lease has gone, which agents see by themselves: they kill the VM at once and remove their files, the lease's
 /// as well. Whoever has not ended after this time is killed.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
@@ -80,13 +80,24 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn lease_of(directory: &Path) -> Option<PathBuf> {
-    fs::read_link(directory.join(LEASE)).ok()
+/// Removes the leases of all agents that were started here, unless they have themselves: their hold has gone.
+fn remove_leases(own: &Path) {
+    for link in fs::read_dir(own.join(LEASES)).into_iter().flatten().flatten() {
+        if let Ok(lease) = fs::read_link(link.path()) {
+            let _ = fs::remove_dir_all(lease);
+        }
+    }
 }
 
-/// Removes a lease whose hold has gone, unless its agent has.
-fn remove_lease(lease: &Path) {
-    let _ = fs::remove_dir_all(lease);
+/// Whether a path is that of a lease, as [`crate::names::lease_directory`] calls it, and not of something else.
+fn is_lease(path: &Path) -> bool {
+    let deep = path.is_absolute() && path.components().count() > 2;
+    let name = path.file_name().and_then(|name| name.to_str());
+    deep && path.components().all(|part| part != Component::ParentDir)
+        && name.and_then(|name| name.split_once('-')).is_some_and(|(job, slot)| {
+            let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            job.len() == 8 && job.bytes().all(|byte| byte.is_ascii_alphanumeric()) && digits(slot)
+        })
 }
 
 /// Whether a text can be no path and no option.
@@ -110,13 +121,14 @@ impl LaunchedAgents {
             ensure!(begun.elapsed() < wait, "another launcher does not leave this node");
             sleep(Duration::from_millis(100)).await;
         }
+        remove_leases(&own);
         for entry in fs::read_dir(&own)?.flatten() {
             if entry.file_name() != LOCK {
-                lease_of(&entry.path()).as_deref().map(remove_lease);
                 fs::remove_dir_all(entry.path()).context("failed to remove what an agent has left")?;
             }
         }
         make(&own.join(PROGRAM), 0o700)?;
+        make(&own.join(LEASES), 0o700)?;
         let copy = own.join(PROGRAM).join("vmdeploy");
         // not by this process: whoever is started meanwhile would have it open for writing
         let copied = Command::new("cp").arg(program).arg(&copy).stdin(Stdio::null()).status().await?;
@@ -134,9 +146,8 @@ impl LaunchedAgents {
 
     /// Starts an agent, unless one of this name was.
     pub(super) fn start(&self, name: &str, order: &LaunchOrder) -> anyhow::Result<()> {
-        ensure!(is_plain(name) && name != LOCK && name != PROGRAM, "{name:?} is no name of an agent");
-        let in_order = order.lease.is_absolute() && order.lease.components().all(|part| part != Component::ParentDir);
-        ensure!(in_order, "its lease has a path that is none");
+        ensure!(is_plain(name) && ![LOCK, PROGRAM, LEASES].contains(&name), "{name:?} is no name of an agent");
+        ensure!(is_lease(&order.lease), "{} is no lease's directory", order.lease.display());
         ensure!(order.files.keys().all(|file| is_plain(file)), "its files have names that are none");
         let mut table = lock(&self.table);
         if table.running.contains_key(name) {
@@ -147,7 +158,7 @@ impl LaunchedAgents {
         ensure!(!table.over.contains(name), "{name} was here, and has ended");
         let directory = self.own.join(name);
         let begun = begin(&self.program, &self.node_dir, &directory, order)
-            .and_then(|begun| Ok(symlink(&order.lease, directory.join(LEASE)).map(|()| begun)?));
+            .and_then(|begun| Ok(symlink(&order.lease, self.own.join(LEASES).join(name)).map(|()| begun)?));
         if begun.is_err() {
             let _ = fs::remove_dir_all(&directory);
         }
@@ -190,8 +201,6 @@ impl LaunchedAgents {
     /// Ends all of them once the hold has gone, and removes what they had.
     pub(super) async fn end_all(&self) {
         let begun = Instant::now();
-        let agents = lock(&self.table).running.keys().cloned().collect::<Vec<_>>();
-        let leases: Vec<PathBuf> = agents.iter().filter_map(|name| lease_of(&self.own.join(name))).collect();
         while begun.elapsed() < LAST_MOMENTS + KILLED {
             let mut left = false;
             for agent in lock(&self.table).running.values().filter(|running| running.agent.ended.is_none()) {
@@ -201,7 +210,7 @@ impl LaunchedAgents {
                 }
             }
             if !left {
-                return leases.iter().for_each(|lease| remove_lease(lease));
+                return remove_leases(&self.own);
             }
             sleep(Duration::from_millis(20)).await;
         }

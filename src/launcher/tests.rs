@@ -111,6 +111,7 @@ async fn an_agent_lives_until_it_is_told_and_nothing_of_it_longer() {
     until(async || client.agents().await.unwrap().is_empty().then_some(())).await;
     assert!(!node.breathes().await, "its child lives on");
     assert!(!node.launched().join("pi-0").exists());
+    assert!(!lease.exists() && lease.parent().unwrap().exists(), "the lease of an agent that had died stays");
     client.end("pi-0").await.unwrap();
 }
 
@@ -158,8 +159,13 @@ async fn a3_with_the_hold_all_that_was_started_has_gone() {
     answers(&*client).await;
     client.start("pi-0", &order(false)).await.unwrap();
     assert!(node.breathes().await);
-    let lease = fs::read_link(node.launched().join("pi-0/lease")).unwrap();
-    assert_eq!(lease, order(false).lease, "what is removed when the launcher dies");
+    let lease = node.folder.path().join("leases/3f2b8a10-7");
+    fs::create_dir_all(&lease).unwrap();
+    client.start("pi-9", &LaunchOrder { lease: lease.clone(), ..order(true) }).await.unwrap();
+    for bad in ["/", "/3f2b8a10-7", "/var/lib", "/var/../3f2b8a10-7", "leases/3f2b8a10-7"] {
+        let refused = client.start("pi-8", &LaunchOrder { lease: bad.into(), ..order(false) }).await.unwrap_err();
+        assert!(refused.to_string().contains("is no lease's directory"), "{bad}: {refused}");
+    }
     drop(node.hold.take());
     until(async || node.ended.is_finished().then_some(())).await;
     assert!(!node.breathes().await, "its child lives on");
@@ -176,7 +182,8 @@ async fn what_a_launcher_that_was_killed_has_left_goes_unless_the_next_one_is_th
     let died = |agents: LaunchedAgents| {
         fs::create_dir_all(&left).unwrap();
         fs::create_dir_all(&lease).unwrap();
-        std::os::unix::fs::symlink(&lease, left.with_file_name("lease")).unwrap();
+        // its agent was dead before
+        std::os::unix::fs::symlink(&lease, folder.path().join("launched/leases/pi-9")).unwrap();
         drop(agents);
     };
     let open = || LaunchedAgents::open(folder.path(), Path::new("/bin/true"), Duration::from_secs(5));

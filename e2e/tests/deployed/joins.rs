@@ -51,7 +51,6 @@ async fn bearing(token: &str) -> Result<Client> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "e2e/test --each"]
 async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_its_slot() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let counting = Counting { members: 1, ticks: 20, ..Counting::default() };
@@ -104,7 +103,6 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
 
 /// A token that somebody has found while it was worth something.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "e2e/test --each"]
 async fn whoever_asks_with_a_token_of_no_node_is_denied() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     // no two runs have the same

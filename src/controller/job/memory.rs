@@ -50,6 +50,8 @@ pub struct Remembered {
     pub unoffered: BTreeMap<String, String>,
     /// Why a request was denied that was made with a token, by its id.
     pub denied: BTreeMap<String, String>,
+    /// The public key whose certificate was approved, by the token that it was asked for with.
+    pub certified: BTreeMap<String, Vec<u8>>,
     /// The launch key of the account.
     pub launch_key: Option<KeyRead>,
     /// What is known of launchers, by slot and node.
@@ -142,6 +144,7 @@ impl Remembered {
         self.withdrawn.retain(offered);
         self.unoffered.retain(|id, _| offered(id));
         self.denied.retain(|id, _| offered(id));
+        self.certified.retain(|id, _| offered(id));
     }
 
     /// What was read from this Secret. A job may name another one once it holds nothing at the site.
@@ -169,7 +172,14 @@ impl Memory {
         change(self.lock().entry(job.clone()).or_default())
     }
 
-    /// The same where the job was not forgotten meanwhile.
+    /// Promises the one certificate of a token to a public key. False if another key has it.
+    pub fn certify(&self, job: &JobUid, token: &str, key: &[u8]) -> bool {
+        self.update(job, |known| {
+            known.certified.entry(token.to_owned()).or_insert_with(|| key.to_owned()).as_slice() == key
+        })
+    }
+
+    /// Changes what is remembered of a job that was not forgotten meanwhile.
     pub fn update_known<T>(&self, job: &JobUid, change: impl FnOnce(&mut Remembered) -> T) -> Option<T> {
         self.lock().get_mut(job).map(change)
     }

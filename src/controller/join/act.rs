@@ -5,7 +5,7 @@ use kube::runtime::controller::Action;
 
 use super::{
     Context,
-    decide::{Plan, Seen},
+    decide::{Plan, Seen, taken},
 };
 use crate::driver::cluster::{ClusterError, joins::Answer};
 
@@ -30,18 +30,28 @@ pub(super) async fn act(
             Ok(Action::await_change())
         }
         Plan::Say(answer, why) => {
+            // two that ask at once do not see each other
+            let refusal = if *answer == Answer::Approved { promise(seen, context) } else { None };
+            let (answer, why) = refusal.map_or((*answer, why.clone()), |refusal| (Answer::Denied, refusal));
             tracing::info!(request = name, ?answer, why, "answering a request for a certificate");
-            match context.joins.answer(&request.metadata, *answer, why).await {
+            match context.joins.answer(&request.metadata, answer, &why).await {
                 // collected meanwhile
                 Ok(()) | Err(ClusterError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
-            if *answer == Answer::Denied {
+            if answer == Answer::Denied {
                 tell(seen, format!("its request for a certificate, {name}, was denied: {why}"), context);
             }
             Ok(Action::await_change())
         }
     }
+}
+
+/// Promises the certificate to the key that it is asked for with; says why not, if another one has it.
+fn promise(seen: &Seen, context: &Context) -> Option<String> {
+    let (token, newcomer, subject) = (seen.token.as_ref()?, seen.newcomer.as_ref()?, seen.asked.subject.as_ref()?);
+    let is_ours = context.memory.certify(&newcomer.job, token, &subject.key);
+    (!is_ours).then(|| taken(&newcomer.name, "a moment ago"))
 }
 
 fn tell(seen: &Seen, what: String, context: &Context) {

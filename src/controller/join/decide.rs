@@ -30,7 +30,7 @@ pub(super) struct Seen {
     pub(super) asked: Asked,
     /// The node that the token is of, if there is one.
     pub(super) newcomer: Option<Newcomer>,
-    /// Another request with this token that was approved, with another key, since the node is to join.
+    /// Another request with this token that was approved, with another key.
     pub(super) rival: Option<String>,
 }
 
@@ -74,8 +74,6 @@ pub(super) struct Newcomer {
     pub(super) job: JobUid,
     pub(super) name: NodeName,
     pub(super) stage: Stage,
-    /// Since when it is at this stage.
-    pub(super) since: Timestamp,
     /// Longest life of its certificate; absent: as long as the cluster likes.
     pub(super) longest: Option<Duration>,
 }
@@ -127,6 +125,14 @@ pub(super) fn decide(seen: &Seen, now: Timestamp) -> Plan {
     }
 }
 
+/// What is said to whoever comes second with a token.
+pub(super) fn taken(node: &NodeName, by: &str) -> String {
+    format!(
+        "somebody else has asked with the token of {node}, and has a certificate: {by}. One of them is not the system that \
+         was deployed there"
+    )
+}
+
 fn age(seen: &Seen, now: Timestamp) -> Duration {
     seen.since.and_then(|since| Duration::try_from(now.duration_since(since)).ok()).unwrap_or_default()
 }
@@ -152,11 +158,7 @@ fn objection(seen: &Seen, newcomer: &Newcomer) -> Option<String> {
         return Some(format!("a node's certificate is not for {usage:?}"));
     }
     if let Some(rival) = &seen.rival {
-        return Some(format!(
-            "somebody else has asked with the token of {}, and has a certificate: {rival}. One of them is not the system that \
-             was deployed there",
-            newcomer.name
-        ));
+        return Some(taken(&newcomer.name, rival));
     }
     let longest = newcomer.longest?;
     if life.is_some_and(|life| life <= longest) {

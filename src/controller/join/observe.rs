@@ -27,9 +27,7 @@ pub(super) fn observe(request: &CertificateSigningRequest, context: &Context) ->
     let newcomer = newcomer(token, context);
     let key = subject.as_ref().map(|subject| &subject.key);
     let rival = (context.requests)().iter().find_map(|other| {
-        let since = other.metadata.creation_timestamp.as_ref()?.0;
         let is_rival = self::token(other) == Some(token)
-            && newcomer.as_ref().is_some_and(|node| since >= node.since)
             && answered(other) == Some(Answered::Approved { by_us: true })
             && self::subject(other).map(|other| other.key).as_ref() != key;
         is_rival.then(|| other.metadata.name.clone().unwrap_or_default())
@@ -100,7 +98,7 @@ fn of_node(job: &BestEffortJob, slot: &SlotStatus, node: &DeployedNode, context:
     let join = site.and_then(|site| site.kadeploy.as_ref()?.join.as_ref());
     // its token says how long the slot has been to last since it was to join, or less
     let left = slot.until.as_ref().map(|until| until.0.duration_since(node.since.0));
-    let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or(job.spec.slots.walltime.into());
+    let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
     let stage = match node.state {
         DeploymentState::Joining if slot.lets_in() => Stage::Joins,
         DeploymentState::Waiting | DeploymentState::Deploying if slot.lets_in() => Stage::NotYet,
@@ -110,7 +108,6 @@ fn of_node(job: &BestEffortJob, slot: &SlotStatus, node: &DeployedNode, context:
         job: uid(job),
         name: NodeName(node.node.clone()),
         stage,
-        since: node.since.0,
         longest: join.filter(|join| join.short_certificates).map(|_| left.max(LEAST_LIFE)),
     }
 }

@@ -36,11 +36,14 @@ impl Draft<'_> {
     fn offer_token(&mut self, slot: &SlotStatus, node: &mut DeployedNode) {
         let name = NodeName(node.node.clone());
         let seen = self.seen.tokens.get(&slot.id).and_then(|nodes| nodes.get(&name));
+        // it says how long a certificate may live, and is never changed
+        let Some(until) = &slot.until else { return };
         let Some((seen, id)) = seen.and_then(|seen| Some((seen, seen.id.clone()?))) else { return };
         node.token = Some(id.clone());
-        node.error.clone_from(&seen.trouble);
-        let left = slot.until.as_ref().map(|until| since(self.now, until.0));
-        let life = left.unwrap_or(self.job.spec.slots.walltime.into());
+        if seen.trouble.is_some() {
+            node.error.clone_from(&seen.trouble);
+        }
+        let life = since(self.now, until.0);
         self.repeat(Effect::OfferToken(TokenOrder { slot: slot.id.clone().into(), node: name, id, life }), OFFER_EVERY);
     }
 

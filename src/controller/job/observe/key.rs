@@ -8,7 +8,7 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus,
         job::LauncherKind,
-        job_status::{DeployedNode, SlotStatus},
+        job_status::{DeployedNode, SlotState, SlotStatus},
     },
     config::SiteConfig,
     controller::{
@@ -74,8 +74,9 @@ pub(super) async fn key(
     let known = remembered.launch_key;
     let mut launchers = remembered.launchers.values();
     let refused = launchers.clone().any(|launcher| launcher.found.is_none() && launcher.error.is_some());
-    // those that have answered keep their slot's own, and holds have read it at their beginning
-    let needed = status.slots.is_empty() || launchers.any(|launcher| launcher.found.is_none());
+    // those that have answered keep their slot's own, and holds read it at their beginning
+    let waits = status.slots.iter().any(|slot| slot.state == SlotState::Waiting);
+    let needed = status.slots.is_empty() || waits || launchers.any(|launcher| launcher.found.is_none());
     let age = |known: &KeyRead| if known.found.is_ok() && !refused { KEY_AGE } else { ACCOUNT_AGE };
     if let Some(known) = &known
         && ((known.found.is_ok() && !needed) || now.duration_since(known.read) < age(known))
