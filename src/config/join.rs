@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::launch::key_file;
+use super::launch::{check_key, key_file};
 use crate::driver::oar::hold::check_text;
 
 /// A bootstrap token for each node that is deployed, which the hold of its slot puts there, and a certificate that ends
@@ -35,13 +35,10 @@ fn yes() -> bool {
 
 impl JoinConfig {
     pub(super) fn check(&self, field: &str) -> Result<(), String> {
-        check_text("keyFile", &self.key_file, "._/-").map_err(|error| format!("{field}.keyFile: {error}"))?;
+        check_key(field, &self.key_file, self.secret.as_deref())?;
         check_text("tokenFile", &self.token_file, "._/-").map_err(|error| format!("{field}.tokenFile: {error}"))?;
         if !self.token_file.starts_with('/') || self.token_file.ends_with('/') {
             return Err(format!("{field}.tokenFile must be the absolute path of a file, not {:?}", self.token_file));
-        }
-        if self.secret.as_ref().is_some_and(String::is_empty) {
-            return Err(format!("{field}.secret must name a Secret"));
         }
         Ok(())
     }

@@ -40,13 +40,19 @@ pub(super) fn key_file() -> String {
     ".vmdeploy-launch-key".into()
 }
 
+/// Checks where launch keys are: the file of the site's users, and the Secret.
+pub(super) fn check_key(field: &str, file: &str, secret: Option<&str>) -> Result<(), String> {
+    check_text("keyFile", file, "._/-").map_err(|error| format!("{field}.keyFile: {error}"))?;
+    if secret.is_some_and(str::is_empty) {
+        return Err(format!("{field}.secret must name a Secret"));
+    }
+    Ok(())
+}
+
 impl LaunchConfig {
     pub(super) fn check(&self, field: &str) -> Result<(), String> {
         check_text("command", &self.command, CONNECTOR).map_err(|error| format!("{field}.command: {error}"))?;
-        check_text("keyFile", &self.key_file, "._/-").map_err(|error| format!("{field}.keyFile: {error}"))?;
-        if self.secret.as_ref().is_some_and(String::is_empty) {
-            return Err(format!("{field}.secret must name a Secret"));
-        }
+        check_key(field, &self.key_file, self.secret.as_deref())?;
         if self.port < 1024 {
             return Err(format!("{field}.port must be from 1024 to 65535, not {}", self.port));
         }

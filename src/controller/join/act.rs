@@ -1,4 +1,4 @@
-//! Answers a request, if that was decided. Decides nothing.
+//! Answers a request, if that was decided. Decides nothing but, of two that ask at once, who was the first.
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::runtime::controller::Action;

@@ -98,10 +98,7 @@ pub(super) async fn offer_token(order: &TokenOrder, job: &BestEffortJob, uid: &J
         tracing::warn!(job = %uid, node = %order.node, %error, "failed to let a node join the cluster");
     }
     ctx.memory.update(uid, |memory| {
-        // what was denied was denied to a system before
-        if memory.withdrawn.remove(&order.id) {
-            memory.denied.remove(&order.id);
-        }
+        memory.withdrawn.remove(&order.id);
         match offered {
             Ok(()) => memory.unoffered.remove(&order.id),
             Err(error) => memory.unoffered.insert(

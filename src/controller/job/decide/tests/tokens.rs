@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::life::*;
 use crate::{
-    api::{JobPhase, hypervisor::Deploy},
+    api::{JobPhase, Reason, hypervisor::Deploy},
     controller::job::plan::{Effect, NodeSeen, TokenOrder, TokenSeen},
-    driver::site::End,
+    driver::{Fact, site::End},
     names::NodeName,
 };
 
@@ -54,6 +54,37 @@ fn a12_a_token_is_taken_back_when_its_slot_is_over() {
     let status = life.status();
     let known = status.slots.iter().find(|known| known.id == slot);
     assert!(known.is_none_or(|known| known.deployment.iter().all(|it| it.nodes[0].token.is_none())), "{known:?}");
+}
+
+#[test]
+fn why_a_node_does_not_join_is_in_the_status_and_in_what_it_costs() {
+    let (mut life, slot) = joining();
+    let node = NodeName("node-1".into());
+    life.seen.tokens.get_mut(&slot).unwrap().get_mut(&node).unwrap().trouble = Some("it was denied".into());
+    life.run(3);
+    let error = life.status().slots[0].deployment.as_ref().unwrap().nodes[0].error.clone();
+    assert_eq!(error.as_deref(), Some("it was denied"));
+    life.run(600);
+    let told = life.told(Reason::DeploymentFailed);
+    assert!(
+        told.iter().any(|text| text.contains("did not become a ready node") && text.contains("it was denied")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_job_that_has_run_asks_for_no_slots_that_its_nodes_could_not_join_in() {
+    let mut life = Life::running(1);
+    life.seen.launch_key = Fact::Known(Err("there is no launchKey".into()));
+    let slot = life.status().slots[0].id.clone();
+    life.end_slot(&slot, End::Preempted);
+    life.run(30);
+    assert_eq!(life.effects("SubmitSlots").len(), 1, "{:?}", life.whys);
+    let retry = life.status().retry.expect("it is not said why");
+    assert!(retry.message.contains("launchKey"), "{retry:?}");
+    life.seen.launch_key = Fact::Known(Ok(()));
+    life.run(300);
+    assert_eq!(life.effects("SubmitSlots").len(), 2, "{:?}", life.whys);
 }
 
 #[test]
