@@ -57,6 +57,7 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
     let namespace = bed.namespace("joins").await?;
     let job = Job::create(&bed, &namespace, &job(&counting, "IfMissing")?).await?;
     job.wait_tick(1, 1, DEPLOYED).await?;
+    let since = job.get().await?.metadata.creation_timestamp.context("it was never made")?;
     let object = job.get().await?;
     let node = nodes(&object).into_iter().next().context("no node")?;
     let number = node.strip_prefix("node-").context("its name")?.to_owned();
@@ -83,8 +84,10 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
     // what passed from the offer of its token to its certificate
     ensure!(end <= until + Duration::from_secs(60), "its certificate ends at {end}, its slot at {until}");
     let requests: Api<CertificateSigningRequest> = Api::all(bed.client.clone());
-    let approved =
-        requests.list(&ListParams::default()).await?.items.into_iter().filter_map(|one| one.status?.conditions);
+    // others of the node are of earlier slots
+    let new = requests.list(&ListParams::default()).await?.items.into_iter();
+    let new = new.filter(|one| one.metadata.creation_timestamp.as_ref() >= Some(&since));
+    let approved = new.filter_map(|one| one.status?.conditions);
     ensure!(
         approved.flatten().any(|one| one.type_ == "Approved" && one.message.is_some_and(|why| why.contains(&node)))
     );
