@@ -35,6 +35,8 @@ const COMING_UP: Duration = Duration::from_secs(8);
 const AGAIN: Duration = Duration::from_millis(200);
 /// How often the source is looked at, and progress told.
 const LOOK: Duration = Duration::from_millis(250);
+/// An agent that did not get to look for this long knows nothing of its source: it stood still itself.
+const STOOD_STILL: Duration = Duration::from_secs(1);
 /// A repository that sends nothing for this long has gone.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Frames on their way between network and disk.
@@ -63,7 +65,7 @@ struct Course<'a> {
     image: &'a watch::Sender<Standing>,
     begun: Instant,
     passed: BTreeSet<MemberIndex>,
-    left_a_slow_link: bool,
+    left_slow_links: u32,
     pace: Pace,
     /// Bytes that others of the job sent, and the repository.
     from_peers: u64,
@@ -132,7 +134,7 @@ impl Chain {
             image,
             begun: Instant::now(),
             passed: BTreeSet::new(),
-            left_a_slow_link: false,
+            left_slow_links: 0,
             pace: Pace::default(),
             from_peers: 0,
             from_repository: 0,
@@ -149,7 +151,7 @@ impl Chain {
                 (Err(Ended::Disk(error)), _) => return Err(on_disk(&error)),
                 (Err(ended), Origin::Member(member)) => {
                     tracing::warn!(digest, member, %ended, "an agent is passed over: its image comes from another one");
-                    course.left_a_slow_link |= matches!(ended, Ended::Fault(Fault::SlowLink));
+                    course.left_slow_links += u32::from(matches!(ended, Ended::Fault(Fault::SlowLink)));
                     course.passed.insert(member);
                 }
                 (Err(Ended::Wrong), _) => {
@@ -160,6 +162,11 @@ impl Chain {
             }
         }
         let (peers, repository) = (course.from_peers, course.from_repository);
+        if peers + repository > 0 {
+            // its last source was not known for long enough, and those behind compare with what they know
+            let mean = (peers + repository) as f64 / course.now().max(f64::MIN_POSITIVE);
+            image.send_modify(|standing| _ = standing.pace.get_or_insert(mean));
+        }
         let from_shared = have - found;
         tracing::info!(
             digest,
@@ -247,7 +254,8 @@ impl Chain {
             }
             (arriving, Ok(()))
         });
-        let (mut heard, mut moved, mut look) = (Instant::now(), Instant::now(), interval(LOOK));
+        let (mut heard, mut moved, mut looked, mut look) =
+            (Instant::now(), Instant::now(), Instant::now(), interval(LOOK));
         let ended = loop {
             if left == 0 {
                 break Ok(());
@@ -277,6 +285,11 @@ impl Chain {
                 },
                 _ = look.tick() => {
                     progress(course.have());
+                    if looked.elapsed() > STOOD_STILL {
+                        course.pace.anew();
+                        (heard, moved) = (Instant::now(), Instant::now());
+                    }
+                    looked = Instant::now();
                     let found = self.look(source, course, heard, moved);
                     if let Some(ended) = found {
                         break Err(ended);
@@ -316,7 +329,7 @@ impl Chain {
             known: &known,
             others: course.passed.len() + 1 < self.before.len(),
             before: self.before.len(),
-            left_a_slow_link: course.left_a_slow_link,
+            left_slow_links: course.left_slow_links,
         };
         fault(&view).map(Ended::Fault)
     }

@@ -11,6 +11,8 @@
 mod order;
 mod pace;
 mod relink;
+#[cfg(test)]
+mod spread_tests;
 
 pub use order::{Place, before};
 pub use pace::Pace;

@@ -23,8 +23,10 @@ const IDLE: f64 = 10.0;
 const LONG_IDLE: f64 = 60.0;
 /// Slower than this share of what is usual is slow.
 const SLOW: f64 = 0.5;
-/// Bytes that a source has and does not send on, where its link is slow.
-const BEHIND: u64 = 4 << 20;
+/// Seconds behind a source, where its link is slow; twice as many after each that was left for it.
+const BEHIND: f64 = 3.0;
+/// Seconds without a byte that say nothing of a link.
+const MOMENT: f64 = 1.0;
 
 /// What is known at a node of the one that it fetches from.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +47,8 @@ pub struct View<'a> {
     pub others: bool,
     /// How many stand before it in the chain, passed over or not.
     pub before: usize,
-    /// Whether a slow link was left already: the slow one may be its own.
-    pub left_a_slow_link: bool,
+    /// How many slow links were left already: the slow one may be its own.
+    pub left_slow_links: u32,
 }
 
 /// Why a source is passed over.
@@ -85,30 +87,35 @@ pub fn fault(view: &View<'_>) -> Option<Fault> {
     if !is_slow(pace) {
         return None;
     }
+    // whatever the one before that sends: it has more, and does not pass it on
+    let behind = source.have.saturating_sub(view.have) as f64 / pace;
+    if view.idle < MOMENT && behind >= BEHIND * f64::from(view.left_slow_links).exp2() {
+        return Some(Fault::SlowLink);
+    }
     // who is fed by the repository beside the first one has a part of its link
     let feeds = view.known.iter().filter(|report| report.from == Origin::Repository).count() as f64;
     let part = if source.from == Origin::Repository { feeds } else { 1.0 };
-    if source.pace.is_some_and(|pace| is_slow(pace * part)) {
-        let above = match source.from {
-            Origin::Member(above) => of(above).filter(|above| above.from != Origin::Nobody),
-            Origin::Repository | Origin::Nobody => None,
-        };
-        let waits = above.is_some_and(|above| match above.pace {
-            // it has begun anew: what is slow behind it will not be
-            None => true,
-            // the second one leaves a slow link itself, as soon as it lags behind
-            Some(pace) => is_slow(pace) || view.before == 2,
-        });
-        return (!waits).then_some(Fault::Slow);
+    if !source.pace.is_some_and(|pace| is_slow(pace * part)) {
+        return None;
     }
-    (!view.left_a_slow_link && source.have.saturating_sub(view.have) >= BEHIND).then_some(Fault::SlowLink)
+    let above = match source.from {
+        Origin::Member(above) => of(above).filter(|above| above.from != Origin::Nobody),
+        Origin::Repository | Origin::Nobody => None,
+    };
+    let waits = above.is_some_and(|above| match above.pace {
+        // it has begun anew: what is slow behind it will not be
+        None => true,
+        // the second one leaves a slow link itself, as soon as it lags behind
+        Some(pace) => is_slow(pace) || view.before == 2,
+    });
+    (!waits).then_some(Fault::Slow)
 }
 
-/// The median of the paces, if there are enough of them to speak of one.
+/// The median of the paces that are known.
 fn usual(known: &[Report]) -> Option<f64> {
     let mut paces: Vec<f64> = known.iter().filter_map(|report| report.pace).filter(|pace| pace.is_finite()).collect();
     paces.sort_by(f64::total_cmp);
-    if paces.len() < 2 { None } else { paces.get(paces.len() / 2).copied() }
+    paces.get(paces.len() / 2).copied()
 }
 
 /// Whom to fetch from: the nearest of those before it that was not passed over.
@@ -140,7 +147,7 @@ mod tests {
             known,
             others: true,
             before: 4,
-            left_a_slow_link: false,
+            left_slow_links: 0,
         }
     }
 
@@ -155,7 +162,9 @@ mod tests {
     #[case::all_are_slow_behind_the_first([10.0, 1.0, 1.0, 1.0], HAVE, 1.0, None)]
     #[case::a_slow_link([10.0, 10.0, 10.0, 10.0], MORE, 3.0, Some(Fault::SlowLink))]
     #[case::a_warm_source_with_a_slow_link([10.0, 10.0, 10.0, 0.0], MORE, 3.0, Some(Fault::SlowLink))]
-    #[case::little_is_known([0.0, 0.0, 0.0, 4.0], HAVE, 1.0, None)]
+    #[case::nothing_to_compare_with([0.0, 0.0, 0.0, 0.0], MORE, 1.0, None)]
+    #[case::a_source_that_alone_is_known([0.0, 0.0, 0.0, 4.0], MORE, 1.0, Some(Fault::SlowLink))]
+    #[case::a_slow_source_that_has_more_than_it_sends([10.0, 10.0, 4.0, 4.0], MORE, 1.0, Some(Fault::SlowLink))]
     fn who_is_slow_is_passed_over_by_the_one_behind(
         #[case] paces: [f64; 4],
         #[case] source_has: u64,
@@ -169,8 +178,24 @@ mod tests {
         assert_eq!(fault(&seen), expected);
         assert_eq!(fault(&View { others: false, ..seen }), None, "the repository is not for the slow");
         assert_eq!(fault(&View { pace: None, ..seen }), None, "it has only begun");
-        let again = fault(&View { left_a_slow_link: true, ..seen });
-        assert_eq!(again, expected.filter(|fault| *fault != Fault::SlowLink), "it may be its own link");
+    }
+
+    #[rstest]
+    #[case::far_enough(30, 0.9, 0, Some(Fault::SlowLink))]
+    #[case::not_far(29, 0.9, 0, None)]
+    #[case::its_own_link_may_be_the_slow_one(30, 0.9, 1, None)]
+    #[case::farther_than_behind_the_first_one(60, 0.9, 1, Some(Fault::SlowLink))]
+    #[case::nothing_comes_at_all(30, 1.0, 0, None)]
+    #[case::it_has_left_everybody(u64::MAX - HAVE, 0.9, u32::MAX, None)]
+    fn a_slow_link_is_left_for_what_it_costs(
+        #[case] lacks: u64,
+        #[case] idle: f64,
+        #[case] left_slow_links: u32,
+        #[case] expected: Option<Fault>,
+    ) {
+        let known: Vec<Report> = (0..4).map(|member: u32| report(member, HAVE + lacks, 100.0)).collect();
+        let seen = View { idle, left_slow_links, ..view(&known) };
+        assert_eq!(fault(&seen), expected);
     }
 
     #[rstest]
@@ -263,8 +288,8 @@ mod tests {
             for _ in 0..=chain {
                 let Origin::Member(source) = next(&before, &passed) else { break };
                 let others = passed.len() + 1 < before.len();
-                let (known, left_a_slow_link, count) = (&known[..], false, before.len());
-                let seen = View { source, have, pace, silent, idle, known, others, before: count, left_a_slow_link };
+                let (known, left_slow_links, count) = (&known[..], 0, before.len());
+                let seen = View { source, have, pace, silent, idle, known, others, before: count, left_slow_links };
                 match fault(&seen) {
                     Some(Fault::Slow) => prop_assert!(others && pace.is_some()),
                     Some(Fault::SlowLink) => prop_assert!((others || count == 1) && pace.is_some()),
