@@ -337,7 +337,7 @@ pub(crate) fn told(
         },
         "isolation": {"secs": 60, "nanos": 0}, "notAfter": jiff::Timestamp::now() + Duration::from_secs(3600),
         "repository": repository_address(members), "image": image, "vm": {}, "outputs": [], "inputs": {},
-        "sshKeys": [], "hostname": format!("job-{member}"), "maxPause": {"secs": 2, "nanos": 0},
+        "sshKeys": [], "hostname": format!("job-{member}"), "maxPause": {"secs": 30, "nanos": 0},
         "accelerator": "Tcg", "guestNetwork": "Isolated",
     }))
 }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Api, ResourceExt as _,
@@ -18,9 +18,12 @@ use vmdeploy::api::{BestEffortJob, JobPhase, Snapshot};
 use crate::{
     output::Collector,
     talk,
-    testbed::{IMAGE, TestBed, until},
+    testbed::{IMAGE, TestBed, read, until},
     ticks,
 };
+
+/// What is to be seen of a job that has succeeded is seen by then.
+const AFTER_ALL: Duration = Duration::from_secs(30);
 
 /// What a counting job is asked to do.
 #[derive(Clone, Debug)]
@@ -98,7 +101,7 @@ impl Job {
 
     /// The object as it is now.
     pub async fn get(&self) -> Result<BestEffortJob> {
-        let job = self.api.get(&self.name).await?;
+        let job = read(|| self.api.get(&self.name)).await?;
         if let Some(network) = job.status.as_ref().and_then(|status| status.network.as_ref()) {
             self.vnis.lock().unwrap_or_else(PoisonError::into_inner).insert(network.vni);
         }
@@ -130,18 +133,25 @@ impl Job {
         Ok(lines.into_iter().map(line).collect())
     }
 
-    /// Waits until the job is as wanted. A job that has failed for good is not waited for.
+    /// Waits until the job is as wanted. A job that has failed for good is not waited for, nor for long one that has
+    /// succeeded.
     pub async fn wait<T>(
         &self,
         what: &str,
         limit: Duration,
         wanted: impl Fn(&BestEffortJob) -> Option<T>,
     ) -> Result<T> {
+        let succeeded = OnceLock::new();
         let answer = until(what, limit, async || {
             let job = self.get().await?;
             let answer = wanted(&job);
-            if answer.is_none() && job.status.as_ref().is_some_and(|s| s.phase == JobPhase::Failed) {
-                bail!("the job has failed, waiting for: {what}");
+            match job.status.as_ref().map(|status| status.phase) {
+                Some(JobPhase::Failed) if answer.is_none() => bail!("the job has failed, waiting for: {what}"),
+                Some(JobPhase::Succeeded) if answer.is_none() => {
+                    let since: &Instant = succeeded.get_or_init(Instant::now);
+                    ensure!(since.elapsed() < AFTER_ALL, "the job has succeeded, waiting for: {what}");
+                }
+                _ => {}
             }
             Ok(answer)
         });
@@ -185,15 +195,22 @@ impl Job {
         let namespace = self.api.namespace().context("no namespace")?;
         let path = vmdeploy::subresources::paths::logs(namespace, &self.name, member, false);
         let client = self.api.clone().into_client();
-        Ok(client.request_text(http::Request::get(path).body(Vec::new())?).await?)
+        let request = http::Request::get(path).body(Vec::new())?;
+        read(|| client.request_text(request.clone())).await
     }
 
-    /// Replaces the spec, as `kubectl apply` of a corrected object does.
+    /// Changes the spec, as `kubectl apply` of a corrected object does: whatever the operator writes meanwhile.
     pub async fn correct(&self, change: impl FnOnce(&mut vmdeploy::api::BestEffortJobSpec)) -> Result<()> {
         let mut job = self.get().await?;
         change(&mut job.spec);
-        self.api.replace(&self.name, &PostParams::default(), &job).await?;
-        Ok(())
+        loop {
+            match self.api.replace(&self.name, &PostParams::default(), &job).await {
+                Err(kube::Error::Api(status)) if status.is_conflict() => {
+                    job.metadata.resource_version = self.get().await?.metadata.resource_version;
+                }
+                other => return Ok(other.map(drop)?),
+            }
+        }
     }
 
     /// Waits until the Ready condition has this reason, with these words in its message.

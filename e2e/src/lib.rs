@@ -19,6 +19,7 @@ pub mod nodes;
 pub mod output;
 pub mod rival;
 pub mod site;
+pub mod skipped;
 pub mod ssh;
 pub mod talk;
 pub mod testbed;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Result;
 use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -102,12 +103,32 @@ async fn follow(client: Client, job_uid: String, lines: Lines) {
 }
 
 async fn follow_pod(pods: Api<Pod>, name: String, key: Key, lines: Lines) {
+    let is_over =
+        |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_ref()).is_some_and(|phase| phase != "Running");
+    loop {
+        let followed = follow_once(&pods, &name, key, &lines).await;
+        match pods.get_opt(&name).await {
+            Ok(None) => return,
+            Ok(Some(pod)) if followed.is_ok() && is_over(&pod) => return,
+            // the connection broke
+            Ok(Some(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    }
+}
+
+/// Adds what a pod says to the lines that it has said.
+async fn follow_once(pods: &Api<Pod>, name: &str, key: Key, lines: &Lines) -> Result<()> {
     let all = LogParams { follow: true, ..LogParams::default() };
-    let Ok(stream) = pods.log_stream(&name, &all).await else { return };
-    let mut stream = stream.lines();
-    while let Ok(Some(line)) = stream.try_next().await {
+    let mut known = lines.lock().unwrap_or_else(PoisonError::into_inner).get(&key).map_or(0, Vec::len);
+    let mut stream = pods.log_stream(name, &all).await?.lines();
+    while let Some(line) = stream.try_next().await? {
+        if known > 0 {
+            known -= 1;
+            continue;
+        }
         lines.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().push(line);
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,13 +9,20 @@ use crate::testbed::{TestBed, VM_PROCESS, until};
 /// The user who submits it.
 const USER: &str = "bob";
 
-/// A submitted normal job.
+/// A submitted normal job. It ends with this.
 pub struct Rival<'a> {
     bed: &'a TestBed,
     /// Its id at OAR.
     pub id: String,
     /// Where its first process notes what it finds, below bob's home.
     file: String,
+}
+
+impl Drop for Rival<'_> {
+    fn drop(&mut self) {
+        // one that still waits would take a later case's nodes; most have ended by themselves, which OAR calls an error
+        let _ = self.bed.oar(USER, &["oardel", &self.id]);
+    }
 }
 
 /// What the first process of a rival found.

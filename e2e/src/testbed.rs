@@ -201,6 +201,21 @@ fn digests(file: &Path) -> Result<BTreeMap<String, String>> {
     Ok(lines.map(|(digest, name)| (name.to_owned(), digest.to_owned())).collect())
 }
 
+/// Reads something of the API server. One answer that did not come says nothing: it is asked again for a while.
+pub async fn read<T, F: Future<Output = kube::Result<T>>>(mut ask: impl FnMut() -> F) -> Result<T> {
+    let end = tokio::time::Instant::now() + Duration::from_secs(15);
+    loop {
+        match ask().await {
+            Err(kube::Error::Api(status)) if status.code < 500 && status.code != 429 => {
+                return Err(kube::Error::Api(status).into());
+            }
+            Err(error) if tokio::time::Instant::now() < end => eprintln!("asked again: {error}"),
+            other => return Ok(other?),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 /// Asks again and again, until the answer is something or the time is over.
 pub async fn until<T, F: Future<Output = Result<Option<T>>>>(
     what: &str,

@@ -11,10 +11,12 @@ use std::{
 use anyhow::Result;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::testbed::TestBed;
+use crate::testbed::{TestBed, until};
 
 /// Virtual machines at a time, of all cases together.
 pub const SEATS: u32 = 3;
+
+const UNFINISHED: &str = "SELECT job_user, job_id FROM jobs WHERE state NOT IN ('Terminated', 'Error')";
 
 static FREE: Semaphore = Semaphore::const_new(SEATS as usize);
 
@@ -41,7 +43,18 @@ impl Turn {
 
     /// Waits until nobody else is on the test bed.
     pub async fn alone() -> Result<Option<Self>> {
-        Self::with(SEATS).await
+        let Some(turn) = Self::with(SEATS).await? else { return Ok(None) };
+        // what a failed case has left at OAR is nobody's
+        until("OAR to have no jobs", Duration::from_secs(120), async || {
+            let left = turn.bed.run(&["sql", UNFINISHED])?;
+            for (user, id) in left.lines().filter_map(|line| line.split_once('|')) {
+                // it may be on its way out
+                let _ = turn.bed.oar(user, &["oardel", id]);
+            }
+            Ok(left.trim().is_empty().then_some(()))
+        })
+        .await?;
+        Ok(Some(turn))
     }
 }
 

@@ -15,6 +15,8 @@ const BAD: usize = 2;
 const SIZE: usize = 12 << 20;
 /// The image takes 2.5 s over it.
 const RATE: &str = "40mbit";
+/// Longest wait for what comes in a moment.
+const SOON: Duration = Duration::from_secs(60);
 /// Over such a link, 30 s.
 const SLOW: &str = "tc qdisc replace dev e0 root tbf rate 3mbit burst 64kb latency 30ms";
 
@@ -69,7 +71,7 @@ fn a_killed_node_in_the_middle_does_not_keep_the_image_from_the_others() -> Resu
     agents[BAD].kill()?;
     let took = others(&spread, agents, BAD, begun)?;
     // nobody fetched anything twice
-    ensure!(spread.sent(spread.count())? < SIZE as u64 * 3 / 2 && took < 20.0, "{took}");
+    ensure!(spread.sent(spread.count())? < SIZE as u64 * 3 / 2 && took < 30.0, "{took}");
     // the node comes again with what it had, and then all are warm
     let before = spread.sent(spread.count())?;
     let mut again = spread.start_all()?;
@@ -101,13 +103,13 @@ fn a_node_that_is_cut_off_is_passed_over_soon() -> Result<()> {
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
 fn a_slow_node_does_not_slow_down_those_behind_it() -> Result<()> {
-    // over a link of 3 Mbit/s it takes 90 s
-    let size = 32 << 20;
+    // over a link of 3 Mbit/s it takes 130 s
+    let size = 48 << 20;
     let spread = spread(size)?;
     on(&spread, BAD, SLOW)?;
     let (begun, agents) = (Instant::now(), spread.start_all()?);
     let took = others(&spread, agents, BAD, begun)?;
-    ensure!(took < 45.0, "{took}");
+    ensure!(took < 75.0, "{took}");
     ensure!(spread.sent(spread.count())? < size as u64 * 3 / 2, "the repository is not for the slow");
     Ok(())
 }
@@ -115,12 +117,12 @@ fn a_slow_node_does_not_slow_down_those_behind_it() -> Result<()> {
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
 fn a_slow_first_node_costs_the_repository_the_image_once_more_and_nobody_his_time() -> Result<()> {
-    let size = 32 << 20;
+    let size = 48 << 20;
     let spread = spread(size)?;
     on(&spread, 0, SLOW)?;
     let (begun, agents) = (Instant::now(), spread.start_all()?);
     let took = others(&spread, agents, 0, begun)?;
-    ensure!(took < 45.0, "{took}");
+    ensure!(took < 75.0, "{took}");
     ensure!(spread.sent(spread.count())? < size as u64 * 9 / 4, "only the second one may ask it");
     Ok(())
 }
@@ -141,7 +143,7 @@ fn what_all_nodes_see_leaves_the_repository_once_for_all_jobs() -> Result<()> {
     let image = directory.join(spread.image.replace(':', "-"));
     let begun = Instant::now();
     while !image.exists() {
-        ensure!(begun.elapsed() < Duration::from_secs(10), "nobody has put the image there");
+        ensure!(begun.elapsed() < SOON, "nobody has put the image there");
         thread::sleep(Duration::from_millis(50));
     }
     // new nodes find it there
@@ -157,7 +159,7 @@ fn what_all_nodes_see_leaves_the_repository_once_for_all_jobs() -> Result<()> {
     ensure!(third < SIZE as u64 * 3 / 2, "{third} bytes left the repository");
     let begun = Instant::now();
     while fs::read(&image).ok().is_none_or(|there| there == bytes) {
-        ensure!(begun.elapsed() < Duration::from_secs(10), "it stays damaged");
+        ensure!(begun.elapsed() < SOON, "it stays damaged");
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -186,7 +188,7 @@ fn the_hold_puts_the_image_to_all_nodes_by_taktuk() -> Result<()> {
     // the one who gives it comes after the others have said that they want it
     let wanted = || Ok::<_, anyhow::Error>(left(&spread, 0)?.iter().any(|name| name.starts_with("wanted-")));
     while !wanted()? {
-        ensure!(begun.elapsed() < Duration::from_secs(10), "nobody wants it");
+        ensure!(begun.elapsed() < SOON, "nobody wants it");
         thread::sleep(Duration::from_millis(20));
     }
     agents.push(spread.start(0)?);
@@ -200,7 +202,7 @@ fn the_hold_puts_the_image_to_all_nodes_by_taktuk() -> Result<()> {
     let begun = Instant::now();
     for node in 0..spread.count() {
         while left(&spread, node)?.iter().any(|name| name.contains('-')) {
-            ensure!(begun.elapsed() < Duration::from_secs(10), "pieces of it stay in the lease of node {node}");
+            ensure!(begun.elapsed() < SOON, "pieces of it stay in the lease of node {node}");
             thread::sleep(Duration::from_millis(50));
         }
     }

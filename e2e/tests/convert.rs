@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     agents::{COUNT, Guests, LIMIT, World, program},
     environment::{Environment, with_mke2fs},
+    skipped::skipped,
 };
 use vmdeploy::{
     api::VmImage,
@@ -16,6 +17,7 @@ use vmdeploy::{
 };
 
 const SIZE: u64 = 4 << 30;
+const NO_MKE2FS: &str = "this machine's Debian mirror has no newer mke2fs";
 
 #[ignore = "boots guests: e2e/test --e2e"]
 #[test]
@@ -25,7 +27,9 @@ fn a_debian_environment_becomes_an_image_and_a_guest_runs_from_it() -> Result<()
     let ways = [("root.tar.xz", "xz -0"), ("root.tar.zst", "zstd -3"), ("root.tar.gz", "gzip -1")];
     for (incarnation, (name, compress)) in (0..).zip(ways) {
         let archive = environment.pack(name, compress)?;
-        let Some(outcome) = import(&world, &archive)? else { return Ok(()) };
+        let Some(outcome) = import(&world, &archive)? else {
+            return skipped("a_debian_environment_becomes_an_image_and_a_guest_runs_from_it", NO_MKE2FS);
+        };
         fs::remove_file(archive)?;
         let Outcome::Imported { disk, virtual_size: SIZE, kernel, initrd, conversion: Some(found), .. } = outcome
         else {
@@ -97,10 +101,7 @@ fn import(world: &World, archive: &Path) -> Result<Option<Outcome>> {
     let (work, outcome) = (root.join("work"), root.join("outcome"));
     fs::create_dir_all(&work)?;
     let credentials = world.credentials(&Identity::Importer)?;
-    let Some(importer) = with_mke2fs(program()?)? else {
-        eprintln!("skipped: this machine's Debian mirror has no newer mke2fs");
-        return Ok(None);
-    };
+    let Some(importer) = with_mke2fs(program()?)? else { return Ok(None) };
     let mut command = world.nodes.command(0, importer.get_program());
     command.args(importer.get_args()).args(["importer", "--repository", &world.repository_address()]);
     command.arg("--credentials").arg(credentials).arg("--work").arg(&work);
@@ -125,7 +126,9 @@ async fn runs(world: &World, incarnation: u32) -> Result<()> {
 fn the_same_archive_makes_the_same_disk_and_bad_ones_leave_nothing() -> Result<()> {
     let environment = Environment::new()?;
     let good = environment.pack("root.tar", "cat")?;
-    let Some(sums) = convert(&environment, &good)? else { return Ok(()) };
+    let Some(sums) = convert(&environment, &good)? else {
+        return skipped("the_same_archive_makes_the_same_disk_and_bad_ones_leave_nothing", NO_MKE2FS);
+    };
     let sums = sums.map_err(anyhow::Error::msg)?;
     let check = r#"set -e; qemu-img convert -O raw out/disk.qcow2 check.raw; e2fsck -fn check.raw > /dev/null
         ask() { debugfs -R "$1" check.raw 2> /dev/null; }
@@ -176,10 +179,7 @@ fn the_same_archive_makes_the_same_disk_and_bad_ones_leave_nothing() -> Result<(
 /// Converts by hand into `out`: the digests of the files, or why not; none if the tool is not to be had here.
 fn convert(environment: &Environment, archive: &Path) -> Result<Option<Result<Vec<String>, String>>> {
     let out = environment.path().join("out");
-    let Some(mut command) = with_mke2fs(program()?)? else {
-        eprintln!("skipped: this machine's Debian mirror has no newer mke2fs");
-        return Ok(None);
-    };
+    let Some(mut command) = with_mke2fs(program()?)? else { return Ok(None) };
     let output = command.arg("convert").arg(archive).arg("--to").arg(&out).args(["--size", "4Gi"]).output()?;
     if !output.status.success() {
         return Ok(Some(Err(String::from_utf8_lossy(&output.stderr).into_owned())));

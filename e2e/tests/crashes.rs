@@ -211,7 +211,8 @@ fn seeds(seeds: std::ops::Range<u64>) -> Result<()> {
 #[ignore = "boots guests: e2e/test --e2e"]
 #[test]
 fn b7_whoever_dies_at_whatever_moment_the_newest_complete_generation_goes_on() -> Result<()> {
-    seeds(1..6)
+    // of every kind, and early enough where the machine does other things
+    seeds(23..28)
 }
 
 mod hours {

@@ -3,7 +3,10 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::agents::{Guests, LIMIT, World, capture};
+use e2e::{
+    agents::{Guests, LIMIT, World, capture},
+    skipped::skipped,
+};
 use vmdeploy::driver::agent::{LoadFault, VmState};
 
 const COUNT: &str = "n=$(od -An -N8 -tx8 /dev/urandom | tr -d ' '); i=0; \
@@ -17,8 +20,10 @@ fn c3_a_generation_goes_on_in_a_newer_qemu_and_no_node_with_an_older_one_gets_it
     let newer = Path::new(env!("CARGO_MANIFEST_DIR")).join("testbed/qemu10");
     let status = Command::new(&newer).status()?;
     if status.code() == Some(NONE) {
-        eprintln!("skipped: this machine's Debian mirror has no newer QEMU");
-        return Ok(());
+        return skipped(
+            "c3_a_generation_goes_on_in_a_newer_qemu_and_no_node_with_an_older_one_gets_it_back",
+            "this machine's Debian mirror has no newer QEMU",
+        );
     }
     ensure!(status.success(), "{}: {status}", newer.display());
     let mut world = World::new(Guests { members: 1, memory: "192Mi", script: COUNT }, None)?;

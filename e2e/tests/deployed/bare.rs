@@ -12,7 +12,7 @@ use crate::nodes::{DEPLOYED, bare, bare_nodes, forgotten, job, joined};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_on_bare_nodes_survives_a_kill() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
-    let counting = Counting { members: 2, ticks: 150, ..Counting::default() };
+    let counting = Counting { members: 2, ticks: 250, ..Counting::default() };
     let namespace = bed.namespace("bare").await?;
     let job = Job::create(&bed, &namespace, &job(&counting, "IfMissing")?).await?;
     job.wait_tick(5, 2, DEPLOYED).await?;

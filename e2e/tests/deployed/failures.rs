@@ -15,7 +15,7 @@ use vmdeploy::api::job_status::DeploymentState;
 
 use crate::nodes::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 async fn begun(bed: &Turn, name: &str, members: u32) -> Result<Job> {
     let namespace = bed.namespace(name).await?;

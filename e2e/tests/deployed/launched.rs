@@ -61,7 +61,7 @@ async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     // one that failed before has left something
     bed.run(&["launch-stop"])?;
     bed.run(&["launch-start"])?;
-    let counting = Counting { members: 2, ticks: 120, ..Counting::default() };
+    let counting = Counting { members: 2, ticks: 200, ..Counting::default() };
     let namespace = bed.namespace("launched").await?;
     let job = Job::create(&bed, &namespace, &launched(&counting)?).await?;
     runs(&job, 1).await?;

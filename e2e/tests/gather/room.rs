@@ -13,10 +13,10 @@ use vmdeploy::transfer::run::{
     trace,
 };
 
-use crate::{CHUNK, HOSTS, SIZE, hosts};
+use crate::{CHUNK, HOSTS, SIZE, SLOW, hosts};
 
 /// Waits for `go` in the directory that is `$1`, then fills the one that is `$2`.
-const FILL: &str = "for i in $(seq 1000); do [ -e $1/go ] && break; sleep 0.02; done; cat /dev/zero >$2/fill";
+const FILL: &str = "for i in $(seq 3000); do [ -e $1/go ] && break; sleep 0.02; done; cat /dev/zero >$2/fill";
 
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
@@ -44,7 +44,7 @@ fn a_full_destination_has_as_many_whole_files_as_fit() -> Result<()> {
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
 fn a_destination_that_becomes_full_goes_on_once_there_is_room() -> Result<()> {
-    let world = hosts(HOSTS, Some("60mbit"))?;
+    let world = hosts(HOSTS, Some(SLOW))?;
     let dest = world.path("dest");
     fs::create_dir(&dest)?;
     let (first, second) = (world.path("first"), world.path("second"));
@@ -86,7 +86,7 @@ fn a_destination_that_becomes_full_goes_on_once_there_is_room() -> Result<()> {
 #[ignore = "makes network namespaces: e2e/test --e2e"]
 #[test]
 fn bytes_for_a_host_that_becomes_full_go_another_way() -> Result<()> {
-    let world = hosts(HOSTS, Some("60mbit"))?;
+    let world = hosts(HOSTS, Some(SLOW))?;
     // of equal files the last host takes those of others
     let full = world.nodes.name(HOSTS - 1);
     fs::create_dir(world.path(full).join("tmp"))?;

@@ -130,7 +130,8 @@ async fn a_node_that_hangs_can_be_cancelled() {
     let Some(simulator) = &server.simulator else { return };
     simulator.plan(&json!({"nodes": {server.nodes[0].as_str(): {"does": "hang"}}}));
     let id = server.begin(&server.nodes).await;
-    for _ in 0..20 {
+    // longer than all steps take
+    for _ in 0..90 {
         server.pass().await;
     }
     assert_eq!(server.get(&format!("/deployment/{id}")).await.json()["done"], false);

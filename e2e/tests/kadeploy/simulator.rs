@@ -71,7 +71,7 @@ impl Drop for Simulator {
 fn spawn(directory: &TempDir, listen: &str) -> (Child, String) {
     let file = |name: &str| directory.path().join(name);
     let mut child = Command::new(env!("CARGO_BIN_EXE_kadeploy-sim"))
-        .args(["--dummy", "--step", "150", "--trust", "127.0.0.1/32", "--user", "carol:secret", "--listen", listen])
+        .args(["--dummy", "--step", "600", "--trust", "127.0.0.1/32", "--user", "carol:secret", "--listen", listen])
         .args(["--cluster", "one=node-1.test,node-2.test,node-3.test", "--cluster", "two=other-1.test,other-2.test"])
         .arg("--state")
         .arg(file("state"))

@@ -73,7 +73,7 @@ impl Server {
             Some(password) => Account::Basic(user.clone(), password),
             None => Account::Header(user.clone()),
         };
-        Self {
+        let server = Self {
             client: client(&url, &account),
             account,
             user,
@@ -86,6 +86,20 @@ impl Server {
             simulator: None,
             url,
             _turn: Some(TURN.lock().await),
+        };
+        server.clear().await;
+        server
+    }
+
+    /// Ends what a test that failed has left on the nodes: those are ours alone, the account may not be.
+    async fn clear(&self) {
+        let workflows = self.get("/deployment").await.json();
+        for workflow in workflows.as_array().unwrap() {
+            let nodes = workflow["nodes"].to_string();
+            if self.nodes.iter().any(|node| nodes.contains(&format!("\"{node}\""))) {
+                let id = workflow["wid"].as_str().unwrap();
+                self.ask("DELETE", &format!("/deployment/{id}"), None).await;
+            }
         }
     }
 

@@ -104,7 +104,7 @@ async fn while_it_comes_back() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let counting = Counting { ticks: 5000, grace: 0, period: 5, ..Counting::default() };
     let (job, _) = running(&bed, "deleted-back", &counting).await?;
-    Rival::submit(&bed, &nodes(&job.get().await?), Duration::from_secs(1))?;
+    let _rival = Rival::submit(&bed, &nodes(&job.get().await?), Duration::from_secs(1))?;
     job.wait("the loss", BOOT, |job| (job.status.as_ref()?.attempt == 2).then_some(())).await?;
     reach(&job, JobPhase::Restoring).await?;
     gone(&bed, &job).await.context("deleted in Restoring")

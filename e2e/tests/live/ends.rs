@@ -7,7 +7,7 @@ use e2e::{
     Turn,
     job::{Counting, Job},
     testbed::until,
-    world::{BOOT, LIFE, given_back, gone, nothing_left},
+    world::{BOOT, GONE, LIFE, given_back, gone, nothing_left},
 };
 use vmdeploy::api::JobPhase;
 
@@ -20,12 +20,12 @@ async fn a_job_goes_some_time_after_its_end() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let namespace = bed.namespace("ttl").await?;
     let mut object = Counting { ticks: 10, ..Counting::default() }.object("count")?;
-    object.spec.ttl_after_finished = Some(seconds(5));
+    object.spec.ttl_after_finished = Some(seconds(15));
     let job = Job::create(&bed, &namespace, &object).await?;
     let ended = job.wait_phase(JobPhase::Succeeded, LIFE).await?.status.and_then(|s| s.ended).context("no end")?;
-    job.wait_gone(Duration::from_secs(45)).await?;
+    job.wait_gone(GONE).await?;
     let stayed = jiff::Timestamp::now().duration_since(ended.0).as_secs();
-    ensure!(stayed >= 5, "gone {stayed} s after its end");
+    ensure!(stayed >= 15, "gone {stayed} s after its end");
     nothing_left(&bed, &job, |_| false).await
 }
 

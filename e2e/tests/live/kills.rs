@@ -22,11 +22,12 @@ pub(crate) enum Way {
 impl Way {
     fn counting(self, members: u32, times: u32) -> Counting {
         // two members keep one connection through everything
-        let common = Counting { members, talk: members == 2, ticks: 75 + 40 * times, ..Counting::default() };
+        let common = Counting { members, talk: members == 2, ticks: 75 + 80 * times, ..Counting::default() };
         match self {
             Self::Notice => common,
             Self::Kill => Counting { grace: 0, ..common },
-            Self::Walltime => Counting { walltime: 80, grace: 20, ticks: 400 * times, ..common },
+            // more than fit into a slot
+            Self::Walltime => Counting { walltime: 80, grace: 20, ticks: 300 * times, ..common },
         }
     }
 }

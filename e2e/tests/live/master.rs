@@ -89,7 +89,7 @@ async fn comes_in_again(master: Master, needed: u32) -> Result<()> {
     let namespace = bed.namespace(&name).await?;
     let (public, private) = key_pair()?;
     let person = Person::new(&name, &private)?;
-    let counting = Counting { ticks: 250, ..Counting::default() };
+    let counting = Counting { ticks: 450, ..Counting::default() };
     let mut object = counting.object("count")?;
     object.spec.network = Some(NetworkSpec { master, ..NetworkSpec::default() });
     object.spec.access = Some(AccessSpec { ssh_keys: vec![public] });

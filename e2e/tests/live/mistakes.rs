@@ -26,7 +26,7 @@ const SECONDS: Duration = Duration::from_secs(20);
 
 /// Waits until the job has got past all checks.
 async fn accepted(job: &Job) -> Result<()> {
-    job.wait("accepted", SECONDS * 2, |job| {
+    job.wait("accepted", BOOT, |job| {
         let phase = job.status.as_ref()?.phase;
         (!matches!(phase, JobPhase::Pending | JobPhase::ImagePreparing) && !job.status.as_ref()?.slots.is_empty())
             .then_some(())
@@ -100,7 +100,7 @@ async fn an_image_with_another_digest_is_refused_until_it_is_corrected() -> Resu
     let mut object = Counting { ticks: 5, ..Counting::default() }.object("digest")?;
     object.spec.image.as_mut().context("no image")?.name = "bad".into();
     let job = Job::create(&bed, &namespace, &object).await?;
-    job.wait_reason("DigestMismatch", "sha256:", SECONDS * 2).await?;
+    job.wait_reason("DigestMismatch", "sha256:", BOOT).await?;
     ensure!(jobs_ever(&bed, &job.uid)?.is_empty(), "slots were asked for without an image");
     let mut object = images.get("bad").await?;
     object.spec = good;

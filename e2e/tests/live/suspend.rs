@@ -30,9 +30,9 @@ async fn a_job_suspended_while_it_queues_and_while_it_runs_loses_no_tick() -> Re
     let namespace = bed.namespace("suspend").await?;
     // somebody else has the only node it may have
     let node = "node-4".to_owned();
-    let rival = Rival::submit(&bed, std::slice::from_ref(&node), Duration::from_secs(25))?;
+    let rival = Rival::submit(&bed, std::slice::from_ref(&node), Duration::from_secs(300))?;
     rival.found(BOOT).await?;
-    let counting = Counting { ticks: 60, period: 600, ..Counting::default() };
+    let counting = Counting { ticks: 150, period: 600, ..Counting::default() };
     let mut object = counting.object("count")?;
     object.spec.slots.oar =
         Some(OarSlotSpec { property: Some(format!("network_address='{node}'")), ..OarSlotSpec::default() });
@@ -47,6 +47,7 @@ async fn a_job_suspended_while_it_queues_and_while_it_runs_loses_no_tick() -> Re
     job.wait("waiting for a slot again", BOOT, queued).await?;
     ensure!(unfinished(&job.uid).await?.len() == 1, "resumed with {:?}", unfinished(&job.uid).await?);
 
+    drop(rival);
     job.wait_tick(10, 1, LIFE).await?;
     let object = suspended(&job).await?;
     ensure!(bed.qemu_on(&node)? == 0, "suspended, but a VM runs");

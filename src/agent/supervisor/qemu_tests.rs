@@ -69,6 +69,8 @@ impl World {
         config.image.initrd = Some(add("initrd"));
         config.image.params = Some("root=/dev/vda console=ttyS0 quiet".into());
         config.run.as_mut().unwrap().command = vec!["sh".into(), "-c".into(), command.into()];
+        // a machine that does other things may take its time between two steps of a capture
+        config.max_pause = Duration::from_secs(30);
         Self { root, store: Arc::new(store), config }
     }
 
@@ -271,9 +273,12 @@ async fn a_captured_guest_goes_on_in_another_qemu() {
         assert_eq!(same, nonce, "the memory is another");
         let state = agent.until("right", |state| state.guest.answers).await;
         assert_eq!(state.guest.problem, None);
-        let guest_time: i128 = agent.ask("date +%s%N").await.trim().parse().unwrap();
-        let error = jiff::Timestamp::now().as_nanosecond() - guest_time;
-        assert!(error.abs() < 1_000_000_000, "the clock is wrong by {error} ns");
+        let second = jiff::SignedDuration::from_secs(1);
+        let earliest = jiff::Timestamp::now() - second;
+        let guest_time = agent.ask("date +%s%N").await.trim().parse().unwrap();
+        let guest_time = jiff::Timestamp::from_nanosecond(guest_time).unwrap();
+        let latest = jiff::Timestamp::now() + second;
+        assert!((earliest..=latest).contains(&guest_time), "{guest_time} is not within {earliest} and {latest}");
         randoms.push(agent.ask("od -An -N16 -tx8 /dev/urandom").await);
         agent.crash().await;
         // the next one goes on from the same pages in another order
@@ -332,7 +337,8 @@ async fn c3_a_node_that_lacks_what_a_generation_needs_says_so_and_the_cpu_stays_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b3_a_capture_without_resume_stays_down_only_as_long_as_it_is_told_to() {
     let world = World::new(COUNT);
-    let agent = world.agent("node", world.config.clone());
+    // its end is waited for
+    let agent = world.agent("node", AgentConfig { max_pause: Duration::from_secs(8), ..world.config.clone() });
     agent.go().await;
     agent.counts(5).await;
 
@@ -350,7 +356,7 @@ async fn b3_a_capture_without_resume_stays_down_only_as_long_as_it_is_told_to() 
     let last = order(2, 1, false);
     let state = agent.capture(&last).await;
     assert_eq!(state.vm, VmState::Stopped);
-    agent.orders.stay_down(&last, Duration::from_secs(2)).await.unwrap();
+    agent.orders.stay_down(&last, Duration::from_secs(8)).await.unwrap();
     let before = agent.lines().len();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(agent.state().vm, VmState::Stopped);
@@ -368,8 +374,13 @@ async fn b3_a_capture_without_resume_stays_down_only_as_long_as_it_is_told_to() 
         agent.capture(&order(generation, 1, true)).await;
     }
     agent.counts(5).await;
-    let overlays = std::fs::read_dir(agent.directory.join("disks")).unwrap().count();
-    assert!(overlays <= 5, "{overlays} overlays");
+    // those of the last capture are merged after it
+    let overlays = || std::fs::read_dir(agent.directory.join("disks")).unwrap().count();
+    let begun = Instant::now();
+    while overlays() > 5 && begun.elapsed() < Duration::from_secs(30) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(overlays() <= 5, "{} overlays", overlays());
     let kept = (1..9).filter(|g| agent.directory.join(format!("generation-{g}")).exists()).count();
     assert!(kept <= 3, "{kept} generations on the node");
 
@@ -385,7 +396,7 @@ async fn b3_a_capture_without_resume_stays_down_only_as_long_as_it_is_told_to() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_the_exit_code_and_files_of_a_command_survive_a_cut() {
     let mut world = World::new(COUNT);
-    world.config.run.as_mut().unwrap().env.insert("LIMIT".into(), "60".into());
+    world.config.run.as_mut().unwrap().env.insert("LIMIT".into(), "200".into());
     world.config.outputs =
         ["/tmp/end", "/tmp/missing"].map(|path| crate::api::job::OutputFile { path: path.into() }).into();
     world.config.inputs.insert("/etc/job.conf".into(), "a 'b' \"c\"\n".into());
@@ -405,7 +416,7 @@ async fn b9_the_exit_code_and_files_of_a_command_survive_a_cut() {
     assert!(state.guest.problem.unwrap().contains("/tmp/missing"));
     let output = String::from_utf8(world.store.output(0, "output").unwrap()).unwrap();
     let numbers: Vec<u64> = output.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
-    assert_eq!(numbers, (1..=60).collect::<Vec<_>>());
+    assert_eq!(numbers, (1..=200).collect::<Vec<_>>());
     let end: i64 = String::from_utf8(world.store.output(0, "/tmp/end").unwrap()).unwrap().trim().parse().unwrap();
     assert!((jiff::Timestamp::now().as_second() - end).abs() < 60);
     assert!(state.ran > 0.0);
@@ -460,18 +471,18 @@ async fn two_members_are_cut_behind_one_barrier() {
         futures::future::join_all(agents.iter().map(|agent| step(agent.orders.clone(), order.clone())))
     };
     all(|agent, order| Box::pin(async move { agent.prepare(&order).await.unwrap() })).await;
+    let begun = jiff::Timestamp::now();
     all(|agent, order| Box::pin(async move { agent.stop(&order).await.unwrap() })).await;
+    let all_stopped = jiff::Timestamp::now();
     assert!(agents.iter().all(|agent| agent.state().vm == VmState::Stopped));
     all(|agent, order| Box::pin(async move { agent.cut(&order).await.unwrap() })).await;
-    let mut stopped = Vec::new();
     for agent in &agents {
         let part = agent.captured().await.capture.unwrap();
         assert_eq!(part.nonce, order.nonce);
         eprintln!("pause of a member: {} ms", part.pause_ms.unwrap());
-        stopped.push(part.stopped_at.unwrap());
+        assert!((begun..=all_stopped).contains(&part.stopped_at.unwrap()), "{part:?}");
         agent.counts(3).await;
     }
-    assert!((stopped[0].duration_since(stopped[1])).abs() < jiff::SignedDuration::from_secs(2));
     world.store(&[&agents[0], &agents[1]], 1).await;
     for kind in [FileKind::Memory, FileKind::Disk, FileKind::Output] {
         assert!(world.root.path().join(format!("store/part-1-1-{kind}")).exists());
@@ -506,7 +517,7 @@ async fn b3_a_guest_whose_disk_stays_full_is_lost() {
     let _small = Small::mount(world.root.path().join("full/disks"), "48m");
     let agent = world.agent("full", world.config.clone());
     agent.go().await;
-    let lost = tokio::time::timeout(Duration::from_secs(100), agent.supervisor.gone.cancelled()).await;
+    let lost = tokio::time::timeout(Duration::from_secs(240), agent.supervisor.gone.cancelled()).await;
     assert!(lost.is_ok(), "{:?}", agent.state());
     let VmState::Gone { reason, .. } = agent.state().vm else { panic!("{:?}", agent.state()) };
     assert!(reason.contains("No space"), "{reason}");

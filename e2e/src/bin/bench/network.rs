@@ -198,7 +198,7 @@ async fn first_byte(bed: &TestBed) -> Result<f64> {
     job.wait_stored(next.saturating_sub(1), LIMIT).await?;
     let before = nodes(&job.get().await?);
     // the nodes stay taken: the members have to go to others
-    Rival::submit(bed, &before, Duration::from_secs(120))?;
+    let _rival = Rival::submit(bed, &before, Duration::from_secs(120))?;
     job.wait_runs(2, 2, LIMIT).await?;
     let after = nodes(&job.get().await?);
     ensure!(after.iter().all(|node| !before.contains(node)), "{after:?} after {before:?}: not other nodes");

@@ -128,7 +128,7 @@ impl<'a> World<'a> {
         let shares: Vec<f64> = self.agents.iter().map(|agent| sharing(agent.from)).collect();
         for (member, sharing) in shares.into_iter().enumerate() {
             self.drain(member, sharing);
-            if (self.now / STEP).round() as u64 % 5 == 0 && !self.stands_still(member) {
+            if ((self.now / STEP).round() as u64).is_multiple_of(5) && !self.stands_still(member) {
                 self.look(member);
             }
         }
