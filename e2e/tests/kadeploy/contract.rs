@@ -4,12 +4,20 @@ use vmdeploy::driver::kadeploy::contract;
 
 use crate::{
     raw::{self, Account},
-    world::Server,
+    world::{Server, needs, needs_simulator},
 };
 
 #[tokio::test]
 async fn the_client_keeps_the_contract_of_deployment_servers() {
-    contract::holds(&Server::find().await).await;
+    let server = Server::find().await;
+    contract::holds(&server).await;
+    // parts of it
+    if server.simulator.is_none() {
+        needs_simulator("the_client_keeps_the_contract_of_deployment_servers");
+    }
+    if server.admin.is_none() {
+        needs("the_client_keeps_the_contract_of_deployment_servers", "ADMIN");
+    }
 }
 
 #[tokio::test]

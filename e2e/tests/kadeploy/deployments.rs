@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 use vmdeploy::driver::kadeploy::contract::World as _;
 
-use crate::{raw, world::Server};
+use crate::{
+    raw,
+    world::{Server, needs, needs_simulator},
+};
 
 fn names(value: &Value) -> Vec<String> {
     let mut names: Vec<String> = serde_json::from_value(value.clone()).unwrap();
@@ -48,7 +51,7 @@ async fn a_workflow_from_its_begin_to_its_end() {
 #[tokio::test]
 async fn others_are_told_little() {
     let server = Server::find().await;
-    let Some(other) = &server.other else { return };
+    let Some(other) = &server.other else { return needs("others_are_told_little", "OTHER") };
     let id = server.begin(&server.nodes).await;
     let path = format!("/deployment/{id}");
     let poll = raw::ask(&server.url, other, "GET", &path, None).await.json();
@@ -90,7 +93,7 @@ async fn busy_nodes_are_left_out() {
 #[tokio::test]
 async fn failures_are_no_error_and_have_a_reason() {
     let server = Server::find().await;
-    let Some(simulator) = &server.simulator else { return };
+    let Some(simulator) = &server.simulator else { return needs_simulator("failures_are_no_error_and_have_a_reason") };
     simulator.plan(&json!({"nodes": {server.nodes[1].as_str(): {"does": "fail", "error": "no room"}}}));
     let mixed = [server.nodes[1].clone(), "other-1.test".into()];
     server.grant(&server.user, "other-1.test").await;
@@ -107,7 +110,9 @@ async fn failures_are_no_error_and_have_a_reason() {
 #[tokio::test]
 async fn a_server_that_dies_forgets_its_workflows_and_keeps_its_marks() {
     let server = Server::find().await;
-    let Some(simulator) = &server.simulator else { return };
+    let Some(simulator) = &server.simulator else {
+        return needs_simulator("a_server_that_dies_forgets_its_workflows_and_keeps_its_marks");
+    };
     simulator.plan(&json!({"dies": "dummy"}));
     let id = server.begin(&server.nodes).await;
     assert_eq!(simulator.wait(), Some(137));
@@ -127,7 +132,7 @@ async fn a_server_that_dies_forgets_its_workflows_and_keeps_its_marks() {
 #[tokio::test]
 async fn a_node_that_hangs_can_be_cancelled() {
     let server = Server::find().await;
-    let Some(simulator) = &server.simulator else { return };
+    let Some(simulator) = &server.simulator else { return needs_simulator("a_node_that_hangs_can_be_cancelled") };
     simulator.plan(&json!({"nodes": {server.nodes[0].as_str(): {"does": "hang"}}}));
     let id = server.begin(&server.nodes).await;
     // longer than all steps take

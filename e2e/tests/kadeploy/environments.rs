@@ -1,5 +1,6 @@
 //! Environments that are recorded.
 
+use e2e::skipped::skipped;
 use serde_json::{Value, json};
 use vmdeploy::{
     api::image::EnvironmentSource,
@@ -11,20 +12,21 @@ use vmdeploy::{
 
 use crate::{
     raw::{self, Account},
-    world::{Server, described},
+    world::{Server, needs},
 };
 
 #[tokio::test]
 async fn what_is_recorded_is_listed_changed_and_removed() {
     let server = Server::find().await;
-    let Some(image) = server.files.as_ref().map(|files| files.join("hv.tgz")) else { return };
-    std::fs::write(&image, "an image").unwrap();
+    let test = "what_is_recorded_is_listed_changed_and_removed";
+    let Some(files) = &server.files else { return needs(test, "FILES") };
+    files.write("hv.tgz", "an image");
     let user = &server.user;
     let named = "/environments?name=vmdeploy-e1";
     server.ask("DELETE", &format!("/environments/{user}/vmdeploy-e1"), None).await;
     assert_eq!(server.get(named).await.status, 404);
     for version in [1, 2] {
-        let mut environment = described("vmdeploy-e1", &image);
+        let mut environment = files.described("vmdeploy-e1", "hv.tgz");
         environment["version"] = json!(version);
         environment["alias"] = json!("nobody-keeps-this");
         let reply = server.post("/environments", &json!({"environment": environment})).await;
@@ -42,6 +44,8 @@ async fn what_is_recorded_is_listed_changed_and_removed() {
         assert!(!seen.text.contains("vmdeploy-e1"), "{seen:?}");
         let path = format!("/environments/{user}/vmdeploy-e1/1");
         assert_eq!(raw::ask(&server.url, other, "DELETE", &path, None).await.status, 403);
+    } else {
+        needs(test, "OTHER");
     }
     let shared = json!({"visibility": "shared"});
     let path = format!("/environments/{user}/vmdeploy-e1/1");
@@ -56,15 +60,15 @@ async fn what_is_recorded_is_listed_changed_and_removed() {
 #[tokio::test]
 async fn a_description_is_checked() {
     let server = Server::find().await;
-    let Some(image) = server.files.as_ref().map(|files| files.join("hv.tgz")) else { return };
-    std::fs::write(&image, "an image").unwrap();
-    let good = described("vmdeploy-e2", &image);
+    let Some(files) = &server.files else { return needs("a_description_is_checked", "FILES") };
+    files.write("hv.tgz", "an image");
+    let good = files.described("vmdeploy-e2", "hv.tgz");
     let changed = |pointer: &str, value| {
         let mut environment = good.clone();
         *environment.pointer_mut(pointer).unwrap() = value;
         json!({"environment": environment})
     };
-    let missing = format!("server://{}/none.tgz", image.parent().unwrap().display());
+    let missing = files.address("none.tgz");
     for (body, status, code) in [
         (changed("/boot", json!({"initrd": "/initrd.img"})), 400, Some(7)),
         (changed("/image/file", json!(missing)), 400, Some(5)),
@@ -85,12 +89,12 @@ async fn a_description_is_checked() {
 #[tokio::test]
 async fn an_image_may_name_what_is_recorded() {
     let server = Server::find().await;
-    let (Some(image), Account::Header(user)) =
-        (server.files.as_ref().map(|files| files.join("hv.tgz")), &server.account)
-    else {
-        return;
+    let test = "an_image_may_name_what_is_recorded";
+    let Some(files) = &server.files else { return needs(test, "FILES") };
+    let Account::Header(user) = &server.account else {
+        return skipped(test, "VMDEPLOY_KADEPLOY_PASSWORD is set: an account by the header is needed").unwrap();
     };
-    std::fs::write(&image, "an image").unwrap();
+    files.write("hv.tgz", "an image");
     let sites = json!({"here": {
         "kind": "oar2", "url": "http://nowhere", "uids": {}, "users": {"team": user}, "kadeploy": {"url": server.url},
     }});
@@ -103,7 +107,7 @@ async fn an_image_may_name_what_is_recorded() {
         look_up(&source, "team", &config, &cluster, &servers).await
     };
     for version in [1, 2] {
-        let mut environment = described("vmdeploy-e5", &image);
+        let mut environment = files.described("vmdeploy-e5", "hv.tgz");
         environment["version"] = json!(version);
         let reply = server.post("/environments", &json!({"environment": environment})).await;
         assert!(matches!(reply.codes(), (200, None) | (400, Some(10))), "{reply:?}");
@@ -117,13 +121,15 @@ async fn an_image_may_name_what_is_recorded() {
     let looked = ask(json!({"site": "here", "name": "vmdeploy-e5", "version": 3})).await;
     assert!(matches!(&looked, Looked::Wrong(trouble) if trouble.message.contains("correct name, user")), "{looked:?}");
     if let Some(admin) = &server.admin {
-        let mut environment = described("vmdeploy-e6", &image);
+        let mut environment = files.described("vmdeploy-e6", "hv.tgz");
         environment["visibility"] = json!("public");
         let body = json!({"environment": environment});
         let reply = raw::ask(&server.url, admin, "POST", "/environments", Some(&body)).await;
         assert!(matches!(reply.codes(), (200, None) | (400, Some(10))), "{reply:?}");
         let looked = ask(json!({"site": "here", "name": "vmdeploy-e6"})).await;
         assert!(matches!(&looked, Looked::Found(found) if found.user.as_ref() != Some(user)), "{looked:?}");
+    } else {
+        needs(test, "ADMIN");
     }
     let path = format!("/environments/{user}/vmdeploy-e5");
     assert_eq!(server.ask("DELETE", &path, None).await.status, 200);

@@ -1,27 +1,27 @@
 //! Images that are gone or were changed: the workflow breaks before it touches a node.
 
-use std::fs;
-
 use serde_json::json;
 
-use crate::world::{Server, described};
+use crate::world::{Server, needs};
 
 #[tokio::test]
 async fn a_workflow_breaks_on_an_image_that_is_not_what_it_was() {
     let server = Server::find().await;
-    let Some(files) = server.files.clone() else { return };
+    let Some(files) = &server.files else {
+        return needs("a_workflow_breaks_on_an_image_that_is_not_what_it_was", "FILES");
+    };
     for (name, gone, text) in
         [("vmdeploy-gone", true, "Unable to grab the file"), ("vmdeploy-changed", false, "does not match")]
     {
-        let image = files.join(format!("{name}.tgz"));
-        fs::write(&image, "an image").unwrap();
+        let image = format!("{name}.tgz");
+        files.write(&image, "an image");
         server.ask("DELETE", &format!("/environments/{}/{name}", server.user), None).await;
-        let reply = server.post("/environments", &json!({"environment": described(name, &image)})).await;
+        let reply = server.post("/environments", &json!({"environment": files.described(name, &image)})).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         if gone {
-            fs::remove_file(&image).unwrap();
+            files.remove(&image);
         } else {
-            fs::write(&image, "another image").unwrap();
+            files.write(&image, "another image");
         }
         let body = json!({"nodes": [server.nodes[0]], "environment": {"name": name, "user": server.user}});
         let reply = server.post("/deployment", &body).await;

@@ -1,7 +1,8 @@
 //! Whether a deployment server is what our driver takes it for: the client's contract, and the oddities it relies on.
 //!
 //! The suite knows an address and settings, not which server it talks to. Without `VMDEPLOY_KADEPLOY_URL` each test
-//! starts a simulator of its own. With it, all of them use that server, one after the other:
+//! starts a simulator of its own. With it, all of them use that server, one after the other, but for `replayed`, which
+//! is about the simulator:
 //!
 //! | setting | what | if absent |
 //! |---|---|---|
@@ -11,8 +12,11 @@
 //! | `VMDEPLOY_KADEPLOY_ENVIRONMENT` | one that can be put on both, `NAME` or, of another user, `NAME@USER` | it must be set |
 //! | `VMDEPLOY_KADEPLOY_ADMIN` | an administrator, by the header | rights are as they are |
 //! | `VMDEPLOY_KADEPLOY_OTHER` | another user, by the header | what others see is not tested |
-//! | `VMDEPLOY_KADEPLOY_FILES` | a directory that this machine can write and the server reads | files that change are not tested |
+//! | `VMDEPLOY_KADEPLOY_FILES` | a directory, see below | files that change are not tested |
 //! | `TESTBED` | the test bed's command: what it deploys goes with OAR's jobs | that is not tested |
+//!
+//! The directory is one that this machine writes and the server reads: its path, or `HERE=THERE` where the server has
+//! it elsewhere.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests, in functions of their own too")]
 
@@ -21,6 +25,7 @@ mod deployments;
 mod environments;
 mod files;
 mod raw;
+mod replayed;
 mod requests;
 mod rights;
 mod simulator;

@@ -4,14 +4,14 @@ use serde_json::json;
 
 use crate::{
     raw::{self, Account},
-    world::Server,
+    world::{Server, needs},
 };
 
 #[tokio::test]
 async fn only_administrators_manage_rights() {
     let server = Server::find().await;
     assert_eq!(server.get("/rights").await.status, 403);
-    let Some(admin) = &server.admin else { return };
+    let Some(admin) = &server.admin else { return needs("only_administrators_manage_rights", "ADMIN") };
     let (user, node) = (&server.user, &server.nodes[0]);
     let ask = async |method: &str, path: &str, body| raw::ask(&server.url, admin, method, path, body).await;
     let known = ask("GET", &format!("/rights/{user}"), None).await.json();
@@ -43,6 +43,7 @@ async fn taking_rights_away_ends_a_deployment() {
         server.grant(&server.user, &server.nodes[0]).await;
     } else {
         server.over(&id).await;
+        needs("taking_rights_away_ends_a_deployment", "ADMIN");
     }
     server.ask("DELETE", &format!("/deployment/{id}"), None).await;
 }
@@ -50,13 +51,16 @@ async fn taking_rights_away_ends_a_deployment() {
 #[tokio::test]
 async fn giving_a_node_to_another_one_does_not() {
     let server = Server::find().await;
-    let Some(Account::Header(other)) = server.other.clone() else { return };
+    let test = "giving_a_node_to_another_one_does_not";
+    let Some(Account::Header(other)) = server.other.clone() else { return needs(test, "OTHER") };
     let id = server.begin(&server.nodes).await;
     if server.grant(&other, &server.nodes[0]).await {
         let poll = server.over(&id).await;
         assert_eq!(poll["nodes"]["ok"].as_array().unwrap().len(), 2, "{poll}");
         assert_eq!(server.post("/deployment", &server.deployment(&server.nodes)).await.codes(), (400, Some(6)));
         server.grant(&server.user, &server.nodes[0]).await;
+    } else {
+        needs(test, "ADMIN");
     }
     server.over(&id).await;
     server.ask("DELETE", &format!("/deployment/{id}"), None).await;

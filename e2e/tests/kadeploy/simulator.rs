@@ -11,19 +11,40 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// The clusters and accounts of most tests, and the pace.
+const USUAL: [&str; 10] = [
+    "--cluster",
+    "one=node-1.test,node-2.test,node-3.test",
+    "--cluster",
+    "two=other-1.test,other-2.test",
+    "--trust",
+    "127.0.0.1/32",
+    "--user",
+    "carol:secret",
+    "--step",
+    "600",
+];
+
 /// A running simulator. It ends with this.
 pub(crate) struct Simulator {
     directory: TempDir,
+    arguments: &'static [&'static str],
     child: Mutex<Child>,
     pub(crate) url: String,
 }
 
 impl Simulator {
     pub(crate) fn start() -> Self {
+        let simulator = Self::with(&USUAL);
+        fs::write(simulator.files().join("hv.tgz"), "an image").unwrap();
+        simulator
+    }
+
+    /// One with these clusters, accounts and times.
+    pub(crate) fn with(arguments: &'static [&'static str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("hv.tgz"), "an image").unwrap();
-        let (child, url) = spawn(&directory, "127.0.0.1:0");
-        Self { directory, child: Mutex::new(child), url }
+        let (child, url) = spawn(&directory, arguments, "127.0.0.1:0");
+        Self { directory, arguments, child: Mutex::new(child), url }
     }
 
     /// Kills it, and starts it again where it was.
@@ -31,7 +52,7 @@ impl Simulator {
         let mut child = self.child.lock().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        let (new, url) = spawn(&self.directory, self.url.strip_prefix("http://").unwrap());
+        let (new, url) = spawn(&self.directory, self.arguments, self.url.strip_prefix("http://").unwrap());
         assert_eq!(url, self.url);
         *child = new;
     }
@@ -68,11 +89,11 @@ impl Drop for Simulator {
     }
 }
 
-fn spawn(directory: &TempDir, listen: &str) -> (Child, String) {
+fn spawn(directory: &TempDir, arguments: &[&str], listen: &str) -> (Child, String) {
     let file = |name: &str| directory.path().join(name);
     let mut child = Command::new(env!("CARGO_BIN_EXE_kadeploy-sim"))
-        .args(["--dummy", "--step", "600", "--trust", "127.0.0.1/32", "--user", "carol:secret", "--listen", listen])
-        .args(["--cluster", "one=node-1.test,node-2.test,node-3.test", "--cluster", "two=other-1.test,other-2.test"])
+        .args(["--dummy", "--listen", listen])
+        .args(arguments)
         .arg("--state")
         .arg(file("state"))
         .arg("--faults")

@@ -3,6 +3,7 @@
 use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use e2e::skipped::skipped;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 use vmdeploy::{
@@ -36,7 +37,7 @@ pub(crate) struct Server {
     pub(crate) environment: String,
     /// Whose it is.
     pub(crate) owner: String,
-    pub(crate) files: Option<PathBuf>,
+    pub(crate) files: Option<Files>,
     pub(crate) simulator: Option<Simulator>,
     client: Arc<dyn Kadeploy>,
     _turn: Option<MutexGuard<'static, ()>>,
@@ -44,6 +45,52 @@ pub(crate) struct Server {
 
 fn setting(name: &str) -> Option<String> {
     env::var(format!("VMDEPLOY_KADEPLOY_{name}")).ok().filter(|value| !value.is_empty())
+}
+
+/// Says that a test, or a part of it, needs a setting that is absent.
+pub(crate) fn needs(test: &str, name: &str) {
+    skipped(test, &format!("VMDEPLOY_KADEPLOY_{name} is not set")).unwrap();
+}
+
+/// Says that a test, or a part of it, is for the simulator only.
+pub(crate) fn needs_simulator(test: &str) {
+    skipped(test, "a server at an address does not break when it is told to").unwrap();
+}
+
+/// A directory that this machine writes and the server reads.
+pub(crate) struct Files {
+    here: PathBuf,
+    /// Where the server has it.
+    there: PathBuf,
+}
+
+impl Files {
+    fn given(text: &str) -> Self {
+        let (here, there) = text.split_once('=').unwrap_or((text, text));
+        Self { here: here.into(), there: there.into() }
+    }
+
+    /// Writes an image, which is another one with another text.
+    pub(crate) fn write(&self, image: &str, text: &str) {
+        std::fs::write(self.here.join(image), text).unwrap();
+    }
+
+    pub(crate) fn remove(&self, image: &str) {
+        std::fs::remove_file(self.here.join(image)).unwrap();
+    }
+
+    /// An environment with this image.
+    pub(crate) fn described(&self, name: &str, image: &str) -> Value {
+        json!({
+            "name": name, "version": 1, "description": "for tests", "author": "a@b.c", "os": "linux",
+            "image": {"file": self.address(image), "kind": "tar", "compression": "gzip"}, "filesystem": "ext4",
+            "boot": {"kernel": "/vmlinuz", "initrd": "/initrd.img"},
+        })
+    }
+
+    pub(crate) fn address(&self, image: &str) -> String {
+        format!("server://{}", self.there.join(image).display())
+    }
 }
 
 impl Server {
@@ -82,7 +129,7 @@ impl Server {
             nodes,
             environment: environment.to_owned(),
             owner,
-            files: setting("FILES").map(PathBuf::from),
+            files: setting("FILES").map(|text| Files::given(&text)),
             simulator: None,
             url,
             _turn: Some(TURN.lock().await),
@@ -106,6 +153,8 @@ impl Server {
     async fn simulated() -> Self {
         let simulator = Simulator::start();
         let account = Account::Header("alice".into());
+        let files = Files { here: simulator.files(), there: simulator.files() };
+        let environment = files.described("hv", "hv.tgz");
         let server = Self {
             client: client(&simulator.url, &account),
             url: simulator.url.clone(),
@@ -116,12 +165,11 @@ impl Server {
             nodes: vec!["node-1.test".into(), "node-2.test".into()],
             environment: "hv".into(),
             owner: "alice".into(),
-            files: Some(simulator.files()),
+            files: Some(files),
             simulator: Some(simulator),
             _turn: None,
         };
-        let image = server.files.as_ref().unwrap().join("hv.tgz");
-        let reply = server.post("/environments", &json!({"environment": described("hv", &image)})).await;
+        let reply = server.post("/environments", &json!({"environment": environment})).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         server
     }
@@ -180,15 +228,6 @@ impl Server {
         }
         panic!("{id} does not end");
     }
-}
-
-/// An environment with this image.
-pub(crate) fn described(name: &str, image: &std::path::Path) -> Value {
-    json!({
-        "name": name, "version": 1, "description": "for tests", "author": "a@b.c", "os": "linux", "filesystem": "ext4",
-        "image": {"file": format!("server://{}", image.display()), "kind": "tar", "compression": "gzip"},
-        "boot": {"kernel": "/vmlinuz", "initrd": "/initrd.img"},
-    })
 }
 
 fn client(url: &str, account: &Account) -> Arc<dyn Kadeploy> {

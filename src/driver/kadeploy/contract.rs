@@ -99,7 +99,7 @@ async fn environments_are_described(world: &dyn World) {
     }
 }
 
-async fn wrong_requests_are_refused(world: &dyn World) {
+pub(super) async fn wrong_requests_are_refused(world: &dyn World) {
     let good = request(world);
     let range = DeployRequest { nodes: vec!["node-[1-2]".into()], ..good.clone() };
     let nobody = DeployRequest { nodes: Vec::new(), ..good.clone() };
@@ -113,7 +113,7 @@ async fn wrong_requests_are_refused(world: &dyn World) {
     }
 }
 
-async fn a_deployment_waits_for_its_rights(world: &dyn World) {
+pub(super) async fn a_deployment_waits_for_its_rights(world: &dyn World) {
     let nodes = world.nodes();
     if !world.use_power(Power::Revoke(&nodes[1])).await {
         return;
@@ -150,7 +150,7 @@ async fn a_deployment_goes_through(world: &dyn World) {
     assert!(seen.done && all(&seen, &NodeState::Lost(Remains::Deployed)), "{seen:?}");
 }
 
-async fn a_cancelled_deployment_leaves_its_nodes_aborted(world: &dyn World) {
+pub(super) async fn a_cancelled_deployment_leaves_its_nodes_aborted(world: &dyn World) {
     let id = world.server().deploy(&request(world)).await.unwrap();
     world.server().forget(&id).await.unwrap();
     let seen = look(world, &id).await;
@@ -174,7 +174,7 @@ async fn nodes_of_another_workflow_are_left_out(world: &dyn World) {
     world.server().forget(&first).await.unwrap();
 }
 
-async fn a_node_fails_and_the_other_does_not(world: &dyn World) {
+pub(super) async fn a_node_fails_and_the_other_does_not(world: &dyn World) {
     let nodes = world.nodes();
     if !world.use_power(Power::Break(&nodes[1], true)).await {
         return;

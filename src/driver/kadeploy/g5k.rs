@@ -1,8 +1,9 @@
 //! Kadeploy behind the deployments of the Grid'5000 API.
 //!
-//! Written from public descriptions; it was never called. What differs from Kadeploy's own API: a deployment is kept in a
-//! database, so that it is not forgotten; what a read says is as old as the last `PUT`, which has the API ask Kadeploy;
-//! environments are named in one text and cannot be described.
+//! Written from public descriptions and its public source; it was never called. What differs from Kadeploy's own API:
+//! a deployment is kept in a database, so that it is not forgotten; what a read says is as old as the last `PUT`, which
+//! has the API ask Kadeploy; environments are named in one text and cannot be described; Kadeploy's refusals are passed
+//! on as text, without their codes.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, NodeState, Observation,
-    Remains, Workflow, WorkflowId, environment::or_none, errors::Refusal, hosts::HostNames, http::Http,
+    Remains, Workflow, WorkflowId,
+    environment::{number, or_none},
+    errors::Refusal,
+    hosts::HostNames,
+    http::{Http, Reply},
 };
 use crate::{
     config::{KadeployConfig, SiteConfig},
@@ -23,6 +28,12 @@ use crate::{
 
 /// Longest text of the API's that is kept.
 const SHOWN: usize = 1000;
+/// Most deployments that it lists.
+const LISTED: u32 = 500;
+/// In Kadeploy's text where the account has no rights to all of the nodes.
+const NO_RIGHTS: &str = "sufficient rights";
+/// Its text of a deployment that Kadeploy does not know any more.
+const FORGOTTEN: &str = "no longer exists on the Kadeploy server";
 
 /// One account at one site of Grid'5000.
 pub(super) struct Grid5000 {
@@ -41,7 +52,7 @@ struct Deployment {
     nodes: Vec<String>,
     #[serde(default, deserialize_with = "or_none")]
     environment: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     version: Option<u64>,
     #[serde(default)]
     created_at: Option<i64>,
@@ -78,6 +89,7 @@ struct Outcome {
     small: Option<String>,
     /// `OK`, `KO`.
     state: Option<String>,
+    error: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -118,7 +130,7 @@ impl Grid5000 {
     /// A deployment as Kadeploy has it now; none if the API does not know it.
     async fn look(&self, workflow: &WorkflowId) -> Result<Option<Deployment>, KadeployError> {
         let path = path(workflow)?;
-        let read = |reply: super::http::Reply| match reply.read::<Deployment>() {
+        let read = |reply: Reply| match reply.read::<Deployment>() {
             Ok(deployment) => Ok(Some(deployment)),
             Err(Refusal::NotFound(_) | Refusal::NoWorkflow) => Ok(None),
             Err(other) => Err(other.into_error()),
@@ -145,6 +157,19 @@ fn path(workflow: &WorkflowId) -> Result<String, KadeployError> {
     }
 }
 
+/// Why a deployment was not begun.
+fn not_begun(reply: &Reply) -> KadeployError {
+    let text = shown(&reply.body, SHOWN);
+    match reply.status {
+        200..=399 => KadeployError::Unreachable(format!("HTTP status {} where 201 was expected", reply.status)),
+        // the account is known, a wrong one is a 401: it may not deploy here, or not yet
+        403 => KadeployError::RightsMissing(text),
+        400.. if text.contains(NO_RIGHTS) => KadeployError::RightsMissing(text),
+        400 if !text.starts_with('<') => KadeployError::Refused(text),
+        _ => reply.refusal().into_error(),
+    }
+}
+
 /// How a node stands in a deployment.
 fn state(deployment: &Deployment, host: &str) -> NodeState {
     let outcome = deployment.result.get(host);
@@ -153,12 +178,16 @@ fn state(deployment: &Deployment, host: &str) -> NodeState {
         shown(known.join(": ").as_bytes(), SHOWN)
     });
     let word = outcome.and_then(|outcome| outcome.state.as_deref()).unwrap_or_default();
+    let error = outcome.and_then(|outcome| outcome.error.as_deref()).map(|error| shown(error.as_bytes(), SHOWN));
+    let output = shown(deployment.output.as_bytes(), SHOWN);
     match deployment.status {
         Status::Waiting | Status::Processing => NodeState::Working { step },
         Status::Canceled => NodeState::Lost(Remains::Aborted),
-        Status::Error => NodeState::Failed { reason: shown(deployment.output.as_bytes(), SHOWN) },
+        // its rights were taken away, or Kadeploy died: nothing says that it was the node's fault
+        Status::Error if output.contains(FORGOTTEN) => NodeState::Lost(Remains::Other(output)),
+        Status::Error => NodeState::Failed { reason: output },
         Status::Terminated if word.eq_ignore_ascii_case("ok") => NodeState::Deployed,
-        Status::Terminated if word.eq_ignore_ascii_case("ko") => NodeState::Failed { reason: step },
+        Status::Terminated if word.eq_ignore_ascii_case("ko") => NodeState::Failed { reason: error.unwrap_or(step) },
         Status::Terminated => NodeState::Discarded,
     }
 }
@@ -196,10 +225,7 @@ impl Kadeploy for Grid5000 {
         };
         let reply = self.http.send(Method::POST, "/deployments", Some(&body)).await?;
         if reply.status != 201 {
-            return Err(match reply.status {
-                200..=399 => KadeployError::Unreachable(format!("HTTP status {} where 201 was expected", reply.status)),
-                _ => reply.refusal().into_error(),
-            });
+            return Err(not_begun(&reply));
         }
         let last = reply.location.as_deref().and_then(|location| location.trim_end_matches('/').rsplit('/').next());
         let id = last.map(|id| WorkflowId(id.into())).filter(|id| path(id).is_ok());
@@ -207,7 +233,8 @@ impl Kadeploy for Grid5000 {
     }
 
     async fn workflows(&self) -> Result<Vec<Workflow>, KadeployError> {
-        let path = format!("/deployments?user={}&reverse=true", self.http.user());
+        // the newest come first
+        let path = format!("/deployments?user={}&limit={LISTED}", self.http.user());
         let list: List = self.http.get(&path).await?.read().map_err(Refusal::into_error)?;
         let workflow = |deployment: Deployment| {
             let (name, user) = match deployment.environment.split_once('@') {

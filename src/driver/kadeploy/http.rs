@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::{self, KadeployConfig, SiteConfig},
     driver::{
-        exchange::{self, shown},
+        exchange::{self, BAD_CERTIFICATE, shown},
         site::Credentials,
     },
 };
@@ -136,7 +136,7 @@ impl Http {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body);
         }
-        let reply = request.send().await.map_err(|error| KadeployError::Unreachable(exchange::causes(&error)))?;
+        let reply = request.send().await.map_err(|error| KadeployError::Unreachable(unanswered(&error)))?;
         let status = reply.status().as_u16();
         let text = |name: &HeaderName| reply.headers().get(name)?.to_str().ok().map(str::to_owned);
         let (code, location) = (text(&CODE), text(&LOCATION));
@@ -144,4 +144,10 @@ impl Http {
         let body = exchange::body(reply, MAX_BODY).await.map_err(KadeployError::Unreachable)?;
         Ok(Reply { status, code, location, body })
     }
+}
+
+/// Why there is no answer, and what helps.
+fn unanswered(error: &reqwest::Error) -> String {
+    let causes = exchange::causes(error);
+    if causes.contains(BAD_CERTIFICATE) { format!("{causes}: set sites.*.kadeploy.pin or ca") } else { causes }
 }

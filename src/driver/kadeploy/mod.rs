@@ -10,7 +10,7 @@
 //!
 //! What the clients were tried on: `rest` on what a real Kadeploy 3.3.11 with simulated hardware was recorded to say, and
 //! at each run of the tests on `kadeploy-sim`, which does as that one did; `g5k` on bodies written from public
-//! descriptions. Nothing here was ever run against Grid'5000.
+//! descriptions and source. Nothing here was ever run against Grid'5000.
 
 pub mod contract;
 pub mod directory;
@@ -253,7 +253,7 @@ pub trait Deployers: Send + Sync {
 
 /// A client of a site's deployment server, for one account. Nothing is asked of the server yet.
 pub fn connect(site: &SiteConfig, credentials: &Credentials) -> Result<Arc<dyn Kadeploy>, KadeployError> {
-    let missing = "it has no kadeploy section: only an administrator can say where its nodes are deployed";
+    let missing = "the site has no kadeploy section in the chart's values";
     let server = site.kadeploy.as_ref().ok_or_else(|| KadeployError::Configuration(missing.into()))?;
     Ok(match server.flavour {
         Flavour::Native => Arc::new(rest::KadeployRest::new(site, server, credentials)?),

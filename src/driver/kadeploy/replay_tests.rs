@@ -14,18 +14,23 @@ use tokio::{
 
 use crate::{config::SiteConfig, driver::site::Credentials};
 
+/// Where the recordings are.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/driver/kadeploy/recorded");
+
 /// A recorded reply.
 #[derive(Clone, Debug)]
 pub(super) struct Recorded {
     pub(super) status: u16,
     pub(super) code: Option<u32>,
     pub(super) body: Vec<u8>,
+    request: String,
     head: String,
 }
 
 impl Recorded {
     fn parse(text: &str) -> Self {
-        let reply = text.split_once("<<< reply\n").unwrap().1;
+        let (request, reply) = text.split_once("<<< reply\n").unwrap();
+        let (request, _) = request.strip_prefix(">>> request\n").unwrap().split_once("\n\n").unwrap();
         let (head, body) = reply.split_once("\n\n").unwrap();
         // one line end was added
         let body = body.strip_suffix('\n').unwrap().as_bytes().to_vec();
@@ -34,6 +39,7 @@ impl Recorded {
         Self {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             code: header("X-Application-Error-Code:").map(|code| code.parse().unwrap()),
+            request: request.to_owned(),
             head: head.to_owned(),
             body,
         }
@@ -42,19 +48,37 @@ impl Recorded {
     /// A reply that nobody recorded.
     pub(super) fn made(status: u16, headers: &str, body: &str) -> Self {
         let head = format!("HTTP/1.1 {status} Made\n{headers}Content-Length: {}\nConnection: close", body.len());
-        Self { status, code: None, body: body.as_bytes().to_vec(), head }
+        Self { status, code: None, body: body.as_bytes().to_vec(), request: String::new(), head }
     }
+
+    /// The line of the request, without the version.
+    pub(super) fn line(&self) -> &str {
+        self.request.lines().next().unwrap().trim_end_matches(" HTTP/1.1")
+    }
+
+    /// A header of the request.
+    pub(super) fn sent(&self, name: &str) -> &str {
+        self.request.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap()
+    }
+}
+
+/// Names of all files of recordings.
+pub(super) fn files() -> Vec<String> {
+    let names = fs::read_dir(FOLDER).unwrap().map(|entry| entry.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).collect()
+}
+
+/// The text of one of them.
+pub(super) fn text(file: &str) -> String {
+    fs::read_to_string(Path::new(FOLDER).join(file)).unwrap()
 }
 
 /// All recordings whose names begin so.
 pub(super) fn all(prefix: &str) -> BTreeMap<String, Recorded> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/driver/kadeploy/recorded");
     let mut all = BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        if name.starts_with(prefix) {
-            all.insert(name, Recorded::parse(&fs::read_to_string(path).unwrap()));
+    for file in files().iter().filter(|file| file.starts_with(prefix)) {
+        if let Some(name) = file.strip_suffix(".http") {
+            all.insert(name.to_owned(), Recorded::parse(&text(file)));
         }
     }
     assert!(!all.is_empty(), "no recording begins with {prefix}");
@@ -74,16 +98,22 @@ pub(super) struct Seen {
     pub(super) body: serde_json::Value,
 }
 
-type Answer = Arc<dyn Fn(&str) -> Recorded + Send + Sync>;
+type Answer = Arc<dyn Fn(&Seen) -> Recorded + Send + Sync>;
 
-/// A server that answers each request line, without the version, with a reply.
+/// A server that answers each request with a reply.
 pub(super) struct Replay {
     pub(super) seen: Arc<Mutex<Vec<Seen>>>,
     url: String,
 }
 
 impl Replay {
+    /// One that looks only at a request's line, without the version.
     pub(super) async fn start(answer: impl Fn(&str) -> Recorded + Send + Sync + 'static) -> Self {
+        Self::reading(move |seen: &Seen| answer(&seen.line)).await
+    }
+
+    /// One that looks at all of a request.
+    pub(super) async fn reading(answer: impl Fn(&Seen) -> Recorded + Send + Sync + 'static) -> Self {
         crate::tls::install_provider();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -138,8 +168,9 @@ async fn serve(mut connection: TcpStream, answer: &Answer, all: &Mutex<Vec<Seen>
         }
     };
     let line = head.lines().next().unwrap().trim_end_matches(" HTTP/1.1").to_owned();
-    let reply = answer(&line);
-    all.lock().unwrap().push(Seen { line, head, body: serde_json::from_str(&body).unwrap_or_default() });
+    let seen = Seen { line, head, body: serde_json::from_str(&body).unwrap_or_default() };
+    let reply = answer(&seen);
+    all.lock().unwrap().push(seen);
     let mut sent = reply.head.replace('\n', "\r\n").into_bytes();
     sent.extend_from_slice(b"\r\n\r\n");
     sent.extend_from_slice(&reply.body);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use super::{
@@ -134,6 +135,18 @@ async fn a_workflow_of_which_no_node_is_left_did_nothing() {
 }
 
 #[tokio::test]
+async fn a_workflow_that_broke_and_does_not_say_why_has_failed() {
+    let broken = WorkflowId("D-7c70cd42-5e0b-4a8e-925e-4b479608ba35".into());
+    let server =
+        Replay::start(|line| recorded(if line.ends_with("/error") { "dep_error_done" } else { "fail_gone_poll" }))
+            .await;
+    let client = connect(&server.site(""), &alice()).unwrap();
+    let seen = client.observe(&broken, &nodes(), &hv()).await.unwrap();
+    let failed = NodeState::Failed { reason: "the server does not say why".into() };
+    assert!(seen.done && seen.nodes.values().all(|state| *state == failed), "{seen:?}");
+}
+
+#[tokio::test]
 async fn ones_own_workflows_are_listed_with_their_nodes() {
     let server = Replay::start(|_| recorded("dep_list")).await;
     let client = connect(&server.site(""), &alice()).unwrap();
@@ -146,7 +159,7 @@ async fn ones_own_workflows_are_listed_with_their_nodes() {
 
 #[tokio::test]
 async fn what_is_forgotten_already_is_no_error() {
-    for name in ["dep_delete", "dep_delete_again", "cancel_delete", "dep_get_deleted"] {
+    for name in ["dep_delete", "dep_delete_err", "dep_delete_again", "cancel_delete", "dep_get_deleted"] {
         let server = Replay::start(move |_| recorded(name)).await;
         connect(&server.site(""), &alice()).unwrap().forget(&id()).await.unwrap();
         assert_eq!(server.lines(), [format!("DELETE /deployment/{WID}")]);
@@ -191,12 +204,18 @@ async fn each_kind_of_account_speaks_for_itself() {
     };
     let head = sent(", headerPrefix: X-Remote-", &alice()).await;
     assert!(head.contains("x-remote-user: alice") && !head.contains("authorization"), "{head}");
+    // as in requests that were accepted
+    let recording = recorded("auth_basic_ok");
+    let accepted = format!("authorization: {}", recording.sent("Authorization"));
     let basic = Credentials::Basic { username: "alice".into(), password: "alicepw".into() };
     let head = sent("", &basic).await;
-    assert!(head.contains("authorization: Basic YWxpY2U6YWxpY2Vwdw==") && !head.contains("x-kadeploy-user"), "{head}");
-    let certificate = Credentials::Certificate { certificate: "PEM".into(), key: "KEY".into() };
-    let head = sent("", &certificate).await;
-    assert!(head.contains("x-kadeploy-user: alice") && head.contains("x-kadeploy-certificate: UEVN"), "{head}");
+    assert!(head.contains(&accepted) && !head.contains("x-kadeploy-user"), "{head}");
+    let recording = recorded("auth_cert_ok");
+    let accepted = recording.sent("X-Kadeploy-Certificate");
+    let certificate = String::from_utf8(BASE64_STANDARD.decode(accepted).unwrap()).unwrap();
+    let head = sent("", &Credentials::Certificate { certificate, key: "KEY".into() }).await;
+    let accepted = format!("x-kadeploy-certificate: {accepted}");
+    assert!(head.contains("x-kadeploy-user: alice") && head.contains(&accepted), "{head}");
 
     let injected = Credentials::Header { user: "alice\r\nx: y".into() };
     assert!(matches!(connect(&server.site(""), &injected).err(), Some(KadeployError::Credentials(_))));
@@ -246,7 +265,9 @@ mod pinned {
             let text =
                 format!("kind: oar2\nurl: http://oar\nuids: {{}}\nkadeploy: {{url: '{url}', pin: 'sha256:{pin}'}}\n");
             let client = connect(&serde_yaml::from_str(&text).unwrap(), &alice()).unwrap();
-            assert_eq!(client.workflows().await.is_ok(), good);
+            let said = client.workflows().await;
+            assert_eq!(said.is_ok(), good, "{said:?}");
+            assert!(said.err().is_none_or(|error| error.to_string().contains("set sites.*.kadeploy.pin or ca")));
         }
     }
 }

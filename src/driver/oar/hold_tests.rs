@@ -31,7 +31,7 @@ struct Hold {
     nodes: &'static [&'static str],
 }
 
-/// Starts a hold; none where there is no TakTuk.
+/// Starts a hold; none where there is no TakTuk, unless `VMDEPLOY_E2E` says that all is there.
 fn hold(nodes: &'static [&'static str], agent_wait: u64, connector: &str) -> Option<Hold> {
     hold_of(nodes, agent_wait, connector, false)
 }
@@ -64,7 +64,8 @@ fn hold_that(
     extras: Extras,
 ) -> Option<Hold> {
     if Command::new("taktuk").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
-        println!("not run: there is no taktuk");
+        assert!(std::env::var_os("VMDEPLOY_E2E").is_none(), "there is no taktuk on this machine");
+        eprintln!("skipped: there is no taktuk on this machine");
         return None;
     }
     let folder = TempDir::new().unwrap();

@@ -1,8 +1,8 @@
 //! A deployment server for tests: what a real Kadeploy 3.3.11 was measured to do, with its codes and its oddities.
 //!
 //! It deploys for real where it is given a deployer, a command that puts an environment on a machine of the test bed;
-//! else its steps only take time. Environments, rights and the nodes' records survive it in a file, its workflows do not,
-//! as with the original. Not there: reboots, power, consoles, certificates, TLS, several steps of the same kind.
+//! else its steps only take time. Environments, rights and the nodes' records survive it in a file, its workflows do
+//! not, as with the original. Not there: reboots, power, consoles, certificates, TLS, several steps of the same kind.
 #![expect(clippy::print_stdout, reason = "says where it listens")]
 
 mod auth;
@@ -56,8 +56,8 @@ struct Args {
     /// Simulated steps.
     #[arg(long, group = "how")]
     dummy: bool,
-    /// The command that does the steps: `prepare NODE`, `unpack NODE IMAGE [KEY]`, `boot NODE IMAGE`, KEY as the request
-    /// says it.
+    /// The command that does the steps: `prepare NODE`, `unpack NODE IMAGE [KEY]`, `boot NODE IMAGE`, KEY as the
+    /// request says it.
     #[arg(long, group = "how")]
     deployer: Option<PathBuf>,
 }

@@ -81,7 +81,8 @@ async fn post(server: &Arc<Server>, asked: &Asked<'_>) -> Answer {
         let name = environment.record.clone();
         state.store.mark(node, "deploying", &asked.user, name);
     }
-    let workflow = Workflow::new(&server.settings, &asked.user, environment, free, discarded)
+    let debug = body["debug"] == true;
+    let workflow = Workflow::new(&server.settings, &asked.user, environment, free, discarded, debug)
         .map_err(|error| Refusal::Plain(500, error.to_string()))?;
     let reply = view::begun(&workflow);
     let id = workflow.id.clone();

@@ -7,13 +7,19 @@ use super::workflow::{Progress, Workflow};
 /// The reply to the request.
 pub(super) fn begun(workflow: &Workflow) -> Value {
     let path = format!("/deployment/{}", workflow.id);
-    let clusters = workflow.nodes.values().map(|progress| &progress.cluster);
-    let logs: Map<String, Value> =
-        clusters.map(|name| (name.clone(), json!(format!("{path}/logs/{name}?user={}", workflow.user)))).collect();
-    json!({"wid": workflow.id, "resources": {
+    let each =
+        |what: &str, name: &String| (name.clone(), json!(format!("{path}/{what}/{name}?user={}", workflow.user)));
+    let logs: Map<String, Value> = workflow.clusters.iter().map(|name| each("logs", name)).collect();
+    let mut resources = json!({
         "resource": format!("{path}/"), "log": format!("{path}/logs"), "logs": logs,
         "state": format!("{path}/state"), "status": format!("{path}/status"), "error": format!("{path}/error"),
-    }})
+    });
+    if workflow.debug {
+        let debugs: Map<String, Value> = workflow.nodes.keys().map(|node| each("debugs", node)).collect();
+        resources["debug"] = json!(format!("{path}/debugs"));
+        resources["debugs"] = json!(debugs);
+    }
+    json!({"wid": workflow.id, "resources": resources})
 }
 
 fn of<'a>(workflow: &'a Workflow, wanted: impl Fn(&Progress) -> bool + 'a) -> Vec<&'a String> {
@@ -34,6 +40,9 @@ pub(super) fn poll(workflow: &Workflow) -> Value {
     });
     if workflow.broken.is_none() {
         poll["logs"] = json!(true);
+        if workflow.debug {
+            poll["debugs"] = json!(true);
+        }
         let mut nodes = json!({
             "ok": of(workflow, |progress| progress.through),
             "ko": of(workflow, |progress| progress.state == "ko"),

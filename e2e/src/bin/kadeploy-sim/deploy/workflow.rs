@@ -1,6 +1,11 @@
 //! One deployment.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    time::Instant,
+};
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -29,6 +34,10 @@ pub(crate) struct Workflow {
     pub(crate) environment: Environment,
     pub(crate) nodes: BTreeMap<String, Progress>,
     pub(crate) discarded: Vec<String>,
+    /// Of all nodes that were asked for.
+    pub(crate) clusters: BTreeSet<String>,
+    /// Whether texts for debugging were asked for.
+    pub(crate) debug: bool,
     pub(crate) started: Timestamp,
     pub(crate) clock: Instant,
     /// What it took, once it is over.
@@ -55,6 +64,7 @@ impl Workflow {
         environment: Environment,
         nodes: Vec<String>,
         discarded: Vec<String>,
+        debug: bool,
     ) -> Result<Self> {
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
         let progress = |node: &str| Progress {
@@ -68,6 +78,13 @@ impl Workflow {
             id: format!("D-{}", uuid.trim()),
             user: user.into(),
             environment,
+            clusters: nodes
+                .iter()
+                .chain(&discarded)
+                .filter_map(|node| settings.cluster(node))
+                .map(str::to_owned)
+                .collect(),
+            debug,
             nodes: nodes.into_iter().map(|node| (node.clone(), progress(&node))).collect(),
             discarded,
             started: Timestamp::now(),
