@@ -25,6 +25,7 @@ use crate::{
     hold,
     limit::Limit,
     nodes::Nodes,
+    ssh::Ssh,
 };
 
 /// Longest wait for anything.
@@ -42,6 +43,7 @@ pub struct Spread {
     certificates: Certificates,
     members: u32,
     content: PathBuf,
+    alone: bool,
     shared: bool,
     held: bool,
     server: Process,
@@ -70,7 +72,8 @@ impl Spread {
         blake3::Hasher::new().update(root.path().as_os_str().as_encoded_bytes()).finalize_xof().fill(&mut bytes);
         fs::write(&content, &bytes)?;
         let image = digest(&bytes);
-        let spread = Self { nodes, image, root, certificates, members, content, shared: false, held: false, server };
+        let (alone, shared, held) = (false, false, false);
+        let spread = Self { nodes, image, root, certificates, members, content, alone, shared, held, server };
         // on its own node no link is in the way
         spread.nodes.on(members as usize, || tokio::runtime::Runtime::new()?.block_on(spread.import()))??;
         Ok(spread)
@@ -93,6 +96,11 @@ impl Spread {
         Ok(())
     }
 
+    /// From now on agents know no others, and all fetch from the repository.
+    pub fn stay_alone(&mut self) {
+        self.alone = true;
+    }
+
     /// From now on agents look for images in a directory that all nodes see, and put them there.
     pub fn share(&mut self) -> Result<PathBuf> {
         self.shared = true;
@@ -104,7 +112,13 @@ impl Spread {
     /// Starts the job's hold, which puts images to its nodes: from now on agents know it.
     pub fn hold(&mut self) -> Result<Process> {
         self.held = true;
-        hold::hold(self)
+        hold::hold(self, None)
+    }
+
+    /// The same from the first node over the links; waits until all nodes are held.
+    pub fn hold_over_links(&mut self, ssh: &Ssh) -> Result<Process> {
+        self.held = true;
+        hold::hold(self, Some(ssh))
     }
 
     /// How many nodes are to have the image.
@@ -147,7 +161,8 @@ impl Spread {
         let image = json!({"namespace": "default", "name": "image", "disk": self.image, "virtualSize": 0});
         let mut config = told(root, (member, self.members), 1, &format!("1-{member}"), &image)?;
         let peer = |member: u32| Ok(json!({"member": member, "endpoint": endpoint(member, 1)?}));
-        config["chain"] = (0..member).rev().map(peer).collect::<Result<_>>()?;
+        let before = if self.alone { 0 } else { member };
+        config["chain"] = (0..before).rev().map(peer).collect::<Result<_>>()?;
         if self.shared {
             config["sharedImages"] = json!({"directory": self.path("shared"), "limit": 1_u64 << 40});
         }
@@ -174,6 +189,25 @@ impl Spread {
         let found = digest(&fs::read(&path).with_context(|| path.display().to_string())?);
         ensure!(found == self.image, "node {member} has {found}");
         Ok(())
+    }
+
+    /// Waits until a member has so many bytes of the image; how many it then has.
+    pub fn has(&self, member: usize, bytes: u64) -> Result<u64> {
+        let begun = Instant::now();
+        loop {
+            if let Some(have) = self.part(member).filter(|have| *have >= bytes) {
+                return Ok(have);
+            }
+            ensure!(begun.elapsed() < LIMIT, "node {member} does not have {bytes} bytes");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Bytes of an image that is on its way.
+    fn part(&self, member: usize) -> Option<u64> {
+        let is_part = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".part-");
+        let part = fs::read_dir(self.node(member).join("images")).ok()?.flatten().find(is_part)?;
+        Some(part.metadata().ok()?.len())
     }
 
     /// Bytes that a node has sent so far, on the wire; the repository is the last node.

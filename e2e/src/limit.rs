@@ -32,6 +32,17 @@ impl Limit {
     pub fn holds_for(&self, process: u32) -> Result<()> {
         fs::write(self.0.join("cgroup.procs"), process.to_string()).context("limit a process")
     }
+
+    /// How many of its processes the kernel has killed because all together needed more.
+    pub fn killed(&self) -> Result<u64> {
+        // the kernel's account, where there is one hierarchy for all, and where memory has its own
+        let files = ["memory.events", "memory.oom_control"].map(|file| self.0.join(file));
+        let file = files.iter().find(|file| file.exists()).context("the kernel has no account of its kills")?;
+        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        let count = count.with_context(|| format!("{} has no oom_kill", file.display()))?;
+        Ok(count.trim().parse()?)
+    }
 }
 
 impl Drop for Limit {

@@ -1,7 +1,7 @@
 //! Archives made into images, beside `mke2fs` itself, which reads archives: without a look at what is in them, without
 //! kernel and initial ram disk, and without what belongs to one machine left out.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{ops::RangeInclusive, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
@@ -12,6 +12,8 @@ use e2e::{
 use crate::report::{Figure, Measured, figure};
 
 const RUNS: usize = 5;
+/// MiB of an environment like those that sites offer.
+const SIZE: RangeInclusive<f64> = 300.0..=450.0;
 const BEST: &str = "mke2fs -q -F -t ext4 -L root -E root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0 -d \"$1\" best.raw 10G && \
     qemu-img convert -q -f raw -O qcow2 best.raw best.qcow2";
 
@@ -21,8 +23,14 @@ pub(crate) fn measure() -> Result<Measured> {
     let environment = Environment::new()?;
     // a second root makes it as large as the environments that sites offer
     let agents = cache()?.join("agent");
-    let script = "mkdir -p root/srv/second; for t in \"$1\"/*.tar; do tar -C root/srv/second --exclude './dev/*' -xf \"$t\"; done; du -sm root >&2";
+    let script = "mkdir -p root/srv/second; \
+        for t in \"$1\"/*.tar; do tar -C root/srv/second --exclude './dev/*' -xf \"$t\"; done";
     environment.run(script, &[agents.as_os_str()])?;
+    let size = mebibytes(&environment)?;
+    eprintln!("  the environment has {size:.0} MiB");
+    ensure!(SIZE.contains(&size), "the environment has {size:.0} MiB, not {SIZE:?} as those that sites offer");
+    let note = Some("what du says of its tree: 300 to 450, else nothing is measured");
+    measured.figures.extend(figure("environment_mib", &[size], 0.5, "MiB", None, note));
     for (name, compress, seconds, ratio, goal) in [
         ("root.tar.zst", "zstd -10 -T2", "convert_zst_s", "convert_vs_best", Some(1.3)),
         ("root.tar.gz", "gzip", "convert_gz_s", "convert_gz_vs_best", Some(1.3)),
@@ -49,6 +57,14 @@ pub(crate) fn measure() -> Result<Measured> {
         measured.figures.extend(figures.into_iter().flatten());
     }
     Ok(measured)
+}
+
+/// What its files take on the disk.
+fn mebibytes(environment: &Environment) -> Result<f64> {
+    let output = Command::new("du").args(["-sm", "root"]).current_dir(environment.path()).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.split_whitespace().next().context("du says nothing")?.parse()?)
 }
 
 fn timed(directory: &Path, command: &mut Command) -> Result<f64> {

@@ -35,9 +35,9 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// An image to 8 and 16 nodes, beside scp, rsync and TakTuk.
+    /// An image to 8 and 16 nodes, beside scp, rsync and TakTuk, also with one node killed, and by each distribution.
     Chain,
-    /// The same with little memory on every machine, beside TakTuk.
+    /// An image to 2, 4, 8 and 16 machines with little memory, beside TakTuk.
     ChainCliff,
     /// Archives of root file systems made into images, beside mke2fs alone.
     Convert,

@@ -3,9 +3,10 @@
 //! carried them once, at the rate that a single connection gets in the same run.
 //!
 //! Ours is timed from the start of the first agent's process to the last one's word, and the rivals from their start to
-//! their end.
+//! their end. So is ours while a node in the middle of the chain is killed: then the others count.
 
 pub(crate) mod cliff;
+mod modes;
 mod rivals;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{
     chain::{Bringing, Spread, here},
     goodput::goodput,
@@ -32,6 +33,8 @@ const FILLING: Duration = Duration::from_secs(3);
 const ALONE: usize = 3;
 /// How soon one is ready is asked of images from this size on.
 const LARGE: usize = 256 * MIB;
+/// A node that is killed then has one part in so many of the image.
+const PART: usize = 3;
 
 /// What is sent to how many, over which links.
 struct Size {
@@ -39,16 +42,57 @@ struct Size {
     bytes: usize,
     rate: &'static str,
     runs: usize,
+    /// Whether the rivals do it as well.
     rivals: bool,
+    /// Whether all of `spec.distribution` do.
+    modes: bool,
     /// Of ours in the bound.
     metric: &'static str,
+    /// Of the others when one is killed, if one is: their time in the bound, and images out of the repository.
+    killed: Option<[&'static str; 2]>,
 }
 
 const SIZES: [Size; 4] = [
-    Size { members: 8, bytes: 32 * MIB, rate: "50mbit", runs: 3, rivals: true, metric: "chain8_32mib_vs_bound" },
-    Size { members: 16, bytes: 32 * MIB, rate: "50mbit", runs: 3, rivals: true, metric: "chain16_32mib_vs_bound" },
-    Size { members: 8, bytes: 256 * MIB, rate: "100mbit", runs: 1, rivals: false, metric: "chain8_256mib_vs_bound" },
-    Size { members: 16, bytes: 256 * MIB, rate: "100mbit", runs: 1, rivals: false, metric: "chain16_256mib_vs_bound" },
+    Size {
+        members: 8,
+        bytes: 32 * MIB,
+        rate: "50mbit",
+        runs: 3,
+        rivals: true,
+        modes: true,
+        metric: "chain8_32mib_vs_bound",
+        killed: Some(["chain8_killed_vs_bound", "chain8_killed_images"]),
+    },
+    Size {
+        members: 16,
+        bytes: 32 * MIB,
+        rate: "50mbit",
+        runs: 3,
+        rivals: true,
+        modes: false,
+        metric: "chain16_32mib_vs_bound",
+        killed: Some(["chain16_killed_vs_bound", "chain16_killed_images"]),
+    },
+    Size {
+        members: 8,
+        bytes: 256 * MIB,
+        rate: "100mbit",
+        runs: 1,
+        rivals: false,
+        modes: false,
+        metric: "chain8_256mib_vs_bound",
+        killed: None,
+    },
+    Size {
+        members: 16,
+        bytes: 256 * MIB,
+        rate: "100mbit",
+        runs: 1,
+        rivals: false,
+        modes: false,
+        metric: "chain16_256mib_vs_bound",
+        killed: None,
+    },
 ];
 
 /// What is found out over all sizes.
@@ -70,27 +114,14 @@ pub(crate) fn measure(picture: &Path) -> Result<Measured> {
     let mut found = Found::default();
     for size in &SIZES {
         eprintln!("{} nodes, {} MiB over {} ...", size.members, size.bytes / MIB, size.rate);
-        let spread = Spread::new(Path::new(MEMORY), size.members, size.bytes, size.rate)?;
-        let rate = goodput(&spread.nodes, 0..1, spread.count(), FILLING)?;
-        let bound = size.bytes as f64 / rate;
-        eprintln!("  no node has it before {bound:.2} s");
-        let mut curves = Vec::new();
-        for _ in 0..size.runs {
-            curves.push(found.cold(&spread, size, bound)?);
-        }
-        found.warm(&spread, size)?;
-        let mut times: Vec<f64> = curves.iter().map(last).collect();
-        times.sort_by(f64::total_cmp);
-        let ours = *times.get(times.len() / 2).context("no run")?;
-        let ratios: Vec<f64> = times.iter().map(|time| time / bound).collect();
-        found.figures.extend(figure(size.metric, &ratios, 0.5, "ratio", None, None));
-        found.ratios.push((size.members, ours / bound));
-        found.peaks.push(spread.repository_peak()? as f64 / MIB as f64);
-        if size.rivals {
-            curves.truncate(1);
-            found.rivals(&spread, size, ours, &mut curves)?;
-            let title = format!("{} MiB to {} nodes, links of {}", size.bytes / MIB, size.members, size.rate);
-            draw(picture, &drawn(&title, spread.count(), bound, &curves))?;
+        let ours = found.size(size, picture)?;
+        if size.modes {
+            let own = &found.images_out[found.images_out.len() - size.runs..];
+            let note = Some("with which the other ways to bring it are compared");
+            found.figures.extend(figure("chain8_broadcast_images", own, 0.5, "images", None, note));
+            let Measured { figures, failed } = modes::measure(size, ours);
+            found.figures.extend(figures);
+            found.failed.extend(failed);
         }
     }
     Ok(found.measured())
@@ -101,6 +132,36 @@ fn last(curve: &Curve) -> f64 {
 }
 
 impl Found {
+    /// How long ours took, as a rule.
+    fn size(&mut self, size: &Size, picture: &Path) -> Result<f64> {
+        let spread = Spread::new(Path::new(MEMORY), size.members, size.bytes, size.rate)?;
+        let rate = goodput(&spread.nodes, 0..1, spread.count(), FILLING)?;
+        let bound = size.bytes as f64 / rate;
+        eprintln!("  no node has it before {bound:.2} s");
+        let mut curves = Vec::new();
+        for _ in 0..size.runs {
+            curves.push(self.cold(&spread, size, bound)?);
+        }
+        self.warm(&spread, size)?;
+        if let Some(metrics) = size.killed {
+            self.killed(&spread, size, bound, metrics);
+        }
+        let mut times: Vec<f64> = curves.iter().map(last).collect();
+        times.sort_by(f64::total_cmp);
+        let ours = *times.get(times.len() / 2).context("no run")?;
+        let ratios: Vec<f64> = times.iter().map(|time| time / bound).collect();
+        self.figures.extend(figure(size.metric, &ratios, 0.5, "ratio", None, None));
+        self.ratios.push((size.members, ours / bound));
+        self.peaks.push(spread.repository_peak()? as f64 / MIB as f64);
+        if size.rivals {
+            curves.truncate(1);
+            self.rivals(&spread, size, ours, &mut curves)?;
+            let title = format!("{} MiB to {} nodes, links of {}", size.bytes / MIB, size.members, size.rate);
+            draw(picture, &drawn(&title, spread.count(), bound, &curves))?;
+        }
+        Ok(ours)
+    }
+
     /// Nobody has it.
     fn cold(&mut self, spread: &Spread, size: &Size, bound: f64) -> Result<Curve> {
         spread.clear()?;
@@ -151,6 +212,47 @@ impl Found {
             self.warm_ready.extend(ready);
         }
         Ok(())
+    }
+
+    /// Nobody has it, and of those in the middle one is killed: the others have to have it all the same.
+    fn killed(&mut self, spread: &Spread, size: &Size, bound: f64, metrics: [&'static str; 2]) {
+        let (mut ratios, mut images) = (Vec::new(), Vec::new());
+        for run in 1..=size.runs {
+            match self.one_killed(spread, size) {
+                Ok((took, out)) => {
+                    let ratio = took / bound;
+                    eprintln!("  {:<20} {took:7.2} s, {ratio:.2} x bound, {out:.3} images out", "with one killed");
+                    ratios.push(ratio);
+                    images.push(out);
+                }
+                Err(error) => self.failed.push(format!("{} nodes, one killed, run {run}: {error:#}", size.members)),
+            }
+        }
+        let figures = [
+            figure(metrics[0], &ratios, 0.5, "ratio", None, Some("the others, one in the middle killed at a third")),
+            figure(metrics[1], &images, 1.0, "images", Some(1.1), Some("out of the repository, on the wire")),
+        ];
+        self.figures.extend(figures.into_iter().flatten());
+    }
+
+    /// When the last of the others had it, and images out of the repository.
+    fn one_killed(&mut self, spread: &Spread, size: &Size) -> Result<(f64, f64)> {
+        spread.clear()?;
+        let before = spread.sent(spread.count())?;
+        let begun = Instant::now();
+        let mut agents = spread.start_all()?;
+        let middle = spread.count() / 2;
+        let had = spread.has(middle, (size.bytes / PART) as u64)?;
+        let mut killed = agents.remove(middle);
+        killed.kill()?;
+        ensure!(had < (size.bytes / 2) as u64, "{had} bytes were there already: it was killed too late");
+        let free = here(&mut agents, begun)?;
+        for agent in &agents {
+            spread.right(agent.member() as usize)?;
+        }
+        let out = (spread.sent(spread.count())? - before) as f64 / size.bytes as f64;
+        self.peaks_of(&agents)?;
+        Ok((free.into_iter().fold(0.0, f64::max), out))
     }
 
     fn rivals(&mut self, spread: &Spread, size: &Size, ours: f64, curves: &mut Vec<Curve>) -> Result<()> {
