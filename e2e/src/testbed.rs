@@ -151,14 +151,33 @@ impl TestBed {
         create(&Api::namespaced(self.client.clone(), namespace), &binding).await
     }
 
+    /// Runs a script beside `testbed` that builds what was never built.
+    fn build(&self, script: &str, arguments: &[&str]) -> Result<()> {
+        let built = Command::new(self.script.with_file_name(script)).args(arguments).stdin(Stdio::null()).output()?;
+        ensure!(built.status.success(), "{script}: {}", String::from_utf8_lossy(&built.stderr));
+        Ok(())
+    }
+
+    /// Where something else is served that is kept beside the guest.
+    fn beside(&self, name: &str) -> (String, PathBuf) {
+        (self.guest_url.trim_end_matches("current").to_owned() + name, self.guest_image.with_file_name(name))
+    }
+
+    /// Address and digest of a file of the whole Debian that is packed as an environment.
+    pub fn environment(&self, file: &str) -> Result<(String, String)> {
+        self.build("debian-environment", &[])?;
+        let (url, directory) = self.beside("debian");
+        let digests = digests(&directory.join("SHA256SUMS"))?;
+        let digest = digests.get(file).with_context(|| format!("no digest of {file}"))?;
+        Ok((format!("{url}/{file}"), format!("sha256:{digest}")))
+    }
+
     /// Makes a namespace whose image [`PARALLEL`] has what parallel programs need; builds it if that was never done.
     pub async fn parallel_namespace(&self, name: &str) -> Result<String> {
         let namespace = self.namespace(name).await?;
-        let build = self.script.with_file_name("guest-image");
-        let built = Command::new(&build).arg("--parallel").stdin(Stdio::null()).output()?;
-        ensure!(built.status.success(), "guest-image --parallel: {}", String::from_utf8_lossy(&built.stderr));
-        let beside = |text: &str| text.trim_end_matches("current").to_owned() + PARALLEL;
-        let image = image(PARALLEL, &beside(&self.guest_url), &self.guest_image.with_file_name(PARALLEL))?;
+        self.build("guest-image", &["--parallel"])?;
+        let (url, directory) = self.beside(PARALLEL);
+        let image = image(PARALLEL, &url, &directory)?;
         create(&Api::namespaced(self.client.clone(), &namespace), &image).await?;
         Ok(namespace)
     }

@@ -112,8 +112,8 @@ async fn left_early(bed: &TestBed, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// All nodes are wanted again, and the first agent that has bytes of others is killed: that generation is void, and says
-/// why. The node of that agent.
+/// All nodes are wanted again, and the first agent that has bytes of others is killed: that generation is void, and
+/// says why. The node of that agent.
 async fn collector_killed(bed: &TestBed, job: &Job) -> Result<String> {
     let now = job.get().await?;
     let killed = async {

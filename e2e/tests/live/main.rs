@@ -7,6 +7,7 @@ mod collectors;
 mod cut;
 mod deleted;
 mod ends;
+mod environments;
 mod faults;
 mod hours;
 mod images;

@@ -1,5 +1,5 @@
-//! Jobs with a slot of their own for each member: the site takes some of them, or all, and each is given back as soon as
-//! its member's bytes are safe.
+//! Jobs with a slot of their own for each member: the site takes some of them, or all, and each is given back as soon
+//! as its member's bytes are safe.
 
 use std::collections::BTreeMap;
 

@@ -93,11 +93,15 @@ mod tests {
 
     #[test]
     fn a_command_is_killed_with_its_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let runs = directory.path().join("runs");
         let mut long = std::process::Command::new("/bin/sh");
-        long.args(["-c", BOUNDED, "test", "10", "sh", "-c", "sleep 60; true"]).stdout(std::process::Stdio::piped());
+        long.args(["-c", BOUNDED, "test", "10", "sh", "-c", "sleep 60 & touch $RUNS; wait"]).env("RUNS", &runs);
+        let mut long = long.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        while !runs.exists() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         let started = std::time::Instant::now();
-        let mut long = long.spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
         let killed = std::process::Command::new("/bin/sh").args(["-c", KILL, "kill", &long.id().to_string()]).output();
         assert!(killed.unwrap().status.success());
         // the pipe ends with its last holder

@@ -72,7 +72,8 @@ impl Seed {
             "hostname": self.hostname,
             "disable_root": false,
             "ssh_pwauth": false,
-            "users": [],
+            // no user is made, and root, whose keys these are, stays as it is
+            "users": [{"name": "root", "lock_passwd": false}],
             "ssh_authorized_keys": self.ssh_keys,
             "write_files": files,
         });
