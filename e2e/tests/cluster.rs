@@ -35,6 +35,7 @@ use vmdeploy::{
         Cluster, ClusterError, ClusterView, Kind, Shown,
         count::RequestCounts,
         fake::FakeCluster,
+        importers::{ImporterState, Importers as _, KubeImporters},
         joins::{Answer, BootstrapToken, JoinOffer, Joins as _, KubeJoins},
         kube::KubeCluster,
     },
@@ -260,6 +261,41 @@ async fn share(place: Place) -> Result<()> {
     let refused = api.patch_status("pi-1", &kget, &Patch::Apply(greedy)).await;
     ensure!(matches!(&refused, Err(kube::Error::Api(error)) if error.code == 409), "{refused:?}");
     ensure!(api.get("pi-1").await?.status.context("no status")?.phase == SnapshotPhase::Stored);
+    place.remove().await
+}
+
+#[tokio::test]
+async fn an_importer_whose_operator_died_before_its_secret_is_finished_by_the_next() -> Result<()> {
+    let Some(place) = Place::new("importers").await? else { return Ok(()) };
+    let name = "import-x";
+    let job = serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": place.namespace},
+        "spec": {"backoffLimit": 0, "template": {"spec": {"restartPolicy": "Never",
+            "volumes": [{"name": "tls", "secret": {"secretName": name}}],
+            "containers": [{"name": "importer", "image": "testbed.local/busybox:1", "imagePullPolicy": "Never",
+                "command": ["sleep", "600"], "volumeMounts": [{"name": "tls", "mountPath": "/tls"}]}]}}},
+    }))?;
+    let secret: Secret =
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": place.namespace}, "data": {}}))?;
+    let state = async |importers: &KubeImporters| importers.state(&place.namespace, name).await;
+    KubeImporters::new(place.client.clone()).start(&job, None).await?;
+    let next = KubeImporters::new(place.client.clone());
+    let found = state(&next).await?;
+    ensure!(matches!(found, Some(ImporterState::Unfinished(_))), "{found:?}");
+    next.start(&job, Some(&secret)).await?;
+    let owners = place.api::<Secret>().get(name).await?.metadata.owner_references.unwrap_or_default();
+    ensure!(owners.iter().any(|owner| owner.kind == "Job" && owner.name == name), "{owners:?}");
+    until("its container to run", Duration::from_secs(180), async || match state(&next).await? {
+        Some(ImporterState::Running) => Ok(Some(())),
+        Some(ImporterState::Waiting(_)) => Ok(None),
+        other => anyhow::bail!("it is {other:?}"),
+    })
+    .await?;
+    next.remove(&place.namespace, name).await?;
+    until("its Secret to go", Duration::from_secs(60), async || {
+        Ok(place.api::<Secret>().get_opt(name).await?.is_none().then_some(()))
+    })
+    .await?;
     place.remove().await
 }
 

@@ -232,7 +232,8 @@ impl Outcome {
     /// Reads the termination message of an importer's pod, which has ended.
     pub fn read(message: Option<&str>) -> Self {
         let Some(text) = message else {
-            let why = "the importer ended without a word: see the events of its pod";
+            let why = "the importer ended without a word: see the events of its pod. One that uses more disk than \
+                       importers.scratch of the operator's configuration is evicted";
             return Self::Failed(Trouble::passing(TroubleKind::Importer, why));
         };
         serde_json::from_str(text).unwrap_or_else(|_| {

@@ -202,7 +202,7 @@ impl Process {
             deployers,
             config: self.config.clone(),
             clock: self.clock.clone(),
-            importers: Arc::new(KubeImporters(self.client.clone())),
+            importers: Arc::new(KubeImporters::new(self.client.clone())),
             cluster: cluster.clone(),
             view: view.clone(),
             repository: repository.clone(),

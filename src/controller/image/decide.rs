@@ -40,7 +40,7 @@ pub struct Plan {
 /// A write to the outside; all may be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Effect {
-    /// Starts the importer that the status calls for.
+    /// Starts the importer that the status calls for, or makes what one lacks that was started.
     StartImporter,
     /// Removes it: what it brought is gone again.
     RemoveImporter,
@@ -67,19 +67,29 @@ const IMPORTED: Duration = Duration::from_secs(120);
 /// What must be looked at.
 pub fn wanted(image: &VmImage) -> Wanted {
     let status = image.status.clone().unwrap_or_default();
-    let record = status.import.as_ref().filter(|record| record.fingerprint == fingerprint(image));
-    match record.map(|record| record.result) {
-        Some(ImportResult::Imported) => {
-            let digests = [status.digest, status.kernel, status.initrd].into_iter().flatten().collect();
-            Wanted { digests, ..Wanted::default() }
-        }
-        Some(ImportResult::Refused) => Wanted::default(),
+    let newest = newest(&status, &fingerprint(image));
+    let files = [status.digest, status.kernel, status.initrd].into_iter().flatten();
+    let digests = if is_there(image) { files.collect() } else { Vec::new() };
+    match newest {
+        Some(ImportResult::Imported | ImportResult::Refused) => Wanted { digests, ..Wanted::default() },
         Some(ImportResult::Failed) | None => {
             let named = image.spec.source.environment.as_ref().is_some_and(|source| source.name.is_some());
             let environment = named && pinned(image).is_none_or(|pinned| pinned.environment.is_none());
-            Wanted { importer: !environment, environment, ..Wanted::default() }
+            Wanted { digests, importer: !environment, environment }
         }
     }
+}
+
+/// How the import that is called for ended, if it has.
+fn newest(status: &VmImageStatus, fingerprint: &str) -> Option<ImportResult> {
+    status.import.as_ref().filter(|record| record.fingerprint == fingerprint).map(|record| record.result)
+}
+
+/// Whether the status names what was imported for the content of the spec as it is, though a person may have asked for
+/// another import of it since.
+fn is_there(image: &VmImage) -> bool {
+    let Some(VmImageStatus { digest: Some(_), import: Some(record), .. }) = &image.status else { return false };
+    record.fingerprint.starts_with(&content(image))
 }
 
 /// What names in the spec stand for, if they have been looked up since an import was asked for.
@@ -93,14 +103,15 @@ fn content(image: &VmImage) -> String {
     hash(&plain(image))
 }
 
-/// Stands for everything of the spec that is imported, and for what a person asks of it: another value is another
-/// import.
+/// Stands for everything of the spec that is imported, with which it begins, and for what a person asks of it: another
+/// value is another import.
 pub fn fingerprint(image: &VmImage) -> String {
-    let mut text = plain(image);
-    if let Some(asked) = image.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_IMPORT)) {
-        text += asked;
+    let content = content(image);
+    let asked = image.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_IMPORT));
+    match asked.filter(|asked| !asked.is_empty()) {
+        Some(asked) => format!("{content}-{}", hash(asked)),
+        None => content,
     }
-    hash(&text)
 }
 
 fn plain(image: &VmImage) -> String {
@@ -135,22 +146,29 @@ pub fn decide(image: &VmImage, seen: &Seen, now: Timestamp) -> Plan {
         let status = image.status.clone().unwrap_or_default();
         return Plan { status, effects: vec![], note: None, wake: None, why: "being deleted" };
     }
-    if let Some(Looked::Silent(why)) = &seen.environment
-        && is_kept(image, &status)
-    {
-        // what is there stays until it is known what takes its place
-        status::show(&mut status, &Notice::Kept(Reason::KadeployUnreachable, why.clone()), now);
-        let why = "imported; the deployment server does not answer";
-        return Plan { status, effects: vec![], note: None, wake: Some(UNKNOWN), why };
+    let newest = newest(&status, &fingerprint);
+    let there = is_there(image);
+    // what is there stays until what takes its place is there
+    let kept = there && newest != Some(ImportResult::Imported);
+    if status.import.is_some() && newest.is_none() {
+        if kept {
+            // those of another import
+            status.failures = 0;
+        } else {
+            // the spec names something else now
+            let conditions = status.conditions;
+            status = VmImageStatus { conditions, observed_generation: generation, ..Default::default() };
+        }
     }
-    let pinned = pinned(image).cloned();
-    if status.import.as_ref().is_some_and(|record| record.fingerprint != fingerprint) {
-        // the spec names something else now
-        status = VmImageStatus { conditions: status.conditions, observed_generation: generation, ..Default::default() };
+    if !kept {
+        status.pinned = pinned(image).cloned();
     }
-    status.pinned = pinned;
-    let mut turn = Turn { status, image, fingerprint, now };
-    match turn.status.import.as_ref().map(|record| record.result) {
+    let mut turn = Turn { status, image, fingerprint, kept, now };
+    let lost = seen.stored.iter().find(|(_, fact)| **fact == Fact::Absent);
+    if let Some((digest, _)) = lost.filter(|_| there) {
+        return turn.lost(digest);
+    }
+    match newest {
         Some(ImportResult::Imported) => turn.imported(seen),
         // what is to be done is in the conditions since it was refused
         Some(ImportResult::Refused) => turn.waits(None, "refused until the spec changes"),
@@ -162,27 +180,26 @@ pub fn decide(image: &VmImage, seen: &Seen, now: Timestamp) -> Plan {
     }
 }
 
-/// Whether only a person's wish stands between the image and what was imported for its spec as it is.
-fn is_kept(image: &VmImage, status: &VmImageStatus) -> bool {
-    let imported = status.import.as_ref().is_some_and(|record| record.result == ImportResult::Imported);
-    imported && status.pinned.as_ref().is_some_and(|pinned| pinned.content == content(image))
-}
-
 /// One decision on its way.
 struct Turn<'a> {
     status: VmImageStatus,
     image: &'a VmImage,
     fingerprint: String,
+    /// Whether it is ready as it was imported before, while it is imported again because a person asks for that.
+    kept: bool,
     now: Timestamp,
 }
 
 impl Turn<'_> {
     fn plan(&self, wake: Option<Duration>, why: &'static str) -> Plan {
+        // whether the repository still has it matters as long as it is ready
+        let wake = if self.kept { Some(wake.map_or(IMPORTED, |wake| wake.min(IMPORTED))) } else { wake };
         Plan { status: self.status.clone(), effects: vec![], note: None, wake, why }
     }
 
-    fn show(&mut self, notice: &Notice) {
-        status::show(&mut self.status, notice, self.now);
+    fn show(&mut self, notice: Notice) {
+        let notice = if self.kept { notice.kept() } else { notice };
+        status::show(&mut self.status, &notice, self.now);
     }
 
     /// Nothing but time goes on; the generation in the conditions follows the spec's.
@@ -202,33 +219,55 @@ impl Turn<'_> {
         left.is_positive().then(|| left.unsigned_abs())
     }
 
+    /// What the repository no longer has is named no more. An import that is asked for goes on as it was; one that was
+    /// refused is tried once more.
+    fn lost(&mut self, digest: &str) -> Plan {
+        let message = format!(
+            "the repository no longer has {digest} as it was imported (it is gone, or was found damaged): importing \
+             again; no job starts from it until then"
+        );
+        // another import has another importer
+        let effects = if self.kept { vec![] } else { vec![Effect::RemoveImporter] };
+        let old = std::mem::take(&mut self.status);
+        let failed =
+            |record: &ImportRecord| record.fingerprint == self.fingerprint && record.result == ImportResult::Failed;
+        self.status = VmImageStatus {
+            import: old.import.filter(failed),
+            failures: old.failures,
+            conditions: old.conditions,
+            pinned: old.pinned,
+            observed_generation: old.observed_generation,
+            ..VmImageStatus::default()
+        };
+        self.kept = false;
+        self.show(Notice::Importing(message.clone()));
+        let note = Note { warning: true, reason: Reason::ImageImporting, message };
+        Plan { effects, note: Some(note), ..self.plan(Some(WORKING), "gone from the repository") }
+    }
+
     fn imported(&mut self, seen: &Seen) -> Plan {
-        let missing = seen.stored.iter().find(|(_, fact)| **fact == Fact::Absent).map(|(digest, _)| digest.clone());
-        if let Some(digest) = missing {
-            let message = format!(
-                "the repository no longer has {digest} as it was imported (it is gone, or was found damaged): importing \
-                 again; no job starts from it until then"
-            );
-            let generation = self.status.observed_generation;
-            let (conditions, pinned) = (std::mem::take(&mut self.status.conditions), self.status.pinned.take());
-            self.status = VmImageStatus { conditions, pinned, observed_generation: generation, ..Default::default() };
-            self.show(&Notice::Importing(message.clone()));
-            let note = Note { warning: true, reason: Reason::ImageImporting, message };
-            let plan = self.plan(Some(WORKING), "gone from the repository");
-            return Plan { effects: vec![Effect::RemoveImporter], note: Some(note), ..plan };
-        }
         if seen.stored.values().any(|fact| matches!(fact, Fact::Unknown { .. })) {
             // it was there: silence of the repository takes nothing back
             return self.waits(Some(UNKNOWN), "imported; the repository does not answer");
         }
-        self.show(&Notice::Imported);
+        self.show(Notice::Imported);
         self.plan(Some(IMPORTED), "imported")
     }
 
+    /// What names stand for in this import; none of what they stood for in one before.
+    fn take_pinned(&mut self) -> Option<Pinned> {
+        self.status.pinned.take().filter(|pinned| pinned.fingerprint == self.fingerprint)
+    }
+
     fn pin(&mut self, set: impl FnOnce(&mut Pinned)) {
-        let (fingerprint, content) = (self.fingerprint.clone(), content(self.image));
-        let none = Pinned { fingerprint, content, environment: None, manifests: BTreeMap::new() };
-        set(self.status.pinned.get_or_insert(none));
+        let mut pinned = self.take_pinned().unwrap_or_else(|| Pinned {
+            fingerprint: self.fingerprint.clone(),
+            content: content(self.image),
+            environment: None,
+            manifests: BTreeMap::new(),
+        });
+        set(&mut pinned);
+        self.status.pinned = Some(pinned);
     }
 
     /// What the name of an environment stands for is written down before anything is made of it.
@@ -236,11 +275,11 @@ impl Turn<'_> {
         match looked {
             Looked::Found(environment) => {
                 self.pin(|pinned| pinned.environment = Some(environment.clone()));
-                self.show(&Notice::Importing("the environment has been looked up".into()));
+                self.show(Notice::Importing("the environment has been looked up".into()));
                 self.plan(Some(Duration::ZERO), "the environment is known")
             }
             Looked::Silent(why) => {
-                self.show(&Notice::Unknown(Reason::KadeployUnreachable, why.clone()));
+                self.show(Notice::Unknown(Reason::KadeployUnreachable, why.clone()));
                 self.plan(Some(UNKNOWN), "the deployment server does not answer")
             }
             Looked::Wrong(trouble) => self.failed(trouble),
@@ -256,7 +295,7 @@ impl Turn<'_> {
         }
         match &seen.importer {
             Fact::Unknown { .. } => {
-                self.show(&Notice::Importing("waiting for the API server".into()));
+                self.show(Notice::Importing("waiting for the API server".into()));
                 self.plan(Some(UNKNOWN), "the importer is unknown")
             }
             Fact::Absent if let Some(outcome) = &seen.present => {
@@ -264,12 +303,12 @@ impl Turn<'_> {
             }
             Fact::Absent => match &seen.logins {
                 Fact::Known(Ok(_)) => {
-                    self.show(&Notice::Importing("the importer is being started".into()));
+                    self.show(Notice::Importing("the importer is being started".into()));
                     Plan { effects: vec![Effect::StartImporter], ..self.plan(Some(WORKING), "start the importer") }
                 }
                 Fact::Known(Err(trouble)) => self.failed(trouble),
                 Fact::Absent | Fact::Unknown { .. } => {
-                    self.show(&Notice::Importing("waiting for the API server".into()));
+                    self.show(Notice::Importing("waiting for the API server".into()));
                     self.plan(Some(UNKNOWN), "the logins are unknown")
                 }
             },
@@ -278,8 +317,17 @@ impl Turn<'_> {
                     None => "the importer fetches the image".into(),
                     Some(why) => format!("the importer waits: {why}"),
                 };
-                self.show(&Notice::Importing(words));
+                self.show(Notice::Importing(words));
                 self.plan(Some(WORKING), "the importer works")
+            }
+            Fact::Known(Importer::Unfinished(why)) => {
+                self.show(Notice::Importing(format!("the importer waits: {why}")));
+                // as long as they are unknown or wrong, its Secret cannot be made
+                let effects = match &seen.logins {
+                    Fact::Known(Ok(_)) => vec![Effect::StartImporter],
+                    Fact::Known(Err(_)) | Fact::Absent | Fact::Unknown { .. } => vec![],
+                };
+                Plan { effects, ..self.plan(Some(WORKING), "another operator has started the importer") }
             }
             Fact::Known(Importer::Ended(outcome)) => self.ended(outcome),
         }
@@ -288,6 +336,7 @@ impl Turn<'_> {
     fn ended(&mut self, outcome: &Outcome) -> Plan {
         match outcome {
             Outcome::Imported { disk, virtual_size, kernel, initrd, conversion, manifests } => {
+                self.status.pinned = self.take_pinned();
                 if !manifests.is_empty() {
                     self.pin(|pinned| pinned.manifests.clone_from(manifests));
                 }
@@ -302,7 +351,7 @@ impl Turn<'_> {
                 self.status.log = (!log.is_empty()).then(|| log.join("\n"));
                 self.status.failures = 0;
                 self.record(ImportResult::Imported);
-                self.show(&Notice::Imported);
+                self.show(Notice::Imported);
                 let message = format!("{} is in the repository", disk.digest);
                 let note = Note { warning: false, reason: Reason::ImageImported, message };
                 Plan { note: Some(note), ..self.plan(Some(IMPORTED), "the importer has ended well") }
@@ -321,16 +370,20 @@ impl Turn<'_> {
         };
         self.record(result);
         let reason = trouble.kind.reason();
+        let again = if self.kept { "importing again failed: " } else { "" };
         let message = match wake {
-            Some(wait) => format!("{}; tried again in {} s", trouble.message, wait.as_secs()),
-            None => trouble.message.clone(),
+            Some(wait) => format!("{again}{}; tried again in {} s", trouble.message, wait.as_secs()),
+            None => format!("{again}{}", trouble.message),
         };
-        self.show(&if trouble.again {
+        self.show(if trouble.again {
             Notice::Failed(reason, message.clone())
         } else {
             Notice::Refused(reason, message.clone())
         });
-        Plan { note: Some(Note { warning: true, reason, message }), ..self.plan(wake, why) }
+        // of what is ready people hear once, and not at each try
+        let told = self.kept && trouble.again && self.status.failures > 1;
+        let note = Note { warning: true, reason, message };
+        Plan { note: (!told).then_some(note), ..self.plan(wake, why) }
     }
 
     fn record(&mut self, result: ImportResult) {
@@ -339,6 +392,9 @@ impl Turn<'_> {
     }
 }
 
+#[cfg(test)]
+#[path = "again_tests.rs"]
+mod again;
 #[cfg(test)]
 #[path = "named_tests.rs"]
 mod named;

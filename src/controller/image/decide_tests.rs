@@ -64,6 +64,10 @@ pub(super) fn failed(again: bool) -> Importer {
     Importer::Ended(Outcome::Failed(Trouble { kind, message: "no".into(), again }))
 }
 
+fn unfinished() -> Fact<Importer> {
+    Fact::Known(Importer::Unfinished("ContainerCreating".into()))
+}
+
 /// The image after a pass in which the importer was seen so.
 pub(super) fn after(mut image: VmImage, importer: Importer) -> VmImage {
     image.status = Some(decide(&image, &seen(Fact::Known(importer)), now()).status);
@@ -80,6 +84,7 @@ pub(super) fn ready(plan: &Plan) -> (&str, &str) {
 #[case::no_answer(unknown(), vec![], "ImageImporting")]
 #[case::at_work(Fact::Known(Importer::Working(None)), vec![], "ImageImporting")]
 #[case::waiting(Fact::Known(Importer::Working(Some("ErrImagePull".into()))), vec![], "ImageImporting")]
+#[case::begun_by_an_operator_that_died(unfinished(), vec![Effect::StartImporter], "ImageImporting")]
 #[case::network(Fact::Known(failed(true)), vec![], "ImageFetchFailed")]
 #[case::other_file(Fact::Known(failed(false)), vec![], "DigestMismatch")]
 fn an_image_that_is_not_there(#[case] importer: Fact<Importer>, #[case] effects: Vec<Effect>, #[case] reason: &str) {
@@ -99,6 +104,8 @@ fn no_importer_is_started_without_the_logins_it_needs() {
     let silent = Seen { logins: unknown(), ..seen(Fact::Absent) };
     let plan = decide(&image, &silent, now());
     assert_eq!((plan.effects.len(), ready(&plan).1, plan.status.failures), (0, "ImageImporting", 0));
+    let begun = Seen { logins: unknown(), ..seen(unfinished()) };
+    assert_eq!(decide(&image, &begun, now()).effects, []);
     let missing = Trouble::passing(TroubleKind::LoginMissing, "there is no Secret");
     let plan = decide(&image, &Seen { logins: Fact::Known(Err(missing)), ..seen(Fact::Absent) }, now());
     assert_eq!((plan.effects.len(), ready(&plan)), (0, ("False", "CredentialsMissing")));

@@ -4,6 +4,8 @@
 //! A description is meant for metal: partitions, scripts that run on a deployed node and the kernel's command line are
 //! left out, and that is said. What a VM cannot have is refused.
 
+use serde_json::Value;
+
 use super::decide::pinned;
 use crate::{
     api::{VmImage, image::ImageFormat},
@@ -13,6 +15,8 @@ use crate::{
 
 /// Most characters of a line for people: a description may be long.
 const LINE: usize = 300;
+/// Most characters of a word of it.
+const WORD: usize = 60;
 
 fn refused<T>(why: &str) -> Result<T, Trouble> {
     Err(Trouble::refused(TroubleKind::Unusable, format!("spec.source.environment: {why}")))
@@ -46,6 +50,13 @@ pub(super) fn read(image: &VmImage) -> Result<Option<Environment>, Trouble> {
     if let Some(os) = described.os.as_deref().filter(|os| *os != "linux") {
         return refused(&format!("it is of os {os:?}: only linux is started as a VM"));
     }
+    if let Some(arch) = described.other.get("arch").filter(|arch| !is_ours(arch)) {
+        let arch: String = arch.to_string().chars().take(WORD).collect();
+        return refused(&format!(
+            "it is of arch {arch}, but VMs are of x86_64: name an environment that is made for x86_64 (or amd64), or \
+             correct arch in its description"
+        ));
+    }
     if source.http.is_none() && source.claim.is_none() && !is_address(&described.image.file) {
         let file = &described.image.file;
         return refused(&format!(
@@ -54,6 +65,11 @@ pub(super) fn read(image: &VmImage) -> Result<Option<Environment>, Trouble> {
         ));
     }
     Ok(Some(described))
+}
+
+/// Whether an architecture is the one that VMs have, or is not said.
+fn is_ours(arch: &Value) -> bool {
+    arch.is_null() || arch.as_str().is_some_and(|arch| matches!(arch, "" | "x86_64" | "amd64"))
 }
 
 fn is_address(file: &str) -> bool {
@@ -147,6 +163,8 @@ filesystem: ext4
     #[case::unknown("name: x\nimage: {file: 'https://a/b', kind: iso}", json!({}), "\"iso\" is not known")]
     #[case::parts("name: x\nimage: {file: 'https://a/b', kind: tar}\nmultipart: true", json!({}), "several partitions")]
     #[case::xen("name: x\nimage: {file: 'https://a/b', kind: tar}\nos: xen", json!({}), "only linux")]
+    #[case::arch("name: x\nimage: {file: 'https://a/b', kind: tar}\narch: aarch64", json!({}), "of arch \"aarch64\"")]
+    #[case::no_arch("name: x\nimage: {file: 'https://a/b', kind: tar}\narch: [1]", json!({}), "is made for x86_64")]
     #[case::elsewhere("name: x\nimage: {file: 'server:///a', kind: tar}", json!({}), "name it with http or claim")]
     fn what_no_vm_can_be_made_of_is_refused_in_words(
         #[case] description: &str,
@@ -155,6 +173,12 @@ filesystem: ext4
     ) {
         let refused = read(&image(description, &rest)).unwrap_err();
         assert!(refused.message.contains(words) && !refused.again, "{refused}");
+    }
+
+    #[rstest]
+    fn an_environment_of_the_vms_architecture_is_read(#[values("x86_64", "amd64", "''", "", "null")] arch: &str) {
+        let description = format!("name: x\nimage: {{file: 'https://a/b', kind: tar}}\narch: {arch}\n");
+        assert!(read(&image(&description, &json!({}))).unwrap().is_some());
     }
 
     #[test]

@@ -94,9 +94,10 @@ fn job(
     let starts = order.check.is_some();
     let order = serde_json::to_string(&order)?;
     let agents = &context.config.agents;
+    let scratch = context.config.importers.scratch.to_string();
     let mut volumes = vec![
         json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o444}}),
-        json!({"name": "work", "emptyDir": {}}),
+        json!({"name": "work", "emptyDir": {"sizeLimit": scratch}}),
     ];
     let mut mounts = vec![
         json!({"name": "tls", "mountPath": CREDENTIALS, "readOnly": true}),
@@ -128,6 +129,7 @@ fn job(
                     "restartPolicy": "Never",
                     "automountServiceAccountToken": false,
                     "enableServiceLinks": false,
+                    "imagePullSecrets": agents.pull_secrets(),
                     "securityContext": {
                         "runAsNonRoot": true, "runAsUser": NOBODY, "runAsGroup": NOBODY, "fsGroup": NOBODY,
                         "fsGroupChangePolicy": "OnRootMismatch",
@@ -142,8 +144,12 @@ fn job(
                             "--work", WORK, "--order", order],
                         "volumeMounts": mounts,
                         "resources": {
-                            "requests": {"cpu": "100m", "memory": "64Mi"},
-                            "limits": {"memory": if starts { STARTING_MEMORY } else { MEMORY }},
+                            // most need little of the disk: without a request it would be as much as the limit
+                            "requests": {"cpu": "100m", "memory": "64Mi", "ephemeral-storage": "0"},
+                            "limits": {
+                                "memory": if starts { STARTING_MEMORY } else { MEMORY },
+                                "ephemeral-storage": scratch,
+                            },
                         },
                         "securityContext": {
                             "allowPrivilegeEscalation": false,

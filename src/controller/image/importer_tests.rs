@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     api::{
+        ANNOTATION_IMPORT,
         image::{ClaimSource, HttpSource, OsSpec, VmImageSpec},
         job::SecretReference,
     },
@@ -64,7 +65,7 @@ fn context() -> Context {
     Context {
         config: Arc::new(serde_yaml::from_str::<Config>(CONFIG).unwrap()),
         authority: Arc::new(Authority::create(clock.now()).unwrap()),
-        importers: Arc::new(KubeImporters(nowhere)),
+        importers: Arc::new(KubeImporters::new(nowhere)),
         cluster: Arc::new(FakeCluster::new(clock.clone())),
         view: Arc::new(FakeCluster::new(clock.clone())),
         deployers: Arc::new(KadeployDirectory::new(Default::default(), Clock::system())),
@@ -116,6 +117,22 @@ async fn logins_lie_in_a_secret_of_the_importers_own_and_nowhere_else() {
     assert!(data["tls.crt"].starts_with("-----BEGIN CERTIFICATE"));
 }
 
+#[tokio::test]
+async fn an_importers_image_is_fetched_with_the_logins_of_the_configuration() {
+    let mut config = serde_yaml::from_str::<Config>(CONFIG).unwrap();
+    config.agents.image_pull_secrets = serde_yaml::from_str("[{name: registry}]").unwrap();
+    let with_login = Context { config: Arc::new(config), ..context() };
+    let logins = |image: &VmImage, context: &Context| {
+        let (job, _) = build(image, &Logins::new(), context).unwrap();
+        job.spec.unwrap().template.spec.unwrap().image_pull_secrets
+    };
+    for image in [image(http()), image(claim("disks", "debian.qcow2"))] {
+        assert_eq!(logins(&image, &context()), None);
+        let named = logins(&image, &with_login).unwrap();
+        assert_eq!(named.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(), ["registry"]);
+    }
+}
+
 #[test]
 fn another_try_and_other_content_have_another_name() {
     let first = image(http());
@@ -126,8 +143,12 @@ fn another_try_and_other_content_have_another_name() {
     let mut again = first.clone();
     again.status = Some(crate::api::VmImageStatus { failures: 3, ..Default::default() });
     names.push(place(&again, "vmdeploy-system").1);
+    let mut asked = first.clone();
+    asked.metadata.annotations = Some([(ANNOTATION_IMPORT.to_owned(), "x".repeat(1000))].into());
+    asked.status = Some(crate::api::VmImageStatus { failures: u32::MAX, ..Default::default() });
+    names.push(place(&asked, "vmdeploy-system").1);
     assert!(names.iter().all(|name| name.starts_with("import-3f2b8a10-") && name.len() < 63), "{names:?}");
     names.sort();
     names.dedup();
-    assert_eq!(names.len(), 3);
+    assert_eq!(names.len(), 4);
 }

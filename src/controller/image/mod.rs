@@ -1,7 +1,8 @@
 //! The controller of `VmImage`: observe, decide, act.
 //!
 //! An image becomes ready by one import, made by an importer of its own; its record in the status
-//! says what was imported. Nothing holds an object that is being deleted: an importer ends by itself
+//! says what was imported. One that is imported again because a person asks for it stays ready as it was, until that
+//! has ended well. Nothing holds an object that is being deleted: an importer ends by itself
 //! and what it brought stays in the repository under its digest, until nothing has named it for a while (`review`).
 
 pub mod act;

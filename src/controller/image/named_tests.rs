@@ -84,7 +84,7 @@ fn what_is_ready_stays_so_while_the_deployment_server_is_silent() {
     let mut image = image;
     image.status = Some(plan.status);
     let image = pinned_to(image, 4);
-    assert_eq!((version(&image), image.status.as_ref().unwrap().digest.clone()), (Some(4), None));
+    assert_eq!((version(&image), image.status.as_ref().unwrap().digest.clone()), (Some(4), Some(digest(1))));
 
     let mut changed = after(image, imported());
     changed.spec.source.environment.as_mut().unwrap().name = Some("other".into());

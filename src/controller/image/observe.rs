@@ -50,6 +50,8 @@ impl Seen {
 pub enum Importer {
     /// At work, or waiting for what the text says.
     Working(Option<String>),
+    /// Waiting for what the text says, and perhaps for what an operator that ended did not make any more.
+    Unfinished(String),
     /// Over.
     Ended(Outcome),
 }
@@ -69,6 +71,7 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
             Ok(None) => Fact::Absent,
             Ok(Some(ImporterState::Running)) => Fact::Known(Importer::Working(None)),
             Ok(Some(ImporterState::Waiting(why))) => Fact::Known(Importer::Working(Some(why))),
+            Ok(Some(ImporterState::Unfinished(why))) => Fact::Known(Importer::Unfinished(why)),
             Ok(Some(ImporterState::Ended(message))) => Fact::Known(Importer::Ended(Outcome::read(message.as_deref()))),
             Err(error) => {
                 tracing::debug!(%error, name, "failed to look at an importer");
@@ -85,7 +88,8 @@ pub async fn observe(image: &VmImage, context: &Context) -> Seen {
     } else {
         None
     };
-    let logins = if importer == Fact::Absent && present.is_none() {
+    let starts = matches!(importer, Fact::Absent | Fact::Known(Importer::Unfinished(_)));
+    let logins = if starts && present.is_none() {
         logins::read(image, &*context.view, now).await
     } else {
         // nobody needs to know

@@ -56,7 +56,7 @@ pub async fn review(context: &Context) -> Result<Vec<String>, Error> {
 
 /// The digests that objects name: what is to be imported, what has been, and what jobs were accepted with. A job
 /// keeps its image for as long as there is the job: also one that has ended may have a last generation on its way.
-fn named(images: &[VmImage], jobs: &[BestEffortJob]) -> BTreeSet<String> {
+pub(super) fn named(images: &[VmImage], jobs: &[BestEffortJob]) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     for image in images {
         named.extend(image.spec.sources().filter_map(|(_, source)| source.digest()).cloned());

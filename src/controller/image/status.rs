@@ -3,9 +3,12 @@
 use jiff::Timestamp;
 
 use crate::api::{
-    ConditionType, Reason, VmImageStatus,
+    ANNOTATION_IMPORT, ConditionType, Reason, VmImageStatus,
     conditions::{Truth, clear, set},
 };
+
+/// What is said of an image that is ready as it was imported before.
+const AS_BEFORE: &str = "the image is in the repository as it was imported before";
 
 /// What readers are to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,12 +19,28 @@ pub enum Notice {
     Unknown(Reason, String),
     /// Ready.
     Imported,
-    /// Ready still; what is to take its place is not known, because what it depends on does not answer.
+    /// Ready still as it was imported before; why what is to take its place is not there yet.
     Kept(Reason, String),
+    /// Ready still as it was imported before; why nothing takes its place until a person asks again.
+    Remains(String),
     /// Failed, and tried again.
     Failed(Reason, String),
     /// Failed until a person changes something.
     Refused(Reason, String),
+}
+
+impl Notice {
+    /// The same of an image that is ready as it was imported before, while it is imported again.
+    #[must_use]
+    pub fn kept(self) -> Self {
+        match self {
+            Self::Importing(words) => Self::Kept(Reason::ImageImporting, format!("importing again: {words}")),
+            Self::Unknown(reason, words) => Self::Kept(reason, format!("importing again: {words}")),
+            Self::Failed(_, words) => Self::Kept(Reason::BackingOff, words),
+            Self::Refused(_, words) => Self::Remains(words),
+            other @ (Self::Imported | Self::Kept(..) | Self::Remains(_)) => other,
+        }
+    }
 }
 
 /// Writes the conditions of a notice.
@@ -42,7 +61,23 @@ pub fn show(status: &mut VmImageStatus, notice: &Notice, now: Timestamp) {
             put(ConditionType::Reconciling, Truth::True, *reason, message);
             clear(list, ConditionType::Stalled);
         }
-        Notice::Kept(reason, message) => put(ConditionType::Reconciling, Truth::True, *reason, message),
+        Notice::Kept(reason, message) => {
+            let ready = format!("{AS_BEFORE}; {message}");
+            put(ConditionType::Ready, Truth::True, Reason::ImageImported, &ready);
+            put(ConditionType::ImageReady, Truth::True, Reason::ImageImported, &ready);
+            put(ConditionType::Reconciling, Truth::True, *reason, message);
+            clear(list, ConditionType::Stalled);
+        }
+        Notice::Remains(message) => {
+            // not stalled: tools would take the image for one that cannot be used
+            let ready = format!(
+                "{AS_BEFORE}; {message}. For another try set the annotation {ANNOTATION_IMPORT} to another value"
+            );
+            put(ConditionType::Ready, Truth::True, Reason::ImageImported, &ready);
+            put(ConditionType::ImageReady, Truth::True, Reason::ImageImported, &ready);
+            clear(list, ConditionType::Reconciling);
+            clear(list, ConditionType::Stalled);
+        }
         Notice::Imported => {
             let message = "the image is in the repository";
             put(ConditionType::Ready, Truth::True, Reason::ImageImported, message);

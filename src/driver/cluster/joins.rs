@@ -1,5 +1,5 @@
-//! How deployed nodes join the cluster: by bootstrap tokens, each for one node, and certificates that end with their slot
-//! (safety A12).
+//! How deployed nodes join the cluster: by bootstrap tokens, each for one node, and certificates that end with their
+//! slot (safety A12).
 //!
 //! A token is a Secret that the API server takes for a user of its own, `system:bootstrap:<id>`, in the groups that it
 //! names. One of these says how long a certificate may live that is asked for with it.
@@ -26,8 +26,8 @@ use super::{
 };
 use crate::driver::launcher::LaunchKey;
 
-/// The group of all nodes that join with a token of ours; the longest life of a certificate follows it, in seconds, in the
-/// name of another group.
+/// The group of all nodes that join with a token of ours; the longest life of a certificate follows it, in seconds, in
+/// the name of another group.
 pub const GROUP: &str = "system:bootstrappers:vmdeploy";
 /// What the API server calls a user with a token, before its id.
 pub const USER: &str = "system:bootstrap:";
@@ -48,9 +48,9 @@ pub struct BootstrapToken {
 }
 
 impl BootstrapToken {
-    /// That of a node, of the name of its slot's lease, the slot's launch key and what the site calls the node. Holds make the same
-    /// (`hold.sh`): the first digits of what `sha256sum` prints of LEASE and HOST, and of KEY and HOST, a blank between. Whoever
-    /// chooses the key does not choose the id.
+    /// That of a node, of the name of its slot's lease, the slot's launch key and what the site calls the node. Holds
+    /// make the same (`hold.sh`): the first digits of what `sha256sum` prints of LEASE and HOST, and of KEY and HOST, a
+    /// blank between. Whoever chooses the key does not choose the id.
     pub fn of_node(lease: &str, key: &LaunchKey, host: &str) -> Self {
         let id = format!("{:x}", Sha256::digest(format!("{lease} {host}")));
         Self { id: id[..6].into(), secret: key.of_host(host)[..16].into() }

@@ -91,13 +91,15 @@ pub(super) fn check_kernel(path: &Path) -> Result<(), String> {
 /// Checks that an initial ram disk finds the disk of a VM.
 pub(super) fn check_initrd(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(|error| format!("its initial ram disk cannot be read: {error}"))?;
-    match initrd::has_driver(file) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err("its initial ram disk has no virtio_blk, so that no VM would find its disk: make it with \
-                          MODULES=most in /etc/initramfs-tools/initramfs.conf (Debian), or dracut --no-hostonly"
-            .into()),
-        Err(why) => Err(format!("its initial ram disk is unusable: {why}")),
+    let missing = initrd::missing_drivers(file).map_err(|why| format!("its initial ram disk is unusable: {why}"))?;
+    if missing.is_empty() {
+        return Ok(());
     }
+    Err(format!(
+        "its initial ram disk has no {}, so that no VM would find its disk: make it with MODULES=most in \
+         /etc/initramfs-tools/initramfs.conf (Debian), or dracut --no-hostonly",
+        missing.join(" and no ")
+    ))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::{compression, disk};
+use super::{HARMLESS, RATIO, compression, disk};
 use crate::image::{Trouble, TroubleKind};
 
 /// Blocks of zeros of this size are left out.
@@ -16,6 +16,16 @@ const BLOCK: usize = 1 << 16;
 const SECTOR: u64 = 512;
 /// The last bytes of a first sector from which a machine starts, or that a partition table of any kind has.
 const BOOT_SIGNATURE: [u8; 2] = [0x55, 0xaa];
+
+/// What a disk may grow to when it is unpacked.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Bytes of all of it.
+    most: u64,
+    /// Bytes of it that are written, below which nobody asks for the ratio. Blocks of zeros take no room, and an empty
+    /// disk shrinks to nothing.
+    harmless: u64,
+}
 
 /// What a packed disk was.
 pub(in crate::image) struct Unpacked {
@@ -29,20 +39,22 @@ pub(in crate::image) struct Unpacked {
 /// kernel from outside. Blocking.
 pub(in crate::image) fn unpack(packed: &Path, to: &Path, most: u64, has_kernel: bool) -> Result<Unpacked, Trouble> {
     let raw = to.with_extension("raw");
-    let unpacked = try_unpack(packed, &raw, to, (most, has_kernel));
+    let unpacked = try_unpack(packed, &raw, to, (Limits { most, harmless: HARMLESS }, has_kernel));
     // what it takes on the disk is needed for the next file
     let _ = std::fs::remove_file(&raw);
     unpacked
 }
 
-fn try_unpack(packed: &Path, raw: &Path, to: &Path, (most, has_kernel): (u64, bool)) -> Result<Unpacked, Trouble> {
+fn try_unpack(packed: &Path, raw: &Path, to: &Path, (limits, has_kernel): (Limits, bool)) -> Result<Unpacked, Trouble> {
     let local =
         |error: std::io::Error| Trouble::passing(TroubleKind::Importer, format!("failed to unpack the disk: {error}"));
     let refused = |why: String| Trouble::refused(TroubleKind::Unusable, format!("the disk is refused: {why}"));
     let broken = |error: std::io::Error| refused(format!("it cannot be read: {error}"));
-    let (compression, mut from) = compression::open(File::open(packed).map_err(local)?).map_err(broken)?;
+    let packed = File::open(packed).map_err(local)?;
+    let length = packed.metadata().map_err(local)?.len();
+    let (compression, mut from) = compression::open(packed).map_err(broken)?;
     let mut disk = File::create_new(raw).map_err(local)?;
-    let mut size = 0;
+    let (mut size, mut written) = (0_u64, 0_u64);
     loop {
         let bytes = from.fill_buf().map_err(broken)?;
         let count = bytes.len().min(BLOCK);
@@ -50,12 +62,16 @@ fn try_unpack(packed: &Path, raw: &Path, to: &Path, (most, has_kernel): (u64, bo
             break;
         }
         size += count as u64;
-        if size > most {
-            return Err(refused(format!("it is larger than {most} bytes")));
+        if size > limits.most {
+            return Err(refused(format!("it is larger than {} bytes", limits.most)));
         }
         if bytes[..count].iter().all(|byte| *byte == 0) {
             disk.seek(SeekFrom::Current(count as i64)).map_err(local)?;
         } else {
+            written += count as u64;
+            if written > limits.harmless && written / RATIO > length {
+                return Err(refused(format!("it unpacks to more than {RATIO} times its size: that is no disk")));
+            }
             disk.write_all(&bytes[..count]).map_err(local)?;
         }
         from.consume(count);
@@ -125,6 +141,25 @@ mod tests {
     fn a_packed_disk_is_the_same_disk(#[case] pack: fn(&[u8]) -> Vec<u8>) {
         let (found, back) = unpacked(&pack(&disk(true)), 1 << 30, false).unwrap();
         assert!(found.virtual_size == 3 << 20 && back == disk(true), "{}", found.log);
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_it_is_unpacked() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let try_unpack = |disk: &[u8], raw: &str| {
+            std::fs::write(at("packed"), zstd::encode_all(disk, 1).unwrap()).unwrap();
+            let limits = Limits { most: 1 << 30, harmless: 1 << 20 };
+            super::try_unpack(&at("packed"), &at(raw), &at("disk.qcow2"), (limits, false))
+        };
+        let trouble = try_unpack(&vec![7; 64 << 20], "bomb").map(drop).unwrap_err();
+        assert!(!trouble.again && trouble.message.contains("more than 100 times its size"), "{trouble}");
+        let written = std::fs::metadata(at("bomb")).unwrap().len();
+        assert!(written <= 2 << 20, "{written}");
+        let mut empty = disk(true);
+        empty.resize(64 << 20, 0);
+        let found = try_unpack(&empty, "empty").unwrap();
+        assert_eq!(found.virtual_size, 64 << 20, "zeros take no room");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Makes a bootable disk of an archive of a root file system, without privileges.
 //!
 //! One pass: the archive is unpacked, every entry is looked at and passed on to `mke2fs` as it comes, but for what
-//! belongs to one machine (`scrub`), so that neither a tree nor a second archive takes room. Then kernel and initial ram
-//! disk are copied out of the disk, and it is written as qcow2. Archives come from strangers: what they say of themselves is
-//! bounded before it is believed, and links are only followed within the archive.
+//! belongs to one machine (`scrub`), so that neither a tree nor a second archive takes room. Then kernel and initial
+//! ram disk are copied out of the disk, and it is written as qcow2. Archives come from strangers: what they say of
+//! themselves is bounded before it is believed, and links are only followed within the archive.
 
 mod boot;
 mod compression;
@@ -27,6 +27,10 @@ use self::{
 };
 use super::{BootPaths, Trouble, TroubleKind};
 
+/// No root file system and no disk shrinks more than this when it is compressed; what does is a bomb.
+const RATIO: u64 = 100;
+/// Below this nobody asks for the ratio.
+const HARMLESS: u64 = 1 << 30;
 /// Most characters of the log that are kept.
 pub(super) const LOG: usize = 1000;
 
@@ -48,8 +52,8 @@ pub const KERNEL: &str = "vmlinuz";
 /// The initial ram disk.
 pub const INITRD: &str = "initrd.img";
 
-/// Converts `archive` into files in `work`, with a disk of `size` bytes, that boots with what is named. Blocking. What was begun is removed after a
-/// failure.
+/// Converts `archive` into files in `work`, with a disk of `size` bytes, that boots with what is named. Blocking. What
+/// was begun is removed after a failure.
 pub fn convert(archive: &Path, work: &Path, size: u64, boot: &BootPaths) -> Result<Conversion, Trouble> {
     let raw = work.join("disk.raw");
     let converted = try_convert(archive, work, &raw, (size, boot));
@@ -107,7 +111,7 @@ fn boot_files(
     }
     boot::check_kernel(&work.join(KERNEL)).map_err(refused)?;
     boot::check_initrd(&work.join(INITRD)).map_err(refused)?;
-    log.push("the initial ram disk has virtio_blk".into());
+    log.push("the initial ram disk has virtio_blk and virtio_pci".into());
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    HARMLESS, RATIO,
     names::{normal, show},
     reader::{Entry, Kind, Reader},
     scrub::{self, Added},
@@ -22,10 +23,6 @@ pub(super) struct Limits {
     pub(super) archive: u64,
 }
 
-/// No root file system shrinks more than this when it is compressed; what does is a bomb.
-const RATIO: u64 = 100;
-/// Below this nobody asks for the ratio.
-const HARMLESS: u64 = 1 << 30;
 const BLOCK: u64 = 4096;
 /// Bytes of a disk for each of its files: what `mke2fs` counts with.
 pub(super) const BYTES_A_FILE: u64 = 16384;
