@@ -7,6 +7,7 @@ mod launch;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use k8s_openapi::api::core::v1::LocalObjectReference;
 use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ pub use self::{
     launch::LaunchConfig,
 };
 use crate::{
+    api::job::SecretReference,
     driver::agent::{Accelerator, GuestNetwork},
     names::NodeName,
 };
@@ -33,6 +35,9 @@ pub struct Config {
     pub repository: String,
     /// How agent pods are made.
     pub agents: AgentsConfig,
+    /// How importers are made.
+    #[serde(default)]
+    pub importers: ImportersConfig,
     /// The networks of jobs; without it, jobs have none and their members do not reach each other.
     #[serde(default)]
     pub job_network: Option<JobNetworkConfig>,
@@ -93,7 +98,7 @@ pub struct SiteConfig {
     /// Headers sent with every request.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Account used by jobs that name no credentials.
+    /// Account of jobs that name no credentials, in every namespace that `users` does not name.
     #[serde(default)]
     pub default_account: Option<AccountConfig>,
     /// Namespaces whose jobs run as this user by the header X-REMOTE-IDENT, which the site trusts.
@@ -116,7 +121,7 @@ pub struct SiteConfig {
     /// Silence after which a node's VM counts as dead, and kills itself (T_iso).
     #[serde(default = "isolation")]
     pub isolation: Length,
-    /// A hold whose agents do not come within this time gives the slots back.
+    /// Slots on whose nodes no agent has come, or deployed nodes that have not joined, within this time are given back.
     #[serde(default = "agent_wait")]
     pub agent_wait: Length,
     /// Most memory a guest may have: what the nodes can spare.
@@ -175,6 +180,10 @@ pub struct AgentsConfig {
     /// When the kubelet fetches it.
     #[serde(default = "pull_policy")]
     pub image_pull_policy: String,
+    /// Secrets with logins for the image's registry: of the operator's namespace, and for importers that read a claim
+    /// of its namespace, under the same names.
+    #[serde(default)]
+    pub image_pull_secrets: Vec<SecretReference>,
     /// First port on the node's own address that an agent may serve on.
     #[serde(default = "port_first")]
     pub port_first: u16,
@@ -212,6 +221,30 @@ pub struct AgentsConfig {
     /// nothing.
     #[serde(default = "capture_cache")]
     pub capture_cache: crate::api::quantity::Bytes,
+}
+
+impl AgentsConfig {
+    /// The Secrets as pods name them; none if there are none.
+    pub fn pull_secrets(&self) -> Option<Vec<LocalObjectReference>> {
+        let secrets = self.image_pull_secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() });
+        let secrets: Vec<LocalObjectReference> = secrets.collect();
+        (!secrets.is_empty()).then_some(secrets)
+    }
+}
+
+/// How importers of images are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ImportersConfig {
+    /// As much of its node's disk an importer may use, for what it fetches and for what it makes of that; one that uses
+    /// more is evicted.
+    pub scratch: crate::api::quantity::Bytes,
+}
+
+impl Default for ImportersConfig {
+    fn default() -> Self {
+        Self { scratch: crate::api::quantity::Bytes(64 << 30) }
+    }
 }
 
 /// Images on a claim that all nodes mount.

@@ -240,10 +240,11 @@ fn tokens_and_short_certificates_are_only_where_nodes_join_by_them() -> Result<(
 #[test]
 #[ignore = "needs the test bed's helm: e2e/test --e2e"]
 fn every_setting_of_agents_can_be_set() -> Result<()> {
-    let all = rendered(&["agents.sharedImages.claim=images".to_owned()])?;
+    let all = rendered(&["agents.sharedImages.claim=images", "imagePullSecrets[0].name=login"].map(str::to_owned))?;
     let map = all.iter().find(|object| object["kind"] == "ConfigMap").context("no ConfigMap")?;
     let told: Value = yaml::read(map["data"]["config.yaml"].as_str().context("no config.yaml")?)?;
     let config = Config::read(map["data"]["config.yaml"].as_str().context("no config.yaml")?)?;
+    ensure!(config.agents.pull_secrets().is_some_and(|secrets| secrets[0].name == "login"), "agents have no login");
     let known = serde_json::to_value(config.agents)?;
     for setting in known.as_object().context("no settings")?.keys() {
         ensure!(!told["agents"][setting].is_null(), "agents.{setting} is what its default says");

@@ -52,10 +52,10 @@ pub enum ConditionType {
 pub enum Reason {
     /// Accepted.
     Accepted,
-    /// Something in the spec is wrong; the message says what to change.
-    InvalidSpec,
     /// The site is not in the operator's configuration.
     UnknownSite,
+    /// A node of the slot is not one of this cluster; the message says what to change.
+    UnknownNode,
     /// The image does not exist.
     ImageNotFound,
     /// The image is being imported.
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn abnormal_conditions_vanish() {
         let mut list = Vec::new();
-        set(&mut list, ConditionType::Stalled, Truth::True, Reason::InvalidSpec, "", 1, at(1));
+        set(&mut list, ConditionType::Stalled, Truth::True, Reason::UnknownSite, "", 1, at(1));
         clear(&mut list, ConditionType::Stalled);
         assert!(!is_true(&list, ConditionType::Stalled) && list.is_empty());
     }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = ("!has(self.environment) || self.environment.name.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')", "the environment's name may hold letters, digits and ._+- and must begin with a letter or a digit"))]
 #[x_kube(validation = ("!has(self.environment) || !has(self.environment.user) || self.environment.user.matches('^[A-Za-z0-9][A-Za-z0-9._+-]*$')", "the environment's user may hold letters, digits and ._+- and must begin with a letter or a digit"))]
 pub struct HypervisorSpec {
-    /// Whether the site's deployment server puts an environment on the slot's nodes, which are then asked for as nodes to
-    /// be deployed.
+    /// Whether the site's deployment server puts an environment on the slot's nodes, which are then asked for as nodes
+    /// to be deployed.
     #[serde(default)]
     pub deploy: Deploy,
     /// The environment. Its nodes must join this cluster: by themselves, or by the token that the site gives them.

@@ -53,8 +53,8 @@ pub struct VmImageSpec {
     /// How the guest is started, if not from the boot loader of its disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<OsSpec>,
-    /// Whether an archive's disk is taken into use without being started once. Otherwise it is started under QEMU first,
-    /// without a network, and refused if it does not come up.
+    /// Whether an archive's disk is taken into use without being started once. Otherwise it is started under QEMU
+    /// first, without a network, and refused if it does not come up.
     #[serde(default)]
     pub skip_boot_check: bool,
     /// In the operator's namespace: makes the image usable from every namespace.
@@ -62,7 +62,8 @@ pub struct VmImageSpec {
     pub standard: bool,
 }
 
-/// Command line with which the kernel of an archive finds the disk that was made of it; cards are called eth0 and so on.
+/// Command line with which the kernel of an archive finds the disk that was made of it; cards are called eth0 and so
+/// on.
 const ARCHIVE_PARAMS: &str = "root=/dev/vda rw console=ttyS0 net.ifnames=0";
 /// Size of the disk that is made of an archive, unless the spec says another one.
 const ARCHIVE_DISK: Bytes = Bytes(10 << 30);
@@ -153,8 +154,8 @@ impl ImageSource {
     validation = ("(has(self.digest)?1:0) + (has(self.http)?1:0) + (has(self.claim)?1:0) <= 1", "an environment by name takes at most one of digest (of the file that image.file names), http and claim")
 )]
 pub struct EnvironmentSource {
-    /// The description, as `kaenv3 -p` prints it. Its kernel and initial ram disk are used; its command line, its scripts
-    /// and what it says of partitions are meant for metal, and are not.
+    /// The description, as `kaenv3 -p` prints it. Its kernel and initial ram disk are used; its command line, its
+    /// scripts and what it says of partitions are meant for metal, and are not.
     #[schemars(length(min = 1, max = 65536))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -206,8 +207,8 @@ pub struct HttpSource {
     #[x_kube(validation = ("self.matches('^sha256:[0-9a-f]{64}$')", "digest must be sha256: and 64 hexadecimal digits, as sha256sum prints them"))]
     #[schemars(length(max = 80))]
     pub digest: String,
-    /// Secret of this namespace with `username` and `password`, or `token`, for that server. They are sent to the origin of
-    /// url only, not where it redirects to.
+    /// Secret of this namespace with `username` and `password`, or `token`, for that server. They are sent to the
+    /// origin of url only, not where it redirects to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
     /// Whether the credentials may be sent unencrypted.
@@ -219,13 +220,13 @@ pub struct HttpSource {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OciSource {
-    /// The artifact, `registry/repository:tag` or `registry/repository@sha256:...`. The manifest that a tag stands for is
-    /// recorded in the status and kept until another import is asked for.
+    /// The artifact, `registry/repository:tag` or `registry/repository@sha256:...`. The manifest that a tag stands for
+    /// is recorded in the status and kept until another import is asked for.
     #[x_kube(validation = ("self.matches('^[A-Za-z0-9.-]+(:[0-9]+)?/[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*|(:[A-Za-z0-9_][A-Za-z0-9._-]*)?@sha256:[0-9a-f]{64})$')", "reference must be registry/repository:tag or registry/repository@sha256:..., for example registry.example.org/images/debian:12"))]
     #[schemars(length(min = 1, max = 300))]
     pub reference: String,
-    /// Which of its files: the annotation `org.opencontainers.image.title` of a layer, as `oras push` writes it. Without it
-    /// the artifact must have one layer.
+    /// Which of its files: the annotation `org.opencontainers.image.title` of a layer, as `oras push` writes it.
+    /// Without it the artifact must have one layer.
     #[schemars(length(min = 1, max = 255))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,

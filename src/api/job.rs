@@ -124,8 +124,8 @@ pub struct BestEffortJobSpec {
     /// `image` must be what they were there; `image` may be left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_from: Option<RestoreFrom>,
-    /// How many failures of the guest's own are retried, from the image or `restoreFrom`'s snapshot, before the job fails.
-    /// Preemptions, ends of walltime and lost nodes never count.
+    /// How many failures of the guest's own are retried, from the image or `restoreFrom`'s snapshot, before the job
+    /// fails. Preemptions, ends of walltime and lost nodes never count.
     #[schemars(range(min = 0, max = 1000))]
     #[serde(default = "default_backoff_limit")]
     pub backoff_limit: u32,
@@ -326,8 +326,9 @@ pub struct SlotSpec {
     /// What only OAR sites understand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oar: Option<OarSlotSpec>,
-    /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`; with
-    /// launcher TakTuk `launchKey` as well.
+    /// Secret of this namespace with the account at the site: `username` and `password`, or `tls.crt` and `tls.key`;
+    /// also `launchKey`, the text of the site's launch key file, with launcher TakTuk and where deployed nodes join by
+    /// token (sites.*.kadeploy.join).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretReference>,
     /// With PerMember: if not all slots run within this time since the first does, all are given back and asked for
@@ -353,7 +354,8 @@ pub enum Allocation {
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Distribution {
     /// From node to node: about one image leaves the repository for all of them. Nodes whose label
-    /// `vmdeploy.io/switch` has the same value stand next to each other.
+    /// `vmdeploy.io/switch` has the same value stand next to each other: a label of Node objects, which there are none
+    /// of with launcher TakTuk, and which deployed nodes have by `--node-labels` of their kubelet.
     #[default]
     Broadcast,
     /// By TakTuk: the first node of each reservation sends the image to the others in pieces, and each piece is checked

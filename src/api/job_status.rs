@@ -22,7 +22,7 @@ pub enum JobPhase {
     ImagePreparing,
     /// Slots are asked for.
     Queued,
-    /// Slots run; what was there before must be gone first.
+    /// Slots run; their nodes are being deployed or join the cluster, or what ran there before must be gone first.
     Deploying,
     /// Agents are placed; the guests boot for the first time.
     Starting,
@@ -54,9 +54,9 @@ pub struct BestEffortJobStatus {
     pub observed_generation: i64,
     /// Where the life of the job has got to.
     pub phase: JobPhase,
-    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `Adopted`, `ImageReady`, `Admitted`, `Provisioned`, `Running`, `Snapshotted`, `Evicting`,
-    /// `SchedulerUnavailable`, `SnapshotFailed`, `SnapshotDamaged`, `GuestDegraded`, `Complete`, `Failed`. Those that say that something is
-    /// wrong are there only while it is; each message says what.
+    /// Conditions: `Ready`, `Reconciling`, `Stalled`, `Adopted`, `ImageReady`, `Admitted`, `Provisioned`, `Running`,
+    /// `Snapshotted`, `Evicting`, `SchedulerUnavailable`, `SnapshotFailed`, `SnapshotDamaged`, `GuestDegraded`,
+    /// `Complete`, `Failed`. Those that say that something is wrong are there only while it is; each message says what.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Runs of the job between two losses, for people.

@@ -13,8 +13,8 @@ use super::{job::DURATION, period::Period};
 #[x_kube(validation = ("(has(self.minPeriod) ? duration(self.minPeriod) : duration('30s')) <= (has(self.maxPeriod) ? duration(self.maxPeriod) : duration('1h'))", "minPeriod, 30s if absent, must not be longer than maxPeriod, 1h if absent"))]
 pub struct SnapshotPolicy {
     /// Time between two snapshots: a length, for example 10m, or the word Adaptive. With Adaptive the operator
-    /// takes Young's sqrt(2 x C x M), where C is how long a snapshot of this job stops its guests, and M the time between
-    /// two kills of it, both as measured so far; status.snapshots tells the period and why.
+    /// takes Young's sqrt(2 x C x M), where C is how long a snapshot of this job stops its guests, and M the time
+    /// between two kills of it, both as measured so far; status.snapshots tells the period and why.
     #[x_kube(validation = ("self == 'Adaptive' || self.matches('^[0-9]')", "period must be a length such as 10m, or the word Adaptive"))]
     #[x_kube(validation = ("!self.matches('^[0-9]') || duration(self) >= duration('5s')", "period must be at least 5s, for example 10m"))]
     #[serde(default = "default_period")]

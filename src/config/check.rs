@@ -1,11 +1,21 @@
 //! What a configuration must be beside well formed: checked once, when it is read, so that a mistake is
 //! said at the start and not by a job. Pure.
 
-use std::time::Duration;
+use std::{
+    path::{Component, Path},
+    time::Duration,
+};
 
-use super::{AgentsConfig, Config, JobNetworkConfig, QuotaConfig, SiteConfig};
+use super::{AgentsConfig, Config, ImportersConfig, JobNetworkConfig, QuotaConfig, SiteConfig};
 use crate::{
-    driver::{network::VXLAN_OVERHEAD, oar::check_property},
+    driver::{
+        agent::NODE_DIR,
+        network::VXLAN_OVERHEAD,
+        oar::{
+            check_property,
+            hold::{CONNECTOR, check_text},
+        },
+    },
     yaml::{self, YamlError},
 };
 
@@ -29,8 +39,12 @@ const AGENT_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 const IMAGE_GRACE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(365 * 24 * 3600));
 /// Smallest quota, in MiB: three generations of the smallest guest.
 const LEAST_QUOTA: u64 = 96;
+/// Least room of an importer, in MiB: what the smallest systems need, with the archive that they come in.
+const LEAST_SCRATCH: u64 = 1024;
 /// Smallest largest packet: IPv6 needs it.
 const LEAST_MTU: u16 = 1280;
+/// What paths at a site and on its nodes may hold besides letters and digits.
+const PATH: &str = "._/-";
 /// Longest prefix of the pool of job networks: one of the smallest.
 const LONGEST_POOL: u8 = 28;
 
@@ -51,6 +65,7 @@ impl Config {
         self.sites.iter().try_for_each(|(name, site)| self.agents.check_launchers(name, site))?;
         within("imageGrace", self.image_grace.into(), IMAGE_GRACE)?;
         self.agents.check()?;
+        self.importers.check()?;
         self.quota.check()?;
         self.job_network.iter().try_for_each(JobNetworkConfig::check)
     }
@@ -69,13 +84,38 @@ pub(super) fn within(field: &str, value: Duration, (least, most): (Duration, Dur
     Err(format!("{field} must be between {least}s and {most}s, not {value}s"))
 }
 
+/// Whether a path is one of something in a directory.
+fn is_below(path: &str, directory: &str) -> bool {
+    let rest = Path::new(path).strip_prefix(directory).map(|rest| rest.components().collect::<Vec<_>>());
+    rest.is_ok_and(|rest| !rest.is_empty() && rest.iter().all(|part| matches!(part, Component::Normal(_))))
+}
+
 impl SiteConfig {
     fn check(&self, field: &str) -> Result<(), String> {
         if !(self.url.starts_with("http://") || self.url.starts_with("https://")) {
             return Err(format!("{field}.url must begin with http:// or https://, not {:?}", self.url));
         }
-        if !self.lease_root.starts_with('/') {
-            return Err(format!("{field}.leaseRoot must be an absolute path, not {:?}", self.lease_root));
+        let texts = [
+            ("connector", Some(&self.connector), CONNECTOR),
+            ("directory", self.directory.as_ref(), PATH),
+            ("leaseRoot", Some(&self.lease_root), PATH),
+        ];
+        texts.into_iter().try_for_each(|(what, text, allowed)| {
+            let checked = text.map_or(Ok(()), |text| check_text(what, text, allowed));
+            checked.map_err(|error| format!("{field}.{what}: {error}"))
+        })?;
+        if !is_below(&self.lease_root, NODE_DIR) {
+            return Err(format!(
+                "{field}.leaseRoot must be below {NODE_DIR}, which agents' pods mount, not {:?}",
+                self.lease_root
+            ));
+        }
+        let default = self.default_account.iter().map(|account| ("defaultAccount".to_owned(), &account.user));
+        let users = self.users.iter().map(|(namespace, user)| (format!("users.{namespace}"), user));
+        if let Some((what, user)) = users.chain(default).find(|(_, user)| !self.uids.contains_key(*user)) {
+            return Err(format!(
+                "{field}.uids must have the numeric id on the nodes of {user:?}, whom {field}.{what} names"
+            ));
         }
         within(&format!("{field}.isolation"), self.isolation.into(), ISOLATION)?;
         within(&format!("{field}.agentWait"), self.agent_wait.into(), AGENT_WAIT)?;
@@ -101,6 +141,15 @@ impl QuotaConfig {
             Some((field, bytes)) => Err(format!("{field} must be at least {LEAST_QUOTA}Mi, not {bytes}: no job fits")),
             None => Ok(()),
         }
+    }
+}
+
+impl ImportersConfig {
+    fn check(&self) -> Result<(), String> {
+        if self.scratch.as_mebibytes() < LEAST_SCRATCH {
+            return Err(format!("importers.scratch must be at least {LEAST_SCRATCH}Mi, not {}", self.scratch));
+        }
+        Ok(())
     }
 }
 
@@ -135,6 +184,9 @@ impl AgentsConfig {
                 "agents.imagePullPolicy must be Always, IfNotPresent or Never, not {:?}",
                 self.image_pull_policy
             ));
+        }
+        if self.image_pull_secrets.iter().any(|secret| secret.name.is_empty()) {
+            return Err("agents.imagePullSecrets must name Secrets, each as {name: ...}".into());
         }
         if self.milli_cpu_per_cpu == 0 {
             return Err("agents.milliCpuPerCpu must be more than 0: guests would not run".into());
@@ -207,6 +259,7 @@ sites:
     #[case::no_ports("portCount: 64", "portCount: 0", "agents.portCount")]
     #[case::a_port_of_root("portFirst: 17700", "portFirst: 80", "from 1024 to 65535")]
     #[case::pull("portCount: 64", "imagePullPolicy: Sometimes", "Always, IfNotPresent or Never")]
+    #[case::no_login("portCount: 64", "imagePullSecrets: [{name: ''}]", "agents.imagePullSecrets must name")]
     #[case::no_time("portCount: 64", "milliCpuPerCpu: 0", "would not run")]
     #[case::small_pool("198.18.0.0/15", "198.18.0.0/30", "must be a /28 or larger")]
     #[case::small_packets("mtu: 1450", "mtu: 100", "between 1280 and 65485, not 100")]
@@ -214,7 +267,15 @@ sites:
     #[case::url("http://oar.example", "oar.example", "sites.rennes.url must begin with http://")]
     #[case::at_once("isolation: 2m", "isolation: 1s", "sites.rennes.isolation must be between 5s and 3600s, not 1s")]
     #[case::for_ever("agentWait: 5m", "agentWait: 48h", "sites.rennes.agentWait")]
-    #[case::lease_root("isolation: 2m", "leaseRoot: leases", "must be an absolute path")]
+    #[case::lease_root("isolation: 2m", "leaseRoot: leases", "leaseRoot must be below /var/lib/vmdeploy, which")]
+    #[case::lease_elsewhere("isolation: 2m", "leaseRoot: /srv/leases", "not \"/srv/leases\"")]
+    #[case::lease_beside("isolation: 2m", "leaseRoot: /var/lib/vmdeploy/../x", "leaseRoot must be below")]
+    #[case::lease_of_all("isolation: 2m", "leaseRoot: /var/lib/vmdeploy/", "leaseRoot must be below")]
+    #[case::lease_text("isolation: 2m", "leaseRoot: '/var/lib/vmdeploy/$x'", "may hold only letters, digits and ._/-")]
+    #[case::connects("isolation: 2m", "connector: 'oarsh;id'", "rennes.connector: connector \"oarsh;id\" may hold")]
+    #[case::directory("isolation: 2m", "directory: '~alice'", "rennes.directory: directory \"~alice\" may hold only")]
+    #[case::no_id("isolation: 2m", "users: {team: alice}", "\"alice\", whom sites.rennes.users.team names")]
+    #[case::no_id_of_all("isolation: 2m", "defaultAccount: {user: x}", "\"x\", whom sites.rennes.defaultAccount names")]
     #[case::memory("isolation: 2m", "maxMemory: 1Mi", "sites.rennes.maxMemory")]
     #[case::property(
         "isolation: 2m",
@@ -251,7 +312,7 @@ sites:
     #[case::connector(
         "isolation: 2m",
         "kadeploy: {url: 'https://k', connector: 'ssh;id'}",
-        "kadeploy.connector: connector \"ssh;id\" has characters"
+        "kadeploy.connector: connector \"ssh;id\" may hold only letters, digits, blanks and ._/-="
     )]
     #[case::wait(
         "isolation: 2m",
@@ -274,6 +335,11 @@ sites:
     )]
     #[case::shared("agents: {", "agents: {sharedImages: {claim: ''}, ", "sharedImages.claim must name")]
     #[case::quota("agents:", "quota: {default: 1Mi}\nagents:", "quota.default must be at least 96Mi, not 1Mi")]
+    #[case::scratch(
+        "agents:",
+        "importers: {scratch: 1Mi}\nagents:",
+        "importers.scratch must be at least 1024Mi, not 1Mi"
+    )]
     #[case::quota_of_one("agents:", "quota: {namespaces: {team-a: 0}}\nagents:", "quota.namespaces.team-a")]
     #[case::of_a_model("isolation: 2m", "properties: {cpuModels: {x: 'a;b'}}", "properties.cpuModels.x")]
     fn what_cannot_be_is_said_with_its_name(#[case] from: &str, #[case] to: &str, #[case] message: &str) {

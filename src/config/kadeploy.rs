@@ -11,8 +11,8 @@ use crate::driver::{
     oar::hold::{CONNECTOR, check_text},
 };
 
-/// Where a site's nodes are deployed. The account is the one of the slots: a user by a header that the server trusts from
-/// the operator's address, a user with a password, or a client certificate.
+/// Where a site's nodes are deployed. The account is the one of the slots: a user by a header that the server trusts
+/// from the operator's address, a user with a password, or a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KadeployConfig {

@@ -19,8 +19,8 @@ pub struct Note {
     pub message: String,
 }
 
-/// Records notes about an object; `action` says what was done. One that cannot be recorded is logged: all else is done by
-/// then, and would not be done better again.
+/// Records notes about an object; `action` says what was done. One that cannot be recorded is logged: all else is done
+/// by then, and would not be done better again.
 pub async fn record<'a>(
     cluster: &dyn Cluster,
     about: &ObjectReference,

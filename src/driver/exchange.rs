@@ -9,6 +9,8 @@ use reqwest::{Certificate, Client, ClientBuilder, Response, header::HeaderMap};
 const CONNECT: Duration = Duration::from_secs(10);
 /// Web servers close idle connections after a few seconds; one that is just being closed would look like an outage.
 const IDLE: Duration = Duration::from_secs(3);
+/// What TLS says of somebody else's certificate that is not to be trusted.
+pub(crate) const BAD_CERTIFICATE: &str = "invalid peer certificate";
 
 /// A client that sends nothing by itself: no redirects, no second tries. With `ca`, PEM, it trusts nobody else.
 pub(super) fn client(headers: HeaderMap, ca: Option<&str>) -> reqwest::Result<ClientBuilder> {

@@ -48,6 +48,9 @@ jobNetwork:
 agents:
   image: {{ include "vmdeploy.image" . | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets: {{ toJson . }}
+  {{- end }}
   portFirst: {{ .Values.agents.portFirst }}
   portCount: {{ .Values.agents.portCount }}
   {{- with .Values.agents.priorityClass.name }}
@@ -64,6 +67,8 @@ agents:
   milliCpuOverhead: {{ .Values.agents.milliCpuOverhead }}
   memoryOverhead: {{ include "vmdeploy.bytes" .Values.agents.memoryOverhead | quote }}
   log: {{ .Values.agents.log | quote }}
+importers:
+  scratch: {{ include "vmdeploy.bytes" .Values.importers.scratch | quote }}
 {{- end }}
 
 {{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}

@@ -42,6 +42,7 @@ pub(crate) use self::{
     draft::sent_key,
     fit::incompatible,
     master::{called, nodes, wanted},
+    members::stuck,
     seats::called_slots,
     unfit::left_out_of,
 };

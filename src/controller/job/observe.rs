@@ -313,3 +313,61 @@ fn may_ask(job: &BestEffortJob, status: &BestEffortJobStatus, slots: &Fact<Vec<S
     };
     !over && used < reservations
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{api::job::ImageReference, controller::job::testing::Stage};
+
+    const OURS: &str = "vmdeploy-system";
+
+    /// An image that has been imported.
+    fn imported(namespace: &str, name: &str, standard: bool) -> VmImage {
+        let ready = json!({"type": "Ready", "status": "True", "reason": "ImageImported", "message": "",
+            "lastTransitionTime": "2026-11-25T12:00:00Z"});
+        serde_json::from_value(json!({
+            "apiVersion": "vmdeploy.io/v1alpha1", "kind": "VmImage", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"standard": standard, "source": {"claim": {"name": "disks", "path": "/disk"}}},
+            "status": {"digest": "sha256:1", "conditions": [ready]},
+        }))
+        .unwrap()
+    }
+
+    #[rstest]
+    #[case::the_default(None, Some("site"), &[("team", "site", true), (OURS, "site", true)], Some((OURS, "site")))]
+    #[case::none_is_configured(None, None, &[(OURS, "site", true)], None)]
+    #[case::the_default_must_be_standard(None, Some("site"), &[(OURS, "site", false)], None)]
+    #[case::and_the_operators(None, Some("site"), &[("team", "site", true)], None)]
+    #[case::its_own(Some("mine"), Some("x"), &[(OURS, "mine", true), ("team", "mine", false)], Some(("team", "mine")))]
+    #[case::else_a_standard_one(Some("mine"), Some("site"), &[(OURS, "mine", true)], Some((OURS, "mine")))]
+    #[case::never_another(Some("mine"), Some("site"), &[(OURS, "mine", false), (OURS, "site", true)], None)]
+    #[case::nor_anothers(Some("mine"), None, &[("others", "mine", true)], None)]
+    fn a_job_has_the_image_it_names_or_the_default(
+        #[case] named: Option<&str>,
+        #[case] configured: Option<&str>,
+        #[case] images: &[(&str, &str, bool)],
+        #[case] wanted: Option<(&str, &str)>,
+    ) {
+        let mut stage = Stage::new();
+        let mut config = (*stage.ctx.config).clone();
+        config.default_image = configured.map(Into::into);
+        stage.ctx.config = Arc::new(config);
+        for (namespace, name, standard) in images {
+            stage.cluster.put_image(imported(namespace, name, *standard));
+        }
+        let mut job = stage.job();
+        job.spec.image = named.map(|name| ImageReference { name: name.into() });
+        let found = match image(&job, &stage.ctx) {
+            Fact::Known(ImageSeen::Ready(found)) => Some((found.namespace, found.name)),
+            Fact::Absent => None,
+            other => panic!("{other:?}"),
+        };
+        let found = found.as_ref().map(|(namespace, name)| (namespace.as_str(), name.as_str()));
+        assert_eq!(found, wanted);
+    }
+}

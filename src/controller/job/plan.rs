@@ -63,8 +63,8 @@ pub enum Effect {
         /// The slot.
         id: SlotId,
     },
-    /// Has an environment put on nodes of a slot. May be repeated under its number once the server's list, or its answer,
-    /// says that it has begun nothing.
+    /// Has an environment put on nodes of a slot. May be repeated under its number once the server's list, or its
+    /// answer, says that it has begun nothing.
     Deploy(DeployOrder),
     /// Cancels a workflow, or has its server forget it.
     ForgetWorkflow {

@@ -301,6 +301,7 @@ pub fn pod(job: &BestEffortJob, placement: &AgentPlacement, config: &Config) -> 
             enable_service_links: Some(false),
             termination_grace_period_seconds: Some(TERMINATION),
             priority_class_name: agents.priority_class.clone(),
+            image_pull_secrets: agents.pull_secrets(),
             // every taint, whatever its effect, without limit
             tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
             containers: vec![container],

@@ -106,6 +106,16 @@ fn a8_a_pod_stays_on_its_node_whatever_taints_it() {
 }
 
 #[test]
+fn an_agents_image_is_fetched_with_the_logins_of_the_configuration() {
+    let (job, placement, mut config) = parts();
+    let named = |config: &Config| pod(&job, &placement, config).spec.unwrap().image_pull_secrets;
+    assert_eq!(named(&config), None);
+    config.agents.image_pull_secrets = crate::yaml::read("[{name: registry}, {name: mirror}]").unwrap();
+    let names: Vec<String> = named(&config).unwrap().into_iter().map(|secret| secret.name).collect();
+    assert_eq!(names, ["registry", "mirror"]);
+}
+
+#[test]
 fn an_agents_disk_has_room_for_all_it_may_hold_and_a_limit() {
     let (mut job, placement, config) = parts();
     let mebibytes = |job: &BestEffortJob| {

@@ -11,7 +11,7 @@ pub use self::wrong::news;
 use jiff::Timestamp;
 
 use super::{
-    decide::{called_slots, incompatible, left_out_of, nodes},
+    decide::{called_slots, incompatible, left_out_of, nodes, stuck},
     plan::{ImageSeen, Seen},
 };
 use crate::{
@@ -48,7 +48,7 @@ pub fn conditions(status: &mut BestEffortJobStatus, job: &BestEffortJob, seen: &
         (ConditionType::Reconciling, wrong::reconciling(status)),
         (ConditionType::Stalled, wrong::stalled(status, job, seen)),
         (ConditionType::Evicting, wrong::evicting(status, seen)),
-        (ConditionType::SchedulerUnavailable, wrong::unavailable(status, seen, now)),
+        (ConditionType::SchedulerUnavailable, wrong::unavailable(status, job, seen, now)),
         (ConditionType::SnapshotDamaged, wrong::damaged(status, job, seen)),
         (ConditionType::GuestDegraded, guests::degraded(status, job, seen)),
     ];
@@ -93,8 +93,7 @@ fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Tru
         return (Truth::False, retry.reason, retry.message.clone());
     }
     if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
-        let message = "a person deleted the slots at the site: set suspend to true and to false again to go on";
-        return (Truth::False, Reason::CancelledExternally, message.into());
+        return (Truth::False, Reason::CancelledExternally, wrong::DELETED.into());
     }
     if let Some((reason, message)) = lost_image(status, seen).filter(|_| status.phase == JobPhase::Queued) {
         return (Truth::False, reason, message);
@@ -249,7 +248,8 @@ fn admitted(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen, now:
 
 fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {
     let starting = || {
-        let message = stuck(status, seen).unwrap_or_else(|| format!("incarnation {}", status.incarnation));
+        let stuck = status.everyone().find_map(|member| stuck(seen, member));
+        let message = stuck.unwrap_or_else(|| format!("incarnation {}", status.incarnation));
         (Truth::False, Reason::AgentsStarting, message)
     };
     match status.phase {
@@ -293,16 +293,6 @@ fn provisioned(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, Str
         | JobPhase::Suspended
         | JobPhase::Terminating => (Truth::False, Reason::NotYet, "no agents".into()),
     }
-}
-
-/// Why an agent's pod does not start.
-fn stuck(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
-    status.everyone().find_map(|member| {
-        let pod = &member.agent.as_ref()?.pod;
-        let by_kubelet = seen.pods.get(pod).and_then(|seen| seen.waiting.as_ref());
-        let by_itself = || seen.agents.get(pod)?.state.as_ref()?.waiting.as_ref();
-        Some(format!("pod {pod}: {}", by_kubelet.or_else(by_itself)?))
-    })
 }
 
 fn running(status: &BestEffortJobStatus, seen: &Seen) -> (Truth, Reason, String) {

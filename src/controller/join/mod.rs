@@ -1,9 +1,9 @@
 //! The controller of certificate requests of deployed nodes: which of them may be signed (safety A12).
 //!
-//! A node that was deployed asks with the bootstrap token that the hold of its slot has put there. It gets one certificate, for
-//! its own name, while it is to join, that ends with its slot; another kubelet's certificate that is asked for with such a
-//! token is denied. Requests of all others, and to other signers, are left to others: the operator has no right to answer
-//! them.
+//! A node that was deployed asks with the bootstrap token that the hold of its slot has put there. It gets one
+//! certificate, for its own name, while it is to join, that ends with its slot; another kubelet's certificate that is
+//! asked for with such a token is denied. Requests of all others, and to other signers, are left to others: the
+//! operator has no right to answer them.
 
 mod act;
 mod decide;

@@ -1,4 +1,5 @@
-//! Reads what a decision about a request needs: the request itself, and the node whose token it was made with. Writes nothing.
+//! Reads what a decision about a request needs: the request itself, and the node whose token it was made with. Writes
+//! nothing.
 
 use std::time::Duration;
 

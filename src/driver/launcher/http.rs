@@ -13,7 +13,7 @@ use reqwest::Method;
 use super::{LaunchKey, LaunchOrder, LaunchedAgent, Launcher, LauncherError, Launchers, paths};
 use crate::{
     clock::Clock,
-    driver::exchange::{body, causes, shown},
+    driver::exchange::{BAD_CERTIFICATE, body, causes, shown},
     names::Identity,
     tls::base_url,
 };
@@ -34,6 +34,7 @@ const LONGEST: usize = 1 << 20;
 struct LauncherHttp {
     client: Result<reqwest::Client, String>,
     base: String,
+    address: SocketAddr,
 }
 
 impl LauncherHttp {
@@ -44,7 +45,7 @@ impl LauncherHttp {
             authority.issue(&Identity::Operator, now, LIFETIME * 2)
         });
         let client = credentials.and_then(|credentials| credentials.http_client(&peer, &address.to_string()));
-        Self { client: client.map_err(|error| error.to_string()), base: base_url(&peer) }
+        Self { client: client.map_err(|error| error.to_string()), base: base_url(&peer), address }
     }
 
     async fn ask(
@@ -58,7 +59,7 @@ impl LauncherHttp {
         if let Some(order) = order {
             request = request.json(order);
         }
-        let reply = request.send().await.map_err(|error| unreachable(&error))?;
+        let reply = request.send().await.map_err(|error| unreachable(&error, self.address))?;
         if reply.status().is_success() {
             return Ok(reply);
         }
@@ -66,11 +67,14 @@ impl LauncherHttp {
     }
 }
 
-fn unreachable(error: &reqwest::Error) -> LauncherError {
+fn unreachable(error: &reqwest::Error, address: SocketAddr) -> LauncherError {
     let causes = causes(error);
     // who has another key has another authority
-    if causes.contains("invalid peer certificate") {
+    if causes.contains(BAD_CERTIFICATE) {
         LauncherError::OtherKey
+    } else if error.is_connect() || error.is_timeout() {
+        let (ip, port) = (address.ip(), address.port());
+        LauncherError::Unreachable(format!("{causes}: TCP {port} of {ip} must be open to the operator"))
     } else {
         LauncherError::Unreachable(causes)
     }
@@ -125,7 +129,10 @@ impl LauncherDirectory {
 #[async_trait]
 impl Launchers for LauncherDirectory {
     async fn find(&self, host: &str, port: u16) -> Result<SocketAddr, LauncherError> {
-        let unknown = |why: String| LauncherError::Unreachable(format!("its name is not resolved: {why}"));
+        let unknown = |why: String| {
+            let text = format!("its name is not resolved ({why}): sites.*.launch.addresses may give its address");
+            LauncherError::Unreachable(text)
+        };
         let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((host, port))).await;
         let found = found.map_err(|_| unknown("no answer".into()))?.map_err(|error| unknown(error.to_string()))?;
         // VXLANs among agents go by IPv4

@@ -43,8 +43,8 @@ impl LaunchKey {
         Self(format!("{:x}", Sha256::digest(format!("{} {slot}", self.0))))
     }
 
-    /// What of a slot's key one of its hosts gets to know: hexadecimal digits, as `printf '%s %s' KEY HOST | sha256sum` prints
-    /// them.
+    /// What of a slot's key one of its hosts gets to know: hexadecimal digits, as `printf '%s %s' KEY HOST | sha256sum`
+    /// prints them.
     #[must_use]
     pub fn of_host(&self, host: &str) -> String {
         format!("{:x}", Sha256::digest(format!("{} {host}", self.0)))

@@ -1,9 +1,9 @@
 //! Launchers: they start agents on nodes that have no kubelet. TakTuk starts one on each node of a slot, inside the OAR
 //! job; it ends with the hold, and all that it has started ends with it.
 //!
-//! A launcher and the operator know each other by a key of the account's, which lies in a file of the site's user and in
-//! a Secret: from it both derive the same authority, which signs for either ([`LaunchKey`]). The hold's script, which
-//! every user of the site may read, has the file's name only.
+//! A launcher and the operator know each other by a key of the account's, which lies in a file of the site's user and
+//! in a Secret: from it both derive the same authority, which signs for either ([`LaunchKey`]). The hold's script,
+//! which every user of the site may read, has the file's name only.
 
 pub mod fake;
 mod http;

@@ -6,9 +6,9 @@
 //! # The file
 //!
 //! OAR's API keeps the script in a file of the user's, which the jobs of an array share. Each of them leaves a marker
-//! beside it when it begins, and the last one removes all of it. Markers stay when their jobs end, for they are counted.
-//! An array of which some jobs never run leaves its file and markers: a later hold removes them. A file without a marker
-//! is of jobs that may wait in the queue still, however old it is.
+//! beside it when it begins, and the last one removes all of it. Markers stay when their jobs end, for they are
+//! counted. An array of which some jobs never run leaves its file and markers: a later hold removes them. A file
+//! without a marker is of jobs that may wait in the queue still, however old it is.
 //!
 //! # The lease
 //!
@@ -43,18 +43,18 @@
 //! lock's line at the next beat. So the directory is removed only after `release` or a lost lease.
 //! What a node's crash leaves is removed by a later agent there: nobody locks it and it was not written to for a day.
 //!
-//! **Nodes that are deployed first.** OAR runs the hold of a deploy job on its frontend, and ends nothing on the nodes. There
-//! the connector logs in as an administrator of the system that was put on the node, who then is the site's user of the
-//! text above. It knocks at each node until an agent has written its `nonce`; what is on the node before is another
-//! system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. A hold's end
-//! proves no death there: only an agent's word, its container's end, or its silence does. Where the site says so a system
-//! that has the token's directory and no token in it is given the one by which the node may join the cluster
-//! ([`crate::driver::cluster::joins::BootstrapToken`]), with mode 0600.
+//! **Nodes that are deployed first.** OAR runs the hold of a deploy job on its frontend, and ends nothing on the nodes.
+//! There the connector logs in as an administrator of the system that was put on the node, who then is the site's user
+//! of the text above. It knocks at each node until an agent has written its `nonce`; what is on the node before is
+//! another system. From then on all is the same: a hold that is killed cuts its connections, and the holders end. A
+//! hold's end proves no death there: only an agent's word, its container's end, or its silence does. Where the site
+//! says so a system that has the token's directory and no token in it is given the one by which the node may join the
+//! cluster ([`crate::driver::cluster::joins::BootstrapToken`]), with mode 0600.
 //!
 //! **Nodes without a kubelet.** There the hold starts a launcher on each node, through the same TakTuk and before the
-//! holders ([`crate::launcher`]): it gets the slot's launch key as the first line of its input, which nobody else sees, and
-//! then what the holders get. A launcher that ends takes its agents along: its node then counts as lost, and the hold leaves
-//! the last words of that launcher in a file of the site's user.
+//! holders ([`crate::launcher`]): it gets the slot's launch key as the first line of its input, which nobody else sees,
+//! and then what the holders get. A launcher that ends takes its agents along: its node then counts as lost, and the
+//! hold leaves the last words of that launcher in a file of the site's user.
 //!
 //! **Leaving.** `release` is written when the VM and its files are gone. The holder of that node then
 //! drops its lock, which the agent expects. When all holders have ended the hold ends, with
@@ -64,10 +64,11 @@
 //!
 //! # Images by TakTuk
 //!
-//! Of a job with `distribution: TakTuk` the hold also puts images to its nodes, by a TakTuk of its own (arity 2, `put.sh`)
-//! in a process that ends with it. It believes no agent and no agent believes it: pieces are compared with their names
-//! by who takes them, and whoever misses anything for some seconds has the rest as with `Broadcast`. An image is called
-//! by the first 16 hexadecimal digits of its digest here, `<image>`; it is put in pieces of 4 MiB, numbered from 0.
+//! Of a job with `distribution: TakTuk` the hold also puts images to its nodes, by a TakTuk of its own (arity 2,
+//! `put.sh`) in a process that ends with it. It believes no agent and no agent believes it: pieces are compared with
+//! their names by who takes them, and whoever misses anything for some seconds has the rest as with `Broadcast`. An
+//! image is called by the first 16 hexadecimal digits of its digest here, `<image>`; it is put in pieces of 4 MiB,
+//! numbered from 0.
 //!
 //! | name | written by | content |
 //! |---|---|---|
@@ -79,9 +80,9 @@
 //! | `out-<image>/` | agent of the first node, as long as the image is wanted | `<n>`, by a rename, two at most; removed by the hold once every node has answered for it |
 //!
 //! The hold waits some seconds for others to want an image as well, and then for `<n>` in turn, from 0. A node without
-//! `in-<image>/` has refused it, which is no harm; a piece that all refuse ends the image. One that is not answered for,
-//! a connection that is lost or a piece that cannot be read ends all of it for as long as the hold lives. The root of a tree
-//! has two pieces for two children in its memory, however large the image is.
+//! `in-<image>/` has refused it, which is no harm; a piece that all refuse ends the image. One that is not answered
+//! for, a connection that is lost or a piece that cannot be read ends all of it for as long as the hold lives. The root
+//! of a tree has two pieces for two children in its memory, however large the image is.
 
 use std::time::Duration;
 
@@ -107,8 +108,13 @@ const LAUNCHER_LOG: &str = ".vmdeploy-launcher.log";
 /// What the exit code of a hold that ended by itself means, for people; none if it was killed.
 pub(super) fn said(code: Option<i32>) -> String {
     match code {
-        Some(NO_AGENT) => "no agent came to a node of it in time".into(),
-        Some(LOST_HOLDER) => "a node of it could not be reached, or was lost".into(),
+        Some(NO_AGENT) => "no agent came to a node of it in time (sites.*.agentWait): the agents' pods in the \
+                           operator's namespace say why"
+            .into(),
+        Some(LOST_HOLDER) => "a node of it could not be reached, or was lost: sites.*.connector must lead from the \
+                              slot's first node to the others (sites.*.kadeploy.connector from the frontend to \
+                              deployed ones), and TakTuk and perl must be there"
+            .into(),
         Some(NO_LAUNCHER) => format!(
             "the launcher on a node of it could not start, or has ended: {LAUNCHER_LOG} in the home directory of the \
              site's user says why"
@@ -186,8 +192,8 @@ pub struct HoldScript<'a> {
     pub deployed: bool,
     /// What starts the agents, where no kubelet does.
     pub launcher: Option<LauncherScript<'a>>,
-    /// File of the site's user with the launch key, where it is needed; below the home directory, unless it begins with a
-    /// slash.
+    /// File of the site's user with the launch key, where it is needed; below the home directory, unless it begins with
+    /// a slash.
     pub key_file: Option<&'a str>,
     /// Where on a deployed node the token is put by which it joins the cluster, if one is.
     pub token_file: Option<&'a str>,
@@ -208,7 +214,7 @@ pub struct LauncherScript<'a> {
 
 /// A value that may not stand in the script.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{what} {value:?} has characters other than {allowed}")]
+#[error("{what} {value:?} may hold only letters, digits{}", besides(.allowed))]
 pub struct UnsafeText {
     /// What it is.
     pub what: &'static str,
@@ -216,6 +222,12 @@ pub struct UnsafeText {
     pub value: String,
     /// What is allowed, besides letters and digits.
     pub allowed: &'static str,
+}
+
+/// What is allowed besides letters and digits, in words.
+fn besides(allowed: &str) -> String {
+    let blanks = if allowed.contains(' ') { ", blanks" } else { "" };
+    format!("{blanks} and {}", allowed.replace(' ', ""))
 }
 
 /// Checks that a text is made of letters, digits and `allowed`; OAR, TakTuk and three shells read it.

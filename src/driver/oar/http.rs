@@ -86,7 +86,7 @@ impl Http {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body);
         }
-        let reply = request.send().await.map_err(|e| failed(&e))?;
+        let reply = request.send().await.map_err(failed)?;
         let status = reply.status();
         let bytes = exchange::body(reply, MAX_BODY).await.map_err(SiteError::Unreachable)?;
         Ok((status, bytes))
@@ -103,7 +103,13 @@ fn parse<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, Site
     })
 }
 
-fn failed(error: &reqwest::Error) -> SiteError {
-    let text = exchange::causes(error);
-    if error.is_builder() { SiteError::Configuration(text) } else { SiteError::Unreachable(text) }
+/// In the same words for all requests: statuses show them, and each change is a write.
+fn failed(error: reqwest::Error) -> SiteError {
+    let (wrong, at) = (error.is_builder(), error.url().map(|url| url.origin().ascii_serialization()));
+    let causes = exchange::causes(&error.without_url());
+    let text = match at {
+        Some(at) => format!("{at}: {causes}"),
+        None => causes,
+    };
+    if wrong { SiteError::Configuration(text) } else { SiteError::Unreachable(text) }
 }

@@ -269,5 +269,10 @@ async fn what_is_not_oar_changes_nothing() {
 async fn nobody_at_the_address_is_an_outage() {
     let server = server(|_, _| None).await;
     let gone = Server { url: "http://127.0.0.1:9/oarapi".into(), ..server };
-    assert!(matches!(gone.alice().look_up("x", None).await, Err(SiteError::Unreachable(_))));
+    let read = gone.alice().look_up("x", None).await;
+    assert!(matches!(read, Err(SiteError::Unreachable(_))));
+    // it is shown: the same words whatever was asked for
+    let said = read.unwrap_err().to_string();
+    assert!(said.contains("http://127.0.0.1:9: ") && !said.contains("oarapi"), "{said}");
+    assert_eq!(gone.alice().glance(&["1".into()]).await.unwrap_err().to_string(), said);
 }

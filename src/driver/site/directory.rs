@@ -9,6 +9,7 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::{sync::broadcast::error::RecvError, task::JoinHandle};
+use tracing::Instrument as _;
 
 use super::{
     Capabilities, Credentials, Glance, Site, SiteError, SlotFacts, SlotRequest,
@@ -55,7 +56,7 @@ impl SiteDirectory {
         let config = self.sites.get(site)?;
         let mut accounts = self.accounts();
         let key = (site.to_owned(), credentials.clone());
-        let account = accounts.entry(key).or_insert_with(|| self.start(config, credentials.clone()));
+        let account = accounts.entry(key).or_insert_with(|| self.start(site, config, credentials.clone()));
         Some(account.poller.clone())
     }
 
@@ -106,7 +107,7 @@ impl SiteDirectory {
         });
     }
 
-    fn start(&self, config: &SiteConfig, credentials: Credentials) -> Account {
+    fn start(&self, name: &str, config: &SiteConfig, credentials: Credentials) -> Account {
         let SiteKind::Oar2 = config.kind;
         let site: Arc<dyn Site> = match OarRest::new(config, credentials, self.clock.clone()) {
             Ok(site) => Arc::new(site),
@@ -114,7 +115,8 @@ impl SiteDirectory {
         };
         let poller = Arc::new(Poller::new(site, self.clock.clone()));
         let (running, wake, mut changes) = (poller.clone(), self.wake.clone(), poller.subscribe());
-        let run = tokio::spawn(async move { running.run().await });
+        let span = tracing::error_span!("account", site = name);
+        let run = tokio::spawn(async move { running.run().await }.instrument(span));
         let tell = tokio::spawn(async move {
             loop {
                 match changes.recv().await {

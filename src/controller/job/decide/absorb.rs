@@ -81,6 +81,7 @@ impl Draft<'_> {
                         reason,
                         Reason::SlotsIncomplete
                             | Reason::NodeLost
+                            | Reason::UnknownNode
                             | Reason::DeploymentFailed
                             | Reason::DeploymentRefused
                             | Reason::RightsMissing
@@ -133,8 +134,8 @@ impl Draft<'_> {
                 SlotPhase::Running => slot.state = SlotState::Running,
                 SlotPhase::Ending => slot.state = SlotState::Ending,
                 SlotPhase::Ended(end) => {
-                    // an end by the site's own failure proves nothing of the nodes, and no end anything of deployed ones:
-                    // nothing is ended there (safety A12)
+                    // an end by the site's own failure proves nothing of the nodes, and no end anything of deployed
+                    // ones: nothing is ended there (safety A12)
                     let cleared =
                         !facts.unreached && !matches!(end, End::Infrastructure(_)) && slot.deployment.is_none();
                     slot.cleared = cleared.then(|| slot.cleared.take().unwrap_or(Time(self.now)));

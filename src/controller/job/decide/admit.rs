@@ -158,7 +158,7 @@ impl<'a> Draft<'a> {
             Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
             Fact::Absent => {
                 let message = format!(
-                    "site {site} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key, or have sites.{site}.users or defaultAccount set in the chart",
+                    "site {site} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key, or have sites.{site}.users in the chart name this namespace",
                     site = spec.slots.site
                 );
                 return wrong(Reason::CredentialsMissing, message);
@@ -236,7 +236,7 @@ impl<'a> Draft<'a> {
                         "there is no VmImage {:?} in this namespace, and no standard one of this name",
                         image.name
                     ),
-                    None => "image is not set, and the operator has no default image".to_owned(),
+                    None => "image is not set, and the operator has no default image: name a VmImage, or have defaultImage in the chart name a standard one".to_owned(),
                 };
                 Err(Some((Reason::ImageNotFound, message)))
             }

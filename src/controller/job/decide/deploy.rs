@@ -1,5 +1,5 @@
-//! Deploying, Starting, Restoring: from a slot that runs to guests that run. Where nodes are to be deployed first, that is
-//! done before, in `hypervisor`.
+//! Deploying, Starting, Restoring: from a slot that runs to guests that run. Where nodes are to be deployed first, that
+//! is done before, in `hypervisor`.
 //!
 //! All old members must be confirmed dead before any new one is made (safety A1); all new ones must
 //! have loaded before any of them runs (B7).
@@ -197,7 +197,10 @@ impl Draft<'_> {
                     )
                 }
                 Some(_) => format!("the hold took no lease on node {node} within {} s", limit.as_secs()),
-                None => format!("no agent answered on node {node} within {} s", limit.as_secs()),
+                None => {
+                    let stuck = members::stuck(self.seen, member).map(|why| format!(": {why}")).unwrap_or_default();
+                    format!("no agent answered on node {node} within {} s{stuck}", limit.as_secs())
+                }
             };
             Some((slot, what))
         })

@@ -57,8 +57,8 @@ impl Draft<'_> {
         self.release();
     }
 
-    /// The members whose nodes a capture needs no longer, as kget says (safety B15): the repository lists their bytes, or
-    /// another member's agent does that is not let go before it has brought them there.
+    /// The members whose nodes a capture needs no longer, as kget says (safety B15): the repository lists their bytes,
+    /// or another member's agent does that is not let go before it has brought them there.
     pub(super) fn safe(&self, capture: &CaptureStatus) -> Vec<u32> {
         let transfer = self.snapshot_of(capture).and_then(|snapshot| snapshot.status.transfer.as_ref());
         transfer.map_or(Vec::new(), |transfer| transfer.needs_not().to_vec())

@@ -1,10 +1,10 @@
 //! Deploying, before agents are placed: the environment is put on the nodes of slots, and they join the cluster.
 //!
-//! Each slot has its own workflows, one after the other. The number of a workflow is in the status before it is asked for;
-//! where the answer was lost, the server's own list is looked through before it is asked for again. A request too many does
-//! no harm: nodes that a workflow is at work on are left out of it. Some nodes may fail where others do not: only those are
-//! asked for again, a bounded number of times, and then their slot is given back. What the slot's end proves of them: nothing
-//! (safety A12).
+//! Each slot has its own workflows, one after the other. The number of a workflow is in the status before it is asked
+//! for; where the answer was lost, the server's own list is looked through before it is asked for again. A request too
+//! many does no harm: nodes that a workflow is at work on are left out of it. Some nodes may fail where others do not:
+//! only those are asked for again, a bounded number of times, and then their slot is given back. What the slot's end
+//! proves of them: nothing (safety A12).
 
 use std::time::Duration;
 
@@ -63,8 +63,8 @@ impl Draft<'_> {
         self.job.spec.deployed().is_some()
     }
 
-    /// Whether the nodes of all slots that run have their hypervisor; brings it about. Slots whose nodes cannot have it are
-    /// given back.
+    /// Whether the nodes of all slots that run have their hypervisor; brings it about. Slots whose nodes cannot have it
+    /// are given back.
     pub(super) fn provide_hypervisors(&mut self) -> bool {
         let Some(environment) = self.job.spec.deployed() else { return true };
         let mut ready = true;
@@ -124,8 +124,8 @@ impl Draft<'_> {
         }
     }
 
-    /// Nodes of a slot that were ready when it began are deployed after all: the slot's hold does not reach them. Whether
-    /// there are any.
+    /// Nodes of a slot that were ready when it began are deployed after all: the slot's hold does not reach them.
+    /// Whether there are any.
     pub(super) fn deploy_after_all(&mut self, slot: &str) -> bool {
         let now = self.time();
         let slot = self.status.slots.iter_mut().find(|known| known.id == slot);
@@ -300,8 +300,10 @@ impl Draft<'_> {
                                 kadeploy.join.tokenFile of the site's configuration names, again and again until it has"
                         .into(),
                 });
-                let limit = site.agent_wait.as_secs();
-                node.error = Some(format!("it did not become a ready node of this cluster within {limit} s: {why}"));
+                let (limit, name) = (site.agent_wait.as_secs(), &self.job.spec.slots.site);
+                node.error = Some(format!(
+                    "it did not become a ready node of this cluster within {limit} s (sites.{name}.agentWait): {why}"
+                ));
                 node.state = DeploymentState::Failed;
             } else if node.state == DeploymentState::Waiting && node.failures >= FAILURES {
                 node.state = DeploymentState::Failed;
@@ -333,7 +335,11 @@ impl Draft<'_> {
         if matches!(seen.reply, Some((_, Err(KadeployError::RightsMissing(_)))))
             && let Some(error) = deployment.nodes.iter().find(refused).and_then(|node| node.error.as_deref())
         {
-            let why = format!("{error}. It was waited for {} s: its administrator can say why", patience.as_secs());
+            let why = format!(
+                "{error}. It was waited for {} s: OAR's prologue must give the job's user rights to the nodes when the \
+                 job begins",
+                patience.as_secs()
+            );
             return Some(Outcome::Failed(Reason::RightsMissing, why, Vec::new()));
         }
         let late = |node: &DeployedNode| node.state != DeploymentState::Ready;
@@ -377,8 +383,8 @@ impl Draft<'_> {
         deployment.workflow = Some(workflow);
     }
 
-    /// Whether nodes of a slot that is over are still to leave the cluster, its workflow is to be ended, or a token is to be
-    /// taken back.
+    /// Whether nodes of a slot that is over are still to leave the cluster, its workflow is to be ended, or a token is
+    /// to be taken back.
     pub(super) fn deployment_ends(&self, slot: &SlotStatus) -> bool {
         let Some(deployment) = &slot.deployment else { return false };
         let tokens = deployment.nodes.iter().any(|node| node.token.is_some());

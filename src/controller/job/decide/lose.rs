@@ -188,7 +188,10 @@ impl Draft<'_> {
         self.leave_by_slot(LeaveCode::Saved);
         self.bury();
         if let Cause::Cancelled(user) = &cause {
-            self.warn(cause.reason(), format!("slot {id} was deleted by {user}: the job is suspended"));
+            let message = format!(
+                "slot {id} was deleted by {user}: the job is suspended; set suspend to true and to false again to go on"
+            );
+            self.warn(cause.reason(), message);
             self.status.suspended = Some(Suspended { since: self.time(), by_site: true });
             self.phase(JobPhase::Evacuating);
             return;

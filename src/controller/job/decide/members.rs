@@ -57,6 +57,13 @@ fn pod<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a PodSeen> {
     seen.pods.get(&member.agent.as_ref()?.pod)
 }
 
+/// Why the member's agent does not start, as its kubelet or it itself says.
+pub(crate) fn stuck(seen: &Seen, member: &MemberStatus) -> Option<String> {
+    let by_kubelet = pod(seen, member).and_then(|pod| pod.waiting.as_ref());
+    let by_itself = || state(seen, member)?.waiting.as_ref();
+    Some(format!("pod {}: {}", member.agent.as_ref()?.pod, by_kubelet.or_else(by_itself)?))
+}
+
 /// How the container of the member's agent has ended, if it has.
 pub(super) fn pod_ended<'a>(seen: &'a Seen, member: &MemberStatus) -> Option<&'a str> {
     pod(seen, member)?.ended.as_deref()
@@ -118,7 +125,8 @@ impl Draft<'_> {
         cleared.is_some_and(|ago| ago >= LEASE_OUTLIVED) && self.silence(member) >= FRESH
     }
 
-    /// Whether nothing of the member is left on its node (safety A6): its agent has said so, or its container has ended.
+    /// Whether nothing of the member is left on its node (safety A6): its agent has said so, or its container has
+    /// ended.
     pub(super) fn cleared(&self, member: &MemberStatus) -> bool {
         state(self.seen, member).is_some_and(|state| state.cleared) || pod_ended(self.seen, member).is_some()
     }

@@ -1,6 +1,7 @@
-//! Deployed nodes come to the cluster and leave it: the Node object of the system before goes when another one is put on the
-//! node, and that one's when its slot is over. A system is known by its object's uid and its kernel's start together: an
-//! object may be taken over by the next system, and a start is not told apart where machines share a kernel.
+//! Deployed nodes come to the cluster and leave it: the Node object of the system before goes when another one is put
+//! on the node, and that one's when its slot is over. A system is known by its object's uid and its kernel's start
+//! together: an object may be taken over by the next system, and a start is not told apart where machines share a
+//! kernel.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -54,8 +55,8 @@ impl Draft<'_> {
         }
     }
 
-    /// Ends the deployments of slots that are not in use any more: workflows are cancelled, and deployed nodes leave the
-    /// cluster once their slot is over and all that was on them is dead.
+    /// Ends the deployments of slots that are not in use any more: workflows are cancelled, and deployed nodes leave
+    /// the cluster once their slot is over and all that was on them is dead.
     pub(super) fn end_deployments(&mut self) {
         let now = self.time();
         for at in 0..self.status.slots.len() {

@@ -102,12 +102,20 @@ impl Draft<'_> {
         let launched = self.job.spec.launcher == LauncherKind::TakTuk;
         self.because(if launched { "a launcher does not answer yet" } else { "a node is not in Kubernetes" });
         if begun.map_or(Duration::ZERO, |begun| since(begun, self.now)) >= NODE_PATIENCE {
-            let message = match self.seen.silent_launchers.get(&NodeName(node.clone())) {
-                _ if !launched => format!("node {node} of slot {slot} is not a node of this cluster"),
-                Some(why) => format!("the launcher on node {node} of slot {slot}: {why}"),
-                None => format!("the launcher on node {node} of slot {slot} was not asked yet"),
+            let site = &self.job.spec.slots.site;
+            let (reason, message) = match self.seen.silent_launchers.get(&NodeName(node.clone())) {
+                _ if !launched => (
+                    Reason::UnknownNode,
+                    format!(
+                        "node {node} of slot {slot} is not a node of this cluster: have sites.{site}.nodes give its \
+                         Kubernetes name, or leave it out with slots.oar.property; on nodes without a kubelet set \
+                         launcher to TakTuk or hypervisor.deploy to IfMissing"
+                    ),
+                ),
+                Some(why) => (Reason::NodeLost, format!("the launcher on node {node} of slot {slot}: {why}")),
+                None => (Reason::NodeLost, format!("the launcher on node {node} of slot {slot} was not asked yet")),
             };
-            self.back_off(Reason::NodeLost, message);
+            self.back_off(reason, message);
             self.give_up(&BTreeSet::from([slot.clone()]), ReleaseReason::BadNode);
         }
         None

@@ -1,6 +1,6 @@
-//! The tokens by which deployed nodes join the cluster: each is of one node of one slot, is there while the node is to join,
-//! and is taken back once it has, or its slot is over or wanted back (safety A12). Its id is in the status before it is offered,
-//! for by it alone is a request for a certificate known to be of that node.
+//! The tokens by which deployed nodes join the cluster: each is of one node of one slot, is there while the node is to
+//! join, and is taken back once it has, or its slot is over or wanted back (safety A12). Its id is in the status before
+//! it is offered, for by it alone is a request for a certificate known to be of that node.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! What the site's deployment server says: asked only where a workflow is under way, and of the environment before slots
-//! are asked for. It is asked beside the passes, which take what is known by then: a server that hangs holds nothing else up.
+//! What the site's deployment server says: asked only where a workflow is under way, and of the environment before
+//! slots are asked for. It is asked beside the passes, which take what is known by then: a server that hangs holds
+//! nothing else up.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 

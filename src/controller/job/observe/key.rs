@@ -1,5 +1,5 @@
-//! The launch key of a job's account: what operator, holds, launchers and joining nodes know each other by. It is read from
-//! a Secret, and remembered.
+//! The launch key of a job's account: what operator, holds, launchers and joining nodes know each other by. It is read
+//! from a Secret, and remembered.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -131,7 +131,8 @@ pub(super) async fn key(
     Ok(Fact::Known(found))
 }
 
-/// The tokens by which nodes of the job's slots may join the cluster, by slot and node; none where that is not ours to see to.
+/// The tokens by which nodes of the job's slots may join the cluster, by slot and node; none where that is not ours to
+/// see to.
 pub(super) fn tokens(
     job: &BestEffortJob,
     status: &BestEffortJobStatus,

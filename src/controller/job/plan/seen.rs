@@ -76,8 +76,8 @@ pub struct Seen {
     /// The tokens by which nodes that are deployed may join the cluster, by slot and node.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tokens: BTreeMap<String, BTreeMap<NodeName, TokenSeen>>,
-    /// Whether the site's deployment server has the environment that the spec names, or what to change; asked only before
-    /// slots are, and `Absent` where none is named.
+    /// Whether the site's deployment server has the environment that the spec names, or what to change; asked only
+    /// before slots are, and `Absent` where none is named.
     pub environment: Fact<Result<(), (Reason, String)>>,
     /// The capture this process conducts or has conducted last.
     pub barrier: Option<BarrierSeen>,

@@ -10,14 +10,21 @@ use crate::{
     api::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         conditions::{self, ConditionType},
-        job_status::{SlotState, SlotStatus},
+        job_status::{Retry, SlotState, SlotStatus},
     },
     controller::job::plan::{ImageSeen, Seen, SnapshotSeen},
-    driver::{Fact, site::NoticeKind},
+    driver::{
+        Fact,
+        exchange::BAD_CERTIFICATE,
+        site::{NoticeKind, SiteError},
+    },
 };
 
 /// A site that does not answer for this long is said not to.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(15);
+/// Of a job whose slots somebody has deleted at the site.
+pub(super) const DELETED: &str =
+    "a person deleted the slots at the site: set suspend to true and to false again to go on";
 
 pub(super) fn reconciling(status: &BestEffortJobStatus) -> Option<(Reason, String)> {
     let before = matches!(status.phase, JobPhase::Pending | JobPhase::ImagePreparing) && status.retry.is_none();
@@ -28,11 +35,14 @@ pub(super) fn stalled(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &
     if let Some(held_up) = deletion_held_up(status, seen) {
         return Some(held_up);
     }
-    if let Some(retry) = status.retry.as_ref().filter(|retry| retry.stalled || needs_a_person(retry.reason)) {
+    // what stood in the way of agents is mended once they are placed
+    let placed = matches!(status.phase, JobPhase::Starting | JobPhase::Restoring);
+    let stalls = |retry: &&Retry| retry.stalled || (needs_a_person(retry.reason) && !placed);
+    if let Some(retry) = status.retry.as_ref().filter(stalls) {
         return Some((retry.reason, retry.message.clone()));
     }
     if status.suspended.as_ref().is_some_and(|suspended| suspended.by_site) {
-        return Some((Reason::CancelledExternally, "a person deleted the slots at the site".into()));
+        return Some((Reason::CancelledExternally, DELETED.into()));
     }
     // a VmImage that is there is imported again by itself
     if let Some(lost) = lost_image(status, seen)
@@ -88,7 +98,16 @@ fn refused_release(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason,
 
 /// Whether a failure, though tried again, is one that a person has to mend.
 fn needs_a_person(reason: Reason) -> bool {
-    matches!(reason, Reason::SubmissionRefused | Reason::NotEnoughNodes | Reason::CredentialsRefused)
+    matches!(
+        reason,
+        Reason::SubmissionRefused
+            | Reason::NotEnoughNodes
+            | Reason::CredentialsRefused
+            | Reason::CredentialsMissing
+            | Reason::EnvironmentNotFound
+            | Reason::DeploymentRefused
+            | Reason::UnknownNode
+    )
 }
 
 pub(super) fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
@@ -112,11 +131,29 @@ pub(super) fn evicting(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Rea
     (!all.is_empty()).then(|| (reason, all.join("; ")))
 }
 
-pub(super) fn unavailable(status: &BestEffortJobStatus, seen: &Seen, now: Timestamp) -> Option<(Reason, String)> {
+pub(super) fn unavailable(
+    status: &BestEffortJobStatus,
+    job: &BestEffortJob,
+    seen: &Seen,
+    now: Timestamp,
+) -> Option<(Reason, String)> {
     let Fact::Unknown { since } = seen.slots else { return refused_release(status, seen) };
     let needed = !status.slots.is_empty() || status.pending_submission.is_some() || status.phase == JobPhase::Queued;
     let long = now.duration_since(since).unsigned_abs() >= UNREACHABLE_AFTER && now > since;
-    (needed && long).then(|| (Reason::SiteUnreachable, "the site does not answer; nothing is given up".to_owned()))
+    if !needed || !long {
+        return None;
+    }
+    let why = match &seen.site_error {
+        Some(SiteError::Unreachable(why)) => format!(" ({why})"),
+        Some(error) => format!(" ({error})"),
+        None => String::new(),
+    };
+    let helps = if why.contains(BAD_CERTIFICATE) {
+        format!("; an authority of your own goes into sites.{}.ca", job.spec.slots.site)
+    } else {
+        String::new()
+    };
+    Some((Reason::SiteUnreachable, format!("the site does not answer{why}; nothing is given up{helps}")))
 }
 
 /// What has just come to be wrong and is told of by a condition, in its words: told of once, as long as it lasts.

@@ -83,7 +83,8 @@ impl HttpRepository {
         }
     }
 
-    /// Names the blocks of a file ahead; only the last one's are kept. Bytes that have changed, as far as the node knows.
+    /// Names the blocks of a file ahead; only the last one's are kept. Bytes that have changed, as far as the node
+    /// knows.
     pub(in super::super) async fn name_blocks(
         &self,
         kind: FileKind,

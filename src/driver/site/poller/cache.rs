@@ -28,6 +28,10 @@ const RUNNING_BUDGET: usize = 20;
 /// Slots read in full in one round.
 const ROUND_BUDGET: usize = 100;
 
+/// What a site fails with is replaced once so many rounds in a row have failed with something else: statuses show it,
+/// and a site in trouble says now this and now that.
+const LASTS: u32 = 3;
+
 /// What to read first in a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Round {
@@ -69,6 +73,8 @@ pub(super) struct Cache {
     looked_up: Option<Timestamp>,
     good_since: Option<Timestamp>,
     error: Option<SiteError>,
+    /// What the last rounds failed with, if not with that, and how many did.
+    other: Option<(SiteError, u32)>,
 }
 
 impl Cache {
@@ -188,7 +194,7 @@ impl Cache {
             }
         }
         self.good_since.get_or_insert(now);
-        self.error = None;
+        (self.error, self.other) = (None, None);
         let mut jobs = Vec::new();
         for (uid, job) in &mut self.jobs {
             let was_known = job.read.is_some_and(|at| !older(at, STALE, now));
@@ -203,10 +209,20 @@ impl Cache {
         jobs
     }
 
-    /// Takes in a round that failed.
-    pub(super) fn failed(&mut self, error: SiteError) {
+    /// Takes in a round that failed. Says whether what it failed with is news.
+    pub(super) fn failed(&mut self, error: SiteError) -> bool {
         self.good_since = None;
-        self.error = Some(error);
+        let other = self.other.take();
+        if self.error.as_ref() == Some(&error) {
+            return false;
+        }
+        let rounds = other.filter(|(other, _)| *other == error).map_or(1, |(_, rounds)| rounds + 1);
+        if self.error.is_none() || rounds >= LASTS {
+            self.error = Some(error);
+            return true;
+        }
+        self.other = Some((error, rounds));
+        false
     }
 
     /// Since when every read has been answered.

@@ -40,7 +40,7 @@ pub struct JobFacts {
     pub read: Option<Timestamp>,
     /// When the site was last searched for slots by the job's name.
     pub looked_up: Option<Timestamp>,
-    /// What the last round failed with, if it failed.
+    /// What rounds fail with, if the last one has failed.
     pub error: Option<SiteError>,
 }
 
@@ -153,7 +153,10 @@ impl Poller {
             }
             Err(error) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
-                self.cache().failed(error);
+                let why = error.to_string();
+                if self.cache().failed(error) {
+                    tracing::warn!(error = %why, "a site cannot be read");
+                }
             }
         }
     }

@@ -129,6 +129,20 @@ async fn an_outage_makes_facts_unknown_and_changes_none() {
     assert_eq!(w.poller.facts(&a).error, None);
 }
 
+#[test]
+fn what_rounds_fail_with_is_news_once_it_lasts() {
+    let mut cache = Cache::default();
+    let failed = |cache: &mut Cache, why: &str| cache.failed(SiteError::Unreachable(why.into()));
+    assert!(failed(&mut cache, "refused") && !failed(&mut cache, "refused"));
+    for _ in 0..5 {
+        assert!(!failed(&mut cache, "no answer") && !failed(&mut cache, "refused"), "now this, now that");
+    }
+    let news: Vec<bool> = (0..4).map(|_| failed(&mut cache, "no answer")).collect();
+    assert_eq!(news, [false, false, true, false]);
+    let error = cache.facts(&job('a'), Timestamp::UNIX_EPOCH).error;
+    assert_eq!(error, Some(SiteError::Unreachable("no answer".into())));
+}
+
 #[tokio::test]
 async fn a_slot_unknown_to_the_site_is_not_absent() {
     let w = World::new();

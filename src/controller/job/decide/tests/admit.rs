@@ -111,6 +111,43 @@ fn a_refusal_waits_longer_each_time_and_is_mended_by_a_new_spec(
 }
 
 #[test]
+fn a_node_that_the_cluster_does_not_have_is_said_with_what_to_change() {
+    let mut life = life(1);
+    let nodes = std::mem::take(&mut life.seen.nodes);
+    life.run(70);
+    let words =
+        "node node-1 of slot 101 is not a node of this cluster: have sites.rennes.nodes give its Kubernetes name";
+    for kind in ["Ready", "Stalled"] {
+        let message = life.message(kind);
+        assert!(message.contains("UnknownNode") && message.contains(words), "{kind}: {message}");
+    }
+    assert!(!life.effects("ReleaseSlot").is_empty(), "{:?}", life.whys);
+    // it loops, later each time
+    life.run(200);
+    assert!(life.status().retry.unwrap().count > 1);
+    life.seen.nodes = nodes;
+    life.run(300);
+    assert_eq!((life.phase(), life.message("Stalled").as_str()), (JobPhase::Running, ""), "{:?}", life.whys);
+}
+
+#[test]
+fn why_a_site_does_not_answer_is_said_and_what_may_help() {
+    let mut life = Life::running(1);
+    life.seen.slots = Fact::Unknown { since: life.now };
+    life.run(20);
+    let said = |why: &str| format!("True SiteUnreachable: the site does not answer{why}");
+    assert_eq!(life.message("SchedulerUnavailable"), said("; nothing is given up"));
+    life.seen.site_error = Some(SiteError::Unreachable("connection refused".into()));
+    life.run(1);
+    assert_eq!(life.message("SchedulerUnavailable"), said(" (connection refused); nothing is given up"));
+    life.seen.site_error = Some(SiteError::Unreachable("invalid peer certificate: UnknownIssuer".into()));
+    life.run(1);
+    let message = life.message("SchedulerUnavailable");
+    assert!(message.ends_with("; an authority of your own goes into sites.rennes.ca"), "{message}");
+    assert_eq!(life.message("Stalled"), "", "it may come back by itself");
+}
+
+#[test]
 fn a_corrected_request_replaces_one_that_waits() {
     let mut life = life(1);
     life.prompt = false;

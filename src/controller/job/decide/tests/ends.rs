@@ -43,6 +43,12 @@ fn a_waiting_slot_deleted_by_a_person_suspends_the_job() {
     life.end_slot("101", End::Deleted("alice".into()));
     life.run(5);
     assert_eq!(life.phase(), JobPhase::Suspended);
+    let helps = "set suspend to true and to false again";
+    for kind in ["Ready", "Stalled"] {
+        assert!(life.message(kind).contains(helps), "{kind}: {}", life.message(kind));
+    }
+    let told = life.told(Reason::CancelledExternally);
+    assert!(told.iter().any(|text| text.contains(helps)), "{told:?}");
     assert_eq!(life.effects("SubmitSlots").len(), 1);
 }
 
@@ -113,6 +119,7 @@ fn an_agent_whose_pod_takes_its_time_is_not_a_node_that_is_lost() {
     let (pod, now) = (life.pod_of(0), life.now);
     let agent = life.seen.agents.get_mut(&pod).unwrap();
     (agent.state, agent.heard, agent.listening) = (None, None, now);
+    life.seen.pods.get_mut(&pod).unwrap().waiting = Some("ErrImagePull".into());
     for second in 1..=310 {
         life.advance(1);
         let plan = life.plan();
@@ -121,7 +128,9 @@ fn an_agent_whose_pod_takes_its_time_is_not_a_node_that_is_lost() {
         let lost = (status.kills.node, status.slots[0].release.is_some());
         assert_eq!(lost, if second < 300 { (0, false) } else { (1, true) }, "after {second} s: {}", plan.why);
     }
-    assert!(life.message("Ready").contains("no agent answered on node"), "{}", life.message("Ready"));
+    let said = life.message("Ready");
+    let expected = format!("no agent answered on node node-1 within 300 s: pod {pod}: ErrImagePull");
+    assert!(said.ends_with(&expected), "{said}");
 }
 
 #[test]

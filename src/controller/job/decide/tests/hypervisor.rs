@@ -453,7 +453,10 @@ fn a_server_that_refuses_for_good_costs_the_slot_and_says_why() {
     let retry = life.status().retry.unwrap();
     assert_eq!(retry.reason, Reason::DeploymentRefused);
     assert!(retry.message.contains("the partition is not there"), "{retry:?}");
+    assert!(life.message("Stalled").contains("the partition is not there"), "a person must act");
     assert!(life.status().unfit.is_empty(), "that is no fault of the node");
+    life.run(60);
+    assert_eq!((life.phase(), life.message("Stalled").as_str()), (JobPhase::Running, ""), "{:?}", life.whys);
 }
 
 #[test]

@@ -82,9 +82,10 @@ fn a_job_that_has_run_asks_for_no_slots_that_its_nodes_could_not_join_in() {
     assert_eq!(life.effects("SubmitSlots").len(), 1, "{:?}", life.whys);
     let retry = life.status().retry.expect("it is not said why");
     assert!(retry.message.contains("launchKey"), "{retry:?}");
+    assert!(life.message("Stalled").contains("launchKey"), "a person must act");
     life.seen.launch_key = Fact::Known(Ok(()));
     life.run(300);
-    assert_eq!(life.effects("SubmitSlots").len(), 2, "{:?}", life.whys);
+    assert_eq!((life.effects("SubmitSlots").len(), life.message("Stalled")), (2, String::new()), "{:?}", life.whys);
 }
 
 #[test]
