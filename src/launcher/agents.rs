@@ -30,16 +30,16 @@ const LAUNCHED: &str = "launched";
 const LOCK: &str = "lock";
 /// The program that agents run as: a copy, so that none of them waits for a file server when its time has come.
 const PROGRAM: &str = "program";
-/// Removes what agents had when the launcher has died and could not, unless the next one is there already, which does it.
-/// It leaves the job's control group, with which OAR kills.
+/// Removes what agents had when the launcher has died and could not, unless the next one is there already, which does
+/// it. It leaves the job's control group, with which OAR kills.
 const JANITOR: &str =
     "for f in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $f; done 2> /dev/null
 cat > /dev/null; sleep 1
 exec flock -n \"$1/lock\" sh -c 'for l in \"$1\"/leases/*; do rm -rf \"$(readlink \"$l\")\"; done; rm -rf \"$1\"/*/' sh \"$1\"";
 /// Links to the leases of all agents that were started, by the agent's name.
 const LEASES: &str = "leases";
-/// With the hold the lease has gone, which agents see by themselves: they kill the VM at once and remove their files, the lease's
-/// as well. Whoever has not ended after this time is killed.
+/// With the hold the lease has gone, which agents see by themselves: they kill the VM at once and remove their files,
+/// the lease's as well. Whoever has not ended after this time is killed.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
 /// What is killed has gone, and its files with it, within this time.
 const KILLED: Duration = Duration::from_secs(10);

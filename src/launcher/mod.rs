@@ -1,9 +1,10 @@
 //! `vmdeploy launcher`: starts agents on a node that has no kubelet.
 //!
-//! A hold starts one on each node of its OAR job through TakTuk, as root, and speaks to it on its standard input: first a
-//! line with the slot's launch key, then beats. The operator orders agents from it ([`crate::driver::launcher`]). It lives no
-//! longer than the hold: at the end of its input, or when that is silent, it ends, and with it all it has started, however
-//! it ends: each agent is process 1 of a process namespace that dies with it. OAR's kill thereby reaches what runs as root.
+//! A hold starts one on each node of its OAR job through TakTuk, as root, and speaks to it on its standard input: first
+//! a line with the slot's launch key, then beats. The operator orders agents from it ([`crate::driver::launcher`]). It
+//! lives no longer than the hold: at the end of its input, or when that is silent, it ends, and with it all it has
+//! started, however it ends: each agent is process 1 of a process namespace that dies with it. OAR's kill thereby
+//! reaches what runs as root.
 
 mod agents;
 mod process;

@@ -1,5 +1,5 @@
-//! One agent: process 1 of a process namespace, whose end is the end of all in it. What it is told is in memory that only
-//! this namespace has, and goes with it.
+//! One agent: process 1 of a process namespace, whose end is the end of all in it. What it is told is in memory that
+//! only this namespace has, and goes with it.
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,6 @@
 //! Who brings a part. A collector that was given up may not know it yet: what its ticket lets it bring ends when the
-//! part's own agent brings some of it with a later one, so that it replaces nothing of that. Held in memory: after a start of
-//! the repository the next file or pack of the own agent says it again.
+//! part's own agent brings some of it with a later one, so that it replaces nothing of that. Held in memory: after a
+//! start of the repository the next file or pack of the own agent says it again.
 
 use std::{
     collections::HashMap,
@@ -21,8 +21,8 @@ type Part = (JobUid, Generation, MemberIndex);
 pub struct Bearers(Arc<Mutex<HashMap<Part, Timestamp>>>);
 
 impl Bearers {
-    /// Whether whoever has this ticket may bring its part still, or why not. `brings` if it does so now: one that gives its
-    /// part to a collector asks the repository as well, and that ends nothing.
+    /// Whether whoever has this ticket may bring its part still, or why not. `brings` if it does so now: one that gives
+    /// its part to a collector asks the repository as well, and that ends nothing.
     pub(super) fn admit(&self, ticket: &Ticket, brings: bool, now: Timestamp) -> Result<(), String> {
         let part = (ticket.job.clone(), ticket.generation, ticket.member);
         let mut own = self.0.lock().unwrap_or_else(PoisonError::into_inner);

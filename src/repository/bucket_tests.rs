@@ -1,4 +1,5 @@
-//! A store in a bucket beside what a directory does too (`crash_tests`): the disk is lost or full, the bucket away, others come.
+//! A store in a bucket beside what a directory does too (`crash_tests`): the disk is lost or full, the bucket away,
+//! others come.
 
 use std::{path::Path, sync::Arc};
 

@@ -34,8 +34,8 @@ pub enum Command {
     /// Reads every published file, the packs it needs, and every image back and compares it with its manifest or
     /// its name.
     Verify(Target),
-    /// Prints how much each namespace, each of its jobs and the images take, in bytes. What a job has of another one's generation that it began with
-    /// counts for both, though the disk has it once where it can.
+    /// Prints how much each namespace, each of its jobs and the images take, in bytes. What a job has of another one's
+    /// generation that it began with counts for both, though the disk has it once where it can.
     Usage(Target),
 }
 

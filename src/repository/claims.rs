@@ -1,5 +1,5 @@
-//! Shares of what a namespace may have, of generations that are on their way: in memory only, claimed before their first
-//! byte. Two that begin at once do not see the same room (safety C2). After a restart they are claimed anew.
+//! Shares of what a namespace may have, of generations that are on their way: in memory only, claimed before their
+//! first byte. Two that begin at once do not see the same room (safety C2). After a restart they are claimed anew.
 
 use std::{
     collections::HashSet,

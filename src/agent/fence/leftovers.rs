@@ -2,7 +2,8 @@
 //!
 //! Only what has the name of a lease, was not written to for a day and is locked by nobody is removed: a lease that
 //! is held is written to at each beat, and stays locked while its holder stands still. All in it are a stranger's
-//! names: nothing is followed, and a directory with other directories in it stays, but for those of images on their way.
+//! names: nothing is followed, and a directory with other directories in it stays, but for those of images on their
+//! way.
 
 use std::{
     ffi::CString,

@@ -4,7 +4,8 @@
 //! holds is removed, the longest unused first, when all together are larger than the limit or the disk
 //! is full. A name is never given to another file while it has one, and is taken away only under the
 //! lock of the directory, so that who holds a file finds it under its name. Other users of the node
-//! reach neither files nor locks. A fetch that is interrupted leaves what it has under a name of its own, for the next one.
+//! reach neither files nor locks. A fetch that is interrupted leaves what it has under a name of its own, for the next
+//! one.
 
 use std::{
     fs::{File, Permissions},
@@ -189,8 +190,8 @@ pub(super) async fn clear(directory: &Path, limit: u64) {
 /// When a file was used, its bytes, and where it is.
 type Used = (SystemTime, u64, PathBuf);
 
-/// The files of images in a directory, the longest unused first, and the bytes of all. Files on their way that were left
-/// there long ago are removed.
+/// The files of images in a directory, the longest unused first, and the bytes of all. Files on their way that were
+/// left there long ago are removed.
 pub(super) fn by_use(directory: &Path) -> io::Result<(Vec<Used>, u64)> {
     let (mut files, mut total) = (Vec::new(), 0_u64);
     for entry in std::fs::read_dir(directory)? {

@@ -3,10 +3,11 @@
 //! then put only if what is there is what was there before.
 //!
 //! So an old repository that is only cut off, or stands still for however long between any two of its requests, can
-//! publish nothing any more (safety A9, B1), as long as what its successor wrote there stays: either its announcement comes too late; or its successor finds the
-//! announcement, and writes in that one place, before it looks at anything else, so that the late request is refused.
-//! Removals are asked for only shortly after the object was seen; the successor waits for as long as they may last, and
-//! whom it waits for stands in the object until that is over: whoever comes after a successor that has ended waits too.
+//! publish nothing any more (safety A9, B1), as long as what its successor wrote there stays: either its announcement
+//! comes too late; or its successor finds the announcement, and writes in that one place, before it looks at anything
+//! else, so that the late request is refused. Removals are asked for only shortly after the object was seen; the
+//! successor waits for as long as they may last, and whom it waits for stands in the object until that is over: whoever
+//! comes after a successor that has ended waits too.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! Each process dies at every other second of captures, their transfers and publication, and a restore: whichever it is,
-//! the newest complete generation is what all go on from.
+//! Each process dies at every other second of captures, their transfers and publication, and a restore: whichever it
+//! is, the newest complete generation is what all go on from.
 
 use std::time::Duration;
 

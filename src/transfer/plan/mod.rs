@@ -15,7 +15,8 @@
 //!
 //! Where bytes are only counted here, whoever executes chooses which of them. A node has at most one move out and one
 //! in; the repository as many as fill its link ([`admission`]). No node is given more than it has room for; one that
-//! may not receive is never asked to. [`bounds`] are what no plan can beat, and [`simulate`] runs a plan on ideal links.
+//! may not receive is never asked to. [`bounds`] are what no plan can beat, and [`simulate`] runs a plan on ideal
+//! links.
 
 pub mod admission;
 pub mod bounds;

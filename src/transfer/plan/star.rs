@@ -50,8 +50,8 @@ impl Sink {
         Self { to, sends: None, rate, busy, room, left: 0.0, first: None, whole: Vec::new(), last: None }
     }
 
-    /// In the order in which they come. The rest of a split sender frees no node yet, so it comes as late as it may, but
-    /// one whole sender before the end, where the beginning of another may be.
+    /// In the order in which they come. The rest of a split sender frees no node yet, so it comes as late as it may,
+    /// but one whole sender before the end, where the beginning of another may be.
     fn queue(&self) -> VecDeque<(usize, f64)> {
         let mut queue: VecDeque<(usize, f64)> = self.whole.iter().copied().collect();
         if let Some((node, bytes, by)) = self.first {

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! - Whoever receives acknowledges a range once its digest is right, it is synced, and has its name. Until then whoever
-//!   has sent it answers for it. A node is free when it answers for nothing; its file stays in any case, and what a lost
-//!   node held of others is sent again from there.
-//! - Here a file lies beside its final name with a journal of the ranges that are synced. A gather that is started again
-//!   asks only for the others. It is whole once all ranges are there and its node has said, after the last was read,
-//!   that size and time of the file are what they were at the beginning.
+//!   has sent it answers for it. A node is free when it answers for nothing; its file stays in any case, and what a
+//!   lost node held of others is sent again from there.
+//! - Here a file lies beside its final name with a journal of the ranges that are synced. A gather that is started
+//!   again asks only for the others. It is whole once all ranges are there and its node has said, after the last was
+//!   read, that size and time of the file are what they were at the beginning.
 //! - A node that takes bytes of others has room for them, by its own count too; they go with its process.
-//! - A connection shows the token of the run, which nodes are told through the remote shell. The bytes are not encrypted.
+//! - A connection shows the token of the run, which nodes are told through the remote shell. The bytes are not
+//!   encrypted.
 //! - What goes wrong with one file or host is in the report; the others go on.
 //!
 //! [`events`] are what happened, and [`trace`] says whether that was right.

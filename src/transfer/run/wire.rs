@@ -60,7 +60,8 @@ impl From<&std::fs::Metadata> for Identity {
     }
 }
 
-/// A binary, by where it is on its disk: on another machine that has the same disk it is the same without a look into it.
+/// A binary, by where it is on its disk: on another machine that has the same disk it is the same without a look into
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Binary {
     device: u64,

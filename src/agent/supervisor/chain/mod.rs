@@ -1,6 +1,7 @@
-//! Images from agent to agent of a job, if not from a file system that all nodes see or by TakTuk: each fetches from the one before it in the chain what that one has, also while
-//! it still receives, and serves those behind it alike. Nobody is believed: a piece is compared with its name before it
-//! is written or passed on, and an image is one only once its digest is right.
+//! Images from agent to agent of a job, if not from a file system that all nodes see or by TakTuk: each fetches from
+//! the one before it in the chain what that one has, also while it still receives, and serves those behind it alike.
+//! Nobody is believed: a piece is compared with its name before it is written or passed on, and an image is one only
+//! once its digest is right.
 
 mod arriving;
 mod receive;

@@ -1,5 +1,5 @@
-//! Images on a file system that all nodes see, under their digests: what is right there needs to come from nobody. What is
-//! there is a stranger's: it is taken piece by piece, as far as each is what it is to be. Blocking.
+//! Images on a file system that all nodes see, under their digests: what is right there needs to come from nobody. What
+//! is there is a stranger's: it is taken piece by piece, as far as each is what it is to be. Blocking.
 
 use std::{
     fs::{self, File},
@@ -79,8 +79,8 @@ pub(super) fn put(shared: &SharedImages, digest: &str, mut image: File) -> io::R
     put.map(|()| true)
 }
 
-/// Removes files until the rest is within the limit. Who reads one that is removed has it to the end, or fetches the rest
-/// from others.
+/// Removes files until the rest is within the limit. Who reads one that is removed has it to the end, or fetches the
+/// rest from others.
 fn sweep(shared: &SharedImages, limit: u64) -> io::Result<()> {
     let (files, mut total) = by_use(&shared.directory)?;
     for (_, length, path) in files {

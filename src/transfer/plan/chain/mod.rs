@@ -5,8 +5,8 @@
 //! Nodes of one switch stand together: what joins two switches carries the image once as well, and since only the end
 //! of a chain has a link to spare, the chain of the next switch is fed from there.
 //!
-//! Nobody leads: each looks at the one that it fetches from ([`fault`], [`next`]), and passes one over that is dead or holds the
-//! others up. It goes on with the one before that, and with the repository when nobody is left.
+//! Nobody leads: each looks at the one that it fetches from ([`fault`], [`next`]), and passes one over that is dead or
+//! holds the others up. It goes on with the one before that, and with the repository when nobody is left.
 
 mod order;
 mod pace;

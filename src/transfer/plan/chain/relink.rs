@@ -3,10 +3,10 @@
 //! A node is slow because it is, or because the one before it is: then it is that one which is to be passed over, by
 //! the one behind it. So a source is left for being slow only where its own source is not.
 //!
-//! The repository's link is everybody's, and is not for the slow. But where the first one of a chain has the image and its
-//! link does not send it on, all would wait for it: then the second one, and nobody else, has the rest from the repository, which
-//! sends an image twice at most. A first one that is as slow at receiving is not passed over: nobody knows another pace, and
-//! it is more often the repository that is slow, which others would only slow down further.
+//! The repository's link is everybody's, and is not for the slow. But where the first one of a chain has the image and
+//! its link does not send it on, all would wait for it: then the second one, and nobody else, has the rest from the
+//! repository, which sends an image twice at most. A first one that is as slow at receiving is not passed over: nobody
+//! knows another pace, and it is more often the repository that is slow, which others would only slow down further.
 
 use std::collections::BTreeSet;
 

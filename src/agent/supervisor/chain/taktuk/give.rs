@@ -1,4 +1,5 @@
-//! The agent of the first node: writes the pieces of an image that others want, each as soon as it is here, two at a time.
+//! The agent of the first node: writes the pieces of an image that others want, each as soon as it is here, two at a
+//! time.
 
 use std::{
     io::{self, Write as _},

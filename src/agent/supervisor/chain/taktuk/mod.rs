@@ -1,5 +1,6 @@
-//! Images by the hold's TakTuk: the agent of the first node gives them in pieces, the others take those. Both meet the hold
-//! in the lease's directory; the contract is written down there (`driver::oar::hold`). All in it are a stranger's names.
+//! Images by the hold's TakTuk: the agent of the first node gives them in pieces, the others take those. Both meet the
+//! hold in the lease's directory; the contract is written down there (`driver::oar::hold`). All in it are a stranger's
+//! names.
 
 mod give;
 mod passage;

@@ -20,6 +20,8 @@ use crate::{
 const WORD: u64 = 16;
 /// Entries of a directory that are looked at.
 const MOST: usize = 64;
+/// A piece that is being written.
+const NEW: &str = ".new";
 
 /// The directory of the lease.
 pub(in super::super) struct Directory {
@@ -115,9 +117,6 @@ impl Passage {
         Ok(rustix::fs::renameat(&self.directory, NEW, &self.directory, piece.to_string())?)
     }
 }
-
-/// A piece that is being written.
-const NEW: &str = ".new";
 
 fn is_there(directory: impl AsFd, name: &str) -> bool {
     rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
