@@ -86,7 +86,6 @@ async fn a_node_that_fails_is_asked_for_again_and_then_replaced() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes: e2e/test --each"]
 async fn a_server_that_dies_in_the_middle_is_taken_over_from() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let job = begun(&bed, "restart", 1).await?;
@@ -101,7 +100,6 @@ async fn a_server_that_dies_in_the_middle_is_taken_over_from() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes: e2e/test --each"]
 async fn a_slot_that_is_taken_in_the_middle_of_a_deployment_is_replaced() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let job = begun(&bed, "taken", 1).await?;

@@ -62,6 +62,11 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
     let node = nodes(&object).into_iter().next().context("no node")?;
     let number = node.strip_prefix("node-").context("its name")?.to_owned();
 
+    // nobody else's pods come there
+    let nodes: Api<Node> = Api::all(bed.client.clone());
+    let taints = nodes.get(&node).await?.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    ensure!(taints.iter().any(|taint| taint.key == "vmdeploy.io/lent" && taint.effect == "NoSchedule"), "{taints:?}");
+
     // the certificate is the node's own, and ends soon after the slot
     let said = bed.run(&[
         "node",
