@@ -210,6 +210,17 @@ impl Spread {
         Some(part.metadata().ok()?.len())
     }
 
+    /// What the agents say of how they got the image.
+    pub fn story(&self) -> Result<String> {
+        let mut story = String::new();
+        for member in 0..self.members {
+            let said = fs::read_to_string(self.path(&format!("agent-{member}.log")))?;
+            let of_images = said.lines().filter(|line| line.contains("supervisor::chain"));
+            of_images.for_each(|line| story.extend(["\n", &member.to_string(), ": ", line]));
+        }
+        Ok(story)
+    }
+
     /// Bytes that a node has sent so far, on the wire; the repository is the last node.
     pub fn sent(&self, node: usize) -> Result<u64> {
         // what `ip netns exec` shows below /sys is the node's own

@@ -58,7 +58,8 @@ fn others(spread: &Spread, mut agents: Vec<Bringing>, bad: usize, begun: Instant
     }
     drop(bad);
     let took = seconds.into_iter().fold(0.0, f64::max);
-    eprintln!("the others took {took:.1} s, and {} bytes left the repository", spread.sent(spread.count())?);
+    let sent = spread.sent(spread.count())?;
+    eprintln!("the others took {took:.1} s, and {sent} bytes left the repository{}", spread.story()?);
     Ok(took)
 }
 
