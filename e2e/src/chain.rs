@@ -198,7 +198,7 @@ impl Spread {
             if let Some(have) = self.part(member).filter(|have| *have >= bytes) {
                 return Ok(have);
             }
-            ensure!(begun.elapsed() < LIMIT, "node {member} does not have {bytes} bytes");
+            ensure!(begun.elapsed() < Duration::from_secs(60), "node {member} does not have {bytes} bytes");
             thread::sleep(Duration::from_millis(5));
         }
     }

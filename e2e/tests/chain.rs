@@ -26,17 +26,6 @@ fn spread(size: usize) -> Result<Spread> {
     Ok(spread)
 }
 
-/// Waits until a node has so much of the image.
-fn has(spread: &Spread, node: usize, bytes: u64) -> Result<()> {
-    let begun = Instant::now();
-    let part = || fs::read_dir(spread.node(node).join("images")).ok()?.flatten().find(is_part)?.metadata().ok();
-    while part().is_none_or(|part| part.len() < bytes) {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "node {node} does not have {bytes} bytes");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
 fn is_part(entry: &fs::DirEntry) -> bool {
     entry.file_name().to_string_lossy().starts_with(".part-")
 }
@@ -68,7 +57,7 @@ fn others(spread: &Spread, mut agents: Vec<Bringing>, bad: usize, begun: Instant
 fn a_killed_node_in_the_middle_does_not_keep_the_image_from_the_others() -> Result<()> {
     let spread = spread(SIZE)?;
     let (begun, mut agents) = (Instant::now(), spread.start_all()?);
-    has(&spread, BAD, SIZE as u64 / 3)?;
+    spread.has(BAD, SIZE as u64 / 3)?;
     agents[BAD].kill()?;
     let took = others(&spread, agents, BAD, begun)?;
     // nobody fetched anything twice
@@ -94,7 +83,7 @@ fn a_killed_node_in_the_middle_does_not_keep_the_image_from_the_others() -> Resu
 fn a_node_that_is_cut_off_is_passed_over_soon() -> Result<()> {
     let spread = spread(SIZE)?;
     let (begun, agents) = (Instant::now(), spread.start_all()?);
-    has(&spread, BAD, SIZE as u64 / 3)?;
+    spread.has(BAD, SIZE as u64 / 3)?;
     on(&spread, BAD, "ip link set e0 down")?;
     let took = others(&spread, agents, BAD, begun)?;
     ensure!(spread.sent(spread.count())? < SIZE as u64 * 3 / 2 && took < 30.0, "{took}");
@@ -217,7 +206,7 @@ fn what_no_longer_comes_by_taktuk_comes_from_the_other_agents() -> Result<()> {
     let mut hold = spread.hold()?;
     let begun = Instant::now();
     let mut agents = spread.start_all()?;
-    has(&spread, 3, SIZE as u64 / 3)?;
+    spread.has(3, SIZE as u64 / 3)?;
     hold.kill()?;
     here(&mut agents, begun)?;
     (0..spread.count()).try_for_each(|node| spread.right(node))?;

@@ -12,7 +12,7 @@ use crate::driver::oar::hold::{CONNECTOR, check_text};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LaunchConfig {
-    /// Runs vmdeploy as root on a node, for the site's user, for example `sudo-g5k /opt/vmdeploy/vmdeploy`. Its
+    /// Runs vmdeploy as root on a node, for the site's user, for example `sudo -n /opt/vmdeploy/vmdeploy`. Its
     /// arguments are appended.
     pub command: String,
     /// TCP port of the launchers on the nodes.
