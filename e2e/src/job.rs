@@ -127,8 +127,10 @@ impl Job {
         let own = all.filter(|event| event.regarding.as_ref().and_then(|about| about.uid.as_ref()) == Some(&self.uid));
         let mut lines: Vec<_> = own.map(|event| (event.event_time.map(|at| at.0), event.reason, event.note)).collect();
         lines.sort_by_key(|(at, ..)| *at);
-        let line = |(_, reason, note): (_, Option<String>, Option<String>)| {
-            format!("\n  {}: {}", reason.unwrap_or_default(), note.unwrap_or_default())
+        let begin = lines.iter().find_map(|(at, ..)| *at);
+        let line = |(at, reason, note): (Option<jiff::Timestamp>, Option<String>, Option<String>)| {
+            let seconds = at.zip(begin).map_or(0, |(at, begin)| (at - begin).get_seconds());
+            format!("\n  {seconds} s {}: {}", reason.unwrap_or_default(), note.unwrap_or_default())
         };
         Ok(lines.into_iter().map(line).collect())
     }

@@ -47,14 +47,19 @@ pub async fn computed(bed: &TestBed, job: &Job, members: u32) -> Result<u32> {
     Ok(stored)
 }
 
-/// A rival takes these nodes; its first process must find no VM.
+/// A rival takes these nodes for a moment; its first process must find no VM.
 pub async fn taken(bed: &TestBed, held: &[String]) -> Result<()> {
+    taken_for(bed, held, Duration::from_secs(1)).await.map(drop)
+}
+
+/// The same, and it keeps them for so long, or until it is dropped.
+pub async fn taken_for<'a>(bed: &'a TestBed, held: &[String], keep: Duration) -> Result<Rival<'a>> {
     ensure!(!held.is_empty(), "the job holds no node");
-    let rival = Rival::submit(bed, held, Duration::from_secs(1))?;
+    let rival = Rival::submit(bed, held, keep)?;
     let found = rival.found(LIFE).await?;
     ensure!(found.qemu.len() == held.len(), "the rival looked at {found:?} instead of {held:?}");
     ensure!(found.qemu.iter().all(|(_, count)| *count == 0), "a VM lived beside the next user's job: {found:?}");
-    Ok(())
+    Ok(rival)
 }
 
 /// Waits for the end, and looks at what was kept: every tick once and one nonce, whatever came between. Nothing is left
