@@ -6,7 +6,6 @@ use ::kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     core::NamespaceResourceScope,
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use async_trait::async_trait;
 use k8s_openapi::{
@@ -16,7 +15,7 @@ use k8s_openapi::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Cluster, ClusterError, EventRecord, Kind, Shown};
+use super::{Cluster, ClusterError, EventRecord, Kind, Shown, events::Events};
 use crate::api::{
     BestEffortJob, BestEffortJobStatus, ConditionType, FINALIZER, GROUP, LABEL_JOB_UID, LAST_STORED, Snapshot,
     SnapshotStatus, VERSION, VmImage,
@@ -34,15 +33,14 @@ pub const FIELD_MANAGER: &str = "vmdeploy-operator";
 pub struct KubeCluster {
     client: Client,
     namespace: String,
-    recorder: Recorder,
+    events: Events,
 }
 
 impl KubeCluster {
     /// Writes through `client`; agents live in `namespace`; events are reported as from `instance`.
     pub fn new(client: Client, namespace: impl Into<String>, instance: Option<String>) -> Self {
-        let reporter = Reporter { controller: FIELD_MANAGER.into(), instance };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, namespace: namespace.into(), recorder }
+        let events = Events::new(client.clone(), FIELD_MANAGER, instance);
+        Self { client, namespace: namespace.into(), events }
     }
 
     fn api<K>(&self, namespace: Option<&str>) -> Api<K>
@@ -187,21 +185,8 @@ impl Cluster for KubeCluster {
     }
 
     async fn record(&self, event: &EventRecord) -> Result<(), ClusterError> {
-        publish(&self.recorder, event).await
+        self.events.record(event).await
     }
-}
-
-/// Records an event; a repetition of one is counted.
-pub(super) async fn publish(recorder: &Recorder, event: &EventRecord) -> Result<(), ClusterError> {
-    let type_ = if event.warning { EventType::Warning } else { EventType::Normal };
-    let record = Event {
-        type_,
-        reason: event.reason.name(),
-        note: Some(event.message.clone()),
-        action: event.action.clone(),
-        secondary: None,
-    };
-    recorder.publish(&record, &event.about).await.map_err(|e| refused(&e))
 }
 
 /// Whether an object that is there already is of the same job, and not of an earlier one of its name.

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod count;
+pub mod events;
 pub mod fake;
 pub mod importers;
 pub mod joins;

@@ -7,20 +7,13 @@ use std::sync::Arc;
 use ::kube::{
     Api, Client,
     api::{Patch, PatchParams},
-    runtime::{
-        events::{Recorder, Reporter},
-        reflector::{ObjectRef, Store},
-    },
+    runtime::reflector::{ObjectRef, Store},
 };
 use async_trait::async_trait;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde_json::json;
 
-use super::{
-    ClusterError, EventRecord,
-    kube::{publish, refused},
-    view,
-};
+use super::{ClusterError, EventRecord, events::Events, kube::refused, view};
 use crate::{
     api::{BestEffortJob, GROUP, Snapshot, VERSION, snapshot::Transfer},
     names::JobUid,
@@ -57,15 +50,14 @@ pub struct KubeBoard {
     pub snapshots: Store<Snapshot>,
     /// All jobs.
     pub jobs: Store<BestEffortJob>,
-    /// For events.
-    pub recorder: Recorder,
+    /// What people are told.
+    pub events: Events,
 }
 
 impl KubeBoard {
     /// Writes through `client`.
     pub fn new(client: Client, snapshots: Store<Snapshot>, jobs: Store<BestEffortJob>) -> Self {
-        let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: None };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, snapshots, jobs }
+        Self { events: Events::new(client.clone(), FIELD_MANAGER, None), client, snapshots, jobs }
     }
 }
 
@@ -99,6 +91,6 @@ impl TransferBoard for KubeBoard {
     }
 
     async fn announce(&self, event: &EventRecord) -> Result<(), ClusterError> {
-        publish(&self.recorder, event).await
+        self.events.record(event).await
     }
 }
