@@ -16,6 +16,7 @@ use vmdeploy::{
     driver::repository::{ByteStore as _, http::HttpRepository},
     names::Identity,
     tls::{self, Authority as Certificates},
+    transfer::plan::chain::{Place, before},
 };
 
 use crate::{
@@ -42,6 +43,7 @@ pub struct Spread {
     root: TempDir,
     certificates: Certificates,
     members: u32,
+    places: Vec<Place>,
     content: PathBuf,
     alone: bool,
     shared: bool,
@@ -58,8 +60,24 @@ pub struct Bringing {
 impl Spread {
     /// A repository with an image of random bytes, and nodes on links of this rate. All files are below a directory.
     pub fn new(below: &Path, members: u32, bytes: usize, rate: &str) -> Result<Self> {
-        tls::install_provider();
         let nodes = Nodes::new(u8::try_from(members)? + 1, Some(rate))?;
+        let places = (0..members).map(|member| Place { member, switch: None }).collect();
+        Self::of(nodes, places, below, bytes)
+    }
+
+    /// The same on two switches, which are named for each member's node. The repository is on that of the first member,
+    /// and the trunk between them has the rate of a link.
+    pub fn on_two_switches(below: &Path, switches: &[&str], bytes: usize, rate: &str) -> Result<Self> {
+        let first = switches.first().context("no members")?;
+        let on_second: Vec<bool> = switches.iter().map(|switch| switch != first).chain([false]).collect();
+        let nodes = Nodes::on_two_switches(&on_second, rate, rate)?;
+        let places = (0..).zip(switches).map(|(member, name)| Place { member, switch: Some((*name).to_owned()) });
+        Self::of(nodes, places.collect(), below, bytes)
+    }
+
+    fn of(nodes: Nodes, places: Vec<Place>, below: &Path, bytes: usize) -> Result<Self> {
+        tls::install_provider();
+        let members = u32::try_from(places.len())?;
         let root = tempfile::Builder::new().prefix("vmdeploy-chain-").tempdir_in(below)?;
         let certificates = Certificates::create(jiff::Timestamp::now())?;
         give_repository(&certificates, root.path())?;
@@ -73,7 +91,7 @@ impl Spread {
         fs::write(&content, &bytes)?;
         let image = digest(&bytes);
         let (alone, shared, held) = (false, false, false);
-        let spread = Self { nodes, image, root, certificates, members, content, alone, shared, held, server };
+        let spread = Self { nodes, image, root, certificates, members, places, content, alone, shared, held, server };
         // on its own node no link is in the way
         spread.nodes.on(members as usize, || tokio::runtime::Runtime::new()?.block_on(spread.import()))??;
         Ok(spread)
@@ -99,6 +117,11 @@ impl Spread {
     /// From now on agents know no others, and all fetch from the repository.
     pub fn stay_alone(&mut self) {
         self.alone = true;
+    }
+
+    /// From now on it is not known which switches nodes are on.
+    pub fn forget_switches(&mut self) {
+        self.places.iter_mut().for_each(|place| place.switch = None);
     }
 
     /// From now on agents look for images in a directory that all nodes see, and put them there.
@@ -152,7 +175,7 @@ impl Spread {
         Ok(())
     }
 
-    /// Starts a member's agent. Those before it in the chain are all with lower numbers.
+    /// Starts a member's agent. Those before it in the chain are as the operator has them.
     pub fn start(&self, member: u32) -> Result<Bringing> {
         let (root, node) = (self.root.path(), member as usize);
         let directory = root.join(format!("config-{member}"));
@@ -161,8 +184,8 @@ impl Spread {
         let image = json!({"namespace": "default", "name": "image", "disk": self.image, "virtualSize": 0});
         let mut config = told(root, (member, self.members), 1, &format!("1-{member}"), &image)?;
         let peer = |member: u32| Ok(json!({"member": member, "endpoint": endpoint(member, 1)?}));
-        let before = if self.alone { 0 } else { member };
-        config["chain"] = (0..before).rev().map(peer).collect::<Result<_>>()?;
+        let before = if self.alone { Vec::new() } else { before(&self.places, member) };
+        config["chain"] = before.into_iter().map(peer).collect::<Result<_>>()?;
         if self.shared {
             config["sharedImages"] = json!({"directory": self.path("shared"), "limit": 1_u64 << 40});
         }
@@ -223,10 +246,7 @@ impl Spread {
 
     /// Bytes that a node has sent so far, on the wire; the repository is the last node.
     pub fn sent(&self, node: usize) -> Result<u64> {
-        // what `ip netns exec` shows below /sys is the node's own
-        let output = self.nodes.command(node, "cat").arg("/sys/class/net/e0/statistics/tx_bytes").output()?;
-        let text = String::from_utf8(output.stdout)?;
-        Ok(text.trim().parse()?)
+        self.nodes.sent(node)
     }
 
     /// From now on the repository has no more memory than this.
