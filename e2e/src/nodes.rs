@@ -113,6 +113,10 @@ impl Drop for Nodes {
     }
 }
 
+/// Bytes that travel as one through a shaped link, as through a card that cuts them into packets itself: what is larger
+/// than its burst the kernel cuts before, and then sixteen nodes want more of a machine than it has.
+const WHOLE: u32 = 32 << 10;
+
 /// Bytes that an idle link takes at once: those of a hundredth of a second, within what the kernel needs for its clock
 /// and what a fast link is used to.
 fn burst(rate: &str) -> Result<u64> {
@@ -126,6 +130,7 @@ fn burst(rate: &str) -> Result<u64> {
 fn up(place: &str, link: &str, rate: Option<&str>) -> Result<()> {
     ip(&format!("-n {place} link set {link} up"))?;
     let Some(rate) = rate else { return Ok(()) };
+    ip(&format!("-n {place} link set {link} gso_max_size {WHOLE}"))?;
     let shape = format!("rate {rate} burst {} latency 30ms", burst(rate)?);
     ip(&format!("netns exec {place} tc qdisc add dev {link} root tbf {shape}"))
 }

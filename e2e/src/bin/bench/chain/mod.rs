@@ -299,7 +299,7 @@ impl Found {
                 1.0,
                 "images",
                 Some(1.1),
-                Some("on the wire, headers and all"),
+                Some("on the wire, with the headers that the kernel counts"),
             ),
             figure("warm_bytes_share", &warm_bytes, 1.0, "ratio", Some(0.01), Some("of all nodes, on the wire")),
             figure("warm_ready_s", &warm_ready, 0.5, "s", Some(1.0), Some("256 MiB: process started to image usable")),
