@@ -40,8 +40,8 @@
 //! | `kget` | Deployment, elected | moves captured generations from the nodes to the repository, one ticket per member's part | `Snapshot.status.transfer` and the condition `Stored` |
 //! | `repository` | Deployment and a volume, or a bucket | keeps images and generations; publishes a manifest once the read-back is right | manifests: the truth about generations |
 //! | `agent` | one pod per member on the slot's node, or a process of its launcher | supervises QEMU, captures, uploads; kills the guest when the lease is lost | the guest |
-//! | `launcher` | by TakTuk, in the OAR job, on nodes without a kubelet | starts agents as root, and ends with the hold | nothing |
-//! | `importer` | pod per `VmImage` | fetches and checks an image, or makes one of an archive of a root file system | nothing |
+//! | `launcher` | by TakTuk in the OAR job, where no kubelet is | starts agents as root, ends with the hold | nothing |
+//! | `importer` | pod per `VmImage` | fetches and checks an image or makes one of a packed root file system | nothing |
 //! | `kget gather`, `kget node` | by hand, and on each host through a remote shell | copy a file from each of many hosts into one directory, by a token of the run instead of certificates | what lies beside a final name, with its journal |
 //!
 //! # The layers
@@ -66,14 +66,14 @@
 //! |---|---|
 //! | `agent` | the supervisor on the node: lease, QEMU, captures, uploads; the way in to a job's members |
 //! | `api` | the three kinds, conditions and reasons, rules, `crds/` |
-//! | `backoff`, `clock`, `names`, `yaml` | waits after failures; the time; names and numbers that travel; the one place for YAML |
+//! | `backoff`, `clock`, `names`, `yaml` | waits after failures; the time; names and numbers that travel; all YAML |
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
-//! | `controller` | the runner, and a folder for each kind, and one for the requests of nodes that join: observe, decide, act |
+//! | `controller` | the runner; a folder for each kind, and one for requests of nodes that join: observe, decide, act |
 //! | `driver` | sites and OAR, deployment servers (Kadeploy), Kubernetes writes, agents, launchers, repository, QEMU, the guest, the job's network on a node |
 //! | `launcher` | starts agents on a node that has no kubelet, inside the OAR job |
 //! | `health`, `metrics`, `telemetry`, `shutdown` | pages for the kubelet, figures, logs, signals |
-//! | `image` | import of images; `image::convert` makes a disk of an archive that it does not trust, in one pass and without privileges |
+//! | `image` | import; `image::convert` makes a disk of an archive that it does not trust, in one pass, unprivileged |
 //! | `leadership` | election by a Lease; its epoch is in every order |
 //! | `operator` | wires the operator together |
 //! | `repository` | the server around the store |
@@ -258,12 +258,12 @@
 //!   kget and other agents know nothing of a fence.
 //! - **One chain, not one for each switch.** Nodes of a switch (label `vmdeploy.io/switch`) stand together and the next
 //!   switch is fed by the last of them, since only the end of a chain has a link to spare. A first agent that is slow
-//!   at sending is passed over by the second alone, and one that is slow at receiving by nobody: those behind it cannot tell
-//!   it from a slow repository.
+//!   at sending is passed over by the second alone, and one that is slow at receiving by nobody: those behind it cannot
+//!   tell it from a slow repository.
 //! - **Versions of an image share nothing.** A node that has another version, or a file with a wrong byte, fetches
 //!   the whole image; what it lacks of one that came in part is fetched alone.
-//! - **No image is uploaded through the API server, and none is looked for in another format.** What is on no web server,
-//!   in no registry and on no deployment server goes on a claim.
+//! - **No image is uploaded through the API server, and none is looked for in another format.** What is on no web
+//!   server, in no registry and on no deployment server goes on a claim.
 //! - **TakTuk brings nothing to a late node.** One that asks after the first piece was put gets that image by the
 //!   chain. So do nodes that are deployed, because their hold runs on the frontend. Each file of an image is wanted at
 //!   a beat of the hold, so that those of a kernel come a few seconds later than by the chain.

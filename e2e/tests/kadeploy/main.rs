@@ -9,7 +9,7 @@
 //! | `VMDEPLOY_KADEPLOY_USER` | the account, by the header, or with the password | `alice` |
 //! | `VMDEPLOY_KADEPLOY_PASSWORD` | its password | by the header |
 //! | `VMDEPLOY_KADEPLOY_NODES` | two nodes, comma between them, for the suite alone | it must be set |
-//! | `VMDEPLOY_KADEPLOY_ENVIRONMENT` | one that can be put on both, `NAME` or, of another user, `NAME@USER` | it must be set |
+//! | `VMDEPLOY_KADEPLOY_ENVIRONMENT` | one to put on both, `NAME` or, of another user, `NAME@USER` | it must be set |
 //! | `VMDEPLOY_KADEPLOY_ADMIN` | an administrator, by the header | rights are as they are |
 //! | `VMDEPLOY_KADEPLOY_OTHER` | another user, by the header | what others see is not tested |
 //! | `VMDEPLOY_KADEPLOY_FILES` | a directory, see below | files that change are not tested |

@@ -1,5 +1,5 @@
-//! Debian as the users of a site have it, packed in three ways and described as they describe it: imported by pods that may
-//! do nothing else, started, and a job runs in it, into which its user logs in.
+//! Debian as the users of a site have it, packed in three ways and described as they describe it: imported by pods that
+//! may do nothing else, started, and a job runs in it, into which its user logs in.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What an environment's description says of the VM that is made of it. Pure. The description is the one in the spec, or
-//! that of the name there, once that has been looked up (`recorded`).
+//! What an environment's description says of the VM that is made of it. Pure. The description is the one in the spec,
+//! or that of the name there, once that has been looked up (`recorded`).
 //!
 //! A description is meant for metal: partitions, scripts that run on a deployed node and the kernel's command line are
 //! left out, and that is said. What a VM cannot have is refused.

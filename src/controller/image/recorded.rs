@@ -1,5 +1,5 @@
-//! An environment that a site's deployment server has recorded, asked for with the account that the site's configuration
-//! gives the image's namespace, or that of a Secret there. Only looks.
+//! An environment that a site's deployment server has recorded, asked for with the account that the site's
+//! configuration gives the image's namespace, or that of a Secret there. Only looks.
 
 use crate::{
     api::image::{EnvironmentSource, RecordedEnvironment},

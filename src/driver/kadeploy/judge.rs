@@ -1,4 +1,4 @@
-//! How our nodes stand, from what Kadeploy says of a workflow, or of the nodes where it knows the workflow no more. Pure.
+//! How our nodes stand, from what Kadeploy says of a workflow, or, where it knows that no more, of the nodes. Pure.
 //!
 //! A workflow that failed on every node is over without an error: an error is when the workflow itself broke. So a node
 //! is deployed only if the workflow is over, did not break, and lists it as such.

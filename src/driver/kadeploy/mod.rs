@@ -1,15 +1,15 @@
 //! A deployment server: puts a whole system on bare nodes, which are then ours as root.
 //!
-//! A deployment is a workflow over several nodes. Each node comes to an end of its own, and the workflow is known to the
-//! server only as long as that process lives: afterwards the nodes' records are all there is. So what is asked is
+//! A deployment is a workflow over several nodes. Each node comes to an end of its own, and the workflow is known to
+//! the server only as long as that process lives: afterwards the nodes' records are all there is. So what is asked is
 //! always how *our nodes* stand, and the answer says by what it is known.
 //!
 //! `wire` is what Kadeploy 3 sends and takes; `errors` and `judge` turn that into the types here, without IO; `rest` is
 //! the client, `http` one exchange of it, with `pin` for servers whose certificate nobody signed. `g5k` speaks to
 //! Kadeploy through the API of Grid'5000.
 //!
-//! What the clients were tried on: `rest` on what a real Kadeploy 3.3.11 with simulated hardware was recorded to say, and
-//! at each run of the tests on `kadeploy-sim`, which does as that one did; `g5k` on bodies written from public
+//! What the clients were tried on: `rest` on what a real Kadeploy 3.3.11 with simulated hardware was recorded to say,
+//! and at each run of the tests on `kadeploy-sim`, which does as that one did; `g5k` on bodies written from public
 //! descriptions and source. Nothing here was ever run against Grid'5000.
 
 pub mod contract;
@@ -88,8 +88,8 @@ impl fmt::Display for EnvironmentSource {
 }
 
 /// A request to put an environment on nodes. A server never recognises one that it has had before: after a doubt,
-/// [`Kadeploy::workflows`] comes first. Nodes that another workflow has are left out of it, so that one too many does no
-/// harm.
+/// [`Kadeploy::workflows`] comes first. Nodes that another workflow has are left out of it, so that one too many does
+/// no harm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeployRequest {
     /// The nodes.

@@ -19,24 +19,22 @@
 //! | file | written by | content |
 //! |---|---|---|
 //! | `nonce` | agent, by a rename, readable by the user | one line `[A-Za-z0-9]+`, new for each start of an agent |
-//! | `lock` | holder, made with `O_EXCL`, rewritten in place at each beat, `LOCK_EX` held with `flock` | one line `<slot id> <nonce> <beat>`; the beat is a decimal number of ten digits |
+//! | `lock` | holder, see below | one line `<slot id> <nonce> <beat>`; the beat is a decimal number of ten digits |
 //! | `notice` | holder | exists once the scheduler has signalled the hold; the content says nothing |
 //! | `release` | agent, by a rename | one line: `done`, `saved` or `lost` |
 //!
 //! **What the holder does.** It waits, a bounded time, for the directory (owned by the user, no link)
 //! and its `nonce`. If a `lock` file exists already it ends: a lease that was lost is never taken up
-//! again. It makes `lock`, takes `LOCK_EX`, and only then writes the line. From then on, at each
-//! beat (every 2 s) it reads `nonce` again and rewrites the line. It ends, and the lock drops, at the
-//! first of: its connection to the hold is cut, no beat for 20 s, the OAR job is killed, a `release`
-//! file. No process but the holder itself has the lock's descriptor.
+//! again. It makes `lock` with `O_EXCL`, takes `LOCK_EX` with `flock`, and only then writes the line.
+//! From then on, at each beat (every 2 s) it reads `nonce` again and rewrites the line in place. It
+//! ends, and the lock drops, at the first of: its connection to the hold is cut, no beat for 20 s,
+//! the OAR job is killed, a `release` file. No process but the holder itself has the lock's descriptor.
 //!
-//! **What the agent does.** It opens `lock` with `O_NOFOLLOW` and checks that it is a regular file of
-//! the site's user. It is armed when the line names its slot and its own nonce, which the holder can only have
-//! read at a beat since this agent came, and a non-blocking `LOCK_SH` is then refused; it must not try the lock before
-//! the line is
-//! there, or it would hinder the holder. Afterwards it waits for `LOCK_SH` and reads the beat; the
-//! lease is lost when it gets the lock or the beat stands still for 15 s of its own monotonic clock.
-//! A line that is read half written is read again.
+//! **What the agent does.** It opens `lock` with `O_NOFOLLOW` and checks that it is a regular file of the site's user.
+//! It is armed when the line names its slot and its own nonce, which the holder can only have read at a beat since this
+//! agent came, and a non-blocking `LOCK_SH` is then refused; it must not try the lock before the line is there, or it
+//! would hinder the holder. Afterwards it waits for `LOCK_SH` and reads the beat; the lease is lost when it gets the
+//! lock or the beat stands still for 15 s of its own monotonic clock. A line that is read half written is read again.
 //!
 //! **An agent that follows another on the same slot** (a new incarnation, the slot was kept) finds
 //! the directory, checks owner and mode, keeps `lock`, and replaces `nonce`; its nonce appears in the
@@ -72,17 +70,20 @@
 //!
 //! | name | written by | content |
 //! |---|---|---|
-//! | `feed` | holder, before `lock` | `root` on the first node of the job, where the hold runs, else `node`; later `none` on all, once nothing is to come; absent where the hold puts nothing |
-//! | `no-images` | agent of the first node that has no guest and so no images, as a master on a node of its own | nothing |
+//! | `feed` | holder, before `lock` | `root` on the job's first node, where the hold runs, else `node`; later `none` |
+//! | `no-images` | agent of the first node that has no guest, so no images, as a master on its own node | nothing |
 //! | `want-<image>` | agent of another node; removed by the holder, who tells the hold | nothing |
-//! | `in-<image>/` | agent of another node, before it wants the image; removed as soon as it takes no more of it | `<n>`, written by TakTuk, removed by the agent |
-//! | `wanted-<image>` | hold, on the first node; removed by either side as soon as it has no part in it any more | nothing |
-//! | `out-<image>/` | agent of the first node, as long as the image is wanted | `<n>`, by a rename, two at most; removed by the hold once every node has answered for it |
+//! | `in-<image>/` | agent of another node, before `want-<image>` and until it takes no more | `<n>`, made by TakTuk |
+//! | `wanted-<image>` | hold, on the first node; removed by either side once it has no part in it any more | nothing |
+//! | `out-<image>/` | agent of the first node, as long as the image is wanted | `<n>`, by a rename, two at most |
 //!
-//! The hold waits some seconds for others to want an image as well, and then for `<n>` in turn, from 0. A node without
-//! `in-<image>/` has refused it, which is no harm; a piece that all refuse ends the image. One that is not answered
-//! for, a connection that is lost or a piece that cannot be read ends all of it for as long as the hold lives. The root
-//! of a tree has two pieces for two children in its memory, however large the image is.
+//! Where the hold puts nothing there is no `feed`; it is `none` on all nodes once nothing is to come.
+//!
+//! The hold waits some seconds for others to want an image as well, and then for `<n>` in turn, from 0. It removes each
+//! once every node has answered for it, as an agent does with those that it has taken. A node without `in-<image>/` has
+//! refused it, which is no harm; a piece that all refuse ends the image. One that is not answered for, a connection
+//! that is lost or a piece that cannot be read ends all of it for as long as the hold lives. The root of a tree has two
+//! pieces for two children in its memory, however large the image is.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! The disk: an ext4 file system that `mke2fs` makes of an archive on its standard input, without privileges.
 //!
-//! Measured on the way from an archive of 168 MB to a disk of 10 GiB, on two busy cores: `mke2fs` 1.47.2 with libarchive
-//! 1.0 s (1.5 s with tables of inodes that the guest has not to clear later), `genext2fs` and `tune2fs` 2.2 s and without
-//! attributes of files, that is without capabilities. A tree that is unpacked under `fakeroot` for the `mke2fs` of Debian
-//! 12 took 5.6 s where the first took 2.8, and room for the tree.
+//! Measured on the way from an archive of 168 MB to a disk of 10 GiB, on two busy cores: `mke2fs` 1.47.2 with
+//! libarchive 1.0 s (1.5 s with tables of inodes that the guest has not to clear later), `genext2fs` and `tune2fs`
+//! 2.2 s and without attributes of files, that is without capabilities. A tree that is unpacked under `fakeroot` for
+//! the `mke2fs` of Debian 12 took 5.6 s where the first took 2.8, and room for the tree.
 
 use std::{
     fs::File,
@@ -15,8 +15,8 @@ use std::{
 use super::scrub::LABEL;
 use crate::image::{Trouble, TroubleKind};
 
-/// Bytes of the archive on their way to `mke2fs`, which takes them 4 KiB at a time. With 64 KiB the two wait for each other
-/// so often that all takes a fifth longer.
+/// Bytes of the archive on their way to `mke2fs`, which takes them 4 KiB at a time. With 64 KiB the two wait for each
+/// other so often that all takes a fifth longer.
 const PIPE: usize = 1 << 20;
 
 /// `mke2fs` at work.
@@ -77,7 +77,7 @@ pub(super) fn check(disk: &Path) -> Result<(), Trouble> {
     run(Command::new("e2fsck").args(["-fn"]).arg(disk), "e2fsck")
 }
 
-/// Copies a file out of the disk. Its name comes from the archive: only what `debugfs` cannot misunderstand is asked for.
+/// Copies a file out of the disk. Its name is from the archive: only what `debugfs` cannot misunderstand is asked for.
 pub(super) fn copy_out(disk: &Path, name: &[u8], size: u64, to: &Path) -> Result<(), Trouble> {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._+~-:@".contains(byte);
     let name = std::str::from_utf8(name).ok().filter(|name| name.bytes().all(|byte| plain(&byte)));

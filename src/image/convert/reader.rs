@@ -1,7 +1,7 @@
 //! Reads an archive entry by entry, with a bound on everything that is kept in memory.
 //!
-//! The crate `tar` reads long names and extensions whole, however long they say they are, and takes a line end in the value
-//! of an attribute for its end; so only its header is used.
+//! The crate `tar` reads long names and extensions whole, however long they say they are, and takes a line end in the
+//! value of an attribute for its end; so only its header is used.
 
 use std::io::{self, BufRead, Read as _};
 

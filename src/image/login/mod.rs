@@ -1,5 +1,5 @@
-//! With what an importer names itself to a web server. It is read from a Secret, lies in a file that only the importer's
-//! pod has, and is in no order, log, status or event.
+//! With what an importer names itself to a web server. It is read from a Secret, lies in a file that only the
+//! importer's pod has, and is in no order, log, status or event.
 
 mod registry;
 

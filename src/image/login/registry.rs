@@ -1,8 +1,8 @@
 //! The login at one registry, out of the file that `docker login` writes and that Secrets of the type
 //! `kubernetes.io/dockerconfigjson` hold. Pure. No message quotes what is in it but names of registries.
 //!
-//! Names match as they do for a kubelet's `imagePullSecrets`: with or without `https://`, the parts of a host by `*`, and
-//! with a path only for what lies below it; of several the most specific one counts.
+//! Names match as they do for a kubelet's `imagePullSecrets`: with or without `https://`, the parts of a host by `*`,
+//! and with a path only for what lies below it; of several the most specific one counts.
 
 use std::collections::BTreeMap;
 

@@ -8,10 +8,10 @@
 //!
 //! | policy | does |
 //! |---|---|
-//! | [`Policy::Target`] | the wanted share of the nodes first, straight into the repository and the nodes that stay (a star); then as `NodeSeconds` |
-//! | [`Policy::NodeSeconds`] | holders merge in pairs, smaller into larger, while one that receives feeds the repository |
+//! | [`Policy::Target`] | the wanted share first, a star into repository and nodes that stay; then as `NodeSeconds` |
+//! | [`Policy::NodeSeconds`] | holders merge in pairs, smaller into larger, while a receiver feeds the repository |
 //! | [`Policy::Deadline`] | a star over as many nodes as are needed for the others to be free in time |
-//! | [`Policy::Rounds`] | as Kget+ was published: one node sends to the repository and the others in pairs; nothing starts before all has ended |
+//! | [`Policy::Rounds`] | Kget+ as published: one node to the repository, others in pairs; all end before more start |
 //!
 //! Where bytes are only counted here, whoever executes chooses which of them. A node has at most one move out and one
 //! in; the repository as many as fill its link ([`admission`]). No node is given more than it has room for; one that

@@ -34,8 +34,8 @@ const LARGEST_MANIFEST: usize = 4 << 20;
 /// Largest answer of a server of tokens.
 const LARGEST_TOKEN: usize = 1 << 20;
 
-/// Finds out which manifests the references of an order name now, and writes that into it, so that all that follows is of
-/// these; those that a tag stands for, by their references.
+/// Finds out which manifests the references of an order name now, and writes that into it, so that all that follows is
+/// of these; those that a tag stands for, by their references.
 pub(in crate::image) async fn pin(order: &mut ImportOrder) -> Result<BTreeMap<String, String>, Trouble> {
     let mut pinned = BTreeMap::new();
     for file in [Some(&mut order.disk), order.kernel.as_mut(), order.initrd.as_mut()].into_iter().flatten() {
