@@ -39,7 +39,7 @@ use crate::{
             joins::{Answer, JoinOffer, Joins},
         },
         kadeploy::{
-            DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, Observation,
+            DeployRequest, Environment, EnvironmentName, EnvironmentToDeploy, Kadeploy, KadeployError, Observation,
             Workflow, WorkflowId,
         },
         launcher::{LaunchKey, LaunchOrder, LaunchedAgent, Launcher, LauncherError, Launchers},
@@ -231,7 +231,7 @@ impl Kadeploy for Fused<dyn Kadeploy> {
         &self,
         workflow: &WorkflowId,
         nodes: &[NodeName],
-        environment: &EnvironmentSource,
+        environment: &EnvironmentToDeploy,
     ) -> Result<Observation, KadeployError> {
         self.fuse.read(self.inner.observe(workflow, nodes, environment)).await
     }

@@ -4,7 +4,8 @@
 use std::{env, process::Command, time::Duration};
 
 use vmdeploy::driver::kadeploy::{
-    DeployRequest, EnvironmentSource, KadeployError, NodeState, Observation, Remains, WorkflowId, contract::World as _,
+    DeployRequest, EnvironmentToDeploy, KadeployError, NodeState, Observation, Remains, WorkflowId,
+    contract::World as _,
 };
 
 use crate::world::Server;
@@ -42,7 +43,7 @@ async fn until(server: &Server, what: &str, wanted: impl Fn() -> bool) {
 }
 
 fn request(server: &Server) -> DeployRequest {
-    let environment = EnvironmentSource::Recorded(server.environment());
+    let environment = EnvironmentToDeploy::Recorded(server.environment());
     DeployRequest { nodes: server.nodes(), environment, key_url: None, takes_over: None }
 }
 

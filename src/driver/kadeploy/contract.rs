@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 
 use super::{
-    DeployRequest, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, NodeState, Observation, Remains,
+    DeployRequest, EnvironmentName, EnvironmentToDeploy, Kadeploy, KadeployError, NodeState, Observation, Remains,
     WorkflowId,
 };
 use crate::names::NodeName;
@@ -54,7 +54,7 @@ pub async fn holds(world: &dyn World) {
 
 /// A request for both nodes.
 fn request(world: &dyn World) -> DeployRequest {
-    let environment = EnvironmentSource::Recorded(world.environment());
+    let environment = EnvironmentToDeploy::Recorded(world.environment());
     DeployRequest { nodes: world.nodes(), environment, key_url: None, takes_over: None }
 }
 
@@ -104,7 +104,7 @@ pub(super) async fn wrong_requests_are_refused(world: &dyn World) {
     let range = DeployRequest { nodes: vec!["node-[1-2]".into()], ..good.clone() };
     let nobody = DeployRequest { nodes: Vec::new(), ..good.clone() };
     let stranger = DeployRequest { nodes: vec!["there-is-none".into()], ..good.clone() };
-    let none = EnvironmentSource::Recorded(EnvironmentName::newest("there-is-none"));
+    let none = EnvironmentToDeploy::Recorded(EnvironmentName::newest("there-is-none"));
     let none = DeployRequest { environment: none, ..good.clone() };
     let path = DeployRequest { key_url: Some("/root/.ssh/id".into()), ..good };
     for wrong in [range, nobody, stranger, none, path] {

@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, NodeState, Observation,
+    DeployRequest, Environment, EnvironmentName, EnvironmentToDeploy, Kadeploy, KadeployError, NodeState, Observation,
     Remains, Workflow, WorkflowId,
     environment::{number, or_none},
     errors::Refusal,
@@ -203,7 +203,7 @@ impl Kadeploy for Grid5000 {
 
     async fn deploy(&self, request: &DeployRequest) -> Result<WorkflowId, KadeployError> {
         request.check()?;
-        let EnvironmentSource::Recorded(name) = &request.environment else {
+        let EnvironmentToDeploy::Recorded(name) = &request.environment else {
             let text = "the API of Grid'5000 takes no descriptions of environments: record it and give its name";
             return Err(KadeployError::Refused(text.into()));
         };
@@ -256,7 +256,7 @@ impl Kadeploy for Grid5000 {
         &self,
         workflow: &WorkflowId,
         nodes: &[NodeName],
-        _: &EnvironmentSource,
+        _: &EnvironmentToDeploy,
     ) -> Result<Observation, KadeployError> {
         let hosts = self.hosts.of(nodes)?;
         let found = self.look(workflow).await?;

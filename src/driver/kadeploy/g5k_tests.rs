@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::{
-    DeployRequest, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, NodeState, Remains, WorkflowId,
+    DeployRequest, EnvironmentName, EnvironmentToDeploy, Kadeploy, KadeployError, NodeState, Remains, WorkflowId,
     connect,
     contract::{self, Power, World},
     replay_tests::{Recorded, Replay, Seen, alice},
@@ -28,7 +28,7 @@ fn id() -> WorkflowId {
 fn request() -> DeployRequest {
     let name = EnvironmentName { name: "debian12-min".into(), user: Some("deploy".into()), version: None };
     let nodes = vec!["worker-1".into(), "dummy-2.test".into()];
-    DeployRequest { nodes, environment: EnvironmentSource::Recorded(name), key_url: None, takes_over: None }
+    DeployRequest { nodes, environment: EnvironmentToDeploy::Recorded(name), key_url: None, takes_over: None }
 }
 
 fn deployment(status: &str) -> Recorded {

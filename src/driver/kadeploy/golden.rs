@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Environment, EnvironmentName, EnvironmentSource, KadeployError, NodeState, Observation, Remains,
+    Environment, EnvironmentName, EnvironmentToDeploy, KadeployError, NodeState, Observation, Remains,
     environment::ImageKind,
     errors::{self, Refusal},
     judge::{self, Hosts},
@@ -52,8 +52,8 @@ fn states(seen: &Observation) -> Vec<String> {
     seen.nodes.iter().map(|(node, state)| format!("{node} {state:?}")).collect()
 }
 
-fn newest(name: &str) -> EnvironmentSource {
-    EnvironmentSource::Recorded(EnvironmentName::newest(name))
+fn newest(name: &str) -> EnvironmentToDeploy {
+    EnvironmentToDeploy::Recorded(EnvironmentName::newest(name))
 }
 
 /// What is known of nodes by the server's records of all nodes.
@@ -327,7 +327,7 @@ fn a_workflow_that_broke_has_no_nodes_and_says_why() {
 
 #[test]
 fn where_the_workflow_is_forgotten_the_nodes_records_tell() {
-    let of = |recording: &str, source: &EnvironmentSource, user: &str| {
+    let of = |recording: &str, source: &EnvironmentToDeploy, user: &str| {
         let records = Records::from([("x".to_owned(), Some(read(&recorded(recording))))]);
         match judge::lost(&hosts(&["x"]), &records, source, user).nodes.remove(&"x".into()) {
             Some(NodeState::Lost(remains)) => remains,
@@ -338,7 +338,7 @@ fn where_the_workflow_is_forgotten_the_nodes_records_tell() {
     assert_eq!(of("dep_node_after", &newest("other"), "alice"), Remains::Other("deployed".into()));
     assert_eq!(of("dep_node_after", &newest("hv"), "bob"), Remains::Other("deployed, by another user".into()));
     let second = EnvironmentName { version: Some(2), ..EnvironmentName::newest("hv") };
-    let second = EnvironmentSource::Recorded(second);
+    let second = EnvironmentToDeploy::Recorded(second);
     assert_eq!(of("dep_node_after", &second, "alice"), Remains::Other("deployed".into()));
     assert_eq!(of("restart_node", &newest("debian12-hv"), "alice"), Remains::Stale);
     for gone in ["cancel_node", "revoke_node", "fail_gone_nodes"] {
@@ -356,7 +356,7 @@ fn where_the_workflow_is_forgotten_the_nodes_records_tell() {
         assert_eq!(of(recording, &newest("corrupt"), "alice"), Remains::Other(word.into()), "{recording}");
     }
     let inline = Environment { name: "anon".into(), ..Environment::default() };
-    assert_eq!(of("anon_node", &EnvironmentSource::Inline(Box::new(inline)), "alice"), Remains::Deployed);
+    assert_eq!(of("anon_node", &EnvironmentToDeploy::Inline(Box::new(inline)), "alice"), Remains::Deployed);
 
     let unused = ["never used", "not known to the server"].map(|word| NodeState::Lost(Remains::Other(word.into())));
     assert_eq!(left(&["dummy-1.test", "nope"], "nodes_unset", "hv"), unused);

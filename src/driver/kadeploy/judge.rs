@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    EnvironmentName, EnvironmentSource, NodeState, Observation, Remains,
+    EnvironmentName, EnvironmentToDeploy, NodeState, Observation, Remains,
     wire::{Named, Record, Split, State, Step},
 };
 use crate::names::NodeName;
@@ -60,7 +60,7 @@ pub(super) fn broken(hosts: &Hosts, code: Option<u32>, text: &str) -> Observatio
 pub(super) fn lost(
     hosts: &Hosts,
     records: &BTreeMap<String, Option<Record>>,
-    environment: &EnvironmentSource,
+    environment: &EnvironmentToDeploy,
     user: &str,
 ) -> Observation {
     let of = |host: &String| {
@@ -73,7 +73,7 @@ pub(super) fn lost(
     Observation { done: true, nodes: hosts.iter().map(|(node, host)| (node.clone(), state(host))).collect() }
 }
 
-fn remains(record: &Record, environment: &EnvironmentSource, user: &str) -> Remains {
+fn remains(record: &Record, environment: &EnvironmentToDeploy, user: &str) -> Remains {
     let ours = record.user.as_deref().is_none_or(|had| had == user);
     match (record.state.as_str(), ours) {
         ("deployed", true) if is(&record.environment, environment) => Remains::Deployed,
@@ -86,10 +86,10 @@ fn remains(record: &Record, environment: &EnvironmentSource, user: &str) -> Rema
 }
 
 /// Whether a node's record names this environment. One that came along with its request has no name there.
-fn is(named: &Named, environment: &EnvironmentSource) -> bool {
+fn is(named: &Named, environment: &EnvironmentToDeploy) -> bool {
     match environment {
-        EnvironmentSource::Inline(_) => named.name.is_none(),
-        EnvironmentSource::Recorded(EnvironmentName { name, user, version }) => {
+        EnvironmentToDeploy::Inline(_) => named.name.is_none(),
+        EnvironmentToDeploy::Recorded(EnvironmentName { name, user, version }) => {
             named.name.as_ref() == Some(name)
                 && (user.is_none() || named.user == *user)
                 && (version.is_none() || named.version == *version)

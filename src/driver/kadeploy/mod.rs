@@ -62,14 +62,14 @@ impl fmt::Display for WorkflowId {
 /// What is put on nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum EnvironmentSource {
+pub enum EnvironmentToDeploy {
     /// One that the server has recorded.
     Recorded(EnvironmentName),
     /// One that is described along with the request; the server keeps no name of it.
     Inline(Box<Environment>),
 }
 
-impl EnvironmentSource {
+impl EnvironmentToDeploy {
     fn check(&self) -> Result<(), KadeployError> {
         match self {
             Self::Recorded(name) => name.check(),
@@ -78,7 +78,7 @@ impl EnvironmentSource {
     }
 }
 
-impl fmt::Display for EnvironmentSource {
+impl fmt::Display for EnvironmentToDeploy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Recorded(name) => name.fmt(f),
@@ -95,7 +95,7 @@ pub struct DeployRequest {
     /// The nodes.
     pub nodes: Vec<NodeName>,
     /// What is put on them.
-    pub environment: EnvironmentSource,
+    pub environment: EnvironmentToDeploy,
     /// Address of a file with the ssh keys that root of the nodes accepts.
     pub key_url: Option<String>,
     /// A workflow of ours whose nodes are still marked as its own though the server has forgotten it. The marks are
@@ -238,7 +238,7 @@ pub trait Kadeploy: Send + Sync {
         &self,
         workflow: &WorkflowId,
         nodes: &[NodeName],
-        environment: &EnvironmentSource,
+        environment: &EnvironmentToDeploy,
     ) -> Result<Observation, KadeployError>;
 
     /// Cancels a workflow, or has the server forget one that is over. One that it does not know is no error.

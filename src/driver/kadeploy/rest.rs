@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, Observation, Workflow,
+    DeployRequest, Environment, EnvironmentName, EnvironmentToDeploy, Kadeploy, KadeployError, Observation, Workflow,
     WorkflowId,
     errors::Refusal,
     hosts::HostNames,
@@ -94,10 +94,10 @@ impl KadeployRest {
     }
 
     /// The environment of a request, as the server takes it.
-    async fn environment(&self, source: &EnvironmentSource) -> Result<Value, KadeployError> {
+    async fn environment(&self, source: &EnvironmentToDeploy) -> Result<Value, KadeployError> {
         let name = match source {
-            EnvironmentSource::Inline(environment) => return inline(environment),
-            EnvironmentSource::Recorded(name) => name,
+            EnvironmentToDeploy::Inline(environment) => return inline(environment),
+            EnvironmentToDeploy::Recorded(name) => name,
         };
         // without a user it means one's own only, and the newest may change before the nodes are looked at
         let found = match self.describe(name).await {
@@ -204,7 +204,7 @@ impl Kadeploy for KadeployRest {
         &self,
         workflow: &WorkflowId,
         nodes: &[NodeName],
-        environment: &EnvironmentSource,
+        environment: &EnvironmentToDeploy,
     ) -> Result<Observation, KadeployError> {
         let hosts = self.hosts.of(nodes)?;
         if let Some(observation) = self.known(workflow, &hosts).await? {

@@ -6,7 +6,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use super::{
-    DeployRequest, Environment, EnvironmentName, EnvironmentSource, KadeployError, NodeState, Remains, WorkflowId,
+    DeployRequest, Environment, EnvironmentName, EnvironmentToDeploy, KadeployError, NodeState, Remains, WorkflowId,
     connect,
     replay_tests::{Recorded, Replay, alice, recorded},
 };
@@ -23,8 +23,8 @@ fn nodes() -> Vec<NodeName> {
     vec!["worker-1".into(), "dummy-2.test".into()]
 }
 
-fn hv() -> EnvironmentSource {
-    EnvironmentSource::Recorded(EnvironmentName::newest("hv"))
+fn hv() -> EnvironmentToDeploy {
+    EnvironmentToDeploy::Recorded(EnvironmentName::newest("hv"))
 }
 
 fn request() -> DeployRequest {
@@ -71,7 +71,7 @@ async fn a_description_goes_along_without_what_the_server_chokes_on() {
     let server = Replay::start(|_| recorded("anon_create")).await;
     let client = connect(&server.site(""), &alice()).unwrap();
     let text = "name: mine\nuser: alice\narch: x86_64\nimage: {file: 'http://files/x.tgz', kind: tar}\n";
-    let environment = EnvironmentSource::Inline(Box::new(Environment::from_yaml(text).unwrap()));
+    let environment = EnvironmentToDeploy::Inline(Box::new(Environment::from_yaml(text).unwrap()));
     client.deploy(&DeployRequest { environment, ..request() }).await.unwrap();
     let sent = &server.last().body["environment"];
     assert_eq!(

@@ -14,7 +14,7 @@ use crate::{
     },
     driver::{
         cluster::joins::{JoinOffer, LEAST_LIFE},
-        kadeploy::{DeployRequest, EnvironmentSource, Kadeploy, KadeployError, WorkflowId},
+        kadeploy::{DeployRequest, EnvironmentToDeploy, Kadeploy, KadeployError, WorkflowId},
     },
     names::{JobUid, SlotId},
 };
@@ -38,7 +38,7 @@ pub(super) fn deploy(order: &DeployOrder, job: &BestEffortJob, uid: &JobUid, ctx
     let prepared = server(job, uid, ctx).and_then(|server| {
         let request = DeployRequest {
             nodes: order.nodes.clone(),
-            environment: EnvironmentSource::Recorded((&order.environment).into()),
+            environment: EnvironmentToDeploy::Recorded((&order.environment).into()),
             key_url: keys(job, uid, ctx)?,
             takes_over: order.takes_over.clone(),
         };

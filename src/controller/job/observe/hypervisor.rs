@@ -18,7 +18,7 @@ use crate::{
     },
     driver::{
         DriverError as _, Fact,
-        kadeploy::{EnvironmentSource, Kadeploy, KadeployError, Observation, Workflow, WorkflowId},
+        kadeploy::{EnvironmentToDeploy, Kadeploy, KadeployError, Observation, Workflow, WorkflowId},
         site::{Credentials, SlotFacts},
     },
     names::NodeName,
@@ -153,6 +153,6 @@ async fn look(server: &dyn Kadeploy, slot: &SlotStatus, workflow: &WorkflowStatu
         return limited(server.workflows()).await.map(Said::List);
     };
     let nodes: Vec<NodeName> = workflow.nodes.iter().cloned().map(NodeName).collect();
-    let environment = EnvironmentSource::Recorded((&deployment.environment).into());
+    let environment = EnvironmentToDeploy::Recorded((&deployment.environment).into());
     limited(server.observe(&WorkflowId(id.clone()), &nodes, &environment)).await.map(Said::Stand)
 }

@@ -17,7 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use self::server::Server;
 use super::{
-    DeployRequest, Environment, EnvironmentName, EnvironmentSource, Kadeploy, KadeployError, Observation, Workflow,
+    DeployRequest, Environment, EnvironmentName, EnvironmentToDeploy, Kadeploy, KadeployError, Observation, Workflow,
     WorkflowId,
 };
 use crate::{clock::Clock, names::NodeName};
@@ -141,7 +141,7 @@ impl Kadeploy for FakeKadeploy {
         &self,
         workflow: &WorkflowId,
         nodes: &[NodeName],
-        environment: &EnvironmentSource,
+        environment: &EnvironmentToDeploy,
     ) -> Result<Observation, KadeployError> {
         let now = self.clock.now();
         self.server(|server| server.observe(workflow, nodes, environment, now))

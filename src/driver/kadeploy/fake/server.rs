@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::{Fault, HUNG, PURGE};
 use crate::{
     driver::kadeploy::{
-        DeployRequest, Environment, EnvironmentName, EnvironmentSource, KadeployError, NodeState, Observation, Remains,
-        Workflow, WorkflowId,
+        DeployRequest, Environment, EnvironmentName, EnvironmentToDeploy, KadeployError, NodeState, Observation,
+        Remains, Workflow, WorkflowId,
     },
     names::NodeName,
 };
@@ -37,7 +37,7 @@ struct Node {
 struct Running {
     nodes: Vec<NodeName>,
     discarded: Vec<NodeName>,
-    environment: EnvironmentSource,
+    environment: EnvironmentToDeploy,
     started: Timestamp,
     ends: Timestamp,
     settled: bool,
@@ -112,7 +112,7 @@ impl Server {
         if let Some(unknown) = request.nodes.iter().find(|node| !self.nodes.contains_key(node)) {
             return Err(KadeployError::Refused(format!("The node '{unknown}' does not exist")));
         }
-        if let EnvironmentSource::Recorded(name) = &request.environment {
+        if let EnvironmentToDeploy::Recorded(name) = &request.environment {
             self.describe(name).map_err(|error| KadeployError::Refused(error.to_string()))?;
         }
         if !request.nodes.iter().all(|node| self.nodes[node].rights) {
@@ -130,8 +130,8 @@ impl Server {
             (nodes.into_iter().cloned().collect(), discarded.into_iter().cloned().collect());
         let longest = nodes.iter().map(|node| self.takes(node)).max().unwrap_or_default();
         let environment = match &request.environment {
-            EnvironmentSource::Recorded(name) => self.describe(name).ok().map(|environment| environment.id()),
-            EnvironmentSource::Inline(_) => None,
+            EnvironmentToDeploy::Recorded(name) => self.describe(name).ok().map(|environment| environment.id()),
+            EnvironmentToDeploy::Inline(_) => None,
         };
         for node in &nodes {
             self.record(node, "deploying", environment.clone(), now);
@@ -153,8 +153,8 @@ impl Server {
     pub(super) fn workflows(&mut self, now: Timestamp) -> Vec<Workflow> {
         self.settle(now);
         let environment = |running: &Running| match &running.environment {
-            EnvironmentSource::Recorded(name) => self.describe(name).map_or_else(|_| name.clone(), |e| e.id()),
-            EnvironmentSource::Inline(environment) => environment.id(),
+            EnvironmentToDeploy::Recorded(name) => self.describe(name).map_or_else(|_| name.clone(), |e| e.id()),
+            EnvironmentToDeploy::Inline(environment) => environment.id(),
         };
         let workflow = |(id, running): (&WorkflowId, &Running)| Workflow {
             id: id.clone(),
@@ -170,7 +170,7 @@ impl Server {
         &mut self,
         id: &WorkflowId,
         nodes: &[NodeName],
-        environment: &EnvironmentSource,
+        environment: &EnvironmentToDeploy,
         now: Timestamp,
     ) -> Observation {
         self.settle(now);
@@ -230,13 +230,13 @@ impl Server {
         self.nodes.entry(node.clone()).or_default().record = Some(Record { word, environment, since });
     }
 
-    fn remains(&self, node: &NodeName, wanted: &EnvironmentSource) -> Remains {
+    fn remains(&self, node: &NodeName, wanted: &EnvironmentToDeploy) -> Remains {
         let Some(record) = self.nodes.get(node).and_then(|node| node.record.as_ref()) else {
             return Remains::Other("never used".into());
         };
         let ours = match wanted {
-            EnvironmentSource::Inline(_) => record.environment.is_none(),
-            EnvironmentSource::Recorded(name) => record.environment.as_ref().is_some_and(|had| {
+            EnvironmentToDeploy::Inline(_) => record.environment.is_none(),
+            EnvironmentToDeploy::Recorded(name) => record.environment.as_ref().is_some_and(|had| {
                 had.name == name.name
                     && name.version.is_none_or(|version| had.version == Some(version))
                     && (name.user.is_none() || had.user == name.user)

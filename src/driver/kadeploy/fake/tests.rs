@@ -51,7 +51,7 @@ fn fake() -> Fake {
 
 fn both() -> DeployRequest {
     let nodes = vec!["node-1".into(), "node-2".into()];
-    let environment = EnvironmentSource::Recorded(EnvironmentName::newest("hv"));
+    let environment = EnvironmentToDeploy::Recorded(EnvironmentName::newest("hv"));
     DeployRequest { nodes, environment, key_url: None, takes_over: None }
 }
 
