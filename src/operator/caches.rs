@@ -32,85 +32,41 @@ use crate::{
     names::JobUid,
 };
 
-/// Who is woken when an object changes: the object's own controller.
-pub(super) struct Wakers {
-    pub(super) jobs: Waker,
-    pub(super) images: Waker,
-    pub(super) snapshots: Waker,
+/// What the watches keep, and what wakes a controller when an object of its kind changes.
+pub(super) struct Caches {
+    pub(super) view: KubeView,
+    /// How often jobs were killed.
+    pub(super) history: History,
+    /// Wakes jobs.
+    pub(super) waker: Waker,
+    pub(super) job_wakes: Wakes<BestEffortJob>,
+    pub(super) image_wakes: Wakes<VmImage>,
+    pub(super) snapshot_wakes: Wakes<Snapshot>,
 }
+
+/// Who asks for certificates, and what wakes for each.
+pub(super) type Requests = (Wakes<CertificateSigningRequest>, Store<CertificateSigningRequest>);
 
 /// Starts all watches; returns once each has been filled. None if told to stop before.
 pub(super) async fn start(
     client: &Client,
     namespace: &str,
-    wakers: Wakers,
     figures: &Arc<Figures>,
-    history: &History,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> Option<KubeView> {
-    let starter = Starter { tasks, stop };
-    // small pages: what a list takes while it is read is never given back altogether
-    let everywhere = || watcher::Config::default().page_size(100);
-    let Wakers { jobs: jobs_waker, images: images_waker, snapshots: snapshots_waker } = wakers;
-    let agents_only = everywhere().labels(&format!("{LABEL_COMPONENT}=agent"));
-
-    let (waker, seen, history) = (jobs_waker.clone(), figures.clone(), history.clone());
+) -> Option<Caches> {
+    let (waker, job_wakes) = wakes::<BestEffortJob>();
+    let (image_waker, image_wakes) = wakes::<VmImage>();
+    let (snapshot_waker, snapshot_wakes) = wakes::<Snapshot>();
+    let history = History::default();
     let (unread_jobs, unread_snapshots) = (Unread::default(), Unread::default());
-    let jobs = starter.watch(
-        all::<BestEffortJob>(client),
-        everywhere(),
-        unread_jobs.clone(),
-        |_| {},
-        move |job| {
-            seen.job(job);
-            history.note(job);
-            wake(&waker, job);
-        },
-    );
-    let (waker, known) = (jobs_waker.clone(), jobs.clone());
-    let images = starter.watch(
-        all::<VmImage>(client),
-        everywhere(),
-        Unread::default(),
-        |_| {},
-        move |image| {
-            wake(&images_waker, image);
-            users_of(&known, image).for_each(|job| waker.uid(&job));
-        },
-    );
-    let (waker, seen, known) = (jobs_waker.clone(), figures.clone(), jobs.clone());
-    let snapshots = starter.watch(
-        all::<Snapshot>(client),
-        everywhere(),
-        unread_snapshots.clone(),
-        |_| {},
-        move |snapshot| {
-            seen.snapshot(snapshot);
-            wake(&snapshots_waker, snapshot);
-            waker.name(snapshot.metadata.namespace.as_deref().unwrap_or_default(), &snapshot.spec.job);
-            starting_from(&known, snapshot).for_each(|job| waker.uid(&job));
-        },
-    );
-    let waker = jobs_waker;
-    let pods: Api<DeserializeGuard<Pod>> = Api::namespaced(client.clone(), namespace);
-    let agents = starter.watch(
-        pods,
-        agents_only,
-        Unread::default(),
-        |_| {},
-        move |pod| {
-            if let Some(job) = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) {
-                waker.uid(&JobUid(job.clone()));
-            }
-        },
-    );
-    let lean = |node: &mut Node| {
-        if let Some(status) = &mut node.status {
-            status.images = None;
-        }
-    };
-    let nodes = starter.watch(Api::all(client.clone()), everywhere(), Unread::default(), lean, |_| {});
+    let starter = Starter { client, tasks, stop };
+    let jobs = starter.jobs(unread_jobs.clone(), waker.clone(), figures.clone(), history.clone());
+    let images = starter.images(image_waker, waker.clone(), jobs.clone());
+    let snapshots =
+        starter.snapshots(unread_snapshots.clone(), snapshot_waker, figures.clone(), waker.clone(), jobs.clone());
+    let agents = starter.agents(namespace, waker.clone());
+    let nodes = starter.nodes();
 
     let view = KubeView {
         client: client.clone(),
@@ -132,20 +88,16 @@ pub(super) async fn start(
         let _ = view.nodes.wait_until_ready().await;
     };
     tokio::select! {
-        () = filled => Some(view),
+        () = filled => Some(Caches { view, history, waker, job_wakes, image_wakes, snapshot_wakes }),
         () = stop.cancelled() => None,
     }
 }
 
 /// Watches who asks for certificates, and wakes for each.
-pub(super) fn requests(
-    client: &Client,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> (Wakes<CertificateSigningRequest>, Store<CertificateSigningRequest>) {
+pub(super) fn requests(client: &Client, tasks: &TaskTracker, stop: &CancellationToken) -> Requests {
     let (waker, requests) = wakes();
-    let starter = Starter { tasks, stop };
-    let (api, config) = (Api::all(client.clone()), watcher::Config::default().page_size(100));
+    let starter = Starter { client, tasks, stop };
+    let (api, config) = (Api::all(client.clone()), everywhere());
     let store = starter.watch(
         api,
         config,
@@ -160,6 +112,11 @@ pub(super) fn requests(
 fn wake(waker: &Waker, object: &impl Resource) {
     let meta = object.meta();
     waker.name(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+}
+
+/// Small pages: what a list takes while it is read is never given back altogether.
+fn everywhere() -> watcher::Config {
+    watcher::Config::default().page_size(100)
 }
 
 fn all<K>(client: &Client) -> Api<DeserializeGuard<K>>
@@ -192,11 +149,89 @@ fn starting_from(jobs: &Store<BestEffortJob>, snapshot: &Snapshot) -> impl Itera
 }
 
 struct Starter<'a> {
+    client: &'a Client,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
 }
 
 impl Starter<'_> {
+    fn jobs(&self, unread: Unread, waker: Waker, figures: Arc<Figures>, history: History) -> Store<BestEffortJob> {
+        self.watch(
+            all::<BestEffortJob>(self.client),
+            everywhere(),
+            unread,
+            |_| {},
+            move |job| {
+                figures.job(job);
+                history.note(job);
+                wake(&waker, job);
+            },
+        )
+    }
+
+    /// An image wakes the jobs that use it as well.
+    fn images(&self, waker: Waker, job_waker: Waker, jobs: Store<BestEffortJob>) -> Store<VmImage> {
+        self.watch(
+            all::<VmImage>(self.client),
+            everywhere(),
+            Unread::default(),
+            |_| {},
+            move |image| {
+                wake(&waker, image);
+                users_of(&jobs, image).for_each(|job| job_waker.uid(&job));
+            },
+        )
+    }
+
+    /// A snapshot wakes its job and those that are to start from it as well.
+    fn snapshots(
+        &self,
+        unread: Unread,
+        waker: Waker,
+        figures: Arc<Figures>,
+        job_waker: Waker,
+        jobs: Store<BestEffortJob>,
+    ) -> Store<Snapshot> {
+        self.watch(
+            all::<Snapshot>(self.client),
+            everywhere(),
+            unread,
+            |_| {},
+            move |snapshot| {
+                figures.snapshot(snapshot);
+                wake(&waker, snapshot);
+                job_waker.name(snapshot.metadata.namespace.as_deref().unwrap_or_default(), &snapshot.spec.job);
+                starting_from(&jobs, snapshot).for_each(|job| job_waker.uid(&job));
+            },
+        )
+    }
+
+    /// An agent's pod wakes the agent's job.
+    fn agents(&self, namespace: &str, job_waker: Waker) -> Store<Pod> {
+        let pods: Api<DeserializeGuard<Pod>> = Api::namespaced(self.client.clone(), namespace);
+        self.watch(
+            pods,
+            everywhere().labels(&format!("{LABEL_COMPONENT}=agent")),
+            Unread::default(),
+            |_| {},
+            move |pod| {
+                if let Some(job) = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) {
+                    job_waker.uid(&JobUid(job.clone()));
+                }
+            },
+        )
+    }
+
+    /// Nodes, without the long lists of images that they have.
+    fn nodes(&self) -> Store<Node> {
+        let lean = |node: &mut Node| {
+            if let Some(status) = &mut node.status {
+                status.images = None;
+            }
+        };
+        self.watch(Api::all(self.client.clone()), everywhere(), Unread::default(), lean, |_| {})
+    }
+
     /// Keeps what a watch brings, and in `unread` what of it cannot be read; `lean` drops what nobody reads,
     /// `changed` is told of each change.
     fn watch<K>(

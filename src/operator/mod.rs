@@ -6,6 +6,7 @@
 //! late.
 
 mod caches;
+mod controllers;
 mod credentials;
 mod figures;
 mod offer;
@@ -13,38 +14,26 @@ mod offer;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use kube::{Client, client::ClientBuilder, runtime::controller::Action};
-use tokio::sync::broadcast::error::RecvError;
+use kube::{Client, client::ClientBuilder};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    credentials::{LIFETIME, RENEWAL, Vault},
+    credentials::{RENEWAL, Vault},
     figures::Figures,
 };
 use crate::{
-    api::{BestEffortJob, Snapshot, VmImage},
+    api::BestEffortJob,
     clock::Clock,
     config::{Config, QuotaConfig},
-    controller::{
-        Runner, accounts,
-        agents::AgentHub,
-        image, job, join, served, snapshot,
-        wake::{Waker, wakes},
-    },
+    controller::{join, served},
     driver::{
-        agent::http::AgentsHttp,
-        cluster::{client, count::RequestCounts, importers::KubeImporters, joins::KubeJoins, kube::KubeCluster},
-        kadeploy::directory::KadeployDirectory,
-        launcher::LauncherDirectory,
-        repository::http::HttpRepository,
+        cluster::{client, count::RequestCounts},
         site::directory::SiteDirectory,
     },
     health::{self, Readiness},
     leadership::Candidate,
     metrics::Metrics,
-    names::{Identity, JobUid},
     store::machine::Offer,
-    subresources::{self, source::Source},
     tls::Authority,
 };
 
@@ -70,16 +59,10 @@ pub struct Args {
 const KINDS: &[&str] = &["BestEffortJob", "VmImage", "Snapshot"];
 /// Name of the Lease.
 const LEASE: &str = "vmdeploy-operator";
-/// Passes of one controller at the same time.
-const CONCURRENCY: u16 = 8;
-/// Changes of one object within this time lead to one pass.
-const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Time between two looks at the credentials of the parts.
 const SUPPLY: Duration = Duration::from_secs(600);
 /// Time between two tries of what must work before anything else does.
 const RETRY: Duration = Duration::from_secs(3);
-/// Time between two tries to serve logs and outputs.
-const UNSERVED: Duration = Duration::from_secs(30);
 /// Longest time in which passes that have begun may end.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
@@ -149,97 +132,14 @@ impl Process {
         self.readiness.ready(CREDENTIALS);
 
         let tasks = TaskTracker::new();
-        let (waker, job_wakes) = wakes::<BestEffortJob>();
-        let (image_waker, image_wakes) = wakes::<VmImage>();
-        let (snapshot_waker, snapshot_wakes) = wakes::<Snapshot>();
-        let wakers = caches::Wakers { jobs: waker.clone(), images: image_waker, snapshots: snapshot_waker };
         let figures = Arc::new(Figures::new(self.metrics.clone()));
-        let history = job::history::History::default();
-        let namespace = &self.config.namespace;
-        let Some(view) = caches::start(&self.client, namespace, wakers, &figures, &history, &tasks, &stop).await else {
+        let Some(caches) = caches::start(&self.client, &self.config.namespace, &figures, &tasks, &stop).await else {
             return Ok(());
         };
         let requests = join::is_needed(&self.config).then(|| caches::requests(&self.client, &tasks, &stop));
         self.readiness.ready(CACHES);
-        let (jobs, view) = (view.jobs.clone(), Arc::new(view));
-
-        let own = authority.issue(&Identity::Operator, self.clock.now(), LIFETIME)?;
-        let repository = Arc::new(HttpRepository::new(&own, &self.config.repository)?);
-        let agents = Arc::new(AgentsHttp::new(own, Some(epoch)));
-        let cluster = Arc::new(KubeCluster::new(self.client.clone(), namespace.as_str(), None));
-        let wake: Arc<dyn Fn(&JobUid) + Send + Sync> = {
-            let waker = waker.clone();
-            Arc::new(move |job| waker.uid(job))
-        };
-        let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
-        let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
-        let deployers = Arc::new(KadeployDirectory::new(self.config.sites.clone(), self.clock.clone()));
-        let memory = job::memory::Memory::default();
-        let joins = Arc::new(KubeJoins(self.client.clone()));
-        let job_context = job::Context {
-            config: self.config.clone(),
-            offer: self.offer.clone(),
-            clock: self.clock.clone(),
-            leadership: job::plan::Leadership { epoch, since: self.clock.now() },
-            cluster: cluster.clone(),
-            joins: joins.clone(),
-            view: view.clone(),
-            sites: sites.clone(),
-            deployers: deployers.clone(),
-            launchers: Arc::new(LauncherDirectory::new(self.clock.clone())),
-            agents: agents.clone(),
-            hearing: hub.clone(),
-            repository: repository.clone(),
-            authority: authority.clone(),
-            memory: memory.clone(),
-            networks: job::networks::Networks::default(),
-            history,
-            wake: wake.clone(),
-        };
-        tasks.spawn(listen(hub, waker, stop.clone()));
-        tasks.spawn(self.runner(&stop).run(job_wakes, jobs.clone(), Arc::new(job_context), job_pass));
-        let images = image::Context {
-            deployers,
-            config: self.config.clone(),
-            clock: self.clock.clone(),
-            importers: Arc::new(KubeImporters::new(self.client.clone())),
-            cluster: cluster.clone(),
-            view: view.clone(),
-            repository: repository.clone(),
-            authority: authority.clone(),
-        };
-        let images = Arc::new(images);
-        tasks.spawn(image::review::keep(images.clone(), stop.clone()));
-        tasks.spawn(self.runner(&stop).run(image_wakes, view.images.clone(), images, image::reconcile));
-        let snapshots = snapshot::Context {
-            clock: self.clock.clone(),
-            cluster: cluster.clone(),
-            view: view.clone(),
-            repository: repository.clone(),
-        };
-        tasks.spawn(self.runner(&stop).run(
-            snapshot_wakes,
-            view.snapshots.clone(),
-            Arc::new(snapshots),
-            snapshot::reconcile,
-        ));
-        if let Some((wakes, requests)) = requests {
-            let known = requests.clone();
-            let context = join::Context {
-                config: self.config.clone(),
-                clock: self.clock.clone(),
-                view: view.clone(),
-                joins,
-                requests: Arc::new(move || known.state()),
-                memory: memory.clone(),
-                wake: wake.clone(),
-            };
-            tasks.spawn(self.runner(&stop).run(wakes, requests, Arc::new(context), join::reconcile));
-        }
-        let known = jobs.clone();
-        tasks.spawn(accounts::keep(move || known.state(), view.clone(), cluster, stop.clone()));
-        let source = Arc::new(Source { view, repository: repository.clone(), store: repository, agents });
-        tasks.spawn(self.show(source, authority.clone(), stop.clone()));
+        let jobs = caches.view.jobs.clone();
+        let sites = self.start(epoch, &authority, caches, requests, &tasks, &stop)?;
         tasks.close();
         tracing::info!(epoch, "the controllers run");
 
@@ -255,34 +155,6 @@ impl Process {
             tracing::warn!("passes did not end in time");
         }
         result
-    }
-
-    /// Serves logs and outputs. Failing is no reason to stop jobs: it is tried again.
-    fn show(
-        &self,
-        source: Arc<Source>,
-        authority: Arc<Authority>,
-        stop: CancellationToken,
-    ) -> impl Future<Output = ()> + use<> {
-        let (client, namespace, address) = (self.client.clone(), self.config.namespace.clone(), self.subresources);
-        async move {
-            let Some(address) = address else { return };
-            while !stop.is_cancelled() {
-                let serving =
-                    subresources::serve(address, client.clone(), &namespace, &authority, source.clone(), stop.clone());
-                if let Err(error) = serving.await {
-                    tracing::warn!(error = format!("{error:#}"), "failed to serve logs and outputs");
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(UNSERVED) => {}
-                    }
-                }
-            }
-        }
-    }
-
-    fn runner(&self, stop: &CancellationToken) -> Runner {
-        Runner { metrics: self.metrics.clone(), stop: stop.clone(), concurrency: CONCURRENCY, debounce: DEBOUNCE }
     }
 
     /// The authority, once everything the parts need exists. None if told to stop before.
@@ -319,32 +191,6 @@ impl Process {
         }
         tracing::info!("the operator's own certificate is due: beginning again");
         Ok(())
-    }
-}
-
-/// One pass of a job, as the runner wants it.
-async fn job_pass(object: Arc<BestEffortJob>, context: Arc<job::Context>) -> Result<Action, job::Error> {
-    let wake = job::reconcile(&object, &context).await?;
-    Ok(wake.map_or_else(Action::await_change, Action::requeue))
-}
-
-/// Lets what agents say lead to passes.
-async fn listen(hub: Arc<AgentHub>, waker: Waker, stop: CancellationToken) {
-    let mut news = hub.subscribe();
-    let wake = async {
-        loop {
-            match news.recv().await {
-                Ok(job) => waker.uid(&job),
-                // those that were missed are visited at their next wake-up
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return,
-            }
-        }
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = hub.run() => {}
-        () = wake => {}
     }
 }
 
