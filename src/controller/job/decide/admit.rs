@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use super::{
-    adopt::{Source, differences},
+    adopt::{Problem, Source, differences, wrong},
     draft::Draft,
     master::wanted,
 };
 use crate::{
     api::{
-        JobPhase, Reason,
+        BestEffortJobSpec, JobPhase, Reason,
         job::{Allocation, Distribution, LauncherKind, Master, NetworkKind},
         job_status::{NetworkStatus, ResolvedImage},
     },
-    controller::job::{identity, network, plan::ImageSeen},
+    controller::job::{
+        identity, network,
+        plan::{ImageSeen, SiteSeen},
+    },
     driver::Fact,
 };
 
@@ -124,23 +127,12 @@ impl<'a> Draft<'a> {
     }
 
     /// What to run, or what is wrong, or nothing if that is not known yet.
-    pub(super) fn check(&mut self) -> Result<Checked<'a>, Option<(Reason, String)>> {
+    pub(super) fn check(&mut self) -> Result<Checked<'a>, Problem> {
         let spec = &self.job.spec;
-        let wrong = |reason, message: String| Err(Some((reason, message)));
         if let Some(feature) = unsupported(spec) {
             return wrong(Reason::NotSupported, feature);
         }
-        let Some(site) = &self.seen.site else {
-            let known: Vec<&str> = self.seen.setup.sites.iter().map(String::as_str).collect();
-            let (name, known) = (&spec.slots.site, known.join(", "));
-            return wrong(Reason::UnknownSite, format!("site {name:?} is not configured; slots.site may be: {known}"));
-        };
-        if let Some(most) = site.max_memory.filter(|most| spec.vm.memory.0 > *most) {
-            let most = crate::api::quantity::Bytes(most);
-            let message =
-                format!("vm.memory is {}, but nodes of site {} can spare {most}", spec.vm.memory, spec.slots.site);
-            return wrong(Reason::MemoryTooLarge, message);
-        }
+        let site = self.site()?;
         let source = self.source()?;
         let image = match source.filter(|_| spec.image.is_none()) {
             Some(source) => source.manifest.image.clone(),
@@ -153,59 +145,11 @@ impl<'a> Draft<'a> {
                 return wrong(Reason::SnapshotMismatch, format!("Snapshot {name} does not fit: {}", found.join("; ")));
             }
         }
-        match &self.seen.account {
-            Fact::Known(Ok(())) => {}
-            Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
-            Fact::Absent => {
-                let message = format!(
-                    "site {site} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key, or have sites.{site}.users in the chart name this namespace",
-                    site = spec.slots.site
-                );
-                return wrong(Reason::CredentialsMissing, message);
-            }
-            Fact::Unknown { .. } => return self.not_known(),
+        self.account()?;
+        if let Some(missing) = not_offered(spec, site, self.seen.setup.shared_images) {
+            return wrong(Reason::NotSupported, missing);
         }
-        if spec.slots.allocation == Allocation::PerMember && !site.capabilities.per_member {
-            let message = format!(
-                "site {} cannot give back one slot of several: slots.allocation must be Gang there",
-                spec.slots.site
-            );
-            return wrong(Reason::NotSupported, message);
-        }
-        if spec.distribution == Distribution::Shared && !self.seen.setup.shared_images {
-            let message = "there is no claim of shared images: use distribution Broadcast, or have agents.sharedImages.claim set in the chart";
-            return wrong(Reason::NotSupported, message.into());
-        }
-        if spec.deployed().is_some() && site.deployment_wait.is_none() {
-            let name = &spec.slots.site;
-            let message = format!(
-                "site {name} has no deployment server: set hypervisor.deploy to Never, or have sites.{name}.kadeploy set in the chart"
-            );
-            return wrong(Reason::NotSupported, message);
-        }
-        if spec.launcher == LauncherKind::TakTuk && !site.launches {
-            let name = &spec.slots.site;
-            let message = format!(
-                "no agents are started in slots of site {name}: set launcher to Pod, or have sites.{name}.launch set in the chart"
-            );
-            return wrong(Reason::NotSupported, message);
-        }
-        match &self.seen.launch_key {
-            Fact::Absent | Fact::Known(Ok(())) => {}
-            Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
-            Fact::Unknown { .. } => return self.not_known(),
-        }
-        match &self.seen.environment {
-            Fact::Absent | Fact::Known(Ok(())) => {}
-            Fact::Known(Err(problem)) => return Err(Some(problem.clone())),
-            Fact::Unknown { .. } => return self.not_known(),
-        }
-        match &self.seen.missing_inputs {
-            Fact::Absent => {}
-            Fact::Known(missing) if missing.is_empty() => {}
-            Fact::Known(missing) => return wrong(Reason::InputMissing, format!("not found: {}", missing.join(", "))),
-            Fact::Unknown { .. } => return self.not_known(),
-        }
+        self.needed()?;
         let problem = match source {
             Some(source) => self.no_network_of(source),
             None => self.no_network(),
@@ -220,8 +164,61 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// The job's site, if its nodes have room for a guest.
+    fn site(&self) -> Result<&'a SiteSeen, Problem> {
+        let spec = &self.job.spec;
+        let Some(site) = &self.seen.site else {
+            let known: Vec<&str> = self.seen.setup.sites.iter().map(String::as_str).collect();
+            let (name, known) = (&spec.slots.site, known.join(", "));
+            return wrong(Reason::UnknownSite, format!("site {name:?} is not configured; slots.site may be: {known}"));
+        };
+        if let Some(most) = site.max_memory.filter(|most| spec.vm.memory.0 > *most) {
+            let most = crate::api::quantity::Bytes(most);
+            let message =
+                format!("vm.memory is {}, but nodes of site {} can spare {most}", spec.vm.memory, spec.slots.site);
+            return wrong(Reason::MemoryTooLarge, message);
+        }
+        Ok(site)
+    }
+
+    /// Whether there is an account for the job at its site.
+    fn account(&mut self) -> Result<(), Problem> {
+        match &self.seen.account {
+            Fact::Known(Ok(())) => Ok(()),
+            Fact::Known(Err(message)) => wrong(Reason::CredentialsMissing, message.clone()),
+            Fact::Absent => {
+                let message = format!(
+                    "site {site} has no account for this namespace: set slots.credentials to a Secret with username and password, or tls.crt and tls.key, or have sites.{site}.users in the chart name this namespace",
+                    site = self.job.spec.slots.site
+                );
+                wrong(Reason::CredentialsMissing, message)
+            }
+            Fact::Unknown { .. } => self.not_known(),
+        }
+    }
+
+    /// Whether there is what else the job needs: a launch key, the environment, inputs.
+    fn needed(&mut self) -> Result<(), Problem> {
+        match &self.seen.launch_key {
+            Fact::Absent | Fact::Known(Ok(())) => {}
+            Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),
+            Fact::Unknown { .. } => return self.not_known(),
+        }
+        match &self.seen.environment {
+            Fact::Absent | Fact::Known(Ok(())) => {}
+            Fact::Known(Err(problem)) => return Err(Some(problem.clone())),
+            Fact::Unknown { .. } => return self.not_known(),
+        }
+        match &self.seen.missing_inputs {
+            Fact::Absent => Ok(()),
+            Fact::Known(missing) if missing.is_empty() => Ok(()),
+            Fact::Known(missing) => wrong(Reason::InputMissing, format!("not found: {}", missing.join(", "))),
+            Fact::Unknown { .. } => self.not_known(),
+        }
+    }
+
     /// The image that the spec names, or the default one.
-    fn image(&mut self) -> Result<ResolvedImage, Option<(Reason, String)>> {
+    fn image(&mut self) -> Result<ResolvedImage, Problem> {
         match &self.seen.image {
             Fact::Known(ImageSeen::Ready(image)) => Ok(image.clone()),
             Fact::Known(ImageSeen::Importing(message)) => {
@@ -244,7 +241,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn not_known<T>(&mut self) -> Result<T, Option<(Reason, String)>> {
+    fn not_known<T>(&mut self) -> Result<T, Problem> {
         self.wake(Duration::from_secs(2));
         Err(None)
     }
@@ -257,10 +254,33 @@ pub(crate) fn fits(network: &NetworkStatus, members: u32) -> bool {
 }
 
 /// What this version does not have, and what to write instead.
-fn unsupported(spec: &crate::api::BestEffortJobSpec) -> Option<String> {
+fn unsupported(spec: &BestEffortJobSpec) -> Option<String> {
     let network = spec.network.clone().unwrap_or_default();
     if network.kind != NetworkKind::Overlay {
         return Some(format!("network.kind {:?} is not available in this version: use Overlay", network.kind));
+    }
+    None
+}
+
+/// What the job wants that its site or this installation does not have, and what to write instead.
+fn not_offered(spec: &BestEffortJobSpec, site: &SiteSeen, shared_images: bool) -> Option<String> {
+    let name = &spec.slots.site;
+    if spec.slots.allocation == Allocation::PerMember && !site.capabilities.per_member {
+        return Some(format!("site {name} cannot give back one slot of several: slots.allocation must be Gang there"));
+    }
+    if spec.distribution == Distribution::Shared && !shared_images {
+        let message = "there is no claim of shared images: use distribution Broadcast, or have agents.sharedImages.claim set in the chart";
+        return Some(message.to_owned());
+    }
+    if spec.deployed().is_some() && site.deployment_wait.is_none() {
+        return Some(format!(
+            "site {name} has no deployment server: set hypervisor.deploy to Never, or have sites.{name}.kadeploy set in the chart"
+        ));
+    }
+    if spec.launcher == LauncherKind::TakTuk && !site.launches {
+        return Some(format!(
+            "no agents are started in slots of site {name}: set launcher to Pod, or have sites.{name}.launch set in the chart"
+        ));
     }
     None
 }

@@ -44,9 +44,9 @@ impl Source<'_> {
 }
 
 /// Something is wrong; nothing: it is not known yet.
-type Problem = Option<(Reason, String)>;
+pub(super) type Problem = Option<(Reason, String)>;
 
-fn wrong<T>(reason: Reason, message: String) -> Result<T, Problem> {
+pub(super) fn wrong<T>(reason: Reason, message: String) -> Result<T, Problem> {
     Err(Some((reason, message)))
 }
 
