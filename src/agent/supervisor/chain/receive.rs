@@ -109,25 +109,8 @@ impl Chain {
         image.send_modify(|standing| {
             (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), have, Some(size));
         });
-        // who gives it to the others by TakTuk does not wait for any of them
-        let mut before: Vec<MemberIndex> = self.before.iter().map(|address| address.member).collect();
-        let mut by_taktuk = 0;
-        if let Some(putting) = &self.putting {
-            putting.offer(digest, image.subscribe());
-            match putting.place().await {
-                Some(Place::Root(_)) => before.clear(),
-                Some(Place::Node(directory)) if putting.is_to_be_taken(digest) => {
-                    let here = |have: u64| {
-                        image.send_modify(|standing| standing.have = have);
-                        progress(have);
-                    };
-                    let taken = taktuk::take(&directory, digest, arriving, &here).await;
-                    arriving = taken.map_err(|error| on_disk(&error))?;
-                    by_taktuk = arriving.have() - have;
-                }
-                Some(Place::Node(_)) | None => {}
-            }
-        }
+        let (arriving, before) = self.by_taktuk(digest, arriving, image, progress).await?;
+        let by_taktuk = arriving.have() - have;
         let mut course = Course {
             digest,
             size,
@@ -139,28 +122,7 @@ impl Chain {
             from_peers: 0,
             from_repository: 0,
         };
-        while !arriving.is_whole() {
-            let source = next(&before, &course.passed);
-            let Some(frames) = self.frames(store, source, arriving.have(), &mut course).await? else { continue };
-            // how fast the one before was says nothing of this one
-            image.send_modify(|standing| (standing.from, standing.pace) = (source, None));
-            let ended;
-            (arriving, ended) = self.take(frames, source, arriving, &mut course, progress).await?;
-            match (ended, source) {
-                (Ok(()), _) => {}
-                (Err(Ended::Disk(error)), _) => return Err(on_disk(&error)),
-                (Err(ended), Origin::Member(member)) => {
-                    tracing::warn!(digest, member, %ended, "an agent is passed over: its image comes from another one");
-                    course.left_slow_links += u32::from(matches!(ended, Ended::Fault(Fault::SlowLink)));
-                    course.passed.insert(member);
-                }
-                (Err(Ended::Wrong), _) => {
-                    tracing::warn!(digest, "the repository's bytes are not those of the image: it is fetched whole");
-                    return Ok(None);
-                }
-                (Err(ended), _) => return Err(RepositoryError::Unreachable(format!("an image: {ended}"))),
-            }
-        }
+        let Some(arriving) = self.rest(store, &before, arriving, &mut course, progress).await? else { return Ok(None) };
         let (peers, repository) = (course.from_peers, course.from_repository);
         if peers + repository > 0 {
             // its last source was not known for long enough, and those behind compare with what they know
@@ -178,15 +140,83 @@ impl Chain {
             took_s = course.now(),
             "an image is here"
         );
+        self.proven(digest, arriving, repository > 0).await.map(Some)
+    }
+
+    /// Takes what comes by TakTuk, and says who before this agent may be asked for the rest.
+    async fn by_taktuk(
+        &self,
+        digest: &str,
+        mut arriving: Arriving,
+        image: &watch::Sender<Standing>,
+        progress: Progress<'_>,
+    ) -> Result<(Arriving, Vec<MemberIndex>), RepositoryError> {
+        let mut before: Vec<MemberIndex> = self.before.iter().map(|address| address.member).collect();
+        if let Some(putting) = &self.putting {
+            putting.offer(digest, image.subscribe());
+            match putting.place().await {
+                // who gives it to the others by TakTuk does not wait for any of them
+                Some(Place::Root(_)) => before.clear(),
+                Some(Place::Node(directory)) if putting.is_to_be_taken(digest) => {
+                    let here = |have: u64| {
+                        image.send_modify(|standing| standing.have = have);
+                        progress(have);
+                    };
+                    let taken = taktuk::take(&directory, digest, arriving, &here).await;
+                    arriving = taken.map_err(|error| on_disk(&error))?;
+                }
+                Some(Place::Node(_)) | None => {}
+            }
+        }
+        Ok((arriving, before))
+    }
+
+    /// Fetches what lacks, from one source after another. None where the image can only be had as a whole.
+    async fn rest(
+        &self,
+        store: &dyn ByteStore,
+        before: &[MemberIndex],
+        mut arriving: Arriving,
+        course: &mut Course<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Option<Arriving>, RepositoryError> {
+        let (digest, image) = (course.digest, course.image);
+        while !arriving.is_whole() {
+            let source = next(before, &course.passed);
+            let Some(frames) = self.frames(store, source, arriving.have(), course).await? else { continue };
+            // how fast the one before was says nothing of this one
+            image.send_modify(|standing| (standing.from, standing.pace) = (source, None));
+            let ended;
+            (arriving, ended) = self.take(frames, source, arriving, course, progress).await?;
+            match (ended, source) {
+                (Ok(()), _) => {}
+                (Err(Ended::Disk(error)), _) => return Err(on_disk(&error)),
+                (Err(ended), Origin::Member(member)) => {
+                    tracing::warn!(digest, member, %ended, "an agent is passed over: its image comes from another one");
+                    course.left_slow_links += u32::from(matches!(ended, Ended::Fault(Fault::SlowLink)));
+                    course.passed.insert(member);
+                }
+                (Err(Ended::Wrong), _) => {
+                    tracing::warn!(digest, "the repository's bytes are not those of the image: it is fetched whole");
+                    return Ok(None);
+                }
+                (Err(ended), _) => return Err(RepositoryError::Unreachable(format!("an image: {ended}"))),
+            }
+        }
+        Ok(Some(arriving))
+    }
+
+    /// The file, if it is the image; shared, if any of it was fetched from the repository.
+    async fn proven(&self, digest: &str, arriving: Arriving, fetched: bool) -> Result<Proven, RepositoryError> {
         let path = arriving.path.clone();
-        let shared = self.shared.clone().filter(|_| repository > 0);
+        let shared = self.shared.clone().filter(|_| fetched);
         let to_share = shared.map(|shared| Ok((shared, arriving.reader()?))).transpose();
         let to_share = to_share.map_err(|error| on_disk(&error))?;
         if let Some(proven) = arriving.proven(digest) {
             if let Some((shared, image)) = to_share {
                 share(shared, digest.to_owned(), image);
             }
-            return Ok(Some(proven));
+            return Ok(proven);
         }
         // all pieces are right, and it is another image: the names of its pieces are not
         let _ = tokio::fs::remove_file(path).await;
