@@ -8,13 +8,11 @@ use vmdeploy::{api::LABEL_JOB_UID, names::JobUid};
 use crate::{
     job::Job,
     site,
-    testbed::{SYSTEM, TestBed},
+    testbed::{OAR_NODES, SERVICE_NODE, SYSTEM, TestBed},
 };
 
 /// Where the nodes hear each other's segments, as the chart has it.
 const OVERLAY_PORT: u16 = 14789;
-/// Nodes on which a job or the repository may leave something.
-const NODES: [&str; 5] = ["1", "2", "3", "4", "5"];
 
 /// Everything of a job: OAR jobs, pods and their Secrets, and on each node processes, files and segments of its
 /// networks. The repository keeps a record of which incarnations it may never take again, but no content.
@@ -39,7 +37,8 @@ pub async fn left(bed: &TestBed, job: &Job) -> Result<Vec<String>> {
          {} true",
         job.vnis().into_iter().map(segment).collect::<String>()
     );
-    for node in NODES {
+    // the repository may leave something as well
+    for node in OAR_NODES.into_iter().chain([SERVICE_NODE]) {
         let text = bed.run(&["node", node, "sh", "-c", &look])?;
         left.extend(text.lines().map(|line| format!("node-{node}: {}", line.chars().take(160).collect::<String>())));
     }

@@ -22,6 +22,11 @@ pub const IMAGE: &str = "debian";
 /// Name of the image that [`TestBed::parallel_namespace`] makes.
 pub const PARALLEL: &str = "parallel";
 
+/// Numbers of the nodes that OAR lends, as the script `testbed` takes them.
+pub const OAR_NODES: [&str; 4] = ["1", "2", "3", "4"];
+/// The same of the service node, where the operator and the repository are.
+pub const SERVICE_NODE: &str = "5";
+
 /// What the process of a VM is called; `pgrep` goes by this name, not by the program's.
 pub const VM_PROCESS: &str = "qemu-vmdeploy";
 
@@ -109,8 +114,7 @@ impl TestBed {
 
     /// Processes of QEMU on a node.
     pub fn qemu_on(&self, node: &str) -> Result<u32> {
-        let number = node.strip_prefix("node-").context("not a node of the test bed")?;
-        let text = self.run(&["node", number, "sh", "-c", &format!("pgrep -c {VM_PROCESS} || true")])?;
+        let text = self.run(&["node", number(node)?, "sh", "-c", &format!("pgrep -c {VM_PROCESS} || true")])?;
         text.trim().parse().with_context(|| format!("pgrep said {text:?}"))
     }
 
@@ -186,6 +190,11 @@ impl TestBed {
     pub fn image(&self) -> Result<VmImage> {
         image(IMAGE, &self.guest_url, &self.guest_image)
     }
+}
+
+/// The number of a node, as the script `testbed` takes it.
+pub fn number(node: &str) -> Result<&str> {
+    node.strip_prefix("node-").with_context(|| format!("{node} is not a node of the test bed"))
 }
 
 /// A guest image that is served under an address, as a VmImage.

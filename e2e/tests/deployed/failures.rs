@@ -16,6 +16,8 @@ use vmdeploy::api::job_status::DeploymentState;
 use crate::nodes::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows};
 
 const SOON: Duration = Duration::from_secs(180);
+/// The node that OAR lends first.
+const FIRST: &str = "node-1";
 
 async fn begun(bed: &Turn, name: &str, members: u32) -> Result<Job> {
     let namespace = bed.namespace(name).await?;
@@ -66,18 +68,18 @@ async fn rights_that_come_late_are_waited_for() -> Result<()> {
 async fn a_node_that_fails_is_asked_for_again_and_then_replaced() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let broken = json!({"step": "send_environment", "does": "fail", "error": "no room on the disk"});
-    faults(&bed, &json!({"nodes": {"node-1": broken}}))?;
+    faults(&bed, &json!({"nodes": {FIRST: broken}}))?;
     let job = begun(&bed, "ko", 2).await?;
     says(&job, "no room on the disk").await?;
     // only that node is asked for again
     let status = job.get().await?.status.context("no status")?;
     let failed = status.slots.iter().flat_map(|slot| &slot.deployment).flat_map(|it| &it.nodes);
     let failed: Vec<&str> = failed.filter(|node| node.failures > 0).map(|node| node.node.as_str()).collect();
-    ensure!(failed == ["node-1"], "{failed:?}");
+    ensure!(failed == [FIRST], "{failed:?}");
     job.wait_reason("DeploymentFailed", "no room on the disk", SOON).await?;
     job.wait("other nodes", LIFE, |job| {
         let nodes = nodes(job);
-        (nodes.len() == 2 && !nodes.contains(&"node-1".to_owned())).then_some(())
+        (nodes.len() == 2 && !nodes.contains(&FIRST.to_owned())).then_some(())
     })
     .await?;
     let ended = ends(&bed, &job, 2).await;
@@ -117,7 +119,7 @@ async fn a_slot_that_is_taken_in_the_middle_of_a_deployment_is_replaced() -> Res
 #[ignore = "minutes: e2e/test --each"]
 async fn a_job_deleted_in_the_middle_cancels_its_deployment() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
-    faults(&bed, &json!({"nodes": {"node-1": {"step": "wait_reboot", "does": "hang"}}}))?;
+    faults(&bed, &json!({"nodes": {FIRST: {"step": "wait_reboot", "does": "hang"}}}))?;
     let job = begun(&bed, "deleted", 1).await?;
     deploying(&job).await?;
     job.delete(GONE).await?;

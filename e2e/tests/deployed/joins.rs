@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use e2e::{
     Turn,
     job::{Counting, Job, nodes},
-    testbed::until,
+    testbed::{number, until},
     world::LIFE,
 };
 use jiff::Timestamp;
@@ -60,7 +60,7 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
     let since = job.get().await?.metadata.creation_timestamp.context("it was never made")?;
     let object = job.get().await?;
     let node = nodes(&object).into_iter().next().context("no node")?;
-    let number = node.strip_prefix("node-").context("its name")?.to_owned();
+    let number = number(&node)?;
 
     // nobody else's pods come there
     let nodes: Api<Node> = Api::all(bed.client.clone());
@@ -70,7 +70,7 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
     // the certificate is the node's own, and ends soon after the slot
     let said = bed.run(&[
         "node",
-        &number,
+        number,
         "openssl",
         "x509",
         "-noout",
@@ -98,7 +98,7 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
     );
 
     // its token is there for whoever has the node next, and worth nothing
-    let token = bed.run(&["node", &number, "cat", TOKEN])?;
+    let token = bed.run(&["node", number, "cat", TOKEN])?;
     let of_node: Api<CertificateSigningRequest> = Api::all(bearing(token.trim()).await?);
     let refused = of_node.list(&ListParams::default()).await;
     ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 401), "{refused:?}");

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::{Counting, Job, nodes},
-    testbed::{SYSTEM, until},
+    testbed::{OAR_NODES, SYSTEM, number, until},
     world::{BOOT, LIFE, ends_right, taken},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -36,14 +36,10 @@ async fn runs(job: &Job, incarnation: u32) -> Result<()> {
     job.wait(&what, STARTED, is_there).await
 }
 
-fn number(node: &str) -> Result<&str> {
-    node.strip_prefix("node-").context("its name")
-}
-
 /// Waits until nothing of launchers is on any of OAR's nodes: neither a process nor a file of an agent's.
 async fn nothing_left(bed: &Turn) -> Result<()> {
     until("all launchers to have gone", Duration::from_secs(60), async || {
-        for node in ["1", "2", "3", "4"] {
+        for node in OAR_NODES {
             let look = format!("pgrep -c -x vmdeploy; ls {LAUNCHED} 2> /dev/null | grep -vx lock | wc -l; true");
             let found = bed.run(&["node", node, "sh", "-c", &look])?;
             if found.split_whitespace().any(|count| count != "0") {

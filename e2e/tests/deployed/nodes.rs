@@ -3,7 +3,11 @@
 use std::{env, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Turn, job::Counting, testbed::until};
+use e2e::{
+    Turn,
+    job::Counting,
+    testbed::{SERVICE_NODE, until},
+};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
@@ -44,8 +48,8 @@ pub(crate) fn job(counting: &Counting, deploy: &str) -> Result<BestEffortJob> {
 pub(crate) async fn joined(bed: &Turn) -> Result<Vec<String>> {
     let nodes: Api<Node> = Api::all(bed.client.clone());
     let all = nodes.list(&ListParams::default()).await?;
-    // the service node is not OAR's
-    Ok(all.iter().map(Node::name_any).filter(|name| name != "node-5").collect())
+    let service = format!("node-{SERVICE_NODE}");
+    Ok(all.iter().map(Node::name_any).filter(|name| *name != service).collect())
 }
 
 /// Waits until all of OAR's nodes are bare again: none in the cluster, all Alive.
@@ -67,11 +71,11 @@ pub(crate) fn rights_late(bed: &Turn, seconds: u32) -> Result<()> {
     if seconds > 0 {
         return write(bed, "late", &seconds.to_string());
     }
-    bed.run(&["node", "5", "rm", "-f", &format!("{SHARE}/late")]).map(drop)
+    bed.run(&["node", SERVICE_NODE, "rm", "-f", &format!("{SHARE}/late")]).map(drop)
 }
 
 fn write(bed: &Turn, file: &str, text: &str) -> Result<()> {
-    bed.run(&["node", "5", "sh", "-c", &format!("echo '{text}' > {SHARE}/{file}")]).map(drop)
+    bed.run(&["node", SERVICE_NODE, "sh", "-c", &format!("echo '{text}' > {SHARE}/{file}")]).map(drop)
 }
 
 /// Deployments that are still known to the server; each is to be forgotten once it is over.

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
     job::{Counting, Job, nodes},
+    testbed::number,
     world::{BOOT, GONE, LIFE, counted_right, nothing_left, printed, running},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase};
@@ -29,10 +30,6 @@ while time.time() < end:
         seen[socket.inet_ntoa(p[12:16]), int.from_bytes(p[u + 12:u + 15], "big")] += 1
 for (sender, vni), count in seen.items(): print(sender, vni, count)
 "#;
-
-fn number(node: &str) -> Result<&str> {
-    node.strip_prefix("node-").context("not a node of the test bed")
-}
 
 /// The nodes of the members, in their order.
 fn places(job: &BestEffortJob) -> Vec<String> {

@@ -8,6 +8,7 @@ use e2e::{
     TestBed, Turn,
     job::{Counting, Job, nodes, slot_ids},
     site::jobs_ever,
+    testbed::number,
     world::{BOOT, GONE, LIFE, counted_right, ends_right, nothing_left, running, taken},
 };
 use vmdeploy::api::JobPhase;
@@ -68,20 +69,20 @@ async fn an_outage_of_the_site_destroys_nothing_and_a_dead_node_is_left() -> Res
     let after = job.get().await?;
     ensure!(slot_ids(&after) == slot_ids(&before), "an outage cost the slot");
     let held = nodes(&after);
-    let number = held.first().and_then(|node| node.strip_prefix("node-")).context("no node")?.to_owned();
-    bed.run(&["crash", &number])?;
+    let node = held.first().context("no node")?;
+    bed.run(&["crash", number(node)?])?;
     let moved = job
         .wait("another node", LIFE, |job| {
             let other = nodes(job);
             (!other.is_empty() && other != held && job.status.as_ref()?.phase == JobPhase::Running).then_some(())
         })
         .await;
-    bed.run(&["boot", &number])?;
+    bed.run(&["boot", number(node)?])?;
     moved?;
     let end = counted_right(&job, &counting).await?;
     job.delete(GONE).await?;
     // the agent that would have removed its lease's directory died with the node, whose disk keeps it
-    let lease = format!("node-{number}: /var/lib/vmdeploy/leases/");
+    let lease = format!("{node}: /var/lib/vmdeploy/leases/");
     nothing_left(&bed, &job, |line| line.starts_with(&lease)).await?;
     ensure!(end.status.is_some_and(|status| status.kills.node >= 1), "the node's death was not counted");
     Ok(())

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::{Counting, Job},
-    testbed::{SYSTEM, TestBed},
+    testbed::{SERVICE_NODE, SYSTEM, TestBed},
     world::ends_right,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -54,7 +54,7 @@ async fn claimed(bed: &TestBed, namespace: &str, change: &str) -> Result<()> {
         "mkdir -p {directory} && cp -L {guest}/disk.qcow2 {guest}/vmlinuz {guest}/initrd {directory}/ && cd {directory} && \
          {change} && chmod -R a+rX {directory}"
     );
-    bed.run(&["node", "5", "sh", "-c", &copy])?;
+    bed.run(&["node", SERVICE_NODE, "sh", "-c", &copy])?;
     volume(bed, namespace, namespace, &directory, "ReadOnlyMany").await?;
 
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), namespace);
@@ -123,14 +123,14 @@ async fn nodes_take_an_image_from_a_claim_that_all_of_them_mount() -> Result<()>
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
     let namespace = bed.namespace("shared").await?;
     claimed(&bed, &namespace, UNSEEN).await?;
-    bed.run(&["node", "5", "mkdir", "-p", SHARE])?;
+    bed.run(&["node", SERVICE_NODE, "mkdir", "-p", SHARE])?;
     volume(&bed, SYSTEM, "vmdeploy-shared", SHARE, "ReadWriteMany").await?;
     bed.run(&["install", "--set", "agents.sharedImages.claim=images"])?;
 
     // it has the image from the repository, and puts it there
     let first = Counting { ticks: 10, ..Counting::default() };
     runs(&bed, &namespace, "first", &first, Distribution::Shared).await?;
-    let there = bed.run(&["node", "5", "sh", "-c", &format!("find {SHARE} -type f | wc -l")])?;
+    let there = bed.run(&["node", SERVICE_NODE, "sh", "-c", &format!("find {SHARE} -type f | wc -l")])?;
     ensure!(there.trim().parse::<u32>()? >= 2, "{there} files are on the claim");
     // two of these have never seen it
     let second = Counting { members: 3, ticks: 10, ..Counting::default() };
@@ -145,6 +145,6 @@ async fn nodes_take_an_image_from_a_claim_that_all_of_them_mount() -> Result<()>
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(bed.client.clone(), SYSTEM);
     claims.delete("images", &DeleteParams::default()).await?;
     unclaimed(&bed, "vmdeploy-shared").await?;
-    bed.run(&["node", "5", "rm", "-rf", SHARE])?;
+    bed.run(&["node", SERVICE_NODE, "rm", "-rf", SHARE])?;
     unclaimed(&bed, &namespace).await
 }

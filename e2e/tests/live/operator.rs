@@ -8,7 +8,7 @@ use e2e::{
     TestBed, Turn,
     job::{Counting, Job, nodes},
     site::jobs_ever,
-    testbed::SYSTEM,
+    testbed::{SERVICE_NODE, SYSTEM},
     world::{computed, counted_right, gone, taken},
 };
 
@@ -37,7 +37,8 @@ fn kill_at(bed: &TestBed, effect: &str) -> Result<()> {
         "f=$(ls -t /var/log/pods/{SYSTEM}_vmdeploy-operator-*/*/*.log | head -n 1); \
          tail -n 0 -F \"$f\" | grep -q -m 1 '\"effect\":\"{effect}\"' && pkill -KILL -f '[v]mdeploy operator'"
     );
-    bed.run(&["node", "5", "timeout", "120", "sh", "-c", &watch]).with_context(|| format!("never at {effect}"))?;
+    bed.run(&["node", SERVICE_NODE, "timeout", "120", "sh", "-c", &watch])
+        .with_context(|| format!("never at {effect}"))?;
     Ok(())
 }
 

@@ -3,24 +3,30 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::{Turn, rival::Rival, site::OarJob, testbed::until};
+use e2e::{
+    Turn,
+    rival::Rival,
+    site::OarJob,
+    testbed::{number, until},
+};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Something on node-2 that is called as a VM is.
+/// Something that is called as a VM is.
 const STAND_IN: &str =
     "d=$(mktemp -d); cp /bin/sleep $d/qemu-vmdeploy; $d/qemu-vmdeploy 120 > /dev/null 2>&1 & echo $!";
 
 #[tokio::test]
 async fn a_rival_runs_on_the_nodes_it_names_and_counts_the_vms_there() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
-    let nodes = ["node-2".to_owned(), "node-3".to_owned()];
-    let pid = bed.run(&["node", "2", "sh", "-c", STAND_IN])?;
-    ensure!(bed.qemu_on("node-2")? == 1 && bed.qemu_on("node-3")? == 0, "the stand-in is not seen");
+    let [with, without] = ["node-2", "node-3"];
+    let nodes = [with.to_owned(), without.to_owned()];
+    let pid = bed.run(&["node", number(with)?, "sh", "-c", STAND_IN])?;
+    ensure!(bed.qemu_on(with)? == 1 && bed.qemu_on(without)? == 0, "the stand-in is not seen");
     let rival = Rival::submit(&bed, &nodes, Duration::from_secs(1))?;
     let found = rival.found(SOON).await?;
-    ensure!(found.qemu == [("node-2".to_owned(), 1), ("node-3".to_owned(), 0)], "{found:?}");
-    bed.run(&["node", "2", "kill", pid.trim()])?;
+    ensure!(found.qemu == [(with.to_owned(), 1), (without.to_owned(), 0)], "{found:?}");
+    bed.run(&["node", number(with)?, "kill", pid.trim()])?;
     until("the rival's end", SOON, async || Ok((rival.state()? == "Terminated").then_some(()))).await?;
     let job = OarJob::read(&rival.id).await?;
     ensure!(job.state == "Terminated" && job.start_time > 0, "{job:?}");
@@ -30,12 +36,13 @@ async fn a_rival_runs_on_the_nodes_it_names_and_counts_the_vms_there() -> Result
 #[tokio::test]
 async fn a_cut_node_is_not_reached_and_comes_back() -> Result<()> {
     let Some(bed) = Turn::alone().await? else { return Ok(()) };
-    let knock = "timeout 2 bash -c 'echo > /dev/tcp/node-4/6667'";
-    let reached = || bed.oar("alice", &["sh", "-c", knock]).is_ok();
-    until("node-4 before it is cut", SOON, async || Ok(reached().then_some(()))).await?;
-    bed.run(&["cut", "4"])?;
+    let node = "node-4";
+    let knock = format!("timeout 2 bash -c 'echo > /dev/tcp/{node}/6667'");
+    let reached = || bed.oar("alice", &["sh", "-c", &knock]).is_ok();
+    until("the node before it is cut", SOON, async || Ok(reached().then_some(()))).await?;
+    bed.run(&["cut", number(node)?])?;
     let cut = !reached();
-    bed.run(&["heal", "4"])?;
-    ensure!(cut, "node-4 is reached although it is cut");
-    until("node-4", SOON, async || Ok(reached().then_some(()))).await
+    bed.run(&["heal", number(node)?])?;
+    ensure!(cut, "{node} is reached although it is cut");
+    until(node, SOON, async || Ok(reached().then_some(()))).await
 }

@@ -13,6 +13,7 @@ use e2e::{
     job::{Counting, Job, nodes, slot_ids},
     rival::Rival,
     site::OarJob,
+    testbed::number,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
@@ -160,9 +161,9 @@ async fn lost_lease(bed: &TestBed) -> Result<f64> {
     let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
     job.wait_tick(5, 1, LIMIT).await?;
     let held = nodes(&job.get().await?);
-    let number = held.first().and_then(|node| node.strip_prefix("node-")).context("no node")?.to_owned();
+    let number = number(held.first().context("no node")?)?;
     let begun = Instant::now();
-    let printed = bed.run(&["node", &number, "sh", "-c", LOSE_LEASE])?;
+    let printed = bed.run(&["node", number, "sh", "-c", LOSE_LEASE])?;
     let seconds = printed.trim().parse::<u64>().with_context(|| format!("the node said {printed:?}"))? as f64 / 1e9;
     ensure!(seconds <= begun.elapsed().as_secs_f64(), "{seconds} s is longer than the whole command took");
     job.delete(LIMIT).await?;

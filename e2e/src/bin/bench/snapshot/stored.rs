@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed,
     job::{Counting, Job, nodes},
-    testbed::until,
+    testbed::{SERVICE_NODE, number, until},
 };
 use vmdeploy::{
     api::JobPhase,
@@ -92,7 +92,7 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let (second, states) = copy(bed, &job, directory.path()).await?;
     let manifest = format!("/var/lib/vmdeploy/repository/jobs/{}/generations/{second}/manifest.json", job.uid);
-    let manifest = Manifest::parse(bed.run(&["node", "5", "cat", &manifest])?.as_bytes())?;
+    let manifest = Manifest::parse(bed.run(&["node", SERVICE_NODE, "cat", &manifest])?.as_bytes())?;
     let added = manifest.stored() as f64;
     job.delete(LIMIT).await?;
 
@@ -108,10 +108,10 @@ async fn copy(bed: &TestBed, job: &Job, to: &Path) -> Result<(Generation, [PathB
     // a capture that was under way is at its end by then
     tokio::time::sleep(SETTLED).await;
     let place = nodes(&job.get().await?).first().cloned().context("the job holds no node")?;
-    let node = place.trim_start_matches("node-");
+    let node = number(&place)?;
     let found = bed.run(&["node", node, "sh", "-c", FIND])?;
-    let number = |path: &str| path.rsplit('-').next()?.parse::<Generation>().ok();
-    let mut found: Vec<(Generation, &str)> = found.lines().filter_map(|path| Some((number(path)?, path))).collect();
+    let generation = |path: &str| path.rsplit('-').next()?.parse::<Generation>().ok();
+    let mut found: Vec<(Generation, &str)> = found.lines().filter_map(|path| Some((generation(path)?, path))).collect();
     found.sort_unstable();
     let [.., before, after] = found.as_slice() else { anyhow::bail!("{found:?} on {place}: two are needed") };
     ensure!(before.0 + 1 == after.0, "{found:?} do not follow each other");
