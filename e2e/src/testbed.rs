@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::{core::v1::Namespace, rbac::v1::RoleBinding};
 use kube::{Api, Client, api::PostParams};
 use serde_json::json;
+use tempfile::TempDir;
 use vmdeploy::api::VmImage;
 
 /// Namespace of the operator and the agents.
@@ -165,6 +167,15 @@ impl TestBed {
     /// Where something else is served that is kept beside the guest.
     fn beside(&self, name: &str) -> (String, PathBuf) {
         (self.guest_url.trim_end_matches("current").to_owned() + name, self.guest_image.with_file_name(name))
+    }
+
+    /// A directory of its own, and the address under which the web server of the guest has it. Gone when it is dropped.
+    pub fn serve(&self) -> Result<(String, TempDir)> {
+        let parent = self.guest_image.parent().context("the guest is nowhere")?;
+        let directory = tempfile::Builder::new().prefix("served-").tempdir_in(parent)?;
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+        let name = directory.path().file_name().unwrap_or_default().to_string_lossy();
+        Ok((self.beside(&name).0, directory))
     }
 
     /// Address and digest of a file of the whole Debian that is packed as an environment.

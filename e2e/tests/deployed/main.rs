@@ -5,6 +5,7 @@
 
 mod bare;
 mod failures;
+mod images;
 mod joins;
 mod launched;
 mod nodes;

@@ -10,6 +10,7 @@ use e2e::{
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt as _, api::ListParams};
+use reqwest::Method;
 use serde_json::{Value, json};
 use vmdeploy::api::{BestEffortJob, hypervisor::HypervisorSpec};
 
@@ -78,12 +79,22 @@ fn write(bed: &Turn, file: &str, text: &str) -> Result<()> {
     bed.run(&["node", SERVICE_NODE, "sh", "-c", &format!("echo '{text}' > {SHARE}/{file}")]).map(drop)
 }
 
+/// What the deployment server answers this user.
+pub(crate) async fn asked(method: Method, path: &str, user: &str, body: Option<&Value>) -> Result<Value> {
+    let url = env::var("VMDEPLOY_KADEPLOY_URL")?;
+    let mut request = reqwest::Client::new().request(method, format!("{url}/{path}")).header("X-Kadeploy-User", user);
+    if let Some(body) = body {
+        request = request.header("Content-Type", "application/json").body(body.to_string());
+    }
+    let reply = request.send().await?;
+    let (status, text) = (reply.status(), reply.text().await?);
+    ensure!(status.is_success(), "{path}: {status}: {text}");
+    Ok(serde_json::from_str(&text)?)
+}
+
 /// Deployments that are still known to the server; each is to be forgotten once it is over.
 pub(crate) async fn workflows(user: &str) -> Result<usize> {
-    let url = env::var("VMDEPLOY_KADEPLOY_URL")?;
-    let reply = reqwest::Client::new().get(format!("{url}/deployment")).header("X-Kadeploy-User", user).send().await?;
-    ensure!(reply.status().is_success(), "{reply:?}");
-    Ok(serde_json::from_str::<Value>(&reply.text().await?)?.as_array().context("no list")?.len())
+    Ok(asked(Method::GET, "deployment", user, None).await?.as_array().context("no list")?.len())
 }
 
 /// Waits until the server knows of no workflow of ours: nobody waits for it to forget those that are over.
