@@ -33,9 +33,14 @@ pub struct Environment {
 impl Environment {
     /// Makes one from the guest that the test bed's preparation has made.
     pub fn new() -> Result<Self> {
+        Self::of(&guest_image()?)
+    }
+
+    /// Makes one from a guest in a directory.
+    pub fn of(guest: &Path) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("vmdeploy-e2e-").tempdir_in("/var/tmp")?;
         let made = Self { directory };
-        made.run(TREE, &[guest_image()?.as_os_str()])?;
+        made.run(TREE, &[guest.as_os_str()])?;
         Ok(made)
     }
 

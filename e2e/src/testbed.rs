@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
+    net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -66,6 +67,13 @@ impl TestBed {
     /// Where the guest's files are on this machine.
     pub fn guest_image(&self) -> &Path {
         &self.guest_image
+    }
+
+    /// The address of this machine that pods of the test bed reach: the one where the guest is served.
+    pub fn host(&self) -> Result<IpAddr> {
+        let url: http::Uri = self.guest_url.parse()?;
+        let host = url.host().with_context(|| format!("no host in {url}"))?;
+        host.parse().with_context(|| format!("{host} is no address"))
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

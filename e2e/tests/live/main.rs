@@ -18,5 +18,6 @@ mod mistakes;
 mod operator;
 mod parallel;
 mod per_member;
+mod sources;
 mod suspend;
 mod testbed;
