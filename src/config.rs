@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     check::ConfigError,
     join::JoinConfig,
-    kadeploy::{Flavour, KadeployConfig, certificate_user, digest},
+    kadeploy::{Flavour, KadeployConfig, ON_SERVER, certificate_user, digest},
     launch::LaunchConfig,
 };
 use crate::{

@@ -314,6 +314,41 @@ sites:
         "kadeploy: {url: 'https://k', connector: 'ssh;id'}",
         "kadeploy.connector: connector \"ssh;id\" may hold only letters, digits, blanks and ._/-="
     )]
+    #[case::files(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'/grid5000/': 'https://f/'}}",
+        "sites.rennes.kadeploy.files: \"/grid5000/\" must begin with server:///"
+    )]
+    #[case::part_of_a_name(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'server:///grid5000': 'https://f/'}}",
+        "\"server:///grid5000\" must begin with server:/// and end with /"
+    )]
+    #[case::upwards(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'server:///../': 'https://f/'}}",
+        "with plain names between them"
+    )]
+    #[case::no_web(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'server:///a/': 'ftp://f/'}}",
+        "kadeploy.files: what \"server:///a/\" is on the web must begin with http:// or https://"
+    )]
+    #[case::no_directory(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'server:///a/': 'https://f/a'}}",
+        "and end with /, and have no user"
+    )]
+    #[case::no_host(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'server:///a/': 'https:///a/'}}",
+        "on the web must begin with http"
+    )]
+    #[case::password(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', files: {'server:///a/': 'https://alice:s3cret@f/'}}",
+        "no user, query or fragment"
+    )]
     #[case::wait(
         "isolation: 2m",
         "kadeploy: {url: 'https://k', wait: 1s}",

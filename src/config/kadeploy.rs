@@ -1,6 +1,6 @@
 //! A site's deployment server. Names of headers and fields differ between its versions, so they are settings.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use kube::core::Duration as Length;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,11 @@ pub struct KadeployConfig {
     /// How the nodes come to join the cluster. Without it that is the environment's own affair.
     #[serde(default)]
     pub join: Option<JoinConfig>,
+    /// Where files of the server are on the web, for images that are made of its environments: what their addresses
+    /// begin with, such as `server:///grid5000/`, and what stands there in its place, such as
+    /// `https://files.example/grid5000/`. The longest beginning counts.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
     /// A slot on whose nodes the environment does not run within this time is given back.
     #[serde(default = "wait")]
     pub wait: Length,
@@ -86,6 +91,27 @@ fn connector() -> String {
 }
 fn wait() -> Length {
     Duration::from_secs(1800).into()
+}
+
+/// What addresses of files on the server itself begin with.
+pub const ON_SERVER: &str = "server:///";
+/// What the names in their paths may hold besides letters and digits.
+const NAMES: &[u8] = b"._+~@=,:-";
+
+/// Whether a path leads straight down, and is one in an address of the web as it is on the server.
+fn is_plain(path: &str) -> bool {
+    path.split('/').all(|name| {
+        !matches!(name, "" | "." | "..") && name.bytes().all(|b| b.is_ascii_alphanumeric() || NAMES.contains(&b))
+    })
+}
+
+/// Whether an address is that of a directory of the web, without credentials.
+fn is_web_directory(address: &str) -> bool {
+    let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        let plain = rest.bytes().all(|b| b.is_ascii_graphic() && !b"?#@\\".contains(&b));
+        plain && !rest.starts_with('/') && rest.ends_with('/')
+    })
 }
 
 /// Shortest and longest times for deployments.
@@ -135,8 +161,42 @@ impl KadeployConfig {
                 other => format!("{field}.keys: {other}"),
             })
         })?;
+        self.check_files(&format!("{field}.files"))?;
         self.join.iter().try_for_each(|join| join.check(&format!("{field}.join")))?;
         super::check::within(&format!("{field}.wait"), self.wait.into(), WAIT)
+    }
+
+    fn check_files(&self, field: &str) -> Result<(), String> {
+        let is_prefix = |prefix: &str| {
+            let path = prefix.strip_prefix(ON_SERVER);
+            path.is_some_and(|path| path.is_empty() || path.strip_suffix('/').is_some_and(is_plain))
+        };
+        self.files.iter().try_for_each(|(prefix, web)| {
+            if !is_prefix(prefix) {
+                return Err(format!(
+                    "{field}: {prefix:?} must begin with {ON_SERVER} and end with /, with plain names between them"
+                ));
+            }
+            if !is_web_directory(web) {
+                // not what it is: there may be a password in it
+                return Err(format!(
+                    "{field}: what {prefix:?} is on the web must begin with http:// or https:// and end with /, and \
+                     have no user, query or fragment"
+                ));
+            }
+            Ok(())
+        })
+    }
+
+    /// Where on the web a file of the server is, if that is said; or why it cannot be.
+    pub fn on_web(&self, file: &str) -> Result<Option<String>, String> {
+        let below = self.files.iter().filter_map(|(prefix, web)| Some((web, file.strip_prefix(prefix.as_str())?)));
+        // what is left is shortest where the beginning is longest
+        let Some((web, path)) = below.min_by_key(|(_, path)| path.len()) else { return Ok(None) };
+        if !is_plain(path) {
+            return Err("its path must be of names of letters, digits and ._+~@=,:- and none of them . or ..".into());
+        }
+        Ok(Some(format!("{web}{path}")))
     }
 
     /// The address of the ssh keys for an account's user.
@@ -164,5 +224,58 @@ pub fn certificate_user(site: &super::SiteConfig) -> Result<&str, String> {
     match (all.next(), all.next()) {
         (Some(only), None) => names::user(only).map(|()| only.as_str()).map_err(|error| error.to_string()),
         _ => Err("with a client certificate the site's uids must name exactly one user".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case::below("server:///grid5000/images/x.tar.zst", Some("https://files.example/g5k/images/x.tar.zst"))]
+    #[case::longest("server:///grid5000/old/x:1.tgz", Some("http://old.example/x:1.tgz"))]
+    #[case::another_name("server:///grid5000-old/x.tgz", None)]
+    #[case::elsewhere("server:///home/x.tgz", None)]
+    #[case::on_the_web("https://grid5000/x.tgz", None)]
+    #[case::upwards_elsewhere("server:///home/../grid5000/x.tgz", None)]
+    fn files_are_where_the_longest_beginning_says(#[case] file: &str, #[case] web: Option<&str>) {
+        assert_eq!(server().on_web(file), Ok(web.map(str::to_owned)));
+    }
+
+    #[rstest]
+    #[case::upwards("server:///grid5000/../secret/x.tgz")]
+    #[case::upwards_from_the_longest("server:///grid5000/old/../x.tgz")]
+    #[case::at_the_end("server:///grid5000/images/..")]
+    #[case::round_the_longest("server:///grid5000/./old/x.tgz")]
+    #[case::twice("server:///grid5000//old/x.tgz")]
+    #[case::coded("server:///grid5000/%2e%2e/x.tgz")]
+    #[case::another_slash("server:///grid5000/..\\x.tgz")]
+    #[case::query("server:///grid5000/x?y")]
+    #[case::line("server:///grid5000/x\n.tgz")]
+    #[case::directory("server:///grid5000/")]
+    fn a_path_that_does_not_lead_straight_down_is_refused(#[case] file: &str) {
+        assert!(server().on_web(file).unwrap_err().contains("none of them . or .."));
+    }
+
+    #[test]
+    fn all_of_the_server_may_be_on_the_web() {
+        let mut server = server();
+        server.files = [(ON_SERVER.to_owned(), "https://files.example/".to_owned())].into();
+        server.check("kadeploy").unwrap();
+        assert_eq!(server.on_web("server:///a/b").unwrap().as_deref(), Some("https://files.example/a/b"));
+    }
+
+    fn server() -> KadeployConfig {
+        let files = json!({
+            "server:///grid5000/": "https://files.example/g5k/",
+            "server:///grid5000/old/": "http://old.example/",
+        });
+        let server: KadeployConfig =
+            serde_json::from_value(json!({"url": "http://kadeploy:25300", "files": files})).unwrap();
+        server.check("kadeploy").unwrap();
+        server
     }
 }

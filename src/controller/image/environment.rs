@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::decide::pinned;
 use crate::{
-    api::{VmImage, image::ImageFormat},
+    api::{ANNOTATION_IMPORT, VmImage, image::ImageFormat},
+    config::ON_SERVER,
     driver::kadeploy::environment::{Environment, ImageKind},
     image::{BootPaths, Trouble, TroubleKind},
 };
@@ -59,9 +60,19 @@ pub(super) fn read(image: &VmImage) -> Result<Option<Environment>, Trouble> {
     }
     if source.http.is_none() && source.claim.is_none() && !is_address(&described.image.file) {
         let file = &described.image.file;
+        // of what a user describes the site's configuration says nothing
+        let site = source.site.as_ref().filter(|_| file.starts_with(ON_SERVER));
+        let setting = site.map(|site| {
+            let directory = file.rfind('/').map_or(file.as_str(), |slash| &file[..=slash]);
+            format!(
+                "; or have sites.{site}.kadeploy.files in the chart say where {directory} is on the web, and then set \
+                 the annotation {ANNOTATION_IMPORT} to another value"
+            )
+        });
         return refused(&format!(
             "its image.file {file:?} is no http or https address: put the file on a web server or a claim, and name it with \
-             http or claim, without digest beside them"
+             http or claim, without digest beside them{}",
+            setting.unwrap_or_default()
         ));
     }
     Ok(Some(described))
@@ -184,6 +195,8 @@ filesystem: ext4
     #[test]
     fn files_of_the_deployment_server_may_come_from_elsewhere() {
         let mut image = image("name: x\nimage: {file: 'server:///a.tgz', kind: tar}", &json!({}));
+        let refused = read(&image).unwrap_err();
+        assert!(!refused.message.contains("kadeploy.files"), "the description is the user's own: {refused}");
         let source = image.spec.source.environment.as_mut().unwrap();
         source.claim = serde_json::from_value(json!({"name": "images", "path": "a.tgz"})).unwrap();
         source.digest = None;

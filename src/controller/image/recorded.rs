@@ -1,9 +1,12 @@
 //! An environment that a site's deployment server has recorded, asked for with the account that the site's
 //! configuration gives the image's namespace, or that of a Secret there. Only looks.
+//!
+//! Where that configuration says where the server's files are on the web, the description that is kept has the address
+//! there, and says above what it was.
 
 use crate::{
     api::image::{EnvironmentSource, RecordedEnvironment},
-    config::Config,
+    config::{Config, KadeployConfig},
     controller::account,
     driver::{
         cluster::ClusterView,
@@ -62,13 +65,13 @@ async fn ask(
         let message = format!("site {site:?} is not configured; spec.source.environment.site may be: {known}");
         return Err(Looked::Wrong(Trouble::refused(TroubleKind::Site, message)));
     };
-    if settings.kadeploy.is_none() {
+    let Some(kadeploy) = &settings.kadeploy else {
         let message = format!(
             "site {site} has no deployment server in the operator's configuration (sites.{site}.kadeploy): give the \
              description of {name} instead of its name"
         );
         return Err(Looked::Wrong(Trouble::refused(TroubleKind::Site, message)));
-    }
+    };
     let account = match &source.credentials {
         Some(secret) => own(&secret.name, namespace, view).await?,
         None => account::configured(settings, namespace).ok_or_else(|| {
@@ -98,8 +101,33 @@ async fn ask(
         }
     };
     let server = deployers.account(site, &account).map_err(failed)?;
-    let found = server.describe(&name).await.map_err(failed)?;
-    recorded(found, &name).map_err(|trouble| Looked::Wrong(*trouble))
+    let mut found = server.describe(&name).await.map_err(failed)?;
+    let mut head = String::new();
+    // a file that the spec names itself comes from there
+    if source.http.is_none() && source.claim.is_none() {
+        head = put_on_web(&mut found, site, kadeploy).map_err(|why| {
+            let message = format!("environment {name} at site {site}: {why}");
+            Looked::Wrong(Trouble::refused(TroubleKind::Unusable, message))
+        })?;
+    }
+    recorded(found, &head, &name).map_err(|trouble| Looked::Wrong(*trouble))
+}
+
+/// Names the environment's file by its address on the web, if the site's configuration says it, and returns what is
+/// written above the description then.
+fn put_on_web(found: &mut Environment, site: &str, kadeploy: &KadeployConfig) -> Result<String, String> {
+    let file = &mut found.image.file;
+    let web = kadeploy.on_web(file).map_err(|why| {
+        format!(
+            "sites.{site}.kadeploy.files cannot say where image.file {file:?} is on the web, for {why}: put the file \
+             on a web server or a claim, and name it with http or claim in spec.source.environment, without digest \
+             beside them"
+        )
+    })?;
+    let Some(web) = web else { return Ok(String::new()) };
+    // plain names: it is one line
+    let was = std::mem::replace(file, web);
+    Ok(format!("# image.file was {was}; sites.{site}.kadeploy.files says where that is on the web\n"))
 }
 
 /// The account in a Secret.
@@ -110,10 +138,11 @@ async fn own(secret: &str, namespace: &str, view: &dyn ClusterView) -> Result<Cr
     read.map_err(|why| Looked::Wrong(Trouble::passing(TroubleKind::LoginMissing, why)))
 }
 
-fn recorded(found: Environment, name: &EnvironmentName) -> Result<RecordedEnvironment, Box<Trouble>> {
+fn recorded(found: Environment, head: &str, name: &EnvironmentName) -> Result<RecordedEnvironment, Box<Trouble>> {
     let refused =
         |why: &str| Box::new(Trouble::refused(TroubleKind::Unusable, format!("the description of {name} {why}")));
     let description = yaml::write(&found).map_err(|error| refused(&error.to_string()))?;
+    let description = format!("{head}{description}");
     if description.len() > LONGEST {
         return Err(refused(&format!("is longer than {LONGEST} bytes")));
     }

@@ -121,3 +121,55 @@ async fn the_account_may_be_one_of_the_namespaces_own() {
     let looked = look_up(&asked, "other", &config(), &cluster, &server).await;
     assert!(matches!(looked, Looked::Found(_)), "{looked:?}");
 }
+
+/// What is found of an environment with this file, where the site has some of its server's on the web.
+async fn looked(file: &str, more: Value) -> Looked {
+    let mut config = config();
+    let kadeploy = config.sites.get_mut("rennes").unwrap().kadeploy.as_mut().unwrap();
+    kadeploy.files = [("server:///grid5000/".to_owned(), "https://files.example/g5k/".to_owned())].into();
+    let server = FakeKadeploy::new(Clock::manual(Timestamp::UNIX_EPOCH), &[]);
+    let environment = json!({
+        "name": "std", "user": "deploy", "version": 1, "visibility": "public",
+        "image": {"file": file, "kind": "tar", "compression": "gzip"},
+    });
+    server.add_environment(serde_json::from_value(environment).unwrap());
+    let mut asked = json!({"site": "rennes", "name": "std"});
+    for (field, value) in more.as_object().unwrap() {
+        asked[field] = value.clone();
+    }
+    look_up(&source(asked), "team", &config, &cluster(), &given(server)).await
+}
+
+#[rstest]
+#[case::on_the_server("server:///grid5000/images/std.tgz", json!({}), Some("https://files.example/g5k/images/std.tgz"))]
+#[case::nobody_says("server:///home/std.tgz", json!({}), None)]
+#[case::on_the_web("https://mine.example/std.tgz", json!({}), None)]
+#[case::on_a_claim("server:///grid5000/std.tgz", json!({"claim": {"name": "images", "path": "std.tgz"}}), None)]
+#[case::the_users_own(
+    "server:///grid5000/../std.tgz",
+    json!({"http": {"url": "https://mine.example/std.tgz", "digest": "sha256:0"}}),
+    None
+)]
+#[tokio::test]
+async fn a_file_of_the_server_is_fetched_from_where_the_site_has_it_on_the_web(
+    #[case] file: &str,
+    #[case] more: Value,
+    #[case] web: Option<&str>,
+) {
+    let looked = looked(file, more).await;
+    let Looked::Found(found) = looked else { panic!("{looked:?}") };
+    let read = Environment::from_yaml(&found.description).unwrap();
+    assert_eq!(read.image.file, web.unwrap_or(file));
+    let was = format!("# image.file was {file}; sites.rennes.kadeploy.files says");
+    assert_eq!(found.description.starts_with(&was), web.is_some(), "{}", found.description);
+}
+
+#[tokio::test]
+async fn a_path_that_leads_upwards_is_none_on_the_web() {
+    let looked = looked("server:///grid5000/../etc/std.tgz", json!({})).await;
+    let Looked::Wrong(trouble) = looked else { panic!("{looked:?}") };
+    assert_eq!((trouble.kind, trouble.again), (TroubleKind::Unusable, false), "{trouble}");
+    for words in ["std at site rennes", "server:///grid5000/../etc/std.tgz", "none of them . or ..", "http or claim"] {
+        assert!(trouble.message.contains(words), "{trouble}");
+    }
+}
