@@ -371,18 +371,16 @@ impl Turn<'_> {
         self.record(result);
         let reason = trouble.kind.reason();
         let again = if self.kept { "importing again failed: " } else { "" };
+        let what = format!("{again}{}", trouble.message);
         let message = match wake {
-            Some(wait) => format!("{again}{}; tried again in {} s", trouble.message, wait.as_secs()),
-            None => format!("{again}{}", trouble.message),
+            Some(wait) => format!("{what}; tried again in {} s", wait.as_secs()),
+            None => what.clone(),
         };
-        self.show(if trouble.again {
-            Notice::Failed(reason, message.clone())
-        } else {
-            Notice::Refused(reason, message.clone())
-        });
+        self.show(if trouble.again { Notice::Failed(reason, message) } else { Notice::Refused(reason, message) });
         // of what is ready people hear once, and not at each try
         let told = self.kept && trouble.again && self.status.failures > 1;
-        let note = Note { warning: true, reason, message };
+        // each time in the same words, so that it is counted
+        let note = Note { warning: true, reason, message: what };
         Plan { note: (!told).then_some(note), ..self.plan(wake, why) }
     }
 

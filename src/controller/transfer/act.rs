@@ -99,7 +99,8 @@ fn report(context: &Arc<Context>, snapshot: &Arc<Snapshot>, said: &Report) {
             return;
         }
         for Said { action, reason, message } in said.events {
-            let event = EventRecord { about: snapshot.object_ref(&()), warning: false, reason, action, message };
+            let (about, action) = (snapshot.object_ref(&()), action.into());
+            let event = EventRecord { about, warning: false, reason, action, message };
             if let Err(error) = context.board.announce(&event).await {
                 tracing::warn!(snapshot = snapshot.metadata.name, %error, "failed to record an event");
             }

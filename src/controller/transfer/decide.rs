@@ -184,7 +184,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     /// What was done.
-    pub action: String,
+    pub action: &'static str,
     /// Why.
     pub reason: Reason,
     /// What happened, in a sentence.

@@ -475,14 +475,17 @@ fn freed_members_are_told_once_with_their_time() {
     let said = &plan.reports[0];
     let freed: Vec<_> = said.transfer.freed.iter().map(|freed| (freed.member, freed.at.0)).collect();
     assert_eq!(freed, [(1, before(5)), (0, before(2))], "in the order in which it came about");
-    let reasons: Vec<_> = said.events.iter().map(|event| (event.action.as_str(), event.reason)).collect();
+    let reasons: Vec<_> = said.events.iter().map(|event| (event.action, event.reason)).collect();
     let safe = Reason::MemberSafe;
-    assert_eq!(reasons, [("StoreMember0", safe), ("StoreMember1", safe), ("Store", Reason::Transferred)]);
+    assert_eq!(reasons, [("StoreMember", safe), ("StoreMember", safe), ("Store", Reason::Transferred)]);
+    let of = |event: &Said, member: u32| event.message.contains(&format!("of member {member} are in the repository"));
+    assert!(of(&said.events[0], 0) && of(&said.events[1], 1), "{said:?}");
     assert!(said.events[2].message.contains("10 s after the capture"), "{said:?}");
     // after a restart the object says what was told
     case.shown = Transfer { safe: vec![1], freed: said.transfer.freed[..1].to_vec(), ..Transfer::default() };
     let events = &decide(std::slice::from_ref(&case), now()).reports[0].events;
-    assert_eq!(events.iter().map(|event| event.action.as_str()).collect::<Vec<_>>(), ["StoreMember0", "Store"]);
+    assert_eq!(events.iter().map(|event| event.action).collect::<Vec<_>>(), ["StoreMember", "Store"]);
+    assert!(of(&events[0], 0), "{events:?}");
     // and what this process has written counts although the watch is late
     case.written = Some((before(9), said.transfer.clone()));
     assert_eq!(decide(&[case], now()).reports[0].events, []);

@@ -1,5 +1,5 @@
 //! The Kubernetes writes a controller makes ([`Cluster`]) and what it reads there ([`ClusterView`]); what only some use
-//! is apart: `importers`, `joins`, `transfers`.
+//! is apart: `importers`, `joins`, `transfers`; `events` are for people.
 //!
 //! Small traits, the kube client (`kube.rs`), a double in memory (`fake.rs`). Nothing here
 //! decides anything: every method is one idempotent write, or a read.

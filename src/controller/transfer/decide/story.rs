@@ -99,8 +99,7 @@ pub(super) fn events(case: &Case, transfer: &Transfer, now: Timestamp) -> Vec<Sa
     let safe = transfer.safe.iter().enumerate().filter(|(_, member)| !known.contains(*member));
     let mut said: Vec<Said> = safe
         .map(|(_, member)| Said {
-            // events of one action are taken for one that is repeated
-            action: format!("StoreMember{member}"),
+            action: "StoreMember",
             reason: Reason::MemberSafe,
             message: format!(
                 "all bytes of member {member} are in the repository ({} of {members} members)",
@@ -110,7 +109,7 @@ pub(super) fn events(case: &Case, transfer: &Transfer, now: Timestamp) -> Vec<Sa
         .collect();
     let free: BTreeSet<u32> = before.clone().flat_map(|transfer| &transfer.freed).map(|freed| freed.member).collect();
     said.extend(collect::held(transfer).filter(|(member, _)| !free.contains(member)).map(|(member, by)| Said {
-        action: format!("CollectMember{member}"),
+        action: "CollectMember",
         reason: Reason::MemberCollected,
         message: format!("all bytes of member {member} are with member {by}, which brings them to the repository"),
     }));
@@ -118,7 +117,7 @@ pub(super) fn events(case: &Case, transfer: &Transfer, now: Timestamp) -> Vec<Sa
     if transfer.state == TransferState::Published && before.all(|before| before.state != TransferState::Published) {
         let took = now.duration_since(case.taken_at).as_secs();
         said.push(Said {
-            action: "Store".into(),
+            action: "Store",
             reason: Reason::Transferred,
             message: format!(
                 "all {} bytes of {members} members are in the repository and were read back, {took} s after the capture",
