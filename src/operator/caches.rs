@@ -37,14 +37,13 @@ pub(super) struct Caches {
     pub(super) view: KubeView,
     /// How often jobs were killed.
     pub(super) history: History,
-    /// Wakes jobs.
-    pub(super) waker: Waker,
+    pub(super) job_waker: Waker,
     pub(super) job_wakes: Wakes<BestEffortJob>,
     pub(super) image_wakes: Wakes<VmImage>,
     pub(super) snapshot_wakes: Wakes<Snapshot>,
 }
 
-/// Who asks for certificates, and what wakes for each.
+/// What wakes for each request for a certificate, and the requests.
 pub(super) type Requests = (Wakes<CertificateSigningRequest>, Store<CertificateSigningRequest>);
 
 /// Starts all watches; returns once each has been filled. None if told to stop before.
@@ -55,17 +54,17 @@ pub(super) async fn start(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Option<Caches> {
-    let (waker, job_wakes) = wakes::<BestEffortJob>();
+    let (job_waker, job_wakes) = wakes::<BestEffortJob>();
     let (image_waker, image_wakes) = wakes::<VmImage>();
     let (snapshot_waker, snapshot_wakes) = wakes::<Snapshot>();
     let history = History::default();
     let (unread_jobs, unread_snapshots) = (Unread::default(), Unread::default());
     let starter = Starter { client, tasks, stop };
-    let jobs = starter.jobs(unread_jobs.clone(), waker.clone(), figures.clone(), history.clone());
-    let images = starter.images(image_waker, waker.clone(), jobs.clone());
+    let jobs = starter.jobs(unread_jobs.clone(), job_waker.clone(), figures.clone(), history.clone());
+    let images = starter.images(image_waker, job_waker.clone(), jobs.clone());
     let snapshots =
-        starter.snapshots(unread_snapshots.clone(), snapshot_waker, figures.clone(), waker.clone(), jobs.clone());
-    let agents = starter.agents(namespace, waker.clone());
+        starter.snapshots(unread_snapshots.clone(), snapshot_waker, figures.clone(), job_waker.clone(), jobs.clone());
+    let agents = starter.agents(namespace, job_waker.clone());
     let nodes = starter.nodes();
 
     let view = KubeView {
@@ -88,7 +87,7 @@ pub(super) async fn start(
         let _ = view.nodes.wait_until_ready().await;
     };
     tokio::select! {
-        () = filled => Some(Caches { view, history, waker, job_wakes, image_wakes, snapshot_wakes }),
+        () = filled => Some(Caches { view, history, job_waker, job_wakes, image_wakes, snapshot_wakes }),
         () = stop.cancelled() => None,
     }
 }
@@ -97,7 +96,7 @@ pub(super) async fn start(
 pub(super) fn requests(client: &Client, tasks: &TaskTracker, stop: &CancellationToken) -> Requests {
     let (waker, requests) = wakes();
     let starter = Starter { client, tasks, stop };
-    let (api, config) = (Api::all(client.clone()), everywhere());
+    let (api, config) = (Api::all(client.clone()), small_pages());
     let store = starter.watch(
         api,
         config,
@@ -114,8 +113,8 @@ fn wake(waker: &Waker, object: &impl Resource) {
     waker.name(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
 }
 
-/// Small pages: what a list takes while it is read is never given back altogether.
-fn everywhere() -> watcher::Config {
+/// What a list takes while it is read is never given back altogether.
+fn small_pages() -> watcher::Config {
     watcher::Config::default().page_size(100)
 }
 
@@ -158,7 +157,7 @@ impl Starter<'_> {
     fn jobs(&self, unread: Unread, waker: Waker, figures: Arc<Figures>, history: History) -> Store<BestEffortJob> {
         self.watch(
             all::<BestEffortJob>(self.client),
-            everywhere(),
+            small_pages(),
             unread,
             |_| {},
             move |job| {
@@ -173,7 +172,7 @@ impl Starter<'_> {
     fn images(&self, waker: Waker, job_waker: Waker, jobs: Store<BestEffortJob>) -> Store<VmImage> {
         self.watch(
             all::<VmImage>(self.client),
-            everywhere(),
+            small_pages(),
             Unread::default(),
             |_| {},
             move |image| {
@@ -194,7 +193,7 @@ impl Starter<'_> {
     ) -> Store<Snapshot> {
         self.watch(
             all::<Snapshot>(self.client),
-            everywhere(),
+            small_pages(),
             unread,
             |_| {},
             move |snapshot| {
@@ -211,7 +210,7 @@ impl Starter<'_> {
         let pods: Api<DeserializeGuard<Pod>> = Api::namespaced(self.client.clone(), namespace);
         self.watch(
             pods,
-            everywhere().labels(&format!("{LABEL_COMPONENT}=agent")),
+            small_pages().labels(&format!("{LABEL_COMPONENT}=agent")),
             Unread::default(),
             |_| {},
             move |pod| {
@@ -229,7 +228,7 @@ impl Starter<'_> {
                 status.images = None;
             }
         };
-        self.watch(Api::all(self.client.clone()), everywhere(), Unread::default(), lean, |_| {})
+        self.watch(Api::all(self.client.clone()), small_pages(), Unread::default(), lean, |_| {})
     }
 
     /// Keeps what a watch brings, and in `unread` what of it cannot be read; `lean` drops what nobody reads,

@@ -40,8 +40,8 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const UNSERVED: Duration = Duration::from_secs(30);
 
 impl Process {
-    /// Starts the controllers and what runs beside them; the sites that they talk to.
-    pub(super) fn start(
+    /// Starts the controllers and what runs beside them; gives the sites that they talk to.
+    pub(super) fn start_controllers(
         &self,
         epoch: u64,
         authority: &Arc<Authority>,
@@ -50,15 +50,15 @@ impl Process {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> anyhow::Result<Arc<SiteDirectory>> {
-        let Caches { view, history, waker, job_wakes, image_wakes, snapshot_wakes } = caches;
+        let Caches { view, history, job_waker, job_wakes, image_wakes, snapshot_wakes } = caches;
         let (jobs, view) = (view.jobs.clone(), Arc::new(view));
         let own = authority.issue(&Identity::Operator, self.clock.now(), LIFETIME)?;
         let repository = Arc::new(HttpRepository::new(&own, &self.config.repository)?);
         let agents = Arc::new(AgentsHttp::new(own, Some(epoch)));
         let cluster = Arc::new(KubeCluster::new(self.client.clone(), self.config.namespace.as_str(), None));
         let wake: Arc<dyn Fn(&JobUid) + Send + Sync> = {
-            let waker = waker.clone();
-            Arc::new(move |job| waker.uid(job))
+            let job_waker = job_waker.clone();
+            Arc::new(move |job| job_waker.uid(job))
         };
         let hub = Arc::new(AgentHub::new(agents.clone(), self.clock.clone()));
         let sites = Arc::new(SiteDirectory::new(self.config.sites.clone(), self.clock.clone(), wake.clone()));
@@ -85,18 +85,17 @@ impl Process {
             history,
             wake: wake.clone(),
         };
-        tasks.spawn(listen(hub, waker, stop.clone()));
+        tasks.spawn(listen(hub, job_waker, stop.clone()));
         tasks.spawn(self.runner(stop).run(job_wakes, jobs.clone(), Arc::new(job_context), job_pass));
+        tasks.spawn(accounts::keep(move || jobs.state(), view.clone(), cluster.clone(), stop.clone()));
+        let source = Source { view: view.clone(), repository: repository.clone(), store: repository.clone(), agents };
+        tasks.spawn(self.show(Arc::new(source), authority.clone(), stop.clone()));
         let others = Others { process: self, tasks, stop, cluster, view, repository, authority, memory, wake };
         others.images(image_wakes, deployers);
         others.snapshots(snapshot_wakes);
         if let Some(requests) = requests {
             others.joins(requests, joins);
         }
-        let Others { cluster, view, repository, .. } = others;
-        tasks.spawn(accounts::keep(move || jobs.state(), view.clone(), cluster, stop.clone()));
-        let source = Arc::new(Source { view, repository: repository.clone(), store: repository, agents });
-        tasks.spawn(self.show(source, authority.clone(), stop.clone()));
         Ok(sites)
     }
 
@@ -194,12 +193,12 @@ async fn job_pass(object: Arc<BestEffortJob>, context: Arc<job::Context>) -> Res
 }
 
 /// Lets what agents say lead to passes.
-async fn listen(hub: Arc<AgentHub>, waker: Waker, stop: CancellationToken) {
+async fn listen(hub: Arc<AgentHub>, job_waker: Waker, stop: CancellationToken) {
     let mut news = hub.subscribe();
     let wake = async {
         loop {
             match news.recv().await {
-                Ok(job) => waker.uid(&job),
+                Ok(job) => job_waker.uid(&job),
                 // those that were missed are visited at their next wake-up
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,

@@ -139,7 +139,7 @@ impl Process {
         let requests = join::is_needed(&self.config).then(|| caches::requests(&self.client, &tasks, &stop));
         self.readiness.ready(CACHES);
         let jobs = caches.view.jobs.clone();
-        let sites = self.start(epoch, &authority, caches, requests, &tasks, &stop)?;
+        let sites = self.start_controllers(epoch, &authority, caches, requests, &tasks, &stop)?;
         tasks.close();
         tracing::info!(epoch, "the controllers run");
 

@@ -327,9 +327,9 @@ fn a_workflow_that_broke_has_no_nodes_and_says_why() {
 
 #[test]
 fn where_the_workflow_is_forgotten_the_nodes_records_tell() {
-    let of = |recording: &str, source: &EnvironmentToDeploy, user: &str| {
+    let of = |recording: &str, environment: &EnvironmentToDeploy, user: &str| {
         let records = Records::from([("x".to_owned(), Some(read(&recorded(recording))))]);
-        match judge::lost(&hosts(&["x"]), &records, source, user).nodes.remove(&"x".into()) {
+        match judge::lost(&hosts(&["x"]), &records, environment, user).nodes.remove(&"x".into()) {
             Some(NodeState::Lost(remains)) => remains,
             other => panic!("{other:?}"),
         }

@@ -94,9 +94,9 @@ impl KadeployRest {
     }
 
     /// The environment of a request, as the server takes it.
-    async fn environment(&self, source: &EnvironmentToDeploy) -> Result<Value, KadeployError> {
-        let name = match source {
-            EnvironmentToDeploy::Inline(environment) => return inline(environment),
+    async fn environment(&self, environment: &EnvironmentToDeploy) -> Result<Value, KadeployError> {
+        let name = match environment {
+            EnvironmentToDeploy::Inline(description) => return inline(description),
             EnvironmentToDeploy::Recorded(name) => name,
         };
         // without a user it means one's own only, and the newest may change before the nodes are looked at

@@ -109,7 +109,7 @@ impl Chain {
         image.send_modify(|standing| {
             (standing.file, standing.have, standing.size) = (Some(Arc::new(reader)), have, Some(size));
         });
-        let (arriving, before) = self.by_taktuk(digest, arriving, image, progress).await?;
+        let (arriving, before) = self.take_by_taktuk(digest, arriving, image, progress).await?;
         let by_taktuk = arriving.have() - have;
         let mut course = Course {
             digest,
@@ -122,7 +122,9 @@ impl Chain {
             from_peers: 0,
             from_repository: 0,
         };
-        let Some(arriving) = self.rest(store, &before, arriving, &mut course, progress).await? else { return Ok(None) };
+        let Some(arriving) = self.fetch_rest(store, &before, arriving, &mut course, progress).await? else {
+            return Ok(None);
+        };
         let (peers, repository) = (course.from_peers, course.from_repository);
         if peers + repository > 0 {
             // its last source was not known for long enough, and those behind compare with what they know
@@ -144,7 +146,7 @@ impl Chain {
     }
 
     /// Takes what comes by TakTuk, and says who before this agent may be asked for the rest.
-    async fn by_taktuk(
+    async fn take_by_taktuk(
         &self,
         digest: &str,
         mut arriving: Arriving,
@@ -171,8 +173,8 @@ impl Chain {
         Ok((arriving, before))
     }
 
-    /// Fetches what lacks, from one source after another. None where the image can only be had as a whole.
-    async fn rest(
+    /// Fetches what is lacking, from one source after another. None where the image can only be had as a whole.
+    async fn fetch_rest(
         &self,
         store: &dyn ByteStore,
         before: &[MemberIndex],
@@ -207,9 +209,9 @@ impl Chain {
     }
 
     /// The file, if it is the image; shared, if any of it was fetched from the repository.
-    async fn proven(&self, digest: &str, arriving: Arriving, fetched: bool) -> Result<Proven, RepositoryError> {
+    async fn proven(&self, digest: &str, arriving: Arriving, from_repository: bool) -> Result<Proven, RepositoryError> {
         let path = arriving.path.clone();
-        let shared = self.shared.clone().filter(|_| fetched);
+        let shared = self.shared.clone().filter(|_| from_repository);
         let to_share = shared.map(|shared| Ok((shared, arriving.reader()?))).transpose();
         let to_share = to_share.map_err(|error| on_disk(&error))?;
         if let Some(proven) = arriving.proven(digest) {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    adopt::{Problem, Source, differences, wrong},
-    draft::Draft,
+    adopt::{Source, differences},
+    draft::{Draft, Problem, wrong},
     master::wanted,
 };
 use crate::{
@@ -149,7 +149,7 @@ impl<'a> Draft<'a> {
         if let Some(missing) = not_offered(spec, site, self.seen.setup.shared_images) {
             return wrong(Reason::NotSupported, missing);
         }
-        self.needed()?;
+        self.prerequisites()?;
         let problem = match source {
             Some(source) => self.no_network_of(source),
             None => self.no_network(),
@@ -164,7 +164,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The job's site, if its nodes have room for a guest.
+    /// The job's site, if it is configured and its nodes have room for a guest.
     fn site(&self) -> Result<&'a SiteSeen, Problem> {
         let spec = &self.job.spec;
         let Some(site) = &self.seen.site else {
@@ -197,8 +197,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Whether there is what else the job needs: a launch key, the environment, inputs.
-    fn needed(&mut self) -> Result<(), Problem> {
+    /// Whether all else that the job needs is there: a launch key, the environment, inputs.
+    fn prerequisites(&mut self) -> Result<(), Problem> {
         match &self.seen.launch_key {
             Fact::Absent | Fact::Known(Ok(())) => {}
             Fact::Known(Err(message)) => return wrong(Reason::CredentialsMissing, message.clone()),

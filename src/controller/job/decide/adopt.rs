@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::draft::Draft;
+use super::draft::{Draft, Problem, wrong};
 use crate::{
     api::{
         BestEffortJobSpec, JobPhase, Reason,
@@ -41,13 +41,6 @@ impl Source<'_> {
         let network = self.guests.network.as_ref()?;
         Some(NetworkStatus { subnet: network.subnet.to_string(), mtu: network.mtu, vni: 0, port: 0, way_in: None })
     }
-}
-
-/// Something is wrong; nothing: it is not known yet.
-pub(super) type Problem = Option<(Reason, String)>;
-
-pub(super) fn wrong<T>(reason: Reason, message: String) -> Result<T, Problem> {
-    Err(Some((reason, message)))
 }
 
 impl<'a> Draft<'a> {

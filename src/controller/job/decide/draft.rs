@@ -21,6 +21,13 @@ use crate::{
 /// The end of a slot that is given back is waited for this long before the deaths on it are written down.
 const TOGETHER: Duration = Duration::from_secs(15);
 
+/// Something is wrong; nothing: it is not known yet.
+pub(super) type Problem = Option<(Reason, String)>;
+
+pub(super) fn wrong<T>(reason: Reason, message: String) -> Result<T, Problem> {
+    Err(Some((reason, message)))
+}
+
 /// A plan in the making.
 pub(super) struct Draft<'a> {
     pub(super) job: &'a BestEffortJob,

@@ -2,7 +2,7 @@
 //!
 //! What leaves its slots is captured whatever the quota says.
 
-use super::draft::Draft;
+use super::draft::{Draft, Problem, wrong};
 use crate::{
     api::{Reason, job_status::ResolvedImage, snapshot::SnapshotReason},
     driver::Fact,
@@ -14,7 +14,7 @@ const MEASURED: usize = 5;
 
 impl Draft<'_> {
     /// What a job would need that is accepted, if that is more than its namespace may have. Nothing is known: none.
-    pub(super) fn no_room(&self, image: &ResolvedImage) -> Result<(), Option<(Reason, String)>> {
+    pub(super) fn no_room(&self, image: &ResolvedImage) -> Result<(), Problem> {
         let room = match &self.seen.room {
             Fact::Absent => return Ok(()),
             Fact::Known(room) => room,
@@ -37,7 +37,7 @@ impl Draft<'_> {
             roughly(room.limit),
             roughly(room.others())
         );
-        Err(Some((Reason::QuotaExceeded, message)))
+        wrong(Reason::QuotaExceeded, message)
     }
 
     /// Bytes that the next generation may bring.
