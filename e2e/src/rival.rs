@@ -8,6 +8,8 @@ use crate::testbed::{TestBed, VM_PROCESS, until};
 
 /// The user who submits it.
 const USER: &str = "bob";
+/// Its walltime is so much longer than it keeps its nodes: it looks at them first.
+const LOOKING: Duration = Duration::from_secs(600);
 
 /// A submitted normal job. It ends with this.
 pub struct Rival<'a> {
@@ -35,11 +37,12 @@ pub struct Found {
 }
 
 impl<'a> Rival<'a> {
-    /// Submits a job on these nodes that counts the processes of QEMU there, then keeps the nodes for some seconds.
+    /// Submits a job on these nodes that counts the processes of QEMU there, then keeps the nodes for so long. Its
+    /// walltime is ten minutes more.
     pub fn submit(bed: &'a TestBed, nodes: &[String], keep: Duration) -> Result<Self> {
         let names: Vec<String> = nodes.iter().map(|node| format!("'{node}'")).collect();
         let filter = format!("network_address in ({})", names.join(","));
-        let resources = format!("nodes={},walltime=0:10:0", nodes.len());
+        let resources = format!("nodes={},walltime={}", nodes.len(), hours(keep + LOOKING));
         let file = format!("rival-{:x}", jiff::Timestamp::now().as_millisecond());
         let script = format!(
             "for h in $(sort -u $OAR_NODEFILE); do echo $h $(date +%s) $(oarsh $h \"pgrep -c {VM_PROCESS}\"); done > {file}.new; \
@@ -66,6 +69,12 @@ impl<'a> Rival<'a> {
     }
 }
 
+/// A time as OAR takes it: hours, minutes and seconds.
+fn hours(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{}:{}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 /// Lines of node, time and count; no count means that pgrep's answer did not come.
 fn parse(text: &str) -> Result<Found> {
     let mut found = Found { began: u64::MAX, qemu: vec![] };
@@ -89,5 +98,11 @@ mod tests {
         assert_eq!(parse("node-1 10 0\nnode-2 9 1\n").unwrap().began, 9);
         assert!(parse("node-1 10\n").is_err());
         assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn a_walltime_has_hours_minutes_and_seconds() {
+        assert_eq!(hours(Duration::from_secs(601)), "0:10:1");
+        assert_eq!(hours(Duration::from_secs(2 * 3600 + 59 * 60)), "2:59:0");
     }
 }
