@@ -8,7 +8,7 @@ use vmdeploy::{api::LABEL_JOB_UID, names::JobUid};
 use crate::{
     job::Job,
     site,
-    testbed::{OAR_NODES, SERVICE_NODE, SYSTEM, TestBed},
+    testbed::{OAR_NODES, SERVICE_NODE, SYSTEM, TestBed, node},
 };
 
 /// Where the nodes hear each other's segments, as the chart has it.
@@ -38,9 +38,10 @@ pub async fn left(bed: &TestBed, job: &Job) -> Result<Vec<String>> {
         job.vnis().into_iter().map(segment).collect::<String>()
     );
     // the repository may leave something as well
-    for node in OAR_NODES.into_iter().chain([SERVICE_NODE]) {
-        let text = bed.run(&["node", node, "sh", "-c", &look])?;
-        left.extend(text.lines().map(|line| format!("node-{node}: {}", line.chars().take(160).collect::<String>())));
+    for number in OAR_NODES.into_iter().chain([SERVICE_NODE]) {
+        let text = bed.run(&["node", number, "sh", "-c", &look])?;
+        let name = node(number);
+        left.extend(text.lines().map(|line| format!("{name}: {}", line.chars().take(160).collect::<String>())));
     }
     Ok(left)
 }

@@ -113,8 +113,8 @@ impl Drop for Nodes {
     }
 }
 
-/// Bytes that travel as one through a shaped link, as through a card that cuts them into packets itself: what is larger
-/// than its burst the kernel cuts before, and then sixteen nodes want more of a machine than it has.
+/// Largest packet on a shaped link. `tbf` takes one within its burst (64 KiB at least, see `burst`) whole, as a card
+/// would that cuts it later; a larger one the kernel cuts itself, and sixteen nodes then need more than two cores.
 const WHOLE: u32 = 32 << 10;
 
 /// Bytes that an idle link takes at once: those of a hundredth of a second, within what the kernel needs for its clock

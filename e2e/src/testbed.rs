@@ -216,6 +216,11 @@ pub fn number(node: &str) -> Result<&str> {
     node.strip_prefix("node-").with_context(|| format!("{node} is not a node of the test bed"))
 }
 
+/// The name of the node that the script `testbed` takes by this number.
+pub fn node(number: &str) -> String {
+    format!("node-{number}")
+}
+
 /// A guest image that is served under an address, as a VmImage.
 fn image(name: &str, url: &str, directory: &Path) -> Result<VmImage> {
     let digests = digests(&directory.join("SHA256SUMS"))?;

@@ -15,8 +15,6 @@ const BAD: usize = 2;
 const SIZE: usize = 12 << 20;
 /// The image takes 2.5 s over it.
 const RATE: &str = "40mbit";
-/// Seconds that a link needs for the image.
-const OVER_A_LINK: f64 = SIZE as f64 * 8.0 / 40e6;
 /// Longest wait for what comes in a moment.
 const SOON: Duration = Duration::from_secs(60);
 /// Over such a link, 30 s.
@@ -125,7 +123,7 @@ fn between_two_switches_the_image_is_carried_once() -> Result<()> {
     let switches = ["a", "b", "a", "b", "a", "b"];
     let mut spread = Spread::on_two_switches(&std::env::temp_dir(), &switches, SIZE, RATE)?;
     // to the second switch, and back
-    let cross = |spread: &Spread| -> Result<([u64; 2], f64)> {
+    let cross = |spread: &Spread| -> Result<[u64; 2]> {
         spread.clear()?;
         let (before, begun) = (spread.nodes.crossed()?, Instant::now());
         let seconds = here(&mut spread.start_all()?, begun)?;
@@ -133,16 +131,14 @@ fn between_two_switches_the_image_is_carried_once() -> Result<()> {
         let (took, after) = (seconds.into_iter().fold(0.0, f64::max), spread.nodes.crossed()?);
         let crossed = [after[0] - before[0], after[1] - before[1]];
         eprintln!("all took {took:.1} s, and {crossed:?} bytes crossed{}", spread.story()?);
-        Ok((crossed, took))
+        Ok(crossed)
     };
-    let ([there, back], took) = cross(&spread)?;
+    let [there, back] = cross(&spread)?;
     ensure!((SIZE as u64..SIZE as u64 * 3 / 2).contains(&there), "{there} bytes to the second switch");
     ensure!(back < SIZE as u64 / 4, "{back} bytes back to the first");
-    // it takes little longer than over one link; the rest is for a machine that is not fast
-    ensure!(took < 8.0 * OVER_A_LINK, "{took}");
     // by their numbers alone each is fed from the other switch: three times there, and twice back
     spread.forget_switches();
-    let ([there, back], _) = cross(&spread)?;
+    let [there, back] = cross(&spread)?;
     ensure!(there + back > SIZE as u64 * 2, "{there} bytes there and {back} back, whatever the order");
     Ok(())
 }

@@ -15,6 +15,7 @@ use e2e::{
     job::{Job, nodes, slot_ids},
     rival::{Found, Rival},
     site::OarJob,
+    testbed::node,
     ticks::{Continuity, continuity},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase};
@@ -96,7 +97,7 @@ async fn watch(bed: &TestBed, job: &Job, args: &Args) -> Result<Seen> {
                 seen.first_slot = slot_ids(&object).pop();
                 seen.stored_before = status.snapshots.last_stored;
                 ensure!(!nodes(&object).is_empty(), "running, but on no node");
-                let all: Vec<String> = (1..=args.nodes).map(|n| format!("node-{n}")).collect();
+                let all: Vec<String> = (1..=args.nodes).map(|n| node(&n.to_string())).collect();
                 let other = Rival::submit(bed, &all, Duration::from_secs(5))?;
                 println!(
                     "{:6.1} s   bob submits job {}, which takes all {} nodes",

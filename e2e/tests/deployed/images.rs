@@ -1,4 +1,5 @@
-//! An environment that the deployment server has becomes an image by its name, and a job runs from it.
+//! An environment that the deployment server has becomes an image by its name, and a job runs from it. A newer one is
+//! imported when somebody asks for it; no job runs from that one here.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -33,7 +34,8 @@ async fn record(environment: &Environment, (url, directory): (&str, &Path), vers
     fs::remove_file(archive)?;
     let description = json!({"environment": {
         "name": NAME, "version": version, "description": "a small system", "author": "somebody@example.org",
-        "visibility": "private", "os": "linux", "image": {"file": format!("{url}/{file}"), "kind": "tar", "compression": "gzip"},
+        "visibility": "private", "os": "linux",
+        "image": {"file": format!("{url}/{file}"), "kind": "tar", "compression": "gzip"},
         "boot": {"kernel": "/vmlinuz", "initrd": "/initrd.img"}, "filesystem": "ext4", "partition_type": 131,
     }});
     asked(Method::POST, "environments", USER, Some(&description)).await.map(drop)
@@ -49,7 +51,8 @@ async fn forget() -> Result<()> {
     Ok(())
 }
 
-/// The version of the environment that an image is made of, or was when it was last looked for.
+/// The version that the server named when it was last asked; while that is imported, the image is still of the one
+/// before.
 fn version(status: &VmImageStatus) -> Option<u64> {
     status.pinned.as_ref()?.environment.as_ref()?.version
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::Counting,
-    testbed::{SERVICE_NODE, until},
+    testbed::{SERVICE_NODE, node, until},
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -49,7 +49,7 @@ pub(crate) fn job(counting: &Counting, deploy: &str) -> Result<BestEffortJob> {
 pub(crate) async fn joined(bed: &Turn) -> Result<Vec<String>> {
     let nodes: Api<Node> = Api::all(bed.client.clone());
     let all = nodes.list(&ListParams::default()).await?;
-    let service = format!("node-{SERVICE_NODE}");
+    let service = node(SERVICE_NODE);
     Ok(all.iter().map(Node::name_any).filter(|name| *name != service).collect())
 }
 

@@ -3,6 +3,7 @@
 
 use std::{env, process::Command, time::Duration};
 
+use e2e::testbed::number;
 use vmdeploy::driver::kadeploy::{
     DeployRequest, EnvironmentToDeploy, KadeployError, NodeState, Observation, Remains, WorkflowId,
     contract::World as _,
@@ -86,13 +87,13 @@ async fn a_deploy_job_gives_rights_and_takes_them_with_the_machines() {
     assert!(seen.nodes.values().all(|state| *state == NodeState::Deployed), "{seen:?}");
     server.server().forget(&id).await.unwrap();
     for node in &server.nodes {
-        let first = testbed(&["node", node.strip_prefix("node-").unwrap(), "cat", "/proc/1/cmdline"]);
+        let first = testbed(&["node", number(node).unwrap(), "cat", "/proc/1/cmdline"]);
         assert!(first.contains("/sbin/init"), "{first}");
     }
     // no kubelet starts without a token; it would soon
     tokio::time::sleep(Duration::from_secs(5)).await;
     for node in &server.nodes {
-        let kubelet = testbed(&["node", node.strip_prefix("node-").unwrap(), "sh", "-c", "pgrep -c kube || true"]);
+        let kubelet = testbed(&["node", number(node).unwrap(), "sh", "-c", "pgrep -c kube || true"]);
         assert_eq!(kubelet, "0", "it joins without a token");
     }
 
@@ -106,7 +107,7 @@ async fn a_deploy_job_gives_rights_and_takes_them_with_the_machines() {
     // what was deployed is gone, and OAR has its nodes again
     until(&server, "OAR's own system is back", || {
         let sql = "SELECT count(*) FROM resources WHERE state <> 'Alive'";
-        let first = |node: &String| testbed(&["node", node.strip_prefix("node-").unwrap(), "cat", "/proc/1/cmdline"]);
+        let first = |node: &String| testbed(&["node", number(node).unwrap(), "cat", "/proc/1/cmdline"]);
         state() == "Error" && testbed(&["sql", sql]) == "0" && server.nodes.iter().all(|n| first(n).contains("sshd"))
     })
     .await;
