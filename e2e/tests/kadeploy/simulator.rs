@@ -36,8 +36,14 @@ pub(crate) struct Simulator {
 impl Simulator {
     pub(crate) fn start() -> Self {
         let simulator = Self::with(&USUAL);
-        fs::write(simulator.files().join("hv.tgz"), "an image").unwrap();
+        simulator.spoil(false);
         simulator
+    }
+
+    /// Makes the image of its environment another one, or the first again.
+    pub(crate) fn spoil(&self, spoilt: bool) {
+        let image = if spoilt { "another image" } else { "an image" };
+        fs::write(self.files().join("hv.tgz"), image).unwrap();
     }
 
     /// One with these clusters, accounts and times.

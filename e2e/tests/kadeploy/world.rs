@@ -266,6 +266,10 @@ impl World for Server {
                 self.simulator.iter().for_each(|simulator| simulator.break_node(&node.0, broken));
                 self.simulator.is_some()
             }
+            Power::Spoil(spoilt) => {
+                self.simulator.iter().for_each(|simulator| simulator.spoil(spoilt));
+                self.simulator.is_some()
+            }
             Power::Restart => {
                 self.simulator.iter().for_each(Simulator::restart);
                 self.simulator.is_some()

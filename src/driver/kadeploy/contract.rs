@@ -20,6 +20,8 @@ pub enum Power<'a> {
     Revoke(&'a NodeName),
     /// Makes deployments of a node fail, or no longer.
     Break(&'a NodeName, bool),
+    /// Makes the environment's image another one than was recorded, or the same again.
+    Spoil(bool),
     /// Kills the server and starts it again.
     Restart,
 }
@@ -48,6 +50,7 @@ pub async fn holds(world: &dyn World) {
     a_cancelled_deployment_leaves_its_nodes_aborted(world).await;
     nodes_of_another_workflow_are_left_out(world).await;
     a_node_fails_and_the_other_does_not(world).await;
+    a_workflow_breaks_on_its_environment(world).await;
     rights_are_taken_away_in_the_middle(world).await;
     a_server_forgets_its_workflows(world).await;
 }
@@ -186,6 +189,24 @@ pub(super) async fn a_node_fails_and_the_other_does_not(world: &dyn World) {
     assert!(!reason.is_empty());
     world.server().forget(&id).await.unwrap();
     world.use_power(Power::Break(&nodes[1], false)).await;
+}
+
+async fn a_workflow_breaks_on_its_environment(world: &dyn World) {
+    if !world.use_power(Power::Spoil(true)).await {
+        return;
+    }
+    let id = world.server().deploy(&request(world)).await.unwrap();
+    let seen = until_done(world, &id).await;
+    let refused = |state: &NodeState| matches!(state, NodeState::Broke(KadeployError::Refused(_)));
+    assert!(seen.nodes.values().all(refused), "{seen:?}");
+    let list = world.server().workflows().await.unwrap();
+    assert!(list.iter().any(|workflow| workflow.id == id && workflow.done && workflow.nodes.is_empty()), "{list:?}");
+    world.server().forget(&id).await.unwrap();
+    world.use_power(Power::Spoil(false)).await;
+    let id = world.server().deploy(&request(world)).await.unwrap();
+    let seen = until_done(world, &id).await;
+    assert!(all(&seen, &NodeState::Deployed), "{seen:?}");
+    world.server().forget(&id).await.unwrap();
 }
 
 async fn rights_are_taken_away_in_the_middle(world: &dyn World) {

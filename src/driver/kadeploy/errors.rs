@@ -54,6 +54,12 @@ pub(super) fn classify(status: u16, code: Option<u32>, body: &[u8]) -> Refusal {
     })
 }
 
+/// Whether what a code means is no matter of nodes: the server's configuration, what it knows of files and their way to
+/// it, descriptions of environments, and what goes wrong within it.
+pub(super) fn is_of_no_node(code: u32) -> bool {
+    matches!(code, 0 | 3 | 5 | 7 | 15 | 20..=22)
+}
+
 /// What the code of a refusal means, or of a workflow that broke.
 pub(super) fn of_code(code: u32, text: String) -> KadeployError {
     match code {

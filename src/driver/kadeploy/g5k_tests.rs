@@ -291,7 +291,7 @@ impl World for Rennes {
             Power::Break(node, false) => {
                 site.broken.remove(&node.0);
             }
-            Power::Restart => return false,
+            Power::Spoil(_) | Power::Restart => return false,
         }
         true
     }

@@ -309,7 +309,7 @@ fn a_workflow_that_broke_has_no_nodes_and_says_why() {
         assert!(poll.done && poll.error && poll.nodes.is_none(), "{name}");
     }
     let node = hosts(&["node-1.test"]);
-    for (name, reason) in [
+    for (name, error) in [
         ("fail_gone_error", Some("Invalid file -- Unable to grab the file /srv/kadeploy/img/gone.tgz")),
         ("fail_changed_error", Some("Invalid file -- Checksum of the file")),
         ("dep_same_nodes_error", None),
@@ -317,11 +317,30 @@ fn a_workflow_that_broke_has_no_nodes_and_says_why() {
     ] {
         let reply = recorded(name);
         let seen = judge::broken(&node, reply.code, &String::from_utf8_lossy(&reply.body));
-        match (&seen.nodes[&"node-1.test".into()], reason) {
+        match (&seen.nodes[&"node-1.test".into()], error) {
             (NodeState::Discarded, None) => {}
-            (NodeState::Failed { reason }, Some(start)) => assert!(reason.starts_with(start), "{reason}"),
+            (NodeState::Broke(KadeployError::Refused(text)), Some(start)) => assert!(text.starts_with(start), "{text}"),
             (other, _) => panic!("{name}: {other:?}"),
         }
+    }
+}
+
+/// Codes of the server's configuration, of files and descriptions, and of what goes wrong within it. All others, also
+/// those that nobody knows, may be of nodes.
+#[test]
+fn some_codes_of_a_workflow_that_broke_say_nothing_of_its_nodes() {
+    let node = hosts(&["node-1.test"]);
+    for code in (0..40).map(Some).chain([None]) {
+        let why = || "why".to_owned();
+        let wanted = match code {
+            Some(0) => NodeState::Broke(KadeployError::Configuration(why())),
+            Some(3 | 5 | 7) => NodeState::Broke(KadeployError::Refused(why())),
+            Some(14) => NodeState::Discarded,
+            Some(15 | 20..=22) => NodeState::Broke(KadeployError::Unreachable(why())),
+            _ => NodeState::Failed { reason: why() },
+        };
+        let seen = judge::broken(&node, code, "why");
+        assert_eq!((seen.done, &seen.nodes[&"node-1.test".into()]), (true, &wanted), "{code:?}");
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    EnvironmentName, EnvironmentToDeploy, NodeState, Observation, Remains,
+    EnvironmentName, EnvironmentToDeploy, NodeState, Observation, Remains, errors,
     wire::{Named, Record, Split, State, Step},
 };
 use crate::names::NodeName;
@@ -47,10 +47,11 @@ pub(super) fn over(hosts: &Hosts, split: &Split, state: &State) -> Observation {
     Observation { done: true, nodes: hosts.iter().map(|(node, host)| (node.clone(), of(host))).collect() }
 }
 
-/// When the workflow itself broke, with this code and text.
+/// When the workflow itself broke, with this code and text. What may be of nodes is put down to each of them.
 pub(super) fn broken(hosts: &Hosts, code: Option<u32>, text: &str) -> Observation {
     let state = match code {
         Some(ALL_DISCARDED) => NodeState::Discarded,
+        Some(code) if errors::is_of_no_node(code) => NodeState::Broke(errors::of_code(code, bounded(text))),
         _ => NodeState::Failed { reason: bounded(text) },
     };
     Observation { done: true, nodes: hosts.keys().map(|node| (node.clone(), state.clone())).collect() }

@@ -147,6 +147,9 @@ pub enum NodeState {
     },
     /// Left out of the workflow, because another operation had it: nothing of ours was done to it.
     Discarded,
+    /// The workflow broke, and not by the node: the server is in trouble ([`KadeployError::Unreachable`]), or, with any
+    /// other error, it would refuse the same request.
+    Broke(KadeployError),
     /// The server does not know the workflow (any more); this is what its record of the node says.
     Lost(Remains),
 }

@@ -135,15 +135,19 @@ async fn a_workflow_of_which_no_node_is_left_did_nothing() {
 }
 
 #[tokio::test]
-async fn a_workflow_that_broke_and_does_not_say_why_has_failed() {
+async fn a_workflow_that_broke_says_so_of_its_file_and_has_failed_where_it_does_not_say_why() {
     let broken = WorkflowId("D-7c70cd42-5e0b-4a8e-925e-4b479608ba35".into());
-    let server =
-        Replay::start(|line| recorded(if line.ends_with("/error") { "dep_error_done" } else { "fail_gone_poll" }))
-            .await;
-    let client = connect(&server.site(""), &alice()).unwrap();
-    let seen = client.observe(&broken, &nodes(), &hv()).await.unwrap();
-    let failed = NodeState::Failed { reason: "the server does not say why".into() };
-    assert!(seen.done && seen.nodes.values().all(|state| *state == failed), "{seen:?}");
+    let gone = "Invalid file -- Unable to grab the file /srv/kadeploy/img/gone.tgz";
+    for (error, wanted) in [
+        ("fail_gone_error", NodeState::Broke(KadeployError::Refused(gone.into()))),
+        ("dep_error_done", NodeState::Failed { reason: "the server does not say why".into() }),
+    ] {
+        let server =
+            Replay::start(move |line| recorded(if line.ends_with("/error") { error } else { "fail_gone_poll" })).await;
+        let client = connect(&server.site(""), &alice()).unwrap();
+        let seen = client.observe(&broken, &nodes(), &hv()).await.unwrap();
+        assert!(seen.done && seen.nodes.values().all(|state| *state == wanted), "{seen:?}");
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,10 @@ use super::super::{World, job, nodes::Body};
 use crate::{
     api::{BestEffortJob, JobPhase},
     driver::{
-        kadeploy::fake::{Fault, Outage},
+        kadeploy::{
+            KadeployError,
+            fake::{Fault, Outage},
+        },
         site::End,
     },
     names::{NodeName, SlotId},
@@ -85,6 +88,8 @@ async fn a12_a_slot_that_is_taken_without_a_word_doubles_no_machine() {
 #[case::replies_are_lost("replies")]
 #[case::another_operation_has_a_node("busy")]
 #[case::rights_come_late("late")]
+#[case::its_image_is_another_one_for_a_while("image")]
+#[case::the_server_is_in_trouble_for_a_while("trouble")]
 #[case::the_slot_is_taken_in_the_middle("killed")]
 #[tokio::test(start_paused = true)]
 async fn what_goes_wrong_with_deployments_is_survived(#[case] what: &str) {
@@ -96,6 +101,8 @@ async fn what_goes_wrong_with_deployments_is_survived(#[case] what: &str) {
         "replies" => world.kadeploy.set_outage(Outage::RepliesLost),
         "busy" => world.kadeploy.set_busy(&node, true),
         "late" => world.bare_nodes.as_mut().unwrap().late = 60,
+        "image" => world.kadeploy.set_breaking(Some(KadeployError::Refused("does not match".into()))),
+        "trouble" => world.kadeploy.set_breaking(Some(KadeployError::Unreachable("Database issue".into()))),
         _ => {}
     }
     world.cluster.put_job(deployed(2));
@@ -109,15 +116,17 @@ async fn what_goes_wrong_with_deployments_is_survived(#[case] what: &str) {
         _ => {}
     }
     world.pass(40).await;
+    world.kadeploy.set_breaking(None);
     world.kadeploy.set_outage(Outage::None);
     world.kadeploy.set_busy(&node, false);
     world.until_phase(1800, JobPhase::Succeeded).await;
     let status = world.status();
     assert_eq!((status.failures, status.kills.failed), (0, 0), "{}", world.story());
+    assert!(status.unfit.is_empty() || what == "node", "{:?}: {}", status.unfit, world.story());
     let begun = world.kadeploy.begun();
     let expected = match what {
-        // three times in vain, and the other slot's
-        "node" => 4,
+        // three times in vain, and the other slot's; or until it is mended
+        "node" | "image" | "trouble" => 4,
         "restart" | "busy" | "killed" => 2,
         _ => 1,
     };

@@ -3,8 +3,9 @@
 //! Each slot has its own workflows, one after the other. The number of a workflow is in the status before it is asked
 //! for; where the answer was lost, the server's own list is looked through before it is asked for again. A request too
 //! many does no harm: nodes that a workflow is at work on are left out of it. Some nodes may fail where others do not:
-//! only those are asked for again, a bounded number of times, and then their slot is given back. What the slot's end
-//! proves of them: nothing (safety A12).
+//! only those are asked for again, a bounded number of times, and then their slot is given back. What the server
+//! refuses gives it back at once and is said, whether it does so before or in the middle: that is no node's fault. What
+//! the slot's end proves of them: nothing (safety A12).
 
 use std::time::Duration;
 
@@ -151,10 +152,7 @@ impl Draft<'_> {
             None => None,
             Some(workflow) => match &workflow.id {
                 None => self.learn_id(slot, deployment, workflow, seen),
-                Some(id) => {
-                    self.look(slot, deployment, &WorkflowId(id.clone()), seen);
-                    None
-                }
+                Some(id) => self.look(slot, deployment, &WorkflowId(id.clone()), seen),
             },
         };
         if let Some((reason, why)) = refused {
@@ -255,10 +253,17 @@ impl Draft<'_> {
         deployment.workflow = Some(WorkflowStatus { id: Some(id.0.clone()), ..workflow });
     }
 
-    /// Takes in how the nodes stand of a workflow that is over.
-    fn look(&mut self, slot: &SlotStatus, deployment: &mut DeploymentStatus, id: &WorkflowId, seen: &DeploymentSeen) {
-        let Some(stand) = seen.observation.as_ref().filter(|stand| stand.done) else { return };
-        let (now, mut idle) = (self.time(), true);
+    /// Takes in how the nodes stand of a workflow that is over. What stands against another one for good, if it broke
+    /// by that: the same as if the server had refused it.
+    fn look(
+        &mut self,
+        slot: &SlotStatus,
+        deployment: &mut DeploymentStatus,
+        id: &WorkflowId,
+        seen: &DeploymentSeen,
+    ) -> Option<(Reason, String)> {
+        let stand = seen.observation.as_ref().filter(|stand| stand.done)?;
+        let (now, mut idle, mut against) = (self.time(), true, None);
         for node in deployment.nodes.iter_mut().filter(|node| node.state == DeploymentState::Deploying) {
             // what is not the node's fault does not count: what is so now is told by the answer to the next request
             let (failed, error) = match stand.nodes.get(&NodeName(node.node.clone())) {
@@ -274,6 +279,13 @@ impl Draft<'_> {
                 Some(NodeState::Lost(Remains::Other(word))) => {
                     (false, Some(format!("the deployment server has forgotten its workflow, and says of it: {word}")))
                 }
+                Some(NodeState::Broke(KadeployError::Unreachable(text))) => {
+                    (false, Some(format!("the deployment server is in trouble: {text}")))
+                }
+                Some(NodeState::Broke(error)) => {
+                    against = Some((Reason::DeploymentRefused, error.to_string()));
+                    (false, Some(error.to_string()))
+                }
                 Some(NodeState::Discarded | NodeState::Working { .. }) | None => {
                     (false, Some("another operation of the deployment server has it".into()))
                 }
@@ -287,6 +299,7 @@ impl Draft<'_> {
         deployment.fruitless = if idle { deployment.fruitless.saturating_add(1) } else { 0 };
         deployment.not_before = Some(Time(after(self.now, PAUSE.full(deployment.fruitless))));
         self.effect(Effect::ForgetWorkflow { slot: slot.id.clone().into(), id: id.clone() });
+        against
     }
 
     /// Gives up nodes that have failed too often or do not come to the cluster.

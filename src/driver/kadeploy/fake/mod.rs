@@ -1,7 +1,7 @@
 //! A deployment server in memory, on a [`Clock`]: for simulated time, and held to the same contract as the client.
 //!
 //! Everything that goes wrong with deployments is a method here: rights that come late or go in the middle, nodes that
-//! fail, hang or are left out, a server that dies, lost replies.
+//! fail, hang or are left out, workflows that break, a server that dies, lost replies.
 
 mod server;
 #[cfg(test)]
@@ -81,6 +81,11 @@ impl FakeKadeploy {
     /// Gives a node to somebody's operation, so that it is left out of deployments, or back.
     pub fn set_busy(&self, node: &NodeName, busy: bool) {
         self.state().0.set_busy(node, busy);
+    }
+
+    /// Sets what workflows break by that begin from now on, if they do; their nodes are not touched.
+    pub fn set_breaking(&self, error: Option<KadeployError>) {
+        self.state().0.breaking = error;
     }
 
     /// Sets what does not work.

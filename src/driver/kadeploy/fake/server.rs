@@ -40,6 +40,7 @@ struct Running {
     environment: EnvironmentToDeploy,
     started: Timestamp,
     ends: Timestamp,
+    breaks: Option<KadeployError>,
     settled: bool,
 }
 
@@ -47,6 +48,7 @@ struct Running {
 pub(super) struct Server {
     pub(super) length: Duration,
     pub(super) environments: Vec<Environment>,
+    pub(super) breaking: Option<KadeployError>,
     nodes: BTreeMap<NodeName, Node>,
     workflows: BTreeMap<WorkflowId, Running>,
     begun: u64,
@@ -55,7 +57,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(nodes: &[&str], length: Duration) -> Self {
         let nodes = nodes.iter().map(|name| (NodeName::from(*name), Node::default())).collect();
-        Self { length, environments: Vec::new(), nodes, workflows: BTreeMap::new(), begun: 0 }
+        Self { length, environments: Vec::new(), breaking: None, nodes, workflows: BTreeMap::new(), begun: 0 }
     }
 
     pub(super) fn set_fault(&mut self, node: &NodeName, fault: Option<Fault>) {
@@ -144,6 +146,7 @@ impl Server {
             environment: request.environment.clone(),
             started: now,
             ends: now + longest,
+            breaks: self.breaking.clone(),
             settled: false,
         };
         self.workflows.insert(id.clone(), running);
@@ -158,7 +161,7 @@ impl Server {
         };
         let workflow = |(id, running): (&WorkflowId, &Running)| Workflow {
             id: id.clone(),
-            nodes: running.nodes.clone(),
+            nodes: if running.settled && running.breaks.is_some() { Vec::new() } else { running.nodes.clone() },
             environment: environment(running),
             done: running.settled,
             started: Some(running.started),
@@ -179,12 +182,13 @@ impl Server {
             return Observation { done: true, nodes: nodes.iter().map(lost).collect() };
         };
         let state = |node: &NodeName| {
-            let state = match self.nodes.get(node).and_then(|node| node.fault.as_ref()) {
+            let state = match (&running.breaks, self.nodes.get(node).and_then(|node| node.fault.as_ref())) {
                 _ if running.discarded.contains(node) || !running.nodes.contains(node) => NodeState::Discarded,
                 _ if !running.settled => NodeState::Working { step: self.step(running, now) },
-                Some(Fault::Fails(reason)) => NodeState::Failed { reason: reason.clone() },
-                Some(Fault::Hangs) => NodeState::Failed { reason: "Unreachable after the reboot".into() },
-                None => NodeState::Deployed,
+                (Some(error), _) => NodeState::Broke(error.clone()),
+                (None, Some(Fault::Fails(reason))) => NodeState::Failed { reason: reason.clone() },
+                (None, Some(Fault::Hangs)) => NodeState::Failed { reason: "Unreachable after the reboot".into() },
+                (None, None) => NodeState::Deployed,
             };
             (node.clone(), state)
         };
@@ -217,12 +221,17 @@ impl Server {
         let mut ends = Vec::new();
         for running in over {
             running.settled = true;
-            ends.extend(running.nodes.iter().map(|node| (node.clone(), running.ends)));
+            ends.extend(running.nodes.iter().map(|node| (node.clone(), running.ends, running.breaks.is_some())));
         }
-        for (node, at) in ends {
+        for (node, at, broke) in ends {
             let failed = self.nodes[&node].fault.is_some();
             let environment = self.nodes[&node].record.as_ref().and_then(|record| record.environment.clone());
-            self.record(&node, if failed { "deploy_failed" } else { "deployed" }, environment, at);
+            let (word, environment) = match (broke, failed) {
+                (true, _) => ("aborted", None),
+                (false, true) => ("deploy_failed", environment),
+                (false, false) => ("deployed", environment),
+            };
+            self.record(&node, word, environment, at);
         }
     }
 

@@ -32,6 +32,9 @@ impl World for Fake {
             Power::Break(node, broken) => {
                 self.server.set_fault(node, broken.then(|| Fault::Fails("no kernel".into())));
             }
+            Power::Spoil(spoilt) => {
+                self.server.set_breaking(spoilt.then(|| KadeployError::Refused("the checksum does not match".into())));
+            }
             Power::Restart => self.server.restart(),
         }
         true

@@ -445,17 +445,29 @@ fn c_mistakes_are_said_before_any_slot_is_asked_for() {
     assert!(life.effects("SubmitSlots").is_empty());
 }
 
-#[test]
-fn a_server_that_refuses_for_good_costs_the_slot_and_says_why() {
+/// The same, whether it is found out before or in the middle.
+#[rstest]
+#[case::of_the_request(false)]
+#[case::of_the_workflow(true)]
+fn what_a_server_refuses_for_good_costs_the_slot_and_is_said(#[case] begun: bool) {
     let mut life = deployed(1, Deploy::IfMissing);
-    life.server.refuses = vec![KadeployError::Refused("the partition is not there".into())];
+    let error = KadeployError::Refused("Checksum of the file does not match".into());
+    if begun {
+        life.server.outcomes.insert("node-1".into(), vec![NodeState::Broke(error)]);
+    } else {
+        life.server.refuses = vec![error];
+    }
     life.run(4);
-    let retry = life.status().retry.unwrap();
-    assert_eq!(retry.reason, Reason::DeploymentRefused);
-    assert!(retry.message.contains("the partition is not there"), "{retry:?}");
-    assert!(life.message("Stalled").contains("the partition is not there"), "a person must act");
+    let said = "the deployment server refused the request: Checksum of the file does not match";
+    assert_eq!(life.told(Reason::DeploymentRefused), [said]);
+    assert_eq!(life.message("Stalled"), format!("True DeploymentRefused: {said}"), "a person must act");
     assert!(life.status().unfit.is_empty(), "that is no fault of the node");
+    assert_eq!(life.effects("ForgetWorkflow").len(), usize::from(begun));
+    let counted = life.status().slots.into_iter().filter_map(|slot| slot.deployment).flat_map(|it| it.nodes);
+    assert_eq!(counted.map(|node| node.failures).sum::<u32>(), 0);
     life.run(60);
+    let avoids = |effect: &&Effect| matches!(effect, Effect::SubmitSlots { request, .. } if !request.avoid.is_empty());
+    assert!(!life.effects("SubmitSlots").iter().any(avoids));
     assert_eq!((life.phase(), life.message("Stalled").as_str()), (JobPhase::Running, ""), "{:?}", life.whys);
 }
 
@@ -551,16 +563,36 @@ fn a_slot_whose_workflow_cannot_be_cancelled_goes_all_the_same() {
 fn a_node_that_another_operation_has_is_asked_for_less_and_less_often() {
     let mut life = deployed(1, Deploy::IfMissing);
     life.server.outcomes.insert("node-1".into(), vec![NodeState::Discarded; 100]);
-    for _ in 0..600 {
-        life.run(1);
-        let slot = life.status().slots[0].clone();
-        if slot.deployment.and_then(|it| it.workflow).is_some_and(|workflow| workflow.id.is_none()) {
-            // nothing but the list is known of a number that was not asked for yet
-            let seen = DeploymentSeen { workflows: Some((life.now, Vec::new())), ..DeploymentSeen::default() };
-            life.seen.deployments.insert(slot.id, seen);
-        }
-    }
+    run_with_an_empty_list(&mut life, 600);
     let begun = orders(&life).len();
     assert!((5..15).contains(&begun), "{begun} requests in ten minutes");
     assert_eq!(life.phase(), JobPhase::Deploying, "{:?}", life.whys);
+}
+
+/// No workflow is in the list of the server; nothing else is known of a number that was not asked for yet.
+fn run_with_an_empty_list(life: &mut Life, seconds: u32) {
+    for _ in 0..seconds {
+        life.run(1);
+        for slot in life.status().slots {
+            if slot.deployment.and_then(|it| it.workflow).is_some_and(|workflow| workflow.id.is_none()) {
+                let seen = DeploymentSeen { workflows: Some((life.now, Vec::new())), ..DeploymentSeen::default() };
+                life.seen.deployments.insert(slot.id, seen);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_in_trouble_is_asked_again_later_and_no_node_pays_for_it() {
+    let mut life = deployed(1, Deploy::IfMissing);
+    let trouble = NodeState::Broke(KadeployError::Unreachable("Database issue".into()));
+    life.server.outcomes.insert("node-1".into(), vec![trouble; 4]);
+    run_with_an_empty_list(&mut life, 60);
+    let said = life.message("Provisioned");
+    assert!(said.contains("waits: the deployment server is in trouble: Database issue"), "{said}");
+    let deployment = life.status().slots[0].deployment.clone().unwrap();
+    assert_eq!((deployment.nodes[0].failures, deployment.fruitless > 1), (0, true), "{deployment:?}");
+    run_with_an_empty_list(&mut life, 140);
+    assert_eq!((life.phase(), orders(&life).len()), (JobPhase::Running, 5), "{:?}", life.whys);
+    assert!(life.effects("ReleaseSlot").is_empty() && life.status().unfit.is_empty());
 }
