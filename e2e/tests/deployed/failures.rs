@@ -1,6 +1,6 @@
 //! What goes wrong with deployments, once each.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
@@ -13,7 +13,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use vmdeploy::api::job_status::DeploymentState;
 
-use crate::nodes::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows};
+use crate::{
+    images::{USER, describe, forget},
+    nodes::{DEPLOYED, bare, bare_nodes, faults, forgotten, job, rights_late, workflows},
+};
 
 const SOON: Duration = Duration::from_secs(180);
 /// The node that OAR lends first.
@@ -166,4 +169,38 @@ async fn an_environment_that_is_not_there_is_said_before_any_slot_is_asked_for()
     job.wait("a slot", SOON, |job| (!slot_ids(job).is_empty()).then_some(())).await?;
     gone(&bed, &job).await?;
     bare(&bed).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
+async fn an_image_that_is_not_what_was_recorded_is_said_and_counts_against_no_node() -> Result<()> {
+    let Some(bed) = bare_nodes().await? else { return Ok(()) };
+    let namespace = bed.namespace("changed").await?;
+    let (name, (url, directory)) = ("changed", bed.serve()?);
+    let file = directory.path().join("image.tar.gz");
+    fs::write(&file, "an image")?;
+    forget(name).await?;
+    describe(name, 1, &format!("{url}/image.tar.gz")).await?;
+    fs::write(&file, "one that nobody has recorded")?;
+    let mut object = job(&Counting { ticks: 20, ..Counting::default() }, "Always")?;
+    let environment = object.spec.hypervisor.as_mut().and_then(|it| it.environment.as_mut()).context("none")?;
+    (environment.name, environment.user) = (name.into(), Some(USER.into()));
+    let job = Job::create(&bed, &namespace, &object).await?;
+    // the slot is still there when that is said
+    let nodes = job.wait("Stalled with the server's words", SOON, |job| {
+        let status = job.status.as_ref()?;
+        let said = |c: &Condition| {
+            c.type_ == "Stalled" && c.reason == "DeploymentRefused" && c.message.contains("does not match")
+        };
+        let deployed = status.slots.iter().flat_map(|slot| &slot.deployment).flat_map(|it| it.nodes.clone());
+        status.conditions.iter().any(said).then(|| deployed.collect::<Vec<_>>()).filter(|nodes| !nodes.is_empty())
+    });
+    let nodes = nodes.await?;
+    ensure!(nodes.iter().all(|node| node.failures == 0), "{nodes:?}");
+    let status = job.get().await?.status.context("no status")?;
+    ensure!(status.unfit.is_empty() && status.failures == 0, "{:?}, failures {}", status.unfit, status.failures);
+    gone(&bed, &job).await?;
+    bare(&bed).await?;
+    forgotten().await?;
+    forget(name).await
 }

@@ -23,7 +23,7 @@ use crate::nodes::{asked, bare, bare_nodes, job};
 /// It is a system's archive, and is started once.
 const IMPORTED: Duration = Duration::from_secs(240);
 /// The account that the site's configuration gives to namespaces.
-const USER: &str = "vmdeploy";
+pub(crate) const USER: &str = "vmdeploy";
 const NAME: &str = "recorded";
 
 /// Packs the environment as it is now where the test bed's web server has it, and records it as this version.
@@ -32,21 +32,25 @@ async fn record(environment: &Environment, (url, directory): (&str, &Path), vers
     let archive = environment.pack(&file, "gzip -1")?;
     fs::copy(&archive, directory.join(&file))?;
     fs::remove_file(archive)?;
+    describe(NAME, version, &format!("{url}/{file}")).await
+}
+
+/// Records an environment with the archive at this address.
+pub(crate) async fn describe(name: &str, version: u32, file: &str) -> Result<()> {
     let description = json!({"environment": {
-        "name": NAME, "version": version, "description": "a small system", "author": "somebody@example.org",
-        "visibility": "private", "os": "linux",
-        "image": {"file": format!("{url}/{file}"), "kind": "tar", "compression": "gzip"},
+        "name": name, "version": version, "description": "a small system", "author": "somebody@example.org",
+        "visibility": "private", "os": "linux", "image": {"file": file, "kind": "tar", "compression": "gzip"},
         "boot": {"kernel": "/vmlinuz", "initrd": "/initrd.img"}, "filesystem": "ext4", "partition_type": 131,
     }});
     asked(Method::POST, "environments", USER, Some(&description)).await.map(drop)
 }
 
 /// Removes what earlier runs recorded.
-async fn forget() -> Result<()> {
+pub(crate) async fn forget(name: &str) -> Result<()> {
     let known = asked(Method::GET, &format!("environments?username={USER}"), USER, None).await?;
     let known = known.as_array().context("no list")?;
-    if known.iter().any(|environment| environment["name"] == NAME) {
-        asked(Method::DELETE, &format!("environments/{USER}/{NAME}"), USER, None).await?;
+    if known.iter().any(|environment| environment["name"] == name) {
+        asked(Method::DELETE, &format!("environments/{USER}/{name}"), USER, None).await?;
     }
     Ok(())
 }
@@ -94,7 +98,7 @@ async fn an_environment_of_the_server_is_an_image_by_its_name_and_a_newer_one_wh
     let namespace = bed.namespace("recorded").await?;
     let (url, directory) = bed.serve()?;
     let environment = Environment::new()?;
-    forget().await?;
+    forget(NAME).await?;
     record(&environment, (&url, directory.path()), 1).await?;
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
     images.create(&PostParams::default(), &image()?).await?;
@@ -110,6 +114,6 @@ async fn an_environment_of_the_server_is_an_image_by_its_name_and_a_newer_one_wh
     let asked_for: Value = json!({"metadata": {"annotations": {ANNOTATION_IMPORT: "the second edition"}}});
     images.patch(NAME, &PatchParams::default(), &Patch::Merge(&asked_for)).await?;
     imported(&images, 2, Some(&first)).await?;
-    forget().await?;
+    forget(NAME).await?;
     bare(&bed).await
 }
