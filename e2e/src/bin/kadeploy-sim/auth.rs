@@ -7,13 +7,11 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use crate::{Settings, reply::Refusal};
 
-/// The header of the original; what it begins with is told at `/auth_headers_prefix`.
-pub(crate) const PREFIX: &str = "X-Kadeploy-";
-
 /// The user a request speaks for.
 pub(crate) fn user(settings: &Settings, from: IpAddr, headers: &HeaderMap) -> Result<String, Refusal> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let named = text("x-kadeploy-user");
+    // what its name begins with is told at `/auth_headers_prefix`
+    let named = text(&format!("{}User", settings.prefix));
     if let Some(user) = named.filter(|_| settings.trusted.iter().any(|network| network.contains(&from))) {
         return Ok(user.into());
     }
@@ -25,11 +23,12 @@ pub(crate) fn user(settings: &Settings, from: IpAddr, headers: &HeaderMap) -> Re
                 settings.passwords.get(user).is_some_and(|known| known == password).then(|| user.to_owned())
             };
             let user = pair.as_deref().and_then(|pair| pair.split_once(':')).and_then(known);
-            user.ok_or(Refusal::Nobody("Invalid authentication credentials"))
+            user.ok_or_else(|| Refusal::Nobody("Invalid authentication credentials".into()))
         }
-        (None, Some(_)) => Err(Refusal::Nobody("valid methods are acl, cert, http_basic")),
-        (None, None) => Err(Refusal::Nobody(
-            "no user specified in the X-Kadeploy-User HTTP header or using the HTTP Basic Authentication method",
-        )),
+        (None, Some(_)) => Err(Refusal::Nobody("valid methods are acl, cert, http_basic".into())),
+        (None, None) => Err(Refusal::Nobody(format!(
+            "no user specified in the {}User HTTP header or using the HTTP Basic Authentication method",
+            settings.prefix
+        ))),
     }
 }

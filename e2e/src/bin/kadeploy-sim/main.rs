@@ -2,7 +2,7 @@
 //!
 //! It deploys for real where it is given a deployer, a command that puts an environment on a machine of the test bed;
 //! else its steps only take time. Environments, rights and the nodes' records survive it in a file, its workflows do
-//! not, as with the original. Not there: reboots, power, consoles, certificates, TLS, several steps of the same kind.
+//! not, as with the original. Not there: reboots, power, consoles, users with certificates, several steps of one kind.
 #![expect(clippy::print_stdout, reason = "says where it listens")]
 
 mod auth;
@@ -14,10 +14,11 @@ mod reply;
 mod rights;
 mod server;
 mod store;
+mod tls;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
@@ -38,7 +39,13 @@ struct Args {
     /// A plan of faults, read again before each step; see `faults`.
     #[arg(long)]
     faults: Option<PathBuf>,
-    /// A network from which the header X-Kadeploy-User is believed.
+    /// Serves over TLS with a certificate and its key, files in PEM.
+    #[arg(long, num_args = 2, value_names = ["CERT", "KEY"])]
+    tls: Vec<PathBuf>,
+    /// What the names of its own headers begin with.
+    #[arg(long, default_value = "X-Kadeploy-")]
+    prefix: String,
+    /// A network from which the header with the user's name is believed.
     #[arg(long = "trust")]
     trusted: Vec<IpNet>,
     /// A user with a password: NAME:PASSWORD.
@@ -67,6 +74,7 @@ struct Args {
 struct Settings {
     /// Nodes of each cluster.
     clusters: BTreeMap<String, Vec<String>>,
+    prefix: String,
     trusted: Vec<IpNet>,
     passwords: BTreeMap<String, String>,
     almighty: Vec<String>,
@@ -87,6 +95,7 @@ impl Settings {
         let password = |user: &String| user.split_once(':').map(|(name, word)| (name.to_owned(), word.to_owned()));
         Ok(Self {
             clusters,
+            prefix: args.prefix.clone(),
             trusted: args.trusted.clone(),
             passwords: args
                 .users
@@ -112,9 +121,14 @@ impl Settings {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let (scheme, tls) = match args.tls.as_slice() {
+        [] => ("http", None),
+        [certificate, key] => ("https", Some(tls::acceptor(certificate, key)?)),
+        _ => bail!("--tls is given once"),
+    };
     let store = store::Store::open(&args.state)?;
     let server = Arc::new(server::Server::new(Settings::of(&args)?, store));
     let listener = TcpListener::bind(&args.listen).await.with_context(|| format!("listening at {}", args.listen))?;
-    println!("http://{}", listener.local_addr()?);
-    server::run(server, listener).await
+    println!("{scheme}://{}", listener.local_addr()?);
+    server::run(server, listener, tls).await
 }

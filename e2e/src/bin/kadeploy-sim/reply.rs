@@ -23,7 +23,7 @@ pub(crate) enum Refusal {
     /// These methods only.
     Method(&'static str),
     /// Who asks is nobody.
-    Nobody(&'static str),
+    Nobody(String),
     /// A bug of the original.
     Crash(&'static str),
 }

@@ -12,12 +12,14 @@ use axum::{
     body::{Body, Bytes},
     extract::ConnectInfo,
     http::{HeaderMap, Method, Response, Uri},
+    serve::ListenerExt as _,
 };
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     Settings, auth,
@@ -27,6 +29,7 @@ use crate::{
     reply::{self, Answer, Refusal},
     rights,
     store::{Recorded, Store},
+    tls::Encrypted,
 };
 
 /// What changes.
@@ -58,16 +61,23 @@ impl Server {
     }
 }
 
-/// Serves until it is told to end; workflows end with it.
-pub(crate) async fn run(server: Arc<Server>, listener: TcpListener) -> Result<()> {
+/// Serves, over TLS if there is what speaks it, until it is told to end; workflows end with it.
+pub(crate) async fn run(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAcceptor>) -> Result<()> {
     let asked = server.clone();
     let handle = move |ConnectInfo(from): ConnectInfo<SocketAddr>, method, uri, headers, body| {
         answer(asked.clone(), from, method, uri, headers, body)
     };
     let app = Router::new().fallback(handle).into_make_service_with_connect_info::<SocketAddr>();
     let mut ends = signal(SignalKind::terminate())?;
+    let served = async move {
+        match tls {
+            // with a tap the address of who asks is known of any kind of connection
+            Some(acceptor) => axum::serve(Encrypted::new(listener, acceptor).tap_io(|_| {}), app).await,
+            None => axum::serve(listener, app).await,
+        }
+    };
     tokio::select! {
-        served = async { axum::serve(listener, app).await } => served?,
+        served = served => served?,
         _ = ends.recv() => {}
     }
     server.state().workflows.clear();
@@ -108,7 +118,7 @@ async fn routed(
     // no user is needed for these
     match (method.as_str(), path.as_slice()) {
         ("GET", ["version"]) => return reply::text("3.3.11"),
-        ("GET", ["auth_headers_prefix"]) => return reply::text(auth::PREFIX),
+        ("GET", ["auth_headers_prefix"]) => return reply::text(&server.settings.prefix),
         ("GET", ["clusters"]) => {
             return reply::json(&server.settings.clusters.keys().map(|name| json!(name)).collect());
         }
