@@ -54,10 +54,10 @@ async fn others_are_told_little() {
     let Some(other) = &server.other else { return needs("others_are_told_little", "OTHER") };
     let id = server.begin(&server.nodes).await;
     let path = format!("/deployment/{id}");
-    let poll = raw::ask(&server.url, other, "GET", &path, None).await.json();
+    let poll = raw::ask(&server.address, other, "GET", &path, None).await.json();
     assert_eq!((names(&poll["nodes"]), poll.get("environment")), (server.nodes.clone(), None));
-    assert_eq!(raw::ask(&server.url, other, "GET", &format!("{path}/logs"), None).await.status, 403);
-    let list = raw::ask(&server.url, other, "GET", "/deployment", None).await.json();
+    assert_eq!(raw::ask(&server.address, other, "GET", &format!("{path}/logs"), None).await.status, 403);
+    let list = raw::ask(&server.address, other, "GET", "/deployment", None).await.json();
     assert!(list.as_array().unwrap().iter().all(|workflow| workflow["wid"] != id), "{list}");
     server.over(&id).await;
     server.ask("DELETE", &path, None).await;

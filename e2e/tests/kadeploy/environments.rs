@@ -1,6 +1,6 @@
 //! Environments that are recorded.
 
-use e2e::skipped::skipped;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use vmdeploy::{
     api::image::EnvironmentSource,
@@ -17,8 +17,11 @@ use crate::{
 
 #[tokio::test]
 async fn what_is_recorded_is_listed_changed_and_removed() {
-    let server = Server::find().await;
-    let test = "what_is_recorded_is_listed_changed_and_removed";
+    are_recorded(&Server::find().await, "what_is_recorded_is_listed_changed_and_removed").await;
+}
+
+/// Environments are recorded, listed, changed and removed.
+pub(crate) async fn are_recorded(server: &Server, test: &str) {
     let Some(files) = &server.files else { return needs(test, "FILES") };
     files.write("hv.tgz", "an image");
     let user = &server.user;
@@ -40,10 +43,10 @@ async fn what_is_recorded_is_listed_changed_and_removed() {
     assert_eq!((&last[0]["version"], &last[0]["user"], last.as_array().unwrap().len()), (&json!(2), &json!(user), 1));
     assert_eq!(server.get(&format!("/environments/{user}/vmdeploy-e1")).await.status, 404);
     if let Some(other) = &server.other {
-        let seen = raw::ask(&server.url, other, "GET", &format!("/environments?username={user}"), None).await;
+        let seen = raw::ask(&server.address, other, "GET", &format!("/environments?username={user}"), None).await;
         assert!(!seen.text.contains("vmdeploy-e1"), "{seen:?}");
         let path = format!("/environments/{user}/vmdeploy-e1/1");
-        assert_eq!(raw::ask(&server.url, other, "DELETE", &path, None).await.status, 403);
+        assert_eq!(raw::ask(&server.address, other, "DELETE", &path, None).await.status, 403);
     } else {
         needs(test, "OTHER");
     }
@@ -85,24 +88,39 @@ async fn a_description_is_checked() {
     }
 }
 
-/// Names in images' specs, as the image controller asks for them.
 #[tokio::test]
 async fn an_image_may_name_what_is_recorded() {
-    let server = Server::find().await;
-    let test = "an_image_may_name_what_is_recorded";
+    are_named(&Server::find().await, "an_image_may_name_what_is_recorded").await;
+}
+
+/// Names in images' specs, as the image controller asks for them: with the account that the configuration gives a
+/// namespace, or, for one with a password, that of a Secret there.
+pub(crate) async fn are_named(server: &Server, test: &str) {
     let Some(files) = &server.files else { return needs(test, "FILES") };
-    let Account::Header(user) = &server.account else {
-        return skipped(test, "VMDEPLOY_KADEPLOY_PASSWORD is set: an account by the header is needed").unwrap();
-    };
+    let user = &server.user;
     files.write("hv.tgz", "an image");
+    let (users, secret) = match &server.account {
+        Account::Basic(user, password) => {
+            let data = json!({"username": BASE64_STANDARD.encode(user), "password": BASE64_STANDARD.encode(password)});
+            (json!({}), Some(json!({"metadata": {"name": "login", "namespace": "team"}, "data": data})))
+        }
+        _ => (json!({"team": user}), None),
+    };
+    let section = server.address.section();
     let sites = json!({"here": {
-        "kind": "oar2", "url": "http://nowhere", "uids": {}, "users": {"team": user}, "kadeploy": {"url": server.url},
+        "kind": "oar2", "url": "http://nowhere", "uids": {}, "users": users, "kadeploy": section,
     }});
     let config = json!({"sites": sites, "namespace": "x", "repository": "x:1", "agents": {"image": "x"}});
     let config: Config = serde_json::from_value(config).unwrap();
     let servers = KadeployDirectory::new(config.sites.clone(), Clock::system());
     let cluster = FakeCluster::new(Clock::system());
-    let ask = async |source: Value| {
+    if let Some(secret) = &secret {
+        cluster.put_secret(serde_json::from_value(secret.clone()).unwrap());
+    }
+    let ask = async |mut source: Value| {
+        if secret.is_some() {
+            source["credentials"] = json!({"name": "login"});
+        }
         let source: EnvironmentSource = serde_json::from_value(source).unwrap();
         look_up(&source, "team", &config, &cluster, &servers).await
     };
@@ -124,7 +142,7 @@ async fn an_image_may_name_what_is_recorded() {
         let mut environment = files.described("vmdeploy-e6", "hv.tgz");
         environment["visibility"] = json!("public");
         let body = json!({"environment": environment});
-        let reply = raw::ask(&server.url, admin, "POST", "/environments", Some(&body)).await;
+        let reply = raw::ask(&server.address, admin, "POST", "/environments", Some(&body)).await;
         assert!(matches!(reply.codes(), (200, None) | (400, Some(10))), "{reply:?}");
         let looked = ask(json!({"site": "here", "name": "vmdeploy-e6"})).await;
         assert!(matches!(&looked, Looked::Found(found) if found.user.as_ref() != Some(user)), "{looked:?}");
@@ -133,8 +151,8 @@ async fn an_image_may_name_what_is_recorded() {
     }
     let path = format!("/environments/{user}/vmdeploy-e5");
     assert_eq!(server.ask("DELETE", &path, None).await.status, 200);
-    if let Some(Account::Header(admin)) = &server.admin {
-        let account = Account::Header(admin.clone());
-        raw::ask(&server.url, &account, "DELETE", &format!("/environments/{admin}/vmdeploy-e6"), None).await;
+    if let Some(admin) = &server.admin {
+        let path = format!("/environments/{}/vmdeploy-e6", admin.user());
+        raw::ask(&server.address, admin, "DELETE", &path, None).await;
     }
 }

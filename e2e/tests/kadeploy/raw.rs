@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder};
-use serde_json::Value;
+use serde_json::{Value, json};
+use vmdeploy::{config::digest, driver::kadeploy::pin};
 
 /// An answer.
 #[derive(Debug)]
@@ -32,6 +33,26 @@ impl Reply {
     }
 }
 
+/// What the names of a server's own headers begin with, if nothing else is said.
+pub(crate) const PREFIX: &str = "X-Kadeploy-";
+
+/// Where a server is, and what must be known to speak to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Address {
+    pub(crate) url: String,
+    /// What the names of its own headers begin with.
+    pub(crate) prefix: String,
+    /// Its certificate, as the product's configuration has it.
+    pub(crate) pin: Option<String>,
+}
+
+impl Address {
+    /// A site's section in the product's configuration.
+    pub(crate) fn section(&self) -> Value {
+        json!({"url": self.url, "headerPrefix": self.prefix, "pin": self.pin})
+    }
+}
+
 /// Who asks.
 #[derive(Clone, Debug)]
 pub(crate) enum Account {
@@ -40,9 +61,27 @@ pub(crate) enum Account {
     Basic(String, String),
 }
 
+impl Account {
+    /// The one that a setting names: `NAME` by the header, `NAME:PASSWORD` by these.
+    pub(crate) fn given(text: &str) -> Self {
+        match text.split_once(':') {
+            Some((user, password)) => Self::Basic(user.into(), password.into()),
+            None => Self::Header(text.into()),
+        }
+    }
+
+    /// Its user.
+    pub(crate) fn user(&self) -> &str {
+        match self {
+            Self::Nobody => panic!("nobody has no name"),
+            Self::Header(user) | Self::Basic(user, _) => user,
+        }
+    }
+}
+
 /// Asks as this account.
-pub(crate) async fn ask(url: &str, account: &Account, method: &str, path: &str, body: Option<&Value>) -> Reply {
-    let mut request = request(url, account, method, path);
+pub(crate) async fn ask(address: &Address, account: &Account, method: &str, path: &str, body: Option<&Value>) -> Reply {
+    let mut request = request(address, account, method, path);
     if let Some(body) = body {
         request = request.json(body);
     }
@@ -50,14 +89,18 @@ pub(crate) async fn ask(url: &str, account: &Account, method: &str, path: &str, 
 }
 
 /// A request without a body.
-pub(crate) fn request(url: &str, account: &Account, method: &str, path: &str) -> RequestBuilder {
+pub(crate) fn request(address: &Address, account: &Account, method: &str, path: &str) -> RequestBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
-    let request = client.request(Method::from_bytes(method.as_bytes()).unwrap(), format!("{url}{path}"));
+    let mut builder = Client::builder().timeout(Duration::from_secs(60));
+    if let Some(pin) = &address.pin {
+        builder = builder.tls_backend_preconfigured(pin::client(digest(pin).unwrap()).unwrap());
+    }
+    let client = builder.build().unwrap();
+    let request = client.request(Method::from_bytes(method.as_bytes()).unwrap(), format!("{}{path}", address.url));
     let request = request.header("accept", "application/json");
     match account {
         Account::Nobody => request,
-        Account::Header(user) => request.header("x-kadeploy-user", user),
+        Account::Header(user) => request.header(format!("{}User", address.prefix), user),
         Account::Basic(user, password) => request.basic_auth(user, Some(password)),
     }
 }

@@ -154,7 +154,7 @@ impl Stage {
     async fn replay(&mut self, names: &[&str]) {
         for name in names {
             let Recorded { method, path, headers, body, wid, reply } = Recorded::read(name);
-            let mut request = raw::request(&self.simulator.url, &Account::Nobody, &method, &self.own(&path));
+            let mut request = raw::request(&self.simulator.address, &Account::Nobody, &method, &self.own(&path));
             for (name, value) in &headers {
                 request = request.header(name.as_str(), value.as_str());
             }
@@ -176,7 +176,7 @@ impl Stage {
 
     /// Asks for what was not recorded.
     async fn ask(&self, user: &str, method: &str, path: &str, body: Option<&Value>) -> Value {
-        let reply = raw::ask(&self.simulator.url, &Account::Header(user.into()), method, path, body).await;
+        let reply = raw::ask(&self.simulator.address, &Account::Header(user.into()), method, path, body).await;
         assert_eq!(reply.status, 200, "{method} {path}: {reply:?}");
         reply.json()
     }

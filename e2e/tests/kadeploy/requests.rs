@@ -23,12 +23,12 @@ async fn each_mistake_has_its_code() {
         assert!(reply.info.is_none_or(|info| info == reply.text.trim_end()), "{what}");
     }
     let json = |body: &'static str| {
-        raw::request(&server.url, &server.account, "POST", "/deployment")
+        raw::request(&server.address, &server.account, "POST", "/deployment")
             .header("content-type", "application/json")
             .body(body)
     };
     assert_eq!(raw::send(json("{nope")).await.status, 415);
-    let untyped = raw::request(&server.url, &server.account, "POST", "/deployment").body("{}");
+    let untyped = raw::request(&server.address, &server.account, "POST", "/deployment").body("{}");
     assert_eq!(raw::send(untyped).await.status, 415);
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    raw::{self, Account},
+    raw,
     world::{Server, needs},
 };
 
@@ -13,7 +13,7 @@ async fn only_administrators_manage_rights() {
     assert_eq!(server.get("/rights").await.status, 403);
     let Some(admin) = &server.admin else { return needs("only_administrators_manage_rights", "ADMIN") };
     let (user, node) = (&server.user, &server.nodes[0]);
-    let ask = async |method: &str, path: &str, body| raw::ask(&server.url, admin, method, path, body).await;
+    let ask = async |method: &str, path: &str, body| raw::ask(&server.address, admin, method, path, body).await;
     let known = ask("GET", &format!("/rights/{user}"), None).await.json();
     assert_eq!(known[user][node], json!(["*"]));
     let again = json!({"username": user, "nodes": [node]});
@@ -52,9 +52,9 @@ async fn taking_rights_away_ends_a_deployment() {
 async fn giving_a_node_to_another_one_does_not() {
     let server = Server::find().await;
     let test = "giving_a_node_to_another_one_does_not";
-    let Some(Account::Header(other)) = server.other.clone() else { return needs(test, "OTHER") };
+    let Some(other) = &server.other else { return needs(test, "OTHER") };
     let id = server.begin(&server.nodes).await;
-    if server.grant(&other, &server.nodes[0]).await {
+    if server.grant(other.user(), &server.nodes[0]).await {
         let poll = server.over(&id).await;
         assert_eq!(poll["nodes"]["ok"].as_array().unwrap().len(), 2, "{poll}");
         assert_eq!(server.post("/deployment", &server.deployment(&server.nodes)).await.codes(), (400, Some(6)));

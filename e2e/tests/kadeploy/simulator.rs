@@ -8,8 +8,12 @@ use std::{
     sync::Mutex,
 };
 
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+
+use crate::raw::{Address, PREFIX};
 
 /// The clusters and accounts of most tests, and the pace.
 const USUAL: [&str; 10] = [
@@ -25,19 +29,20 @@ const USUAL: [&str; 10] = [
     "600",
 ];
 
+/// The password of the users of a simulator that has TLS.
+pub(crate) const PASSWORD: &str = "s3cret";
+
 /// A running simulator. It ends with this.
 pub(crate) struct Simulator {
     directory: TempDir,
-    arguments: &'static [&'static str],
+    arguments: Vec<String>,
     child: Mutex<Child>,
-    pub(crate) url: String,
+    pub(crate) address: Address,
 }
 
 impl Simulator {
     pub(crate) fn start() -> Self {
-        let simulator = Self::with(&USUAL);
-        simulator.spoil(false);
-        simulator
+        Self::with(&USUAL)
     }
 
     /// Makes the image of its environment another one, or the first again.
@@ -47,10 +52,35 @@ impl Simulator {
     }
 
     /// One with these clusters, accounts and times.
-    pub(crate) fn with(arguments: &'static [&'static str]) -> Self {
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        Self::begin(tempfile::tempdir().unwrap(), owned(arguments), PREFIX, None)
+    }
+
+    /// One with a certificate that it has made for itself, users with a password, and headers of another name.
+    pub(crate) fn secure() -> Self {
+        const OTHER_PREFIX: &str = "X-Remote-";
         let directory = tempfile::tempdir().unwrap();
-        let (child, url) = spawn(&directory, arguments, "127.0.0.1:0");
-        Self { directory, arguments, child: Mutex::new(child), url }
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::default().self_signed(&key).unwrap();
+        let pin = format!("sha256:{:x}", Sha256::digest(certificate.der()));
+        let mut arguments = owned(&USUAL);
+        arguments.extend(owned(&["--prefix", OTHER_PREFIX]));
+        for user in ["alice", "bob", "oar"] {
+            arguments.extend(["--user".to_owned(), format!("{user}:{PASSWORD}")]);
+        }
+        arguments.push("--tls".to_owned());
+        for (name, text) in [("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())] {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            arguments.push(path.to_str().unwrap().to_owned());
+        }
+        Self::begin(directory, arguments, OTHER_PREFIX, Some(pin))
+    }
+
+    fn begin(directory: TempDir, arguments: Vec<String>, prefix: &str, pin: Option<String>) -> Self {
+        let (child, url) = spawn(&directory, &arguments, "127.0.0.1:0");
+        let address = Address { url, prefix: prefix.to_owned(), pin };
+        Self { directory, arguments, child: Mutex::new(child), address }
     }
 
     /// Kills it, and starts it again where it was.
@@ -58,8 +88,9 @@ impl Simulator {
         let mut child = self.child.lock().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        let (new, url) = spawn(&self.directory, self.arguments, self.url.strip_prefix("http://").unwrap());
-        assert_eq!(url, self.url);
+        let (_, listens) = self.address.url.split_once("://").unwrap();
+        let (new, url) = spawn(&self.directory, &self.arguments, listens);
+        assert_eq!(url, self.address.url);
         *child = new;
     }
 
@@ -95,7 +126,11 @@ impl Drop for Simulator {
     }
 }
 
-fn spawn(directory: &TempDir, arguments: &[&str], listen: &str) -> (Child, String) {
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn spawn(directory: &TempDir, arguments: &[String], listen: &str) -> (Child, String) {
     let file = |name: &str| directory.path().join(name);
     let mut child = Command::new(env!("CARGO_BIN_EXE_kadeploy-sim"))
         .args(["--dummy", "--listen", listen])

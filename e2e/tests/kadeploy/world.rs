@@ -7,7 +7,7 @@ use e2e::skipped::skipped;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 use vmdeploy::{
-    config::SiteConfig,
+    config::{SiteConfig, digest},
     driver::{
         kadeploy::{
             EnvironmentName, Kadeploy, connect,
@@ -19,8 +19,8 @@ use vmdeploy::{
 };
 
 use crate::{
-    raw::{self, Account, Reply},
-    simulator::Simulator,
+    raw::{self, Account, Address, PREFIX, Reply},
+    simulator::{PASSWORD, Simulator},
 };
 
 /// One server for all: one test at a time.
@@ -28,7 +28,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 /// A server with settings.
 pub(crate) struct Server {
-    pub(crate) url: String,
+    pub(crate) address: Address,
     pub(crate) account: Account,
     pub(crate) user: String,
     pub(crate) admin: Option<Account>,
@@ -98,17 +98,34 @@ impl Server {
     pub(crate) async fn find() -> Self {
         let server = match setting("URL") {
             Some(url) => Self::given(url).await,
-            None => Self::simulated().await,
+            None => Self::simulated(Simulator::start(), |user| Account::Header(user.into())).await,
         };
-        for node in &server.nodes {
-            server.grant(&server.user, node).await;
+        server.with_rights().await
+    }
+
+    /// A simulator of its own, as servers are by default: with TLS by a certificate that nobody has signed, and users
+    /// with passwords.
+    pub(crate) async fn secure() -> Self {
+        let account = |user: &str| Account::Basic(user.into(), PASSWORD.into());
+        Self::simulated(Simulator::secure(), account).await.with_rights().await
+    }
+
+    async fn with_rights(self) -> Self {
+        for node in &self.nodes {
+            self.grant(&self.user, node).await;
         }
-        server
+        self
     }
 
     async fn given(url: String) -> Self {
         let wanted = |name: &str| setting(name).unwrap_or_else(|| panic!("VMDEPLOY_KADEPLOY_{name} is not set"));
-        let user = setting("USER").unwrap_or_else(|| "alice".into());
+        let address = Address { url, prefix: setting("PREFIX").unwrap_or_else(|| PREFIX.into()), pin: setting("PIN") };
+        if let Some(pin) = &address.pin {
+            assert!(digest(pin).is_some(), "VMDEPLOY_KADEPLOY_PIN must be sha256: and 64 hexadecimal digits");
+            assert!(address.url.starts_with("https://"), "VMDEPLOY_KADEPLOY_PIN is of an https server");
+        }
+        let account = Account::given(&setting("USER").unwrap_or_else(|| "alice".into()));
+        let user = account.user().to_owned();
         let environment = wanted("ENVIRONMENT");
         let (environment, owner) = match environment.split_once('@') {
             Some((name, owner)) => (name, owner.to_owned()),
@@ -116,22 +133,18 @@ impl Server {
         };
         let nodes: Vec<String> = wanted("NODES").split(',').map(str::to_owned).collect();
         assert_eq!(nodes.len(), 2, "VMDEPLOY_KADEPLOY_NODES must name two nodes");
-        let account = match setting("PASSWORD") {
-            Some(password) => Account::Basic(user.clone(), password),
-            None => Account::Header(user.clone()),
-        };
         let server = Self {
-            client: client(&url, &account),
+            client: client(&address, &account),
             account,
             user,
-            admin: setting("ADMIN").map(Account::Header),
-            other: setting("OTHER").map(Account::Header),
+            admin: setting("ADMIN").map(|text| Account::given(&text)),
+            other: setting("OTHER").map(|text| Account::given(&text)),
             nodes,
             environment: environment.to_owned(),
             owner,
             files: setting("FILES").map(|text| Files::given(&text)),
             simulator: None,
-            url,
+            address,
             _turn: Some(TURN.lock().await),
         };
         server.clear().await;
@@ -150,18 +163,18 @@ impl Server {
         }
     }
 
-    async fn simulated() -> Self {
-        let simulator = Simulator::start();
-        let account = Account::Header("alice".into());
+    async fn simulated(simulator: Simulator, account_of: impl Fn(&str) -> Account) -> Self {
+        let account = account_of("alice");
         let files = Files { here: simulator.files(), there: simulator.files() };
+        simulator.spoil(false);
         let environment = files.described("hv", "hv.tgz");
         let server = Self {
-            client: client(&simulator.url, &account),
-            url: simulator.url.clone(),
+            client: client(&simulator.address, &account),
+            address: simulator.address.clone(),
             account,
             user: "alice".into(),
-            admin: Some(Account::Header("oar".into())),
-            other: Some(Account::Header("bob".into())),
+            admin: Some(account_of("oar")),
+            other: Some(account_of("bob")),
             nodes: vec!["node-1.test".into(), "node-2.test".into()],
             environment: "hv".into(),
             owner: "alice".into(),
@@ -176,7 +189,7 @@ impl Server {
 
     /// Asks as the account under test.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Reply {
-        raw::ask(&self.url, &self.account, method, path, body).await
+        raw::ask(&self.address, &self.account, method, path, body).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
@@ -191,7 +204,7 @@ impl Server {
     pub(crate) async fn grant(&self, user: &str, node: &str) -> bool {
         let Some(admin) = &self.admin else { return false };
         let body = json!({"username": user, "nodes": [node], "overwrite": true});
-        let reply = raw::ask(&self.url, admin, "POST", "/rights", Some(&body)).await;
+        let reply = raw::ask(&self.address, admin, "POST", "/rights", Some(&body)).await;
         assert!(matches!(reply.codes(), (200, None) | (400, Some(14))), "{reply:?}");
         true
     }
@@ -200,7 +213,7 @@ impl Server {
     pub(crate) async fn revoke(&self, user: &str, node: &str) -> bool {
         let Some(admin) = &self.admin else { return false };
         let body = json!({"nodes": [node]});
-        let reply = raw::ask(&self.url, admin, "DELETE", &format!("/rights/{user}"), Some(&body)).await;
+        let reply = raw::ask(&self.address, admin, "DELETE", &format!("/rights/{user}"), Some(&body)).await;
         assert!(matches!(reply.codes(), (200, None) | (400, Some(14))), "{reply:?}");
         true
     }
@@ -230,10 +243,11 @@ impl Server {
     }
 }
 
-fn client(url: &str, account: &Account) -> Arc<dyn Kadeploy> {
+/// The product's client.
+pub(crate) fn client(address: &Address, account: &Account) -> Arc<dyn Kadeploy> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let text = format!("kind: oar2\nurl: http://nowhere\nuids: {{}}\nkadeploy: {{url: '{url}'}}\n");
-    let site: SiteConfig = vmdeploy::yaml::read(&text).unwrap();
+    let site = json!({"kind": "oar2", "url": "http://nowhere", "uids": {}, "kadeploy": address.section()});
+    let site: SiteConfig = serde_json::from_value(site).unwrap();
     let credentials = match account {
         Account::Basic(username, password) => {
             Credentials::Basic { username: username.clone(), password: password.clone() }

@@ -26,7 +26,7 @@ mod hosts;
 mod http;
 mod judge;
 pub mod names;
-mod pin;
+pub mod pin;
 #[cfg(test)]
 mod replay_tests;
 mod rest;

@@ -56,8 +56,9 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// TLS with a server of which only the digest of its certificate is known.
-pub(super) fn client(digest: [u8; 32]) -> Result<ClientConfig, Error> {
+/// TLS with a server of which only the digest of its certificate is known; [`digest`](crate::config::digest) reads it.
+/// Public for those who test such a server, and ask it what the client here does not.
+pub fn client(digest: [u8; 32]) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Pinned { digest, provider: provider.clone() });
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
