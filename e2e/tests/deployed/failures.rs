@@ -172,7 +172,6 @@ async fn an_environment_that_is_not_there_is_said_before_any_slot_is_asked_for()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes: e2e/test --each"]
 async fn an_image_that_is_not_what_was_recorded_is_said_and_counts_against_no_node() -> Result<()> {
     let Some(bed) = bare_nodes().await? else { return Ok(()) };
     let namespace = bed.namespace("changed").await?;
