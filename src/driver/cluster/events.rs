@@ -27,7 +27,7 @@ const MORE: &str = "...";
 /// all.
 ///
 /// A sentence with a number in it is an event of its own each time. As many are known here as were said within
-/// [`ONE_SERIES`].
+/// six minutes.
 #[derive(Clone)]
 pub struct Events {
     client: Client,
