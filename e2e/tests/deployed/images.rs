@@ -1,7 +1,8 @@
 //! An environment that the deployment server has becomes an image by its name, and a job runs from it. A newer one is
-//! imported when somebody asks for it; no job runs from that one here.
+//! imported when somebody asks for it, from where the site has the server's own files on the web; no job runs from that
+//! one here.
 
-use std::{fs, path::Path, time::Duration};
+use std::{env, ffi::OsStr, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
@@ -16,6 +17,7 @@ use kube::{
 };
 use reqwest::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use vmdeploy::api::{ANNOTATION_IMPORT, ConditionType, VmImage, VmImageStatus, conditions::is_true};
 
 use crate::nodes::{asked, bare, bare_nodes, job};
@@ -26,13 +28,23 @@ const IMPORTED: Duration = Duration::from_secs(240);
 pub(crate) const USER: &str = "vmdeploy";
 const NAME: &str = "recorded";
 
-/// Packs the environment as it is now where the test bed's web server has it, and records it as this version.
-async fn record(environment: &Environment, (url, directory): (&str, &Path), version: u32) -> Result<()> {
+/// Packs the environment as it is now where the test bed's web server has it; the file's name there.
+fn pack(environment: &Environment, directory: &Path, version: u32) -> Result<String> {
     let file = format!("{version}.tar.gz");
     let archive = environment.pack(&file, "gzip -1")?;
     fs::copy(&archive, directory.join(&file))?;
     fs::remove_file(archive)?;
-    describe(NAME, version, &format!("{url}/{file}")).await
+    Ok(file)
+}
+
+/// A directory of this name among the deployment server's own files, and its address there. The site's configuration
+/// says that the directory of this name on the test bed's web server is the same.
+fn among_its_own(name: &OsStr) -> Result<(String, TempDir)> {
+    let files = env::var("KADEPLOY_FILES").context("KADEPLOY_FILES is not set: use testbed env")?;
+    let (here, there) = files.split_once('=').context("here=there")?;
+    let directory = tempfile::Builder::new().prefix(name).rand_bytes(0).tempdir_in(here)?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    Ok((format!("server://{there}/{}", name.display()), directory))
 }
 
 /// Records an environment with the archive at this address.
@@ -99,14 +111,18 @@ async fn an_environment_of_the_server_is_an_image_by_its_name_and_a_newer_one_wh
     let (url, directory) = bed.serve()?;
     let environment = Environment::new()?;
     forget(NAME).await?;
-    record(&environment, (&url, directory.path()), 1).await?;
+    let file = pack(&environment, directory.path(), 1)?;
+    describe(NAME, 1, &format!("{url}/{file}")).await?;
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
     images.create(&PostParams::default(), &image()?).await?;
     let first = imported(&images, 1, None).await?;
 
-    // nobody asked for it
+    // nobody asked for it; its file is the server's own
     environment.run("echo two > root/etc/edition", &[])?;
-    record(&environment, (&url, directory.path()), 2).await?;
+    let file = pack(&environment, directory.path(), 2)?;
+    let (address, own) = among_its_own(directory.path().file_name().context("no name")?)?;
+    fs::copy(directory.path().join(&file), own.path().join(&file))?;
+    describe(NAME, 2, &format!("{address}/{file}")).await?;
     runs(&bed, &namespace).await?;
     let status = images.get(NAME).await?.status.context("no status")?;
     ensure!(status.digest.as_ref() == Some(&first) && version(&status) == Some(1), "{status:?}");
@@ -114,6 +130,11 @@ async fn an_environment_of_the_server_is_an_image_by_its_name_and_a_newer_one_wh
     let asked_for: Value = json!({"metadata": {"annotations": {ANNOTATION_IMPORT: "the second edition"}}});
     images.patch(NAME, &PatchParams::default(), &Patch::Merge(&asked_for)).await?;
     imported(&images, 2, Some(&first)).await?;
+    let status = images.get(NAME).await?.status.context("no status")?;
+    let pinned = status.pinned.and_then(|pinned| pinned.environment).context("nothing is recorded")?;
+    for words in [format!("{address}/{file}"), format!("{url}/{file}"), "sites.testbed.kadeploy.files".into()] {
+        ensure!(pinned.description.contains(&words), "{words} is not in {}", pinned.description);
+    }
     forget(NAME).await?;
     bare(&bed).await
 }
