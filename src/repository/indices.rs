@@ -185,6 +185,9 @@ impl Store {
         if let Some(index) = self.indices.get(job) {
             return Ok(index);
         }
+        if self.record(job)?.removed.is_some() {
+            return Err(removed());
+        }
         let mut again = true;
         let index = loop {
             match self.open_index(job) {
@@ -204,7 +207,7 @@ impl Store {
         if self.record(job)?.removed.is_some() {
             drop(index);
             self.root.discard(&layout::blocks(job)?).map_err(|e| disk_error(&e))?;
-            return Err(refused("the job was removed"));
+            return Err(removed());
         }
         self.indices.keep(job, index.clone());
         Ok(index)
@@ -222,6 +225,10 @@ impl Store {
         reconcile(&index, &there, &packs, &self.root)?;
         Ok(index)
     }
+}
+
+fn removed() -> RepositoryError {
+    refused("the job was removed")
 }
 
 /// Makes an index say what is there.

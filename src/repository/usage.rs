@@ -84,21 +84,25 @@ fn owner(root: &Path, job: &JobUid) -> io::Result<Option<JobOwner>> {
 }
 
 /// When the directories of a job changed last: with each file that comes or goes. What is in a file never
-/// changes, but for the index of the blocks, which is small.
+/// changes, but for the index of the blocks, which grows with the packs.
 fn changes(root: &Path, job: &JobUid) -> io::Result<Vec<(PathBuf, SystemTime)>> {
     let own = root.join(JOBS).join(&job.0);
-    let mut seen = Vec::new();
+    let mut places = Vec::new();
     for name in names(&own)? {
         let path = own.join(name);
         let inner = names(&path).unwrap_or_default();
-        let below = inner.iter().filter(|name| name.parse::<u32>().is_ok()).map(|name| path.join(name));
-        for path in below.chain([path.clone()]) {
-            match fs::symlink_metadata(&path) {
-                Ok(found) if found.is_dir() => seen.push((path, found.modified()?)),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        places.extend(inner.iter().filter(|name| name.parse::<u32>().is_ok()).map(|name| path.join(name)));
+        places.push(path);
+    }
+    // the index comes and goes in the job's own
+    places.push(own);
+    let mut seen = Vec::new();
+    for path in places {
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => seen.push((path, found.modified()?)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(seen)
@@ -247,6 +251,11 @@ mod tests {
         assert_eq!(bytes(later), 12);
         fs::write(root.path().join("jobs/other/generations/1/x"), [0; 100]).unwrap();
         assert_eq!(bytes(later), 112);
+        let index = root.path().join(layout::blocks(&"other".into()).unwrap());
+        fs::write(&index, [0; 3]).unwrap();
+        assert_eq!(bytes(later), 115);
+        fs::remove_file(&index).unwrap();
+        assert_eq!(bytes(later), 112, "an index that is gone still counts");
     }
 
     #[test]
