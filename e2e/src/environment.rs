@@ -25,6 +25,27 @@ chown 1234:5678 root/srv; chmod 2750 root/srv
 mkdir -p root/dev; mknod root/dev/sda b 8 0
 "#;
 
+/// Makes of the tree the bytes of a partition, `part`, and those of a disk with this partition, `disk`, that GRUB
+/// starts.
+const DISKS: &str = r#"set -e
+truncate -s 384M part; mke2fs -q -F -t ext4 -m 0 -d root part
+cat > grub.cfg << END
+set root=(hd0,msdos1)
+linux /vmlinuz root=/dev/vda1 console=ttyS0 quiet
+initrd /initrd.img
+boot
+END
+grub-mkimage -O i386-pc -p /boot/grub -c grub.cfg -o core.img biosdisk part_msdos ext2 linux
+put() { dd of=disk conv=notrunc status=none "$@"; }
+truncate -s 385M disk
+head -c 440 /usr/lib/grub/i386-pc/boot.img | put
+# the table: of Linux, from sector 2048 on, 786432 sectors
+printf '\x80\0\0\0\x83\0\0\0\0\x08\0\0\0\0\x0c\0' | put bs=1 seek=446
+printf '\x55\xaa' | put bs=1 seek=510
+put if=core.img bs=512 seek=1
+put if=part bs=1M seek=1 conv=notrunc,sparse
+"#;
+
 /// An environment on its way.
 pub struct Environment {
     directory: tempfile::TempDir,
@@ -56,6 +77,11 @@ impl Environment {
         let output = command.output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// Makes the bytes of a partition, `part`, and of a whole disk, `disk`, of the tree as it is now.
+    pub fn disks(&self) -> Result<()> {
+        self.run(DISKS, &[])
     }
 
     /// Packs the tree as it is now, with a program that compresses.

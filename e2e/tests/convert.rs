@@ -1,7 +1,7 @@
-//! Archives of root file systems that become images: by the importer, into the repository, to a guest that runs from
-//! what it has made; and archives that are refused.
+//! Archives of root file systems, partitions and disks that become images: by the importer, into the repository, to a
+//! guest that runs from what it has made; and archives that are refused.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
@@ -9,10 +9,11 @@ use e2e::{
     environment::{Environment, with_mke2fs},
     skipped::skipped,
 };
+use serde_json::json;
 use vmdeploy::{
     api::VmImage,
     controller::image::importer,
-    image::{FileOrder, ImportOrder, Outcome, Place},
+    image::{FileOrder, ImportOrder, Outcome, Place, StoredFile},
     names::Identity,
 };
 
@@ -27,9 +28,10 @@ fn a_debian_environment_becomes_an_image_and_a_guest_runs_from_it() -> Result<()
     let ways = [("root.tar.xz", "xz -0"), ("root.tar.zst", "zstd -3"), ("root.tar.gz", "gzip -1")];
     for (incarnation, (name, compress)) in (0..).zip(ways) {
         let archive = environment.pack(name, compress)?;
-        let Some(outcome) = import(&world, &archive)? else {
+        let Some(importer) = with_mke2fs(program()?)? else {
             return skipped("a_debian_environment_becomes_an_image_and_a_guest_runs_from_it", NO_MKE2FS);
         };
+        let outcome = import(&world, &image()?, &archive, &importer)?;
         fs::remove_file(archive)?;
         let Outcome::Imported { disk, virtual_size: SIZE, kernel, initrd, conversion: Some(found), .. } = outcome
         else {
@@ -42,15 +44,12 @@ fn a_debian_environment_becomes_an_image_and_a_guest_runs_from_it() -> Result<()
             // what an importer has started needs no agent to show that it starts
             continue;
         }
-        world.image.disk = disk.digest;
-        world.image.kernel = kernel.map(|file| file.digest);
-        world.image.initrd = initrd.map(|file| file.digest);
-        world.image.params = image()?.spec.params();
-        world.nodes.at_the_switch(runs(&world, incarnation))?;
+        runs(&mut world, &image()?, [Some(disk), kernel, initrd], incarnation)?;
     }
     environment.run("rm root/sbin/init", &[])?;
     let archive = environment.pack("root.tar", "cat")?;
-    let Some(Outcome::Failed(trouble)) = import(&world, &archive)? else {
+    let importer = with_mke2fs(program()?)?.context("no mke2fs")?;
+    let Outcome::Failed(trouble) = import(&world, &image()?, &archive, &importer)? else {
         anyhow::bail!("it is taken without an init")
     };
     let said = &trouble.message;
@@ -92,16 +91,53 @@ fn image() -> Result<VmImage> {
     vmdeploy::yaml::read(IMAGE).map_err(Into::into)
 }
 
-/// Has an importer do what an operator would order; its outcome, unless the tool is not to be had here.
-fn import(world: &World, archive: &Path) -> Result<Option<Outcome>> {
+#[ignore = "boots guests: e2e/test --e2e"]
+#[test]
+fn a_dd_environment_of_a_partition_or_of_a_disk_becomes_an_image_and_a_guest_runs_from_it() -> Result<()> {
+    let environment = Environment::new()?;
+    environment.disks()?;
+    let mut world = World::new(Guests { members: 1, memory: "192Mi", script: COUNT }, None)?;
+    let importer = Command::new(program()?);
+    let part = described("ddgz", "boot: {kernel: /vmlinuz, initrd: /initrd.img}")?;
+    let disk = described("dd", "destructive: true")?;
+    for (incarnation, (name, compress, mib, image, words)) in (1..).zip([
+        ("part", "gzip -1", 384_u64, part, ["gzip", "its guest agent answers after"]),
+        ("disk", "zstd -q -1", 385, disk, ["zstd", "its boot loader"]),
+    ]) {
+        environment.run(&format!("{compress} < {name} > packed && rm {name}"), &[])?;
+        let outcome = import(&world, &image, &environment.path().join("packed"), &importer)?;
+        let Outcome::Imported { disk, virtual_size, kernel, initrd, conversion: Some(found), .. } = outcome else {
+            anyhow::bail!("{name}: {outcome:?}")
+        };
+        eprintln!("{name}: {} bytes\n{}", disk.size, found.log);
+        ensure!(virtual_size == mib << 20, "{name}: {virtual_size}");
+        ensure!(words.iter().all(|word| found.log.contains(word)), "{name}: {}", found.log);
+        ensure!([&kernel, &initrd].iter().all(|file| file.is_some() == (name == "part")), "{name}: {kernel:?}");
+        runs(&mut world, &image, [Some(disk), kernel, initrd], incarnation)?;
+    }
+    Ok(())
+}
+
+/// An image of a `dd` environment, described as its user has it.
+fn described(kind: &str, rest: &str) -> Result<VmImage> {
+    let file = format!("{{file: server:///images/debian12.dd, kind: {kind}, compression: gzip}}");
+    let description = format!("name: debian12-dd\nos: linux\nimage: {file}\nfilesystem: ext4\n{rest}\n");
+    let environment = json!({"description": description, "claim": {"name": "environments", "path": "packed"}});
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "vmdeploy.io/v1alpha1", "kind": "VmImage", "metadata": {"name": "debian12-dd", "uid": "0e5f"},
+        "spec": {"format": "dd", "source": {"environment": environment}},
+    }))?)
+}
+
+/// Has an importer do what an operator would order; its outcome.
+fn import(world: &World, image: &VmImage, archive: &Path, importer: &Command) -> Result<Outcome> {
     let (root, path) = (archive.parent().context("no directory")?, archive.file_name().context("no name")?);
     let place = Place::Beneath { root: root.into(), path: path.to_string_lossy().into() };
-    let ordered = importer::order(&image()?);
+    let ordered = importer::order(image);
     let order = ImportOrder { disk: FileOrder { place, ..ordered.disk.clone() }, ..ordered };
     let (work, outcome) = (root.join("work"), root.join("outcome"));
     fs::create_dir_all(&work)?;
     let credentials = world.credentials(&Identity::Importer)?;
-    let Some(importer) = with_mke2fs(program()?)? else { return Ok(None) };
     let mut command = world.nodes.command(0, importer.get_program());
     command.args(importer.get_args()).args(["importer", "--repository", &world.repository_address()]);
     command.arg("--credentials").arg(credentials).arg("--work").arg(&work);
@@ -110,10 +146,19 @@ fn import(world: &World, archive: &Path) -> Result<Option<Outcome>> {
     let text = fs::read_to_string(&outcome).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     let left: Vec<_> = fs::read_dir(&work)?.collect::<std::io::Result<_>>()?;
     ensure!(left.is_empty(), "files of the import stay: {left:?}");
-    Ok(Some(Outcome::read(Some(&text))))
+    Ok(Outcome::read(Some(&text)))
 }
 
-async fn runs(world: &World, incarnation: u32) -> Result<()> {
+/// Runs a guest from what was made: disk, kernel and initial ram disk.
+fn runs(world: &mut World, image: &VmImage, made: [Option<StoredFile>; 3], incarnation: u32) -> Result<()> {
+    let [disk, kernel, initrd] = made.map(|file| file.map(|file| file.digest));
+    world.image.disk = disk.context("no disk")?;
+    (world.image.kernel, world.image.initrd) = (kernel, initrd);
+    world.image.params = image.spec.params();
+    world.nodes.at_the_switch(counts(world, incarnation))
+}
+
+async fn counts(world: &World, incarnation: u32) -> Result<()> {
     let agents = world.loaded(incarnation, None).await?;
     let agent = agents.first().context("no agent")?;
     agent.go().await?;

@@ -53,8 +53,8 @@ pub struct VmImageSpec {
     /// How the guest is started, if not from the boot loader of its disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<OsSpec>,
-    /// Whether an archive's disk is taken into use without being started once. Otherwise it is started under QEMU
-    /// first, without a network, and refused if it does not come up.
+    /// Whether the disk of an archive, or a partition with its kernel, is taken into use without being started once.
+    /// Otherwise it is started under QEMU first, without a network, and refused if it does not come up.
     #[serde(default)]
     pub skip_boot_check: bool,
     /// In the operator's namespace: makes the image usable from every namespace.
@@ -62,9 +62,9 @@ pub struct VmImageSpec {
     pub standard: bool,
 }
 
-/// Command line with which the kernel of an archive finds the disk that was made of it; cards are called eth0 and so
-/// on.
-const ARCHIVE_PARAMS: &str = "root=/dev/vda rw console=ttyS0 net.ifnames=0";
+/// Command line with which the kernel in an archive finds the disk that was made of it, or the one in a partition that
+/// partition; cards are called eth0 and so on.
+const OWN_PARAMS: &str = "root=/dev/vda rw console=ttyS0 net.ifnames=0";
 /// Size of the disk that is made of an archive, unless the spec says another one.
 const ARCHIVE_DISK: Bytes = Bytes(10 << 30);
 /// Where a spec says what is fetched.
@@ -81,12 +81,26 @@ impl VmImageSpec {
         archive.then(|| Bytes::mebibytes(self.disk_size.unwrap_or(ARCHIVE_DISK).as_mebibytes()))
     }
 
-    /// The kernel's command line.
+    /// The kernel's command line, if there is one.
     pub fn params(&self) -> Option<String> {
-        let own = self.os.as_ref().and_then(|os| os.params.clone());
-        match self.format.disk() {
-            Some(_) => own,
-            None => Some(own.map_or_else(|| ARCHIVE_PARAMS.into(), |own| format!("{ARCHIVE_PARAMS} {own}"))),
+        let added = self.os.as_ref().and_then(|os| os.params.clone());
+        if !self.has_own_kernel() {
+            return added;
+        }
+        Some(added.map_or_else(|| OWN_PARAMS.into(), |added| format!("{OWN_PARAMS} {added}")))
+    }
+
+    /// The command line with which the kernel in the file is started once before the image is ready.
+    pub fn check(&self) -> Option<String> {
+        self.params().filter(|_| self.has_own_kernel() && !self.skip_boot_check)
+    }
+
+    /// Whether the kernel is the one in the file, if there is one.
+    fn has_own_kernel(&self) -> bool {
+        match self.format {
+            ImageFormat::Tar => true,
+            ImageFormat::Dd => self.os.as_ref().is_none_or(|os| os.kernel.is_none()),
+            ImageFormat::Qcow2 | ImageFormat::Raw => false,
         }
     }
 
@@ -282,7 +296,7 @@ pub enum ImageFormat {
     Raw,
     /// An archive of a root file system, of which a disk is made.
     Tar,
-    /// A disk's bytes, compressed with gzip, bzip2, xz or zstd, or not at all.
+    /// The bytes of a disk or a partition, compressed with gzip, bzip2, xz or zstd, or not at all.
     Dd,
 }
 

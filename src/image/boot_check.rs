@@ -1,4 +1,4 @@
-//! Starts once what was made of an archive: whoever uses the image later would wait for slots to find out that it does
+//! Starts once what was made of an archive or of a partition: whoever uses the image later would wait for slots to find out that it does
 //! not come up. Without a network, without a privilege, and nothing that the guest writes stays.
 //!
 //! It has come up when its guest agent answers, or its console asks for a login. Under TCG a Debian system with systemd
@@ -62,7 +62,7 @@ pub(super) async fn starts(work: &Path, params: &str) -> Result<String, Trouble>
         Trouble::refused(
             TroubleKind::Unusable,
             format!(
-                "the system does not start as a VM: {why}. Correct the archive, or set spec.skipBootCheck. The end of its \
+                "the system does not start as a VM: {why}. Correct the file, or set spec.skipBootCheck. The end of its \
                  console: {}{words}",
                 end.trim()
             ),

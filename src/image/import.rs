@@ -62,18 +62,9 @@ async fn import_archive(
         converted
     });
     let mut conversion = converted.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
-    if let Some(params) = &order.check {
-        let seen = boot_check::starts(work, params).await.inspect_err(|_| convert::remove(work))?;
-        conversion.log = convert::tail(&[conversion.log, seen]);
-    }
-    let made = async |name: &str| {
-        let path = work.join(name);
-        let file = stored(&path).await?;
-        keep(store, &file, &path).await?;
-        Ok::<_, Trouble>(file)
-    };
-    let (kernel, initrd) = (made(convert::KERNEL).await?, made(convert::INITRD).await?);
-    let disk = made(convert::DISK).await?;
+    check(order, work, &mut conversion).await?;
+    let (kernel, initrd) = (made(convert::KERNEL, store, work).await?, made(convert::INITRD, store, work).await?);
+    let disk = made(convert::DISK, store, work).await?;
     note(store, &disk, DiskRecord { format: DiskFormat::Qcow2, virtual_size: size }).await;
     Ok(Outcome::Imported {
         disk,
@@ -85,25 +76,44 @@ async fn import_archive(
     })
 }
 
-/// Unpacks a disk; what is stored is as qcow2.
+/// Starts once, if that is ordered, what was made with its kernel.
+async fn check(order: &ImportOrder, work: &Path, conversion: &mut Conversion) -> Result<(), Trouble> {
+    if let Some(params) = &order.check {
+        let seen = boot_check::starts(work, params).await.inspect_err(|_| convert::remove(work))?;
+        conversion.log = convert::tail(&[std::mem::take(&mut conversion.log), seen]);
+    }
+    Ok(())
+}
+
+/// Gives a file that was made to the repository.
+async fn made(name: &str, store: &dyn ByteStore, work: &Path) -> Result<StoredFile, Trouble> {
+    let path = work.join(name);
+    let file = stored(&path).await?;
+    keep(store, &file, &path).await?;
+    Ok(file)
+}
+
+/// Unpacks a disk; what is stored is as qcow2, and beside it the kernel and the initial ram disk if they are in it.
 async fn import_packed(order: &ImportOrder, store: &dyn ByteStore, work: &Path) -> Result<Outcome, Trouble> {
-    let kernel = optional(order.kernel.as_ref(), store, &work.join("kernel")).await?;
-    let initrd = optional(order.initrd.as_ref(), store, &work.join("initrd")).await?;
-    let (packed, path) = (work.join("packed"), work.join(convert::DISK));
+    let mut kernel = optional(order.kernel.as_ref(), store, &work.join("kernel")).await?;
+    let mut initrd = optional(order.initrd.as_ref(), store, &work.join("initrd")).await?;
+    let packed = work.join("packed");
     fetch(&order.disk, &packed).await?;
-    let (to, most, has_kernel) = (path.clone(), order.disk.limit, kernel.is_some());
-    let unpacked = tokio::task::spawn_blocking(move || {
-        let unpacked = convert::dd::unpack(&packed, &to, most, has_kernel);
-        // what it takes on the disk is needed for the next file
-        let _ = std::fs::remove_file(&packed);
-        unpacked
-    });
-    let unpacked = unpacked.await.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
+    let (directory, most) = (work.to_owned(), order.disk.limit);
+    let boot = kernel.is_none().then(|| order.boot.clone().unwrap_or_default());
+    let unpacked =
+        tokio::task::spawn_blocking(move || convert::dd::unpack(&packed, &directory, most, boot.as_ref())).await;
+    let unpacked = unpacked.map_err(|e| Trouble::passing(TroubleKind::Importer, e.to_string()))??;
     let virtual_size = unpacked.virtual_size;
-    let disk = stored(&path).await?;
-    keep(store, &disk, &path).await?;
+    let mut conversion = Conversion { os: None, log: unpacked.log };
+    if unpacked.has_boot_files {
+        check(order, work, &mut conversion).await?;
+        kernel = Some(made(convert::KERNEL, store, work).await?);
+        initrd = Some(made(convert::INITRD, store, work).await?);
+    }
+    let disk = made(convert::DISK, store, work).await?;
     note(store, &disk, DiskRecord { format: DiskFormat::Qcow2, virtual_size }).await;
-    let conversion = Some(Conversion { os: None, log: unpacked.log });
+    let conversion = Some(conversion);
     Ok(Outcome::Imported { disk, virtual_size, kernel, initrd, conversion, manifests: BTreeMap::new() })
 }
 

@@ -26,10 +26,10 @@ pub struct ImportOrder {
     pub disk: FileOrder,
     /// Format the file must have.
     pub format: ImageFormat,
-    /// What an archive is started with, if its description says it.
+    /// What an archive or a partition is started with, if its description says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootPaths>,
-    /// The kernel's command line with which what was made of an archive is started once; not started if absent.
+    /// The kernel's command line with which what was made with the kernel in it is started once; not started if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<String>,
     /// Size of the disk that is made of an archive.
@@ -43,7 +43,7 @@ pub struct ImportOrder {
     pub initrd: Option<FileOrder>,
 }
 
-/// Paths within an archive.
+/// Paths within an archive or a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BootPaths {

@@ -104,9 +104,8 @@ pub(super) fn unused(image: &VmImage) -> Vec<String> {
     let Ok(Some(described)) = read(image) else { return Vec::new() };
     let mut lines = vec![format!("environment {}", described.id())];
     if let Some(params) = described.boot.kernel_params.filter(|params| !params.is_empty()) {
-        lines.push(format!(
-            "not used, being for metal: boot.kernel_params {params:?} (spec.os.params adds to the VM's)"
-        ));
+        let instead = if image.spec.format == ImageFormat::Tar { " (spec.os.params adds to the VM's)" } else { "" };
+        lines.push(format!("not used, being for metal: boot.kernel_params {params:?}{instead}"));
     }
     let scripts = described.preinstall.iter().chain(&described.postinstalls).map(|one| one.archive.as_str());
     let scripts: Vec<&str> = scripts.collect();
@@ -173,6 +172,7 @@ filesystem: ext4
     #[case::fsa("name: x\nimage: {file: 'https://a/b', kind: fsa1}", json!({}), "fsarchiver")]
     #[case::unknown("name: x\nimage: {file: 'https://a/b', kind: iso}", json!({}), "\"iso\" is not known")]
     #[case::parts("name: x\nimage: {file: 'https://a/b', kind: tar}\nmultipart: true", json!({}), "several partitions")]
+    #[case::other("name: x\nimage: {file: 'https://a/b', kind: ddgz}\nos: other", json!({"format": "dd"}), "only linux")]
     #[case::xen("name: x\nimage: {file: 'https://a/b', kind: tar}\nos: xen", json!({}), "only linux")]
     #[case::arch("name: x\nimage: {file: 'https://a/b', kind: tar}\narch: aarch64", json!({}), "of arch \"aarch64\"")]
     #[case::no_arch("name: x\nimage: {file: 'https://a/b', kind: tar}\narch: [1]", json!({}), "is made for x86_64")]

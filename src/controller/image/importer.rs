@@ -207,7 +207,7 @@ pub fn order(image: &VmImage) -> ImportOrder {
     ImportOrder {
         disk: file(SOURCE, &spec.source, DISK_LIMIT),
         boot: environment::boot(image),
-        check: spec.made_disk().filter(|_| !spec.skip_boot_check).and_then(|_| spec.params()),
+        check: spec.check(),
         format: spec.format,
         disk_size: spec.made_disk().map(|size| size.0),
         kernel: os.and_then(|os| os.kernel.as_ref()).map(|source| file(KERNEL, source, BOOT_LIMIT)),

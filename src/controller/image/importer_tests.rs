@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     api::{
         ANNOTATION_IMPORT,
-        image::{ClaimSource, HttpSource, OsSpec, VmImageSpec},
+        image::{ClaimSource, HttpSource, ImageFormat, OsSpec, VmImageSpec},
         job::SecretReference,
     },
     clock::Clock,
@@ -131,6 +131,20 @@ async fn an_importers_image_is_fetched_with_the_logins_of_the_configuration() {
         let named = logins(&image, &with_login).unwrap();
         assert_eq!(named.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(), ["registry"]);
     }
+}
+
+#[test]
+fn what_may_have_its_own_kernel_is_started_once_with_it() {
+    let mut image = image(http());
+    image.spec.format = ImageFormat::Dd;
+    assert_eq!(order(&image).check, None, "a kernel from outside is not looked for in it");
+    image.spec.os = None;
+    let params = order(&image).check;
+    assert!(params == image.spec.params() && params.is_some_and(|params| params.contains("root=/dev/vda")));
+    image.spec.skip_boot_check = true;
+    assert_eq!(order(&image).check, None);
+    image.spec.format = ImageFormat::Raw;
+    assert_eq!(image.spec.params(), None);
 }
 
 #[test]

@@ -36,10 +36,7 @@ pub(super) fn find(tree: &Tree, named: &BootPaths) -> Result<(Found, Found), Str
 
 fn described(tree: &Tree, what: &str, path: &str) -> Result<Found, String> {
     let found = tree.file(path.trim_start_matches('/').as_bytes())?;
-    bounded(
-        what,
-        found.ok_or_else(|| format!("the description names the {what} {path}, which is no file of the archive"))?,
-    )
+    bounded(what, found.ok_or_else(|| format!("the description names the {what} {path}, which is no file in it"))?)
 }
 
 fn one_of(tree: &Tree, what: &str, usual: &str, names: &[&str], begins: &[&str]) -> Result<Found, String> {
@@ -53,7 +50,7 @@ fn one_of(tree: &Tree, what: &str, usual: &str, names: &[&str], begins: &[&str])
         tree.within(&boot).filter(|name| begins.iter().any(|begin| name.starts_with(begin.as_bytes()))).collect();
     only.sort_unstable();
     match only.as_slice() {
-        [] => Err(format!("it has no {what}: {usual} must be one, or a link to one in the archive")),
+        [] => Err(format!("it has no {what}: {usual} must be one, or a link to one in it")),
         [name] => {
             let path = [&boot, &b"/"[..], name].concat();
             let found = tree.file(&path)?.ok_or_else(|| format!("{} leads to no file", show(&path)))?;

@@ -1,14 +1,22 @@
 //! A disk's bytes, compressed or not, as environments of kind `dd` are: unpacked with a bound, and written as qcow2.
+//!
+//! On metal they are written over a partition, or over a whole disk. What was a whole disk has a boot loader, which
+//! starts the VM. A partition is started with the kernel and the initial ram disk in it, as Kadeploy does it: they are
+//! taken out of it. Nothing in the disk is changed.
 
 use std::{
     fs::File,
-    io::{BufRead as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::FileExt as _,
     path::Path,
 };
 
-use super::{HARMLESS, RATIO, compression, disk};
-use crate::image::{Trouble, TroubleKind};
+use super::{
+    DISK, HARMLESS, RATIO, RAW,
+    compression::{self, Compression},
+    disk, partition,
+};
+use crate::image::{BootPaths, Trouble, TroubleKind};
 
 /// Blocks of zeros of this size are left out.
 const BLOCK: usize = 1 << 16;
@@ -16,6 +24,8 @@ const BLOCK: usize = 1 << 16;
 const SECTOR: u64 = 512;
 /// The last bytes of a first sector from which a machine starts, or that a partition table of any kind has.
 const BOOT_SIGNATURE: [u8; 2] = [0x55, 0xaa];
+/// What of a first sector is the boot loader's; the table of partitions is behind it.
+const LOADER: usize = 440;
 
 /// What a disk may grow to when it is unpacked.
 #[derive(Clone, Copy)]
@@ -31,25 +41,54 @@ struct Limits {
 pub(in crate::image) struct Unpacked {
     /// Size of the disk as the guest sees it.
     pub(in crate::image) virtual_size: u64,
+    /// Whether its kernel and its initial ram disk lie beside it.
+    pub(in crate::image) has_boot_files: bool,
     /// For people.
     pub(in crate::image) log: String,
 }
 
-/// Unpacks `packed` into a disk of at most `most` bytes and writes it to `to`; `has_kernel` if it is started with a
-/// kernel from outside. Blocking.
-pub(in crate::image) fn unpack(packed: &Path, to: &Path, most: u64, has_kernel: bool) -> Result<Unpacked, Trouble> {
-    let raw = to.with_extension("raw");
-    let unpacked = try_unpack(packed, &raw, to, (Limits { most, harmless: HARMLESS }, has_kernel));
-    // what it takes on the disk is needed for the next file
-    let _ = std::fs::remove_file(&raw);
+/// Unpacks `packed` into a disk of at most `most` bytes in `work`. If no kernel from outside starts it, `boot` has the
+/// one that its description names. Blocking. `packed` is removed, and after a failure what was begun.
+pub(in crate::image) fn unpack(
+    packed: &Path,
+    work: &Path,
+    most: u64,
+    boot: Option<&BootPaths>,
+) -> Result<Unpacked, Trouble> {
+    let unpacked = try_unpack(packed, work, Limits { most, harmless: HARMLESS }, boot);
+    if unpacked.is_err() {
+        super::remove(work);
+    }
+    // what they take on the disk is needed for the next file
+    let _ = std::fs::remove_file(packed);
+    let _ = std::fs::remove_file(work.join(RAW));
     unpacked
 }
 
-fn try_unpack(packed: &Path, raw: &Path, to: &Path, (limits, has_kernel): (Limits, bool)) -> Result<Unpacked, Trouble> {
-    let local =
-        |error: std::io::Error| Trouble::passing(TroubleKind::Importer, format!("failed to unpack the disk: {error}"));
-    let refused = |why: String| Trouble::refused(TroubleKind::Unusable, format!("the disk is refused: {why}"));
-    let broken = |error: std::io::Error| refused(format!("it cannot be read: {error}"));
+fn try_unpack(packed: &Path, work: &Path, limits: Limits, boot: Option<&BootPaths>) -> Result<Unpacked, Trouble> {
+    let raw = work.join(RAW);
+    let (disk, compression, virtual_size) = write(packed, &raw, limits)?;
+    // what it takes on the disk is needed for what is made of it
+    let _ = std::fs::remove_file(packed);
+    let mut log = vec![format!("disk: {compression}, {} MiB", virtual_size >> 20)];
+    let head = head(&disk)?;
+    let named = match boot {
+        Some(named) if has_kernel(&disk, &head, named)? => Some(named),
+        Some(_) | None => None,
+    };
+    if let Some(named) = named {
+        let tree = partition::tree(&raw, named)?;
+        super::boot_files(&raw, work, (&tree, named), refused, &mut log)?;
+    } else if boot.is_some() {
+        log.push("it is started by its boot loader".into());
+    }
+    disk::pack(&raw, &work.join(DISK))?;
+    Ok(Unpacked { virtual_size, has_boot_files: named.is_some(), log: super::tail(&log) })
+}
+
+/// Unpacks it, and says what it was compressed with and how many bytes it has.
+fn write(packed: &Path, raw: &Path, limits: Limits) -> Result<(File, Compression, u64), Trouble> {
+    let broken = |error: io::Error| refused(format!("it cannot be read: {error}"));
     let packed = File::open(packed).map_err(local)?;
     let length = packed.metadata().map_err(local)?.len();
     let (compression, mut from) = compression::open(packed).map_err(broken)?;
@@ -82,6 +121,11 @@ fn try_unpack(packed: &Path, raw: &Path, to: &Path, (limits, has_kernel): (Limit
         )));
     }
     disk.set_len(size).map_err(local)?;
+    Ok((disk, compression, size))
+}
+
+/// The first sector of a disk, unless it is one of another format.
+fn head(disk: &File) -> Result<[u8; SECTOR as usize], Trouble> {
     let mut head = [0; SECTOR as usize];
     disk.read_exact_at(&mut head, 0).map_err(local)?;
     if head.starts_with(b"QFI\xfb") {
@@ -89,13 +133,37 @@ fn try_unpack(packed: &Path, raw: &Path, to: &Path, (limits, has_kernel): (Limit
             "it is a disk in the format qcow2: set spec.format to qcow2, and do not compress it".into(),
         ));
     }
-    if !has_kernel && !head.ends_with(&BOOT_SIGNATURE) {
-        return Err(refused(
-            "it has no boot sector, so that it is the bytes of a partition rather than of a disk: name a kernel in spec.os".into(),
-        ));
+    Ok(head)
+}
+
+/// Whether a disk is started with the kernel in it, not by its boot loader.
+fn has_kernel(disk: &File, head: &[u8], named: &BootPaths) -> Result<bool, Trouble> {
+    let has_signature = head.ends_with(&BOOT_SIGNATURE);
+    let has_loader = has_signature && head[..LOADER].iter().any(|byte| *byte != 0);
+    // a boot loader in a partition counts on where on the disk that was
+    if partition::is_one(disk).map_err(local)? && (named.kernel.is_some() || !has_loader) {
+        return Ok(true);
     }
-    disk::pack(raw, to)?;
-    Ok(Unpacked { virtual_size: size, log: format!("disk: {compression}, {} MiB", size >> 20) })
+    if has_loader {
+        return Ok(false);
+    }
+    Err(refused(if has_signature {
+        "it has a partition table, but no boot loader in its first sector, from which a VM starts: install one there, \
+         name a kernel in spec.os, or save the partition with the root file system alone"
+            .into()
+    } else {
+        "it has neither a boot loader nor a file system of the kind ext2, ext3 or ext4 with a kernel: name a kernel in \
+         spec.os"
+            .into()
+    }))
+}
+
+fn local(error: io::Error) -> Trouble {
+    Trouble::passing(TroubleKind::Importer, format!("failed to unpack the disk: {error}"))
+}
+
+fn refused(why: String) -> Trouble {
+    Trouble::refused(TroubleKind::Unusable, format!("the disk is refused: {why}"))
 }
 
 #[cfg(test)]
@@ -110,6 +178,7 @@ mod tests {
         let mut disk = vec![0; 3 << 20];
         disk[2 << 20] = 7;
         if boots {
+            disk[0] = 0xeb;
             disk[510..512].copy_from_slice(&BOOT_SIGNATURE);
         }
         disk
@@ -125,8 +194,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::write(at("packed"), packed).unwrap();
-        let found = unpack(&at("packed"), &at("disk.qcow2"), most, has_kernel);
-        assert!(!at("disk.raw").exists());
+        let inside = BootPaths::default();
+        let found = unpack(&at("packed"), directory.path(), most, (!has_kernel).then_some(&inside));
+        assert!(!at(RAW).exists() && !at("packed").exists() && at(DISK).exists() == found.is_ok());
         let found = found?;
         let back = ["convert", "-f", "qcow2", "-O", "raw", "disk.qcow2", "back"];
         let made = std::process::Command::new("qemu-img").current_dir(directory.path()).args(back).status().unwrap();
@@ -147,25 +217,27 @@ mod tests {
     fn a_bomb_is_refused_before_it_is_unpacked() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let try_unpack = |disk: &[u8], raw: &str| {
+        let write = |disk: &[u8], raw: &str| {
             std::fs::write(at("packed"), zstd::encode_all(disk, 1).unwrap()).unwrap();
-            let limits = Limits { most: 1 << 30, harmless: 1 << 20 };
-            super::try_unpack(&at("packed"), &at(raw), &at("disk.qcow2"), (limits, false))
+            super::write(&at("packed"), &at(raw), Limits { most: 1 << 30, harmless: 1 << 20 })
         };
-        let trouble = try_unpack(&vec![7; 64 << 20], "bomb").map(drop).unwrap_err();
+        let trouble = write(&vec![7; 64 << 20], "bomb").map(drop).unwrap_err();
         assert!(!trouble.again && trouble.message.contains("more than 100 times its size"), "{trouble}");
         let written = std::fs::metadata(at("bomb")).unwrap().len();
         assert!(written <= 2 << 20, "{written}");
         let mut empty = disk(true);
         empty.resize(64 << 20, 0);
-        let found = try_unpack(&empty, "empty").unwrap();
-        assert_eq!(found.virtual_size, 64 << 20, "zeros take no room");
+        let (_, _, size) = write(&empty, "empty").unwrap();
+        assert_eq!(size, 64 << 20, "zeros take no room");
     }
 
     #[test]
     fn what_is_no_disk_is_refused_in_words() {
         let refused = |packed: &[u8], most| unpacked(packed, most, false).map(drop).unwrap_err().message;
-        assert!(refused(&gzip(&disk(false)), 1 << 30).contains("no boot sector"));
+        assert!(refused(&gzip(&disk(false)), 1 << 30).contains("neither a boot loader nor a file system"));
+        let mut table = disk(true);
+        table[0] = 0;
+        assert!(refused(&gzip(&table), 1 << 30).contains("no boot loader in its first sector"));
         assert!(unpacked(&gzip(&disk(false)), 1 << 30, true).is_ok(), "a kernel from outside starts it");
         assert!(refused(&gzip(&disk(true)), 1 << 20).contains("larger than"), "it grows without end");
         let packed = gzip(&disk(true));
@@ -175,5 +247,27 @@ mod tests {
         let mut other = vec![0; 4096];
         other[..4].copy_from_slice(b"QFI\xfb");
         assert!(refused(&other, 1 << 30).contains("set spec.format to qcow2"));
+    }
+
+    #[test]
+    fn a_partition_is_started_with_the_kernel_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let made =
+            std::process::Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(at("part")).arg("4M").status();
+        assert!(made.unwrap().success());
+        let plain = std::fs::read(at("part")).unwrap();
+        let mut with_loader = plain.clone();
+        with_loader[0] = 0xeb;
+        with_loader[510..512].copy_from_slice(&BOOT_SIGNATURE);
+        let unpack = |disk: &[u8], kernel: Option<&str>| {
+            std::fs::write(at("packed"), gzip(disk)).unwrap();
+            let named = BootPaths { kernel: kernel.map(str::to_owned), initrd: None };
+            super::unpack(&at("packed"), directory.path(), 1 << 30, Some(&named)).map(|found| found.has_boot_files)
+        };
+        let words = |found: Result<bool, Trouble>| found.unwrap_err().message;
+        assert!(words(unpack(&plain, None)).contains("the disk is refused: it has no kernel"));
+        assert!(words(unpack(&with_loader, Some("/boot/vmlinuz"))).contains("names the kernel /boot/vmlinuz"));
+        assert!(!unpack(&with_loader, None).unwrap(), "its boot loader starts it");
     }
 }

@@ -18,6 +18,8 @@ use crate::image::{Trouble, TroubleKind};
 /// Bytes of the archive on their way to `mke2fs`, which takes them 4 KiB at a time. With 64 KiB the two wait for each
 /// other so often that all takes a fifth longer.
 const PIPE: usize = 1 << 20;
+/// As much of an answer of `debugfs` is read.
+const ANSWER: u64 = 4 << 20;
 
 /// `mke2fs` at work.
 pub(super) struct Making {
@@ -79,8 +81,7 @@ pub(super) fn check(disk: &Path) -> Result<(), Trouble> {
 
 /// Copies a file out of the disk. Its name is from the archive: only what `debugfs` cannot misunderstand is asked for.
 pub(super) fn copy_out(disk: &Path, name: &[u8], size: u64, to: &Path) -> Result<(), Trouble> {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._+~-:@".contains(byte);
-    let name = std::str::from_utf8(name).ok().filter(|name| name.bytes().all(|byte| plain(&byte)));
+    let name = std::str::from_utf8(name).ok().filter(|name| is_plain(name.as_bytes()));
     let Some(name) = name else {
         let message = "the kernel's name has other characters than letters, digits and /._+~-:@: rename it";
         return Err(Trouble::refused(TroubleKind::Unusable, message));
@@ -98,6 +99,30 @@ pub(super) fn copy_out(disk: &Path, name: &[u8], size: u64, to: &Path) -> Result
         return Err(Trouble::passing(TroubleKind::Importer, message));
     }
     std::fs::rename(&copied, to).map_err(|e| local("copy a file", &e))
+}
+
+/// Whether a name is one that `debugfs` cannot misunderstand.
+pub(super) fn is_plain(name: &[u8]) -> bool {
+    name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"/._+~-:@".contains(byte))
+}
+
+/// What `debugfs` answers. It says nothing of what is not there.
+pub(super) fn ask(disk: &Path, request: &str) -> Result<String, Trouble> {
+    let disk = std::path::absolute(disk).map_err(|e| local("find the disk", &e))?;
+    let mut command = Command::new("debugfs");
+    command.arg("-R").arg(request).arg(disk).env("LC_ALL", "C");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| local("start debugfs", &e))?;
+    let mut answer = Vec::new();
+    // when nobody reads on, it ends
+    let read = child.stdout.take().map(|said| said.take(ANSWER).read_to_end(&mut answer)).transpose();
+    let ended = child.wait();
+    read.and(ended).map_err(|e| local("ask debugfs", &e))?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Writes the disk as qcow2, without what is empty.

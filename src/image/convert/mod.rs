@@ -11,6 +11,7 @@ pub(super) mod dd;
 mod disk;
 mod initrd;
 mod names;
+mod partition;
 mod reader;
 mod scrub;
 mod stream;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use self::{
     disk::Making,
     stream::{Ended, Limits, Passed},
+    tree::Tree,
 };
 use super::{BootPaths, Trouble, TroubleKind};
 
@@ -51,11 +53,13 @@ pub const DISK: &str = "disk.qcow2";
 pub const KERNEL: &str = "vmlinuz";
 /// The initial ram disk.
 pub const INITRD: &str = "initrd.img";
+/// The disk on its way.
+const RAW: &str = "disk.raw";
 
 /// Converts `archive` into files in `work`, with a disk of `size` bytes, that boots with what is named. Blocking. What
 /// was begun is removed after a failure.
 pub fn convert(archive: &Path, work: &Path, size: u64, boot: &BootPaths) -> Result<Conversion, Trouble> {
-    let raw = work.join("disk.raw");
+    let raw = work.join(RAW);
     let converted = try_convert(archive, work, &raw, (size, boot));
     if converted.is_err() {
         remove(work);
@@ -88,7 +92,7 @@ fn try_convert(
     // nobody uses what is packed before all of it was found right
     let (found, packed) = std::thread::scope(|scope| {
         let packing = scope.spawn(|| disk::pack(raw, &work.join(DISK)));
-        let found = disk::check(raw).and_then(|()| boot_files(raw, work, &passed, boot, &mut log));
+        let found = disk::check(raw).and_then(|()| boot_files(raw, work, (&passed.tree, boot), refused, &mut log));
         (found, packing.join())
     });
     found?;
@@ -100,11 +104,11 @@ fn try_convert(
 fn boot_files(
     raw: &Path,
     work: &Path,
-    passed: &Passed,
-    boot: &BootPaths,
+    (tree, named): (&Tree, &BootPaths),
+    refused: fn(String) -> Trouble,
     log: &mut Vec<String>,
 ) -> Result<(), Trouble> {
-    let (kernel, initrd) = boot::find(&passed.tree, boot).map_err(refused)?;
+    let (kernel, initrd) = boot::find(tree, named).map_err(refused)?;
     for ((path, length), name) in [(&kernel, KERNEL), (&initrd, INITRD)] {
         disk::copy_out(raw, path, *length, &work.join(name))?;
         log.push(format!("/{name} is {}", names::show(path)));
