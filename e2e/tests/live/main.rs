@@ -18,6 +18,7 @@ mod mistakes;
 mod operator;
 mod parallel;
 mod per_member;
+mod registry;
 mod sources;
 mod suspend;
 mod testbed;

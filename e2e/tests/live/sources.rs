@@ -136,14 +136,15 @@ fn archive(bed: &TestBed) -> Result<Bytes> {
     Ok(fs::read(environment.pack("root.tar.zst", "zstd -3")?)?.into())
 }
 
-/// Waits until the image's Ready condition has this reason, with these words in its message; the status then.
-async fn said(images: &Api<VmImage>, reason: &str, words: &str) -> Result<VmImageStatus> {
-    until(&format!("{reason} with {words:?}"), LIFE, async || {
-        let status = images.get(IMAGE).await?.status.unwrap_or_default();
-        let stalled = conditions::get(&status.conditions, ConditionType::Stalled).map(|condition| &condition.message);
-        ensure!(stalled.is_none(), "waiting for {reason}: {stalled:?}");
+/// Waits until an image's Ready condition has this reason, with these words in its message; the status then.
+pub(crate) async fn said(images: &Api<VmImage>, image: &str, reason: &str, words: &str) -> Result<VmImageStatus> {
+    until(&format!("{image}: {reason} with {words:?}"), LIFE, async || {
+        let status = images.get(image).await?.status.unwrap_or_default();
         let ready = conditions::get(&status.conditions, ConditionType::Ready);
         let is_said = ready.is_some_and(|ready| ready.reason == reason && ready.message.contains(words));
+        let stalled = conditions::get(&status.conditions, ConditionType::Stalled).filter(|_| !is_said);
+        let stalled = stalled.map(|condition| &condition.message);
+        ensure!(stalled.is_none(), "{image}: waiting for {reason}: {stalled:?}");
         Ok(is_said.then_some(status))
     })
     .await
@@ -171,11 +172,11 @@ async fn an_archive_of_a_private_server_comes_by_another_one_and_in_two_parts() 
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
     images.create(&PostParams::default(), &image).await?;
     let words = format!("401 Unauthorized: correct Secret {SECRET}, which spec.source.http.credentials names");
-    said(&images, "CredentialsRefused", &words).await?;
+    said(&images, IMAGE, "CredentialsRefused", &words).await?;
 
     // it is read again at the next try, which is some seconds away
     secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(password(PASSWORD))).await?;
-    let status = said(&images, "ImageImported", "").await?;
+    let status = said(&images, IMAGE, "ImageImported", "").await?;
     let requests = mirror.requests();
     let refused = requests.iter().take_while(|request| **request == Request::Refused).count();
     ensure!(refused > 0, "it was let in with a wrong password: {requests:?}");

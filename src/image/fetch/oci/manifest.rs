@@ -10,6 +10,8 @@ pub(super) const KINDS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
 /// What tells of a layer by which name its file goes.
 const TITLE: &str = "org.opencontainers.image.title";
+/// The type of what stands for a file where there is none: an artifact without files has one layer of it.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// Most names that are shown.
 const SHOWN: usize = 5;
 
@@ -22,9 +24,12 @@ pub(super) struct Manifest {
 
 /// A file of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Layer {
     pub(super) digest: String,
     pub(super) size: u64,
+    #[serde(default)]
+    media_type: String,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
@@ -46,7 +51,10 @@ impl Manifest {
             let named: Vec<String> = index.manifests.into_iter().take(SHOWN).map(|entry| entry.digest).collect();
             return Err(format!("it names an index of several manifests: name one of them (@{})", named.join(", @")));
         }
-        serde_json::from_slice(text).map_err(|error| format!("its manifest cannot be read: {error}"))
+        let read = serde_json::from_slice::<Self>(text);
+        let mut manifest = read.map_err(|error| format!("its manifest cannot be read: {error}"))?;
+        manifest.layers.retain(|layer| layer.media_type != EMPTY);
+        Ok(manifest)
     }
 
     /// The layer of this title, or the only one.
@@ -88,6 +96,9 @@ mod tests {
 
     use super::*;
 
+    /// Of `{}`.
+    const EMPTY_DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
     fn layer(title: Option<&str>) -> Value {
         let annotations = title.map_or(json!({}), |title| json!({TITLE: title}));
         json!({"mediaType": "application/octet-stream", "digest": format!("sha256:{}", "a".repeat(64)), "size": 7,
@@ -108,6 +119,7 @@ mod tests {
 
     #[rstest]
     #[case::none(json!([]), None, "no layer")]
+    #[case::none_as_oras_pushes_it(json!([{"mediaType": EMPTY, "digest": EMPTY_DIGEST, "size": 2, "data": "e30="}]), None, "no layer")]
     #[case::several(json!([layer(Some("a")), layer(Some("b"))]), None, "say in file which one: a, b")]
     #[case::without_names(json!([layer(None), layer(None)]), None, "without the annotation")]
     #[case::another(json!([layer(Some("a"))]), Some("c"), "no file \"c\", but: a")]

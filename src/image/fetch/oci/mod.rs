@@ -33,13 +33,19 @@ use crate::{
 const LARGEST_MANIFEST: usize = 4 << 20;
 /// Largest answer of a server of tokens.
 const LARGEST_TOKEN: usize = 1 << 20;
+/// What TLS says of an answer that is not encrypted.
+const UNENCRYPTED: &str = "InvalidContentType";
 
 /// Finds out which manifests the references of an order name now, and writes that into it, so that all that follows is
 /// of these; those that a tag stands for, by their references.
 pub(in crate::image) async fn pin(order: &mut ImportOrder) -> Result<BTreeMap<String, String>, Trouble> {
-    let mut pinned = BTreeMap::new();
+    let mut pinned: BTreeMap<String, String> = BTreeMap::new();
     for file in [Some(&mut order.disk), order.kernel.as_mut(), order.initrd.as_mut()].into_iter().flatten() {
         let Place::Oci(mut place) = file.place.clone() else { continue };
+        // files of one artifact: at a second look its tag may stand for another one
+        if place.manifest.is_none() {
+            place.manifest = pinned.get(&place.reference).cloned();
+        }
         if let Some(digest) = tagged(file, &place).await? {
             pinned.insert(place.reference.clone(), digest.clone());
             place.manifest = Some(digest);
@@ -146,13 +152,23 @@ impl<'a> Registry<'a> {
         Trouble::passing(TroubleKind::Fetch, format!("{} ({}): {why}", self.place.reference, self.order.field))
     }
 
+    /// Says what to change if that is what the registry has answered.
+    fn unencrypted(&self, trouble: Trouble) -> Trouble {
+        if !trouble.message.ends_with(UNENCRYPTED) {
+            return trouble;
+        }
+        let field = &self.order.field;
+        self.passing(&format!("the registry answers unencrypted: correct the reference, or set plainHttp of {field}"))
+    }
+
     /// Reads the manifest. A login is sent only if the registry wants one.
     async fn open(&self) -> Result<Opened, Trouble> {
         let wanted = self.place.manifest.as_ref().or(self.reference.digest.as_ref());
         let url = self.url(&format!("manifests/{}", wanted.unwrap_or(&self.reference.tag)))?;
         let limit = LARGEST_MANIFEST as u64;
         let mut authorization = None;
-        let mut reply = self.request(&url, None, limit).send(&accepted()).await?;
+        let reply = self.request(&url, None, limit).send(&accepted()).await;
+        let mut reply = reply.map_err(|trouble| self.unencrypted(trouble))?;
         // whom it leads to is given nothing
         if reply.status() == StatusCode::UNAUTHORIZED && reply.url().origin() == url.origin() {
             authorization = self.authorization(reply.headers()).await?;
@@ -240,7 +256,9 @@ fn answered(order: &FileOrder, place: &OciPlace, status: StatusCode) -> Trouble 
             ),
         ),
         (code, _) => {
-            let message = format!("{reference}: the registry answers {status}: correct the reference of {field}");
+            // so do some that want to be spoken to encrypted
+            let or = if code == 400 && place.plain_http { ", or leave out its plainHttp" } else { "" };
+            let message = format!("{reference}: the registry answers {status}: correct the reference of {field}{or}");
             let again = status.is_server_error() || matches!(code, 408 | 429);
             Trouble { again, ..Trouble::refused(TroubleKind::Fetch, message) }
         }

@@ -204,13 +204,14 @@ async fn a_tag_is_what_it_was_when_the_import_began() {
         check: None,
         disk_size: None,
         kernel: Some(order(&content, &format!("@{first}"), None)),
-        initrd: None,
+        initrd: Some(order(&content, ":12", None)),
     };
     let pinned = pin(&mut import).await.unwrap();
+    assert_eq!(content.logins_of("manifest").len(), 1, "the files of one artifact are of one manifest");
     assert_eq!(pinned, [(format!("{}/team/disks:12", content.own), first.clone())].into(), "a digest needs no record");
     put(&content, "12", json!({"layers": []}));
     let directory = tempfile::tempdir().unwrap();
-    for file in [&import.disk, import.kernel.as_ref().unwrap()] {
+    for file in [&import.disk, import.kernel.as_ref().unwrap(), import.initrd.as_ref().unwrap()] {
         assert_eq!(fetch(file, &directory.path().join("disk")).await.unwrap().digest, digest(FILE));
     }
     assert_eq!(pin(&mut import).await.unwrap().into_values().collect::<Vec<_>>(), [first], "as the operator says it");
@@ -293,6 +294,17 @@ async fn a_transfer_outlives_its_token() {
     assert_eq!(got.digest, digest(FILE));
     let asked = ["token", "blob", "stored"].map(|path| content.logins_of(path).len());
     assert_eq!(asked, [2, 3, 2], "refused once, and then it went on where it had broken");
+}
+
+#[tokio::test]
+async fn a_registry_that_is_not_encrypted_is_said_to_be_so() {
+    let content = registry("none").await;
+    let mut order = order(&content, ":12", None);
+    let Place::Oci(place) = &mut order.place else { unreachable!() };
+    place.plain_http = false;
+    let directory = tempfile::tempdir().unwrap();
+    let trouble = fetch(&order, &directory.path().join("disk")).await.unwrap_err();
+    assert!(trouble.message.ends_with("or set plainHttp of spec.source.oci"), "{trouble}");
 }
 
 #[tokio::test]
