@@ -25,6 +25,7 @@ pub mod talk;
 pub mod testbed;
 pub mod ticks;
 pub mod turn;
+pub mod watched;
 pub mod world;
 
 pub use nodes::Nodes;

@@ -83,8 +83,10 @@ fn meaning(state: &AgentState) -> AgentState {
     let mut state = AgentState { ran: 0.0, notice: state.notice.map(|_| Duration::ZERO), ..state.clone() };
     state.guest.last_line = None;
     state.kept = None;
+    let quarters = state.vm.quarters().map_or(0, |(quarters, _)| quarters);
     if let VmState::Fetching { done, .. } = &mut state.vm {
-        *done = 0;
+        // these are told
+        *done = quarters;
     }
     if let Some(part) = state.capture.as_mut().filter(|part| part.state != PartState::Captured) {
         part.bytes = 0;

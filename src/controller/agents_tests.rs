@@ -138,4 +138,9 @@ async fn a_guest_that_is_loaded_gets_on_with_every_byte() {
     world.wait(1).await;
     assert_eq!(moved(), Some(world.clock.now()));
     assert!(news.try_recv().is_err(), "and nobody is woken for it");
+    for (done, told) in [(0_u64, true), (100, false), (300, true), (400, false)] {
+        agent.change(|state| state.vm = VmState::Fetching { done: done << 20, total: 1 << 30 });
+        world.wait(1).await;
+        assert_eq!(news.try_recv().is_ok(), told, "{done} MiB: of much each quarter is told");
+    }
 }

@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::{Counting, Job},
-    testbed::{SERVICE_NODE, SYSTEM, TestBed},
+    testbed::{OAR_NODES, SERVICE_NODE, SYSTEM, TestBed},
+    watched::watched,
     world::ends_right,
 };
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -14,9 +15,10 @@ use kube::{
 };
 use serde_json::json;
 use vmdeploy::api::{
-    VmImage,
+    BestEffortJob, ConditionType, VmImage, conditions,
     image::{ClaimSource, ImageSource},
     job::Distribution,
+    quantity::Bytes,
 };
 
 /// Where the guest's files are put on the service node.
@@ -24,6 +26,12 @@ const DIRECTORY: &str = "/var/lib/vmdeploy/claim";
 
 /// Makes it an image that no node has seen; the kernel does not mind.
 const UNSEEN: &str = "head -c $(($(date +%s) % 100000 * 4 + 4)) /dev/zero >> initrd";
+/// The same of the disk, which is so large by this that a job says how much of it is on its nodes.
+const LARGE: &str = "truncate -s $(((256 << 20) + $(date +%s) % 10000 * 512)) disk.qcow2";
+/// What the link of a node carries meanwhile: it takes almost four seconds, of which agents speak each.
+const LINK: &str = "600mbit";
+/// What a job says of it.
+const SHARES: [&str; 3] = ["a quarter", "half", "three quarters"];
 /// What all nodes of the test bed see, as they would a file server.
 const SHARE: &str = "/run/oarbox/share/images";
 
@@ -72,6 +80,28 @@ async fn claimed(bed: &TestBed, namespace: &str, change: &str) -> Result<()> {
     Ok(())
 }
 
+/// The nodes while their links carry little; as before when this is dropped.
+struct Slow<'a>(&'a TestBed);
+
+impl<'a> Slow<'a> {
+    fn links(bed: &'a TestBed) -> Result<Self> {
+        let slow = Self(bed);
+        for number in OAR_NODES {
+            bed.run(&["slow", number, LINK])?;
+        }
+        Ok(slow)
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        for number in OAR_NODES {
+            let fast = self.0.run(&["fast", number]);
+            fast.map_or_else(|error| eprintln!("node {number} stays slow: {error}"), drop);
+        }
+    }
+}
+
 /// Removes the volume of a claim.
 async fn unclaimed(bed: &TestBed, namespace: &str) -> Result<()> {
     let volumes: Api<PersistentVolume> = Api::all(bed.client.clone());
@@ -96,11 +126,29 @@ async fn runs(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_runs_from_an_image_on_a_claim() -> Result<()> {
-    let Some(bed) = Turn::with(1).await? else { return Ok(()) };
+    let Some(bed) = Turn::with(2).await? else { return Ok(()) };
     let namespace = bed.namespace("claim").await?;
-    claimed(&bed, &namespace, "true").await?;
-    let counting = Counting { ticks: 10, ..Counting::default() };
+    claimed(&bed, &namespace, LARGE).await?;
+    let _slow = Slow::links(&bed)?;
+    let running = |job: BestEffortJob| {
+        let status = job.status?;
+        let running = conditions::get(&status.conditions, ConditionType::Running)?;
+        Some((running.status.clone(), running.message.clone()))
+    };
+    let is_true = |(truth, _): &(String, String)| truth == "True";
+    let jobs: Api<BestEffortJob> = Api::namespaced(bed.client.clone(), &namespace);
+    let said = watched(jobs, running, is_true).await?;
+    let counting = Counting { members: 2, ticks: 10, ..Counting::default() };
     runs(&bed, &namespace, "count", &counting, Distribution::Broadcast).await?;
+
+    let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
+    let size = images.get("claimed").await?.status.and_then(|status| status.size).context("no size")?;
+    let shares = SHARES.map(|share| format!("at least {share} of {} is on all nodes", Bytes::mebibytes(size.0 >> 20)));
+    let said: Vec<String> = said.await??.into_iter().map(|(_, (_, message))| message).collect();
+    let places = said.iter().filter(|message| message.contains(" is on all nodes"));
+    let places: Option<Vec<usize>> = places.map(|message| shares.iter().position(|share| share == message)).collect();
+    let rises = |places: Vec<usize>| places.len() >= 2 && places.is_sorted_by(|one, next| one < next);
+    ensure!(places.is_some_and(rises), "of {shares:?} was said: {said:?}");
     unclaimed(&bed, &namespace).await
 }
 

@@ -26,6 +26,7 @@ use e2e::{
     environment::Environment,
     job::{Counting, Job},
     testbed::{SYSTEM, until},
+    watched::watched,
     world::{LIFE, ends_right},
 };
 use futures::{StreamExt as _, stream};
@@ -47,6 +48,12 @@ const PASSWORD: &str = "s3cret";
 const PATH: &str = "/root.tar.zst";
 /// What names it there.
 const TAG: &str = "\"the one\"";
+/// In so many pieces the rest of it comes, one after a pause: an operator looks at an importer every two seconds.
+const PIECES: usize = 6;
+const PAUSE: Duration = Duration::from_millis(500);
+/// What an image says of its import, unless it has to wait.
+const STEPS: [&str; 3] =
+    ["the importer is being started", "the importer fetches the image", "the image is in the repository"];
 /// The image of the chart.
 const OFFERED: &str = "offered";
 
@@ -117,8 +124,17 @@ async fn open(State(mirror): State<Arc<Mirror>>, headers: HeaderMap) -> Response
     if let Some(from) = from {
         mirror.note(Request::Rest(from));
         let part = format!("bytes {from}-{}/{size}", size - 1);
-        let headers = [(ETAG, TAG.to_owned()), (CONTENT_RANGE, part)];
-        return (StatusCode::PARTIAL_CONTENT, headers, mirror.file.slice(from..)).into_response();
+        let rest = mirror.file.slice(from..);
+        let length = rest.len();
+        let headers = [(ETAG, TAG.to_owned()), (CONTENT_RANGE, part), (CONTENT_LENGTH, length.to_string())];
+        let pieces = stream::iter(0..PIECES).then(move |piece| {
+            let bytes = rest.slice(length * piece / PIECES..length * (piece + 1) / PIECES);
+            async move {
+                tokio::time::sleep(PAUSE).await;
+                Ok::<_, std::io::Error>(bytes)
+            }
+        });
+        return (StatusCode::PARTIAL_CONTENT, headers, Body::from_stream(pieces)).into_response();
     }
     mirror.note(Request::Whole);
     let cut = async {
@@ -170,6 +186,12 @@ async fn an_archive_of_a_private_server_comes_by_another_one_and_in_two_parts() 
         "spec": {"format": "tar", "diskSize": "4Gi", "skipBootCheck": true, "source": {"http": http}},
     }))?;
     let images: Api<VmImage> = Api::namespaced(bed.client.clone(), &namespace);
+    let ready = |image: VmImage| {
+        let status = image.status?;
+        conditions::get(&status.conditions, ConditionType::Ready).map(|ready| ready.message.clone())
+    };
+    let [.., last] = STEPS;
+    let messages = watched(images.clone(), ready, move |message: &String| message == last).await?;
     images.create(&PostParams::default(), &image).await?;
     let words = format!("401 Unauthorized: correct Secret {SECRET}, which spec.source.http.credentials names");
     said(&images, IMAGE, "CredentialsRefused", &words).await?;
@@ -177,6 +199,10 @@ async fn an_archive_of_a_private_server_comes_by_another_one_and_in_two_parts() 
     // it is read again at the next try, which is some seconds away
     secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(password(PASSWORD))).await?;
     let status = said(&images, IMAGE, "ImageImported", "").await?;
+    let messages: Vec<String> = messages.await??.into_iter().map(|(_, message)| message).collect();
+    let steps: Vec<usize> =
+        messages.iter().filter_map(|message| STEPS.iter().position(|step| step == message)).collect();
+    ensure!(steps.ends_with(&[0, 1, 2]), "after it was let in, not {STEPS:?}: {messages:?}");
     let requests = mirror.requests();
     let refused = requests.iter().take_while(|request| **request == Request::Refused).count();
     ensure!(refused > 0, "it was let in with a wrong password: {requests:?}");

@@ -46,8 +46,10 @@ pub(super) struct Progress {
     part: u64,
     memory: AtomicU64,
     others: AtomicU64,
-    /// Of the image that is being fetched; how large it is says its end.
+    /// Of the image that is being fetched.
     image: AtomicU64,
+    /// What that one has as a whole; where nobody says it, its end does.
+    image_size: AtomicU64,
 }
 
 impl Progress {
@@ -59,7 +61,7 @@ impl Progress {
     fn shown(&self) -> VmState {
         let image = self.image.load(Ordering::Relaxed);
         let done = image + self.memory.load(Ordering::Relaxed) + self.others.load(Ordering::Relaxed);
-        VmState::Fetching { done, total: self.part + image }
+        VmState::Fetching { done, total: self.part + image.max(self.image_size.load(Ordering::Relaxed)) }
     }
 }
 
@@ -158,32 +160,49 @@ impl Supervisor {
         progress: &Progress,
     ) -> Result<(PathBuf, Option<Kernel>, Vec<images::Cached>), RepositoryError> {
         let image = &self.config.image;
-        let progress = |done: u64| {
-            progress.image.store(done, Ordering::Relaxed);
-            self.view.quietly(|facts| facts.set_vm(progress.shown()));
-        };
-        let cache = &images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
-        let fetched = async |digest: &str| {
-            images::image(self.store.as_ref(), &self.chain, cache, digest, &progress).await.map_err(awaited)
-        };
         let mut held = Vec::new();
         let mut place = |cached: images::Cached| {
             let path = cached.path.clone();
             held.push(cached);
             path
         };
-        let disk = place(fetched(&image.disk).await?);
+        let disk = place(self.fetch_image(&image.disk, progress).await?);
         let kernel = match &image.kernel {
             None => None,
             Some(kernel) => {
-                let kernel = place(fetched(kernel).await?);
+                let kernel = place(self.fetch_image(kernel, progress).await?);
                 let initrd = match &image.initrd {
                     None => None,
-                    Some(initrd) => Some(place(fetched(initrd).await?)),
+                    Some(initrd) => Some(place(self.fetch_image(initrd, progress).await?)),
                 };
                 Some(Kernel { kernel, initrd, params: image.params.clone().unwrap_or_default() })
             }
         };
         Ok((disk, kernel, held))
+    }
+
+    /// An image as the node has it, fetched where that is not yet so.
+    async fn fetch_image(&self, digest: &str, progress: &Progress) -> Result<images::Cached, RepositoryError> {
+        let progress = |done: u64| {
+            progress.image.store(done, Ordering::Relaxed);
+            progress.image_size.store(self.chain.size(digest).unwrap_or_default(), Ordering::Relaxed);
+            self.view.quietly(|facts| facts.set_vm(progress.shown()));
+        };
+        let cache = images::Cache { directory: &self.paths.cache, limit: self.config.image_cache };
+        images::image(self.store.as_ref(), &self.chain, &cache, digest, &progress).await.map_err(awaited)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_image_all_is_wanted_from_its_first_byte_on() {
+        let progress = Progress::default();
+        progress.image.store(5, Ordering::Relaxed);
+        assert_eq!(progress.shown(), VmState::Fetching { done: 5, total: 5 }, "nobody says how large it is");
+        progress.image_size.store(9, Ordering::Relaxed);
+        assert_eq!(progress.shown(), VmState::Fetching { done: 5, total: 9 });
     }
 }

@@ -323,17 +323,13 @@ fn held_back(status: &BestEffortJobStatus, seen: &Seen) -> String {
     fetched(status, seen).unwrap_or_default()
 }
 
-/// Bytes from which on it is told how far the fetching is: less is soon here.
-const MUCH: u64 = 256 << 20;
-
 /// How far the last of those is that fetch much, in quarters: each change is a write. Nothing while one has not begun.
 fn fetched(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
     let vm = |member: &MemberStatus| Some(&seen.agents.get(&member.agent.as_ref()?.pod)?.state.as_ref()?.vm);
     let vms: Option<Vec<&VmState>> = status.members.iter().map(vm).collect();
     let far = |vm: &VmState| match vm {
         VmState::None => Some((0, 0)),
-        VmState::Fetching { done, total } if *total >= MUCH => Some((done.saturating_mul(4) / total, *total)),
-        _ => None,
+        other => other.quarters(),
     };
     let (quarters, total) = vms?.into_iter().filter_map(far).min()?;
     let share = match quarters {

@@ -112,6 +112,19 @@ pub enum VmState {
     },
 }
 
+/// Bytes from which on it is told how far the fetching is: less is soon here.
+const MUCH: u64 = 256 << 20;
+
+impl VmState {
+    /// How many quarters are here of what is fetched, and the bytes of all; none where that is little.
+    pub fn quarters(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Fetching { done, total } if *total >= MUCH => Some((done.saturating_mul(4) / total, *total)),
+            _ => None,
+        }
+    }
+}
+
 /// Whose fault it is that a VM could not be made or restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoadFault {

@@ -14,13 +14,10 @@ use e2e::{
     rival::Rival,
     site::OarJob,
     testbed::number,
+    watched::watched,
 };
-use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use kube::{
-    Api, ResourceExt as _,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::{Api, ResourceExt as _};
 use vmdeploy::api::{BestEffortJob, BestEffortJobStatus, JobPhase};
 
 use crate::report::{Figure, Measured, figure};
@@ -89,8 +86,10 @@ impl Samples {
 async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     let counting = Counting { members: 2, period: 20, ..Counting::default() };
     let namespace = bed.namespace("bench-kill").await?;
+    let jobs: Api<BestEffortJob> = Api::namespaced(bed.client.clone(), &namespace);
+    let succeeded = |status: &BestEffortJobStatus| status.phase == JobPhase::Succeeded;
+    let statuses = watched(jobs, |job: BestEffortJob| job.status, succeeded).await?;
     let job = Job::create(bed, &namespace, &counting.object("count")?).await?;
-    let watched = tokio::spawn(statuses(bed.clone(), namespace));
     job.wait_stored(0, LIMIT).await?;
     pauses(&job, samples).await?;
     let before = job.get().await?;
@@ -107,7 +106,7 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
     pauses(&job, samples).await?;
     ensure!(rival.state()? != "Error", "the rival failed");
 
-    let seen = watched.await??;
+    let seen = statuses.await??;
     let evacuating = seen.iter().find(|(_, status)| status.phase == JobPhase::Evacuating);
     let noticed = evacuating.context("never seen evacuating")?.0;
     let old = OarJob::read(slot_ids(&before).first().context("no slot")?).await?;
@@ -122,24 +121,6 @@ async fn life(bed: &TestBed, samples: &mut Samples) -> Result<()> {
 /// Seconds from a date of OAR's, which may lie a second or two ahead, to a moment.
 fn after(moment: Timestamp, date: i64) -> f64 {
     (moment.as_millisecond() - date * 1000) as f64 / 1000.0
-}
-
-/// All values the job's status has until it has succeeded, with the time each was seen.
-async fn statuses(bed: TestBed, namespace: String) -> Result<Vec<(Timestamp, BestEffortJobStatus)>> {
-    let api: Api<BestEffortJob> = Api::namespaced(bed.client, &namespace);
-    let mut events = watcher(api, watcher::Config::default()).applied_objects().boxed();
-    let mut seen: Vec<(Timestamp, BestEffortJobStatus)> = Vec::new();
-    while let Some(job) = events.try_next().await? {
-        let Some(status) = job.status else { continue };
-        if seen.last().is_none_or(|(_, last)| *last != status) {
-            let ended = status.phase == JobPhase::Succeeded;
-            seen.push((Timestamp::now(), status));
-            if ended {
-                break;
-            }
-        }
-    }
-    Ok(seen)
 }
 
 /// The pauses of the job's present snapshots; those of an evacuation do not end and are left out.

@@ -91,6 +91,11 @@ impl Chain {
         }
     }
 
+    /// Bytes of an image, once that is known.
+    pub(super) fn size(&self, digest: &str) -> Option<u64> {
+        self.images.get(digest).and_then(|image| image.borrow().size)
+    }
+
     /// No image will be here: those that would wait for one by TakTuk are told.
     pub(super) fn gives_nothing(&self) {
         if let Some(putting) = &self.putting {
