@@ -39,7 +39,7 @@ enum Name {
     Chain,
     /// An image to 2, 4, 8 and 16 machines with little memory, beside TakTuk.
     ChainCliff,
-    /// Archives of root file systems made into images, beside mke2fs alone.
+    /// Archives of root file systems made into images, beside mke2fs alone; what memory and disk that takes.
     Convert,
     /// Files of 16, 32 and 64 hosts gathered, beside scp, kaget and TakTuk.
     Gather,
