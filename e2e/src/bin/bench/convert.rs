@@ -59,7 +59,7 @@ pub(crate) fn measure() -> Result<Measured> {
                 environment.path(),
                 with_mke2fs("sh")?.context("no newer mke2fs")?.args(["-c", BEST, "best"]).arg(&archive),
             )?;
-            let own = timed(environment.path(), &mut ours(&archive)?)?;
+            let own = timed(environment.path(), &mut conversion(&archive)?)?;
             eprintln!("  {name} run {run}: ours {own:.2} s, mke2fs and qemu-img {best:.2} s");
             ours.push(own);
             ratios.push(own / best);
@@ -85,7 +85,7 @@ pub(crate) fn measure() -> Result<Measured> {
 }
 
 /// Our conversion, to the directory [`OUT`].
-fn ours(archive: &Path) -> Result<Command> {
+fn conversion(archive: &Path) -> Result<Command> {
     let mut command = with_mke2fs(program()?)?.context("no newer mke2fs")?;
     command.arg("convert").arg(archive).args(["--to", OUT]);
     Ok(command)
@@ -96,7 +96,7 @@ fn needs(environment: &Environment, archive: &Path) -> Result<Vec<Needs>> {
     let out = environment.path().join(OUT);
     let mut all = Vec::new();
     for run in 0..LOOKED_AT {
-        let needs = Needs::of(ours(archive)?.current_dir(environment.path()), || on_disk(&out, &RESULT))?;
+        let needs = Needs::of(conversion(archive)?.current_dir(environment.path()), || on_disk(&out, &RESULT))?;
         let (memory, scratch) = (needs.memory >> 20, needs.scratch >> 20);
         eprintln!("  look {run}: {memory} MiB of memory, {scratch} MiB of disk");
         all.push(needs);
