@@ -4,10 +4,11 @@
 //! starts the VM. A partition is started with the kernel and the initial ram disk in it, as Kadeploy does it: they are
 //! taken out of it. Nothing in the disk is changed.
 
+mod starts;
+
 use std::{
     fs::File,
     io::{self, BufRead as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::FileExt as _,
     path::Path,
 };
 
@@ -22,10 +23,6 @@ use crate::image::{BootPaths, Trouble, TroubleKind};
 const BLOCK: usize = 1 << 16;
 /// A disk is whole sectors.
 const SECTOR: u64 = 512;
-/// The last bytes of a first sector from which a machine starts, or that a partition table of any kind has.
-const BOOT_SIGNATURE: [u8; 2] = [0x55, 0xaa];
-/// What of a first sector is the boot loader's; the table of partitions is behind it.
-const LOADER: usize = 440;
 
 /// What a disk may grow to when it is unpacked.
 #[derive(Clone, Copy)]
@@ -71,9 +68,9 @@ fn try_unpack(packed: &Path, work: &Path, limits: Limits, boot: Option<&BootPath
     // what it takes on the disk is needed for what is made of it
     let _ = std::fs::remove_file(packed);
     let mut log = vec![format!("disk: {compression}, {} MiB", virtual_size >> 20)];
-    let head = head(&disk)?;
+    let head = starts::head(&disk)?;
     let named = match boot {
-        Some(named) if has_kernel(&disk, &head, named)? => Some(named),
+        Some(named) if starts::has_kernel(&disk, &head, named)? => Some(named),
         Some(_) | None => None,
     };
     if let Some(named) = named {
@@ -124,40 +121,6 @@ fn write(packed: &Path, raw: &Path, limits: Limits) -> Result<(File, Compression
     Ok((disk, compression, size))
 }
 
-/// The first sector of a disk, unless it is one of another format.
-fn head(disk: &File) -> Result<[u8; SECTOR as usize], Trouble> {
-    let mut head = [0; SECTOR as usize];
-    disk.read_exact_at(&mut head, 0).map_err(local)?;
-    if head.starts_with(b"QFI\xfb") {
-        return Err(refused(
-            "it is a disk in the format qcow2: set spec.format to qcow2, and do not compress it".into(),
-        ));
-    }
-    Ok(head)
-}
-
-/// Whether a disk is started with the kernel in it, not by its boot loader.
-fn has_kernel(disk: &File, head: &[u8], named: &BootPaths) -> Result<bool, Trouble> {
-    let has_signature = head.ends_with(&BOOT_SIGNATURE);
-    let has_loader = has_signature && head[..LOADER].iter().any(|byte| *byte != 0);
-    // a boot loader in a partition counts on where on the disk that was
-    if partition::is_one(disk).map_err(local)? && (named.kernel.is_some() || !has_loader) {
-        return Ok(true);
-    }
-    if has_loader {
-        return Ok(false);
-    }
-    Err(refused(if has_signature {
-        "it has a partition table, but no boot loader in its first sector, from which a VM starts: install one there, \
-         name a kernel in spec.os, or save the partition with the root file system alone"
-            .into()
-    } else {
-        "it has neither a boot loader nor a file system of the kind ext2, ext3 or ext4 with a kernel: name a kernel in \
-         spec.os"
-            .into()
-    }))
-}
-
 fn local(error: io::Error) -> Trouble {
     Trouble::passing(TroubleKind::Importer, format!("failed to unpack the disk: {error}"))
 }
@@ -172,7 +135,7 @@ mod tests {
 
     use rstest::rstest;
 
-    use super::*;
+    use super::{starts::BOOT_SIGNATURE, *};
 
     fn disk(boots: bool) -> Vec<u8> {
         let mut disk = vec![0; 3 << 20];

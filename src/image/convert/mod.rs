@@ -8,6 +8,7 @@
 mod boot;
 mod compression;
 pub(super) mod dd;
+mod debugfs;
 mod disk;
 mod initrd;
 mod names;
@@ -110,7 +111,7 @@ fn boot_files(
 ) -> Result<(), Trouble> {
     let (kernel, initrd) = boot::find(tree, named).map_err(refused)?;
     for ((path, length), name) in [(&kernel, KERNEL), (&initrd, INITRD)] {
-        disk::copy_out(raw, path, *length, &work.join(name))?;
+        debugfs::copy_out(raw, path, *length, &work.join(name))?;
         log.push(format!("/{name} is {}", names::show(path)));
     }
     boot::check_kernel(&work.join(KERNEL)).map_err(refused)?;

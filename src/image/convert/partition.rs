@@ -1,13 +1,12 @@
 //! The image of a partition: a disk that is one file system of the kind ext2, ext3 or ext4. Tells what its kernel and its
 //! initial ram disk may be.
 //!
-//! `debugfs` reads it, so that no kernel mounts a stranger's file system. Of its answers only so much is read, and only
-//! names that cannot be misunderstood are taken from them.
+//! Of what `debugfs` answers only so much is read, and only names that cannot be misunderstood are taken from it.
 
 use std::{collections::BTreeSet, fs::File, io, os::unix::fs::FileExt as _, path::Path};
 
 use super::{
-    disk,
+    debugfs,
     tree::{Node, Tree},
 };
 use crate::image::{BootPaths, Trouble};
@@ -52,7 +51,7 @@ fn directories(named: &BootPaths) -> BTreeSet<&str> {
 
 fn list(disk: &Path, directory: &str, tree: &mut Tree) -> Result<(), Trouble> {
     let mut links = 0;
-    for line in disk::ask(disk, &format!("ls -p \"/{directory}\""))?.lines() {
+    for line in debugfs::ask(disk, &format!("ls -p \"/{directory}\""))?.lines() {
         let Some((inode, kind, name, size)) = entry(line) else { continue };
         let node = match kind {
             DIRECTORY => Node::Directory,
@@ -75,7 +74,7 @@ fn entry(line: &str) -> Option<(u32, u32, &str, u64)> {
     let mut fields = line.strip_prefix('/')?.strip_suffix('/')?.split('/');
     let (inode, mode) = (fields.next()?.parse().ok()?, u32::from_str_radix(fields.next()?, 8).ok()?);
     let (name, size) = (fields.nth(2)?, fields.next()?);
-    if fields.next().is_some() || matches!(name, "" | "." | "..") || !disk::is_plain(name.as_bytes()) {
+    if fields.next().is_some() || matches!(name, "" | "." | "..") || !debugfs::is_plain(name.as_bytes()) {
         return None;
     }
     // a directory has none
@@ -84,7 +83,7 @@ fn entry(line: &str) -> Option<(u32, u32, &str, u64)> {
 
 /// Where a link leads, if that is short enough to lie in its inode, as it always is but for a few.
 fn target(disk: &Path, inode: u32) -> Result<Option<String>, Trouble> {
-    let said = disk::ask(disk, &format!("stat <{inode}>"))?;
+    let said = debugfs::ask(disk, &format!("stat <{inode}>"))?;
     let quoted = said.split_once("Fast link dest: \"").map(|(_, rest)| rest);
     Ok(quoted.and_then(|rest| Some(rest.rsplit_once('"')?.0.to_owned())))
 }
