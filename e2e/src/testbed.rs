@@ -255,7 +255,7 @@ fn digests(file: &Path) -> Result<BTreeMap<String, String>> {
 
 /// Reads something of the API server. One answer that did not come says nothing: it is asked again for a while.
 pub async fn read<T, F: Future<Output = kube::Result<T>>>(mut ask: impl FnMut() -> F) -> Result<T> {
-    let end = tokio::time::Instant::now() + Duration::from_secs(15);
+    let end = tokio::time::Instant::now() + Duration::from_secs(90);
     loop {
         match ask().await {
             Err(kube::Error::Api(status)) if status.code < 500 && status.code != 429 => {

@@ -113,7 +113,7 @@ pub async fn nothing_left(bed: &TestBed, job: &Job, forgiven: impl Fn(&str) -> b
 
 /// Waits until nothing of a job is unfinished at OAR.
 pub async fn given_back(job: &Job) -> Result<()> {
-    until("OAR to end the job's slots", Duration::from_secs(30), async || {
+    until("OAR to end the job's slots", Duration::from_secs(90), async || {
         Ok(crate::site::unfinished(&job.uid).await?.is_empty().then_some(()))
     })
     .await

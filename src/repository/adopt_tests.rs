@@ -266,7 +266,7 @@ impl Steps for Meanwhile {
                 // nobody waits any more if the test has failed
                 let _ = done.send(());
             });
-            waited.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits for the copy");
+            waited.recv_timeout(std::time::Duration::from_secs(120)).expect("it waits for the copy");
         }
         Ok(())
     }

@@ -263,7 +263,7 @@ async fn what_is_asked_for_is_swept_soon() {
         request(&store, &clock, [job(), "f".into()]);
     }
     let gone = layout::pack(&job(), packed(&[1]).pack.name).unwrap();
-    for _ in 0..200 {
+    for _ in 0..3000 {
         if !store.root.at(&gone).exists() {
             break;
         }
@@ -294,7 +294,7 @@ async fn b10_a_sweep_that_panics_is_not_the_last_one() {
     panics.store(true, Ordering::SeqCst);
     let clock = crate::clock::Clock::manual(later());
     let gone = store.root.at(&layout::pack(&job(), packed(&[1]).pack.name).unwrap());
-    for _ in 0..200 {
+    for _ in 0..3000 {
         request(&store, &clock, [job()]);
         if !gone.exists() {
             break;

@@ -307,7 +307,7 @@ fn b1_a_fence_during_a_long_publish_answers_at_once_and_the_publish_is_refused()
     let (done, fenced) = std::sync::mpsc::channel();
     let (store, job) = (opened.clone(), made.job.clone());
     std::thread::spawn(move || done.send(store.fence(&job, 2)));
-    let fenced = fenced.recv_timeout(std::time::Duration::from_secs(10));
+    let fenced = fenced.recv_timeout(std::time::Duration::from_secs(120));
     // whatever came of it, the reader must end
     end.write_all(&content).unwrap();
     drop(end);

@@ -261,8 +261,10 @@ mod tests {
     #[test]
     fn what_has_only_just_changed_is_looked_at_again() {
         let root = tempfile::tempdir().unwrap();
+        // before it changed, however long that was ago
+        let now = Timestamp::now();
         let store = store(root.path());
-        let bytes = || store.usage(Timestamp::now()).unwrap()[1].bytes;
+        let bytes = || store.usage(now).unwrap()[1].bytes;
         assert_eq!(bytes(), 1000);
         fs::write(root.path().join("jobs/other/packs/a"), [0; 5]).unwrap();
         assert_eq!(bytes(), 5);

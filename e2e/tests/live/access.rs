@@ -111,7 +111,7 @@ async fn a_user_runs_commands_in_a_guest_and_reaches_its_ports() -> Result<()> {
     ensure!(started.status.success(), "{started:?}");
     let lines = (0..20_000).map(|n| format!("line {n} of many")).collect::<Vec<_>>().join("\n") + "\n";
     let wanted = format!("{}bye\n", lines.to_uppercase());
-    until("connecting", Duration::from_secs(20), async || Ok(user.asks("7100", "x\n")?.status.success().then_some(())))
+    until("connecting", Duration::from_secs(60), async || Ok(user.asks("7100", "x\n")?.status.success().then_some(())))
         .await?;
     let answer = user.asks("7100", &lines)?;
     ensure!(answer.status.success(), "{:?}", String::from_utf8_lossy(&answer.stderr));

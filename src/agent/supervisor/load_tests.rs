@@ -58,7 +58,7 @@ async fn said(store: FileStore, accelerator: Accelerator, files: Vec<PartFile>) 
     (config.accelerator, config.restore) = (accelerator, Some(1));
     let supervisor = Making::below(root.path()).config(config).store(Arc::new(store)).make();
     supervisor.view.change(|facts| facts.lease = LeaseState::Held);
-    tokio::time::timeout(Duration::from_secs(20), supervisor.clone().live()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), supervisor.clone().live()).await.unwrap();
     match supervisor.view.render().vm {
         VmState::Gone { reason, fault } => (reason, fault),
         other => panic!("{other:?}"),
@@ -108,7 +108,7 @@ async fn an_image_that_is_being_imported_again_is_waited_for() {
     tokio::pin!(fetching);
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut fetching).await.is_err());
     store.add_image(b"an image");
-    let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await.unwrap().unwrap();
+    let fetched = tokio::time::timeout(Duration::from_secs(60), fetching).await.unwrap().unwrap();
     assert_eq!(std::fs::read(fetched.disk).unwrap(), b"an image");
 }
 
@@ -124,7 +124,7 @@ async fn what_the_node_lacks_is_known_before_anything_is_fetched() {
     config.image.disk = format!("sha256:{}", "0".repeat(64));
     (config.accelerator, config.restore) = (Accelerator::Tcg, Some(1));
     let supervisor = Making::below(root.path()).config(config).store(Arc::new(store)).make();
-    tokio::time::timeout(Duration::from_secs(20), supervisor.clone().live()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), supervisor.clone().live()).await.unwrap();
     let state = supervisor.view.render();
     assert!(state.lacks.contains(&Lack::Kvm), "{state:?}");
     assert!(matches!(state.vm, VmState::Gone { fault: LoadFault::Node, .. }), "{state:?}");
@@ -136,13 +136,13 @@ async fn a_repository_is_waited_for_as_long_as_the_agent_may_start_anything_and_
     let store = Arc::new(FileStore::new(&root.path().join("store")));
     let mut config = config(root.path());
     config.image.disk = format!("sha256:{}", "0".repeat(64));
-    config.not_after = jiff::Timestamp::now() + Duration::from_secs(1);
+    config.not_after = jiff::Timestamp::now() + Duration::from_secs(10);
     let supervisor = Making::below(root.path()).config(config).vm_in(root.path()).store(store).make();
     let watched = supervisor.clone();
     let said = tokio::spawn(async move { watched.view.until(|facts| facts.waiting.is_some()).await });
     let fetched =
-        tokio::time::timeout(Duration::from_secs(20), supervisor.fetch(None, &Progress::default())).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), supervisor.fetch(None, &Progress::default())).await.unwrap();
     assert!(matches!(fetched, Err(LoadError::Node(why)) if why.contains("imported again")));
-    said.await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), said).await.expect("it was never said").unwrap();
     assert_eq!(supervisor.view.render().waiting, None);
 }

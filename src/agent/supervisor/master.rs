@@ -108,7 +108,7 @@ mod tests {
     async fn until(what: &str, so: impl Fn() -> bool) {
         let begun = Instant::now();
         while !so() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "waiting for {what}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "waiting for {what}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -175,7 +175,7 @@ mod tests {
         orders.leave(authority, LeaveCode::KeepSlot).await.unwrap();
         assert!(matches!(vm(), VmState::Gone { .. }));
         let mut rest = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "it outlives its agent");
     }
 
@@ -196,7 +196,7 @@ mod tests {
         let mut stream = is_served(listen).await;
         supervisor.stop.cancel();
         let mut rest = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "it outlives its agent");
         assert!(TcpStream::connect(listen).await.is_err());
     }

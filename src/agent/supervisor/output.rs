@@ -279,7 +279,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect(what);
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect(what);
     }
 
     #[tokio::test]
@@ -329,8 +329,9 @@ mod tests {
     async fn output_that_is_never_kept_loses_the_vm() {
         // a full disk that needs no rights
         let make = |directory: &Path| std::os::unix::fs::symlink("/dev/full", directory.join("file")).unwrap();
-        let mut job = followed(Duration::from_millis(300), make).await;
+        let mut job = followed(Duration::from_secs(4), make).await;
         job.guest.write_all(b"a line\n").await.unwrap();
+        until("it fails", || job.output.failing.load(Ordering::Acquire)).await;
         assert!(!job.output.drain(Duration::from_millis(100)).await, "a drain that waits for a disk ends");
         let last = job.output.drain_last(Duration::from_millis(1));
         assert!(tokio::time::timeout(Duration::from_millis(100), last).await.is_err(), "what is not kept is done with");

@@ -97,7 +97,8 @@ mod tests {
         let line = format!("echo x >> {}; exit 7", count.display());
         assert_eq!(once(dir.path(), &["sh", "-c", &line]), "started");
         let rc = dir.path().join("state/job/rc");
-        for _ in 0..200 {
+        // it is on the disk before it has its name
+        for _ in 0..3000 {
             if rc.exists() {
                 break;
             }

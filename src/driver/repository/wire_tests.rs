@@ -123,7 +123,7 @@ async fn a_damaged_image_is_put_aside_and_replaced() {
     let (agent, to) = (bench.agent(0, 1), bench.directory.path().join("fetched"));
     let fetched = agent.get_image(&name, &to, &|_| {}).await;
     assert!(matches!(fetched, Err(RepositoryError::Damaged(_))), "{fetched:?}");
-    for _ in 0..100 {
+    for _ in 0..3000 {
         if bench.operator.image(&name).await == Ok(None) {
             break;
         }

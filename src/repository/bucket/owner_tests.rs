@@ -145,7 +145,7 @@ fn b1_who_is_superseded_while_it_waits_writes_nothing_and_stays_out() {
     let waiting = std::thread::spawn({
         let objects = objects.clone();
         move || {
-            let taken = Owner::take(&objects, &slow, Duration::from_millis(500)).map(drop);
+            let taken = Owner::take(&objects, &slow, Duration::from_secs(10)).map(drop);
             (taken, Owner::take(&objects, &slow, Duration::ZERO).map(drop))
         }
     });

@@ -120,7 +120,7 @@ impl Node {
         let cache = images::Cache { directory: self.cache(), limit: u64::MAX };
         let note = |done: u64| progress.lock().unwrap().push(done);
         let bringing = images::image(own.store.as_ref(), &own.chain, &cache, &own.config.image.disk, &note);
-        let cached = tokio::time::timeout(Duration::from_secs(60), bringing).await.unwrap().unwrap();
+        let cached = tokio::time::timeout(Duration::from_secs(120), bringing).await.unwrap().unwrap();
         assert!(std::fs::read(&cached.path).unwrap() == content());
         assert!(progress.into_inner().unwrap().is_sorted());
         cached
@@ -279,7 +279,7 @@ async fn d1_images_go_to_the_agents_of_the_same_job_only() {
     let mut one = taken.pop().unwrap();
     assert!(matches!(one.next().await, Some(Ok(peer::Frame::Reports(_)))), "it is heard at once");
     cold.supervisor.stop.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(5), one.count()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), one.count()).await;
     assert_eq!(ended.unwrap(), 0, "nothing is sent after the end");
 }
 
@@ -310,7 +310,7 @@ async fn a_damaged_image_of_the_repository_is_put_aside_whoever_asks_for_its_pie
     let own = &node.supervisor;
     let fetched = images::image(own.store.as_ref(), &own.chain, &cache, &world.digest, &|_| {}).await;
     assert!(matches!(fetched, Err(crate::driver::repository::RepositoryError::Damaged(_))), "{fetched:?}");
-    for _ in 0..200 {
+    for _ in 0..3000 {
         if !stored.exists() {
             break;
         }

@@ -106,7 +106,7 @@ async fn until(condition: impl Fn() -> bool) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn pieces_are_taken_as_they_come_and_removed() {
     let node = Node::new(Some("node"));
     let puts = async || {
@@ -142,7 +142,7 @@ enum Bad {
 #[case(Bad::Pipe, PIECE)]
 #[case(Bad::Missing, PIECE)]
 #[case(Bad::TooMany, PIECE)]
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn d1_what_is_no_piece_ends_it_at_once_and_what_was_right_stays(#[case] bad: Bad, #[case] have: u64) {
     let node = Node::new(Some("node"));
     let puts = async || {
@@ -176,7 +176,7 @@ async fn d1_what_is_no_piece_ends_it_at_once_and_what_was_right_stays(#[case] ba
     assert_eq!(node.take(puts).await, have);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_here_already_need_not_come_again() {
     let node = Node::new(Some("node"));
     let mut before = node.arriving();
@@ -192,7 +192,7 @@ async fn what_is_here_already_need_not_come_again() {
     assert_eq!(node.take(puts).await, SIZE as u64);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_what_an_agent_without_images_would_give() {
     let first = Node::new(Some("root"));
     first.putting().gives_nothing();
@@ -210,14 +210,14 @@ async fn nobody_waits_for_what_an_agent_without_images_would_give() {
 #[case::older(None)]
 #[case::nothing(Some(NOTHING))]
 #[case::newer(Some("branch"))]
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_hold_that_puts_nothing_is_not_waited_for(#[case] feed: Option<&str>) {
     let begun = Instant::now();
     assert!(Node::new(feed).putting().place().await.is_none());
     assert!(begun.elapsed() < Duration::from_secs(3));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_image_is_given_two_pieces_at_a_time_as_far_as_it_is_here_and_as_often_as_it_is_wanted() {
     let node = Node::new(Some("root"));
     let source = node.root.path().join("source");
