@@ -2,7 +2,7 @@
 //! this is operator, kget and agents at once.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -24,7 +24,10 @@ use vmdeploy::{
     tls::{self, Authority},
 };
 
-use crate::agents::{self, JOB, LIMIT, Process, SECRET, give_repository, issue, log, prepared, program, serve};
+use crate::{
+    agents::{self, JOB, LIMIT, Process, SECRET, give_repository, issue, log, prepared, program, serve},
+    nodes::free_address,
+};
 
 const BUCKET: &str = "jobs";
 const ACCESS: &str = "vmdeploy";
@@ -61,10 +64,6 @@ impl Default for Told {
     }
 }
 
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
 impl Store {
     /// Starts the S3 store.
     pub fn new() -> Result<Self> {
@@ -73,7 +72,7 @@ impl Store {
         let root = tempfile::Builder::new().prefix("vmdeploy-e2e-").tempdir_in("/var/tmp")?;
         let buckets = root.path().join("buckets");
         std::fs::create_dir_all(buckets.join(BUCKET))?;
-        let address = free_address()?;
+        let address = free_address(Ipv4Addr::LOCALHOST.into())?;
         let mut command = Command::new(prepared("versitygw")?);
         command.args(["--port", &address.to_string(), "--access", ACCESS, "--secret", PASSWORD, "--quiet", "posix"]);
         command.arg(buckets).stdin(Stdio::null());
@@ -101,7 +100,7 @@ impl Store {
 
     /// Starts a repository on a volume.
     pub fn serve(&self, volume: &str, told: &Told) -> Result<Server> {
-        let (address, root) = (free_address()?, self.root.path());
+        let (address, root) = (free_address(Ipv4Addr::LOCALHOST.into())?, self.root.path());
         let mut command = Command::new(program()?);
         serve(&mut command, root, &address.to_string(), &self.volume(volume)).args(["--cache", "1Mi"]);
         self.tell(&mut command, told);

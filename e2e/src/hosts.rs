@@ -19,7 +19,7 @@ use vmdeploy::transfer::run::{
 
 use crate::{agents::program, nodes::Nodes};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 /// A remote shell without a network: what is measured is the bytes.
 const SHELL: &str = "exec ip netns exec \"$host\" env TMPDIR=\"$root/$host\" sh -c \"$*\"";
 

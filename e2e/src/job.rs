@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
 use vmdeploy::api::{BestEffortJob, JobPhase, Snapshot};
@@ -115,7 +115,8 @@ impl Job {
 
     /// Its snapshots.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        let all = self.snapshots.list(&kube::api::ListParams::default()).await?;
+        let every = ListParams::default();
+        let all = read(|| self.snapshots.list(&every)).await?;
         Ok(all.items.into_iter().filter(|snapshot| snapshot.spec.job == self.name).collect())
     }
 
@@ -123,7 +124,7 @@ impl Job {
     pub async fn story(&self) -> Result<String> {
         let namespace = self.api.namespace().context("no namespace")?;
         let events: Api<Event> = Api::namespaced(self.api.clone().into_client(), namespace);
-        let all = events.list(&kube::api::ListParams::default()).await?.items.into_iter();
+        let all = events.list(&ListParams::default()).await?.items.into_iter();
         let own = all.filter(|event| event.regarding.as_ref().and_then(|about| about.uid.as_ref()) == Some(&self.uid));
         let mut lines: Vec<_> = own.map(|event| (event.event_time.map(|at| at.0), event.reason, event.note)).collect();
         lines.sort_by_key(|(at, ..)| *at);
@@ -234,7 +235,9 @@ impl Job {
     /// Waits until the object is gone.
     pub async fn wait_gone(&self, limit: Duration) -> Result<()> {
         let what = format!("the end of job {}", self.name);
-        let gone = until(&what, limit, async || Ok(self.api.get_opt(&self.name).await?.is_none().then_some(()))).await;
+        let gone =
+            until(&what, limit, async || Ok(read(|| self.api.get_opt(&self.name)).await?.is_none().then_some(())))
+                .await;
         match gone {
             Ok(()) => Ok(()),
             Err(error) => {

@@ -8,7 +8,7 @@ use vmdeploy::{api::LABEL_JOB_UID, names::JobUid};
 use crate::{
     job::Job,
     site,
-    testbed::{OAR_NODES, SERVICE_NODE, SYSTEM, TestBed, node},
+    testbed::{OAR_NODES, SERVICE_NODE, SYSTEM, TestBed, node, read},
 };
 
 /// Where the nodes hear each other's segments, as the chart has it.
@@ -22,9 +22,9 @@ pub async fn left(bed: &TestBed, job: &Job) -> Result<Vec<String>> {
         site::unfinished(uid).await?.into_iter().map(|name| format!("OAR job {name}")).collect();
     let ours = ListParams::default().labels(&format!("{LABEL_JOB_UID}={uid}"));
     let pods: Api<Pod> = Api::namespaced(bed.client.clone(), SYSTEM);
-    left.extend(pods.list(&ours).await?.iter().map(|pod| format!("pod {}", pod.name_any())));
+    left.extend(read(|| pods.list(&ours)).await?.iter().map(|pod| format!("pod {}", pod.name_any())));
     let secrets: Api<Secret> = Api::namespaced(bed.client.clone(), SYSTEM);
-    left.extend(secrets.list(&ours).await?.iter().map(|secret| format!("Secret {}", secret.name_any())));
+    left.extend(read(|| secrets.list(&ours)).await?.iter().map(|secret| format!("Secret {}", secret.name_any())));
     let short = JobUid(uid.into()).short();
     // what a node keeps of captures is sealed, and stays where a job was before for a day
     // the brackets keep the shell that looks from finding itself

@@ -1,9 +1,34 @@
 //! Nodes without a scheduler: network namespaces of this machine on a switch, which is a namespace as well, or on two.
 
-use std::{fs::File, net::Ipv4Addr, process::Command, thread};
+use std::{
+    fs::File,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    process::Command,
+    sync::atomic::{AtomicU16, Ordering},
+    thread,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
+
+/// An address of this machine where nobody listens, for a process that is started then. Its port is none of those that
+/// the kernel gives to connections: one of these could take it before that process does.
+pub fn free_address(host: IpAddr) -> Result<SocketAddr> {
+    /// The first of so many; the kernel gives connections none below 32768.
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 10_000;
+    // each is taken once in a process, and processes begin at places of their own
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id() % 100 * 100)?;
+    for _ in 0..COUNT {
+        let next = (own + TAKEN.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
+        let address = SocketAddr::new(host, FIRST + next);
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port is free at {host}")
+}
 
 /// Gone when this is dropped, and with them whatever was made in them.
 pub struct Nodes {

@@ -19,7 +19,7 @@ use crate::{
     nodes::Nodes,
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Options of ssh and scp.
 pub const OPTIONS: [&str; 9] = [
     "-q",

@@ -115,7 +115,7 @@ impl TestBed {
         let (deployment, count) = (format!("deployment/vmdeploy-{component}"), format!("--replicas={replicas}"));
         self.run(&["kubectl", "-n", SYSTEM, "scale", &deployment, &count])?;
         if replicas == 0 {
-            self.run(&["kubectl", "-n", SYSTEM, "wait", "--for=delete", "pod", "-l", &pods, "--timeout=60s"])?;
+            self.run(&["kubectl", "-n", SYSTEM, "wait", "--for=delete", "pod", "-l", &pods, "--timeout=120s"])?;
         } else {
             self.run(&["kubectl", "-n", SYSTEM, "rollout", "status", &deployment, "--timeout=120s"])?;
         }

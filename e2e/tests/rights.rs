@@ -23,7 +23,7 @@ const TOKENS: &str = "kube-system";
 /// All namespaces.
 const ALL: &str = "";
 /// A binding counts within this time.
-const BINDING: Duration = Duration::from_secs(90);
+const BINDING: Duration = Duration::from_secs(60);
 
 /// Who, where, group, resource, verbs.
 type Right = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str]);

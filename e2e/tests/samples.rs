@@ -87,7 +87,7 @@ impl Place {
             definitions.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&crd)).await?;
             let served = kube::runtime::conditions::is_crd_established();
             let wait = kube::runtime::wait::await_condition(definitions.clone(), name, served);
-            tokio::time::timeout(Duration::from_secs(90), wait).await??;
+            tokio::time::timeout(Duration::from_secs(60), wait).await??;
         }
         let namespace = format!("e2e-{name}-{}", std::process::id());
         let object = Namespace {

@@ -17,12 +17,14 @@ const MOMENT: Duration = Duration::from_secs(5);
 /// How long packets are looked at.
 const WATCH: u32 = 8;
 
-/// Prints of each sender and network how many packets of segments came to this node.
+/// Prints of each sender and network how many packets of segments came to this node. Time in which the machine stands
+/// still does not count.
 const WATCHER: &str = r#"
 import collections, socket, sys, time
 s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)); s.settimeout(0.5)
-seen = collections.Counter(); end = time.time() + float(sys.argv[1])
-while time.time() < end:
+seen = collections.Counter(); left = float(sys.argv[1]); last = time.monotonic()
+while left > 0:
+    now = time.monotonic(); left -= min(now - last, 1); last = now
     try: p, at = s.recvfrom(65535)
     except TimeoutError: continue
     u = (p[0] & 15) * 4

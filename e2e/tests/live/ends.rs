@@ -11,6 +11,9 @@ use e2e::{
 };
 use vmdeploy::api::JobPhase;
 
+/// Seconds after its end: long enough that this is seen.
+const STAYS: u64 = 30;
+
 fn seconds(n: u64) -> kube::core::Duration {
     Duration::from_secs(n).into()
 }
@@ -20,12 +23,12 @@ async fn a_job_goes_some_time_after_its_end() -> Result<()> {
     let Some(bed) = Turn::with(1).await? else { return Ok(()) };
     let namespace = bed.namespace("ttl").await?;
     let mut object = Counting { ticks: 10, ..Counting::default() }.object("count")?;
-    object.spec.ttl_after_finished = Some(seconds(15));
+    object.spec.ttl_after_finished = Some(seconds(STAYS));
     let job = Job::create(&bed, &namespace, &object).await?;
     let ended = job.wait_phase(JobPhase::Succeeded, LIFE).await?.status.and_then(|s| s.ended).context("no end")?;
     job.wait_gone(GONE).await?;
     let stayed = jiff::Timestamp::now().duration_since(ended.0).as_secs();
-    ensure!(stayed >= 15, "gone {stayed} s after its end");
+    ensure!(stayed >= i64::try_from(STAYS)?, "gone {stayed} s after its end");
     nothing_left(&bed, &job, |_| false).await
 }
 

@@ -100,7 +100,7 @@ async fn comes_in_again(master: Master, needed: u32) -> Result<()> {
     let started = user.exec(LISTENER)?;
     ensure!(started.status.success(), "{started:?}");
     let says_goodbye = async |way: &WayIn| {
-        until("a member's port through the way in", Duration::from_secs(30), async || {
+        until("a member's port through the way in", Duration::from_secs(90), async || {
             let came = person.ssh(way, &["-W", "count-0:7100"])?;
             Ok((came.status.success() && came.stdout == b"bye\n").then_some(()))
         })

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
     agents::{LIMIT, Process, digest, prepared},
-    testbed::until,
+    nodes::free_address,
+    testbed::{read, until},
     world::LIFE,
 };
 use k8s_openapi::api::core::v1::Secret;
@@ -59,7 +60,7 @@ impl Registry {
         }
         let (users, settings, log) = (root.join("users"), root.join("settings"), root.join("log"));
         fs::write(&users, USERS)?;
-        let address = TcpListener::bind((bed.host()?, 0))?.local_addr()?;
+        let address = free_address(bed.host()?)?;
         let told = json!({
             "version": "0.1", "log": {"level": "warn"}, "http": {"addr": address},
             "storage": {"filesystem": {"rootdirectory": root.join("content")}},
@@ -186,7 +187,7 @@ async fn an_artifact_of_a_registry_is_an_image_and_stays_it_when_its_tag_moves()
     let change = Patch::Merge(json!({"spec": {"os": {"params": "root=/dev/vda console=ttyS0 quiet"}}}));
     let changed = images.patch(TAGGED, &PatchParams::default(), &change).await?;
     let seen = until("the change to be seen", LIFE, async || {
-        let status = images.get(TAGGED).await?.status.unwrap_or_default();
+        let status = read(|| images.get(TAGGED)).await?.status.unwrap_or_default();
         Ok((Some(status.observed_generation) == changed.metadata.generation).then_some(status))
     })
     .await?;
@@ -220,7 +221,7 @@ async fn an_artifact_of_a_registry_is_an_image_and_stays_it_when_its_tag_moves()
     let again = Patch::Merge(json!({"metadata": {"annotations": {ANNOTATION_IMPORT: "again"}}}));
     images.patch(TAGGED, &PatchParams::default(), &again).await?;
     let status = until("the tag to be looked at again", LIFE, async || {
-        let status = images.get(TAGGED).await?.status.unwrap_or_default();
+        let status = read(|| images.get(TAGGED)).await?.status.unwrap_or_default();
         ensure!(is_true(&status.conditions, ConditionType::Ready), "it was ready before: {status:?}");
         Ok((pinned(&status, &tag) == Some(&second)).then_some(status))
     })

@@ -22,7 +22,9 @@ async fn a_rival_runs_on_the_nodes_it_names_and_counts_the_vms_there() -> Result
     let [with, without] = ["node-2", "node-3"];
     let nodes = [with.to_owned(), without.to_owned()];
     let pid = bed.run(&["node", number(with)?, "sh", "-c", STAND_IN])?;
-    ensure!(bed.qemu_on(with)? == 1 && bed.qemu_on(without)? == 0, "the stand-in is not seen");
+    // it is called so once it has begun
+    until("the stand-in", SOON, async || Ok((bed.qemu_on(with)? == 1).then_some(()))).await?;
+    ensure!(bed.qemu_on(without)? == 0, "a stand-in is seen on {without}");
     let rival = Rival::submit(&bed, &nodes, Duration::from_secs(1))?;
     let found = rival.found(SOON).await?;
     ensure!(found.qemu == [(with.to_owned(), 1), (without.to_owned(), 0)], "{found:?}");
