@@ -36,7 +36,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// How often the source is looked at, and progress told.
 const LOOK: Duration = Duration::from_millis(250);
 /// An agent that did not get to look for this long knows nothing of its source: it stood still itself.
-const STOOD_STILL: Duration = Duration::from_secs(1);
+pub(super) const STOOD_STILL: Duration = Duration::from_secs(1);
 /// A repository that sends nothing for this long has gone.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Frames on their way between network and disk.

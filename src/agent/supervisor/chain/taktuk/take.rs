@@ -10,7 +10,10 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    super::arriving::{Arriving, NotTaken},
+    super::{
+        arriving::{Arriving, NotTaken},
+        receive::STOOD_STILL,
+    },
     NOTHING, Names, PACE, PIECE,
     passage::{Directory, Passage},
 };
@@ -83,7 +86,13 @@ async fn pieces(
     progress: Progress<'_>,
 ) -> io::Result<(Arriving, Option<Ended>)> {
     let (mut limit, mut moved, mut seen) = (FIRST, Instant::now(), 0);
+    let mut looked = Instant::now();
     while !arriving.is_whole() {
+        // whoever did not get to look stood still himself: nobody else is late by that
+        if looked.elapsed() > STOOD_STILL {
+            moved = Instant::now();
+        }
+        looked = Instant::now();
         if directory.word("feed").as_deref() == Some(NOTHING) {
             return Ok((arriving, Some(Ended::Nothing)));
         }
@@ -111,7 +120,7 @@ async fn pieces(
             Ok(Next::Part(length)) if length != seen => (limit, moved, seen) = (STILL, Instant::now(), length),
             Ok(Next::Part(_) | Next::Nothing) => {}
         }
-        if moved.elapsed() > limit {
+        if looked.duration_since(moved) > limit {
             return Ok((arriving, Some(Ended::Late)));
         }
         sleep(PACE).await;

@@ -73,7 +73,7 @@ impl Node {
     /// What was taken while somebody puts.
     async fn take(&self, puts: impl AsyncFnOnce()) -> u64 {
         let Some(Place::Node(directory)) = self.putting().place().await else { panic!("it takes nothing") };
-        let (progress, begun) = (AtomicU64::new(0), Instant::now());
+        let (progress, begun) = (AtomicU64::new(0), std::time::Instant::now());
         let note = |have: u64| progress.store(have, Ordering::Relaxed);
         let taking = async {
             let arriving = take(&directory, &self.digest, self.arriving(), &note).await.unwrap();
@@ -193,6 +193,22 @@ async fn what_is_here_already_need_not_come_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_is_late_by_a_time_in_which_the_machine_stood_still() {
+    let node = Node::new(Some("node"));
+    let puts = async || {
+        node.wanted().await;
+        for number in 0..3 {
+            // longer than any piece may take
+            tokio::time::advance(Duration::from_secs(20)).await;
+            sleep(3 * PACE).await;
+            fs::write(node.inward(number), node.piece(number)).unwrap();
+            until(|| !node.inward(number).exists()).await;
+        }
+    };
+    assert_eq!(node.take(puts).await, SIZE as u64);
+}
+
+#[tokio::test]
 async fn nobody_waits_for_what_an_agent_without_images_would_give() {
     let first = Node::new(Some("root"));
     first.putting().gives_nothing();
