@@ -86,7 +86,7 @@ async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     // nobody tells the launcher's agents that it dies
     let node = second.first().context("no node")?;
     bed.run(&["node", number(node)?, "pkill", "-KILL", "-f", "^/run/oarbox/share/launch/vmdeploy launcher"])?;
-    until("no VM where the launcher was killed", Duration::from_secs(60), async || {
+    until("no VM where the launcher was killed", Duration::from_secs(10), async || {
         Ok((bed.qemu_on(node)? == 0).then_some(()))
     })
     .await?;

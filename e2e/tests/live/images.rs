@@ -28,9 +28,9 @@ const DIRECTORY: &str = "/var/lib/vmdeploy/claim";
 const UNSEEN: &str = "head -c $(($(date +%s) % 100000 * 4 + 4)) /dev/zero >> initrd";
 /// The same of the disk, which is so large by this that a job says how much of it is on its nodes.
 const LARGE: &str = "truncate -s $(((256 << 20) + $(date +%s) % 10000 * 512)) disk.qcow2";
-/// What the link of a node carries meanwhile: it takes more than twenty seconds, of which agents speak each. An operator
-/// that does nothing for ten of them sees two of its quarters all the same.
-const LINK: &str = "100mbit";
+/// What the link of a node carries meanwhile: it takes more than ten seconds, of which agents speak each. An operator
+/// that does nothing for five of them sees two of its quarters all the same.
+const LINK: &str = "200mbit";
 /// What a job says of it.
 const SHARES: [&str; 3] = ["a quarter", "half", "three quarters"];
 /// What all nodes of the test bed see, as they would a file server.

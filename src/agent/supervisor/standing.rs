@@ -83,9 +83,12 @@ mod tests {
     async fn b3_a_guest_that_nobody_holds_is_let_run() {
         let (supervisor, qemu, _root) = stopped_guest(false).await;
         until(|| !qemu.lock().paused).await;
-        // and one that a capture holds is left alone
-        supervisor.view.change(|facts| facts.set_vm(VmState::Stopped));
-        qemu.lock().paused = true;
+        // and one that a capture holds is left alone; whoever stops a guest holds the VM, at which nobody looks then
+        {
+            let _held = supervisor.vm.lock().await;
+            supervisor.view.change(|facts| facts.set_vm(VmState::Stopped));
+            qemu.lock().paused = true;
+        }
         tokio::time::sleep(20 * QUICK).await;
         assert!(qemu.lock().paused && !supervisor.stop.is_cancelled());
     }
