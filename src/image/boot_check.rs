@@ -1,5 +1,5 @@
-//! Starts once what was made of an archive or of a partition: whoever uses the image later would wait for slots to find out that it does
-//! not come up. Without a network, without a privilege, and nothing that the guest writes stays.
+//! Starts once what was made of an archive or of a partition: whoever uses the image later would wait for slots to find
+//! out that it does not come up. Without a network, without a privilege, and nothing that the guest writes stays.
 //!
 //! It has come up when its guest agent answers, or its console asks for a login. Under TCG a Debian system with systemd
 //! takes 20 to 40 s for that.

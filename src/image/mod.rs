@@ -135,7 +135,7 @@ pub enum Outcome {
         /// The initial ram disk.
         #[serde(skip_serializing_if = "Option::is_none")]
         initrd: Option<StoredFile>,
-        /// What the conversion of an archive found out.
+        /// What was found out where the file was not taken as it is.
         #[serde(skip_serializing_if = "Option::is_none")]
         conversion: Option<Conversion>,
         /// The manifests that tags stood for, by the references of artifacts.
@@ -223,9 +223,11 @@ impl Trouble {
     }
 }
 
-/// A message cut to what conditions and termination messages hold.
+/// A message cut to what conditions and termination messages hold; of control characters, which take more room there,
+/// only the ends of lines stay.
 pub fn bounded(text: &str) -> String {
-    text.chars().take(MAX_MESSAGE).collect()
+    let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    text.chars().map(plain).take(MAX_MESSAGE).collect()
 }
 
 impl Outcome {
@@ -259,6 +261,7 @@ mod tests {
                 manifests: (1..4).map(|n| (format!("{n:0200}"), file(n).digest)).collect(),
             },
             Outcome::Failed(Trouble::refused(TroubleKind::Digest, "x".repeat(5000))),
+            Outcome::Failed(Trouble::refused(TroubleKind::Unusable, "\u{1}".repeat(5000))),
         ];
         for outcome in all {
             let text = serde_json::to_string(&outcome).unwrap();

@@ -18,7 +18,7 @@ const INITRD: [&str; 3] = ["initrd.img-", "initramfs-", "initrd-"];
 /// Largest kernel or initial ram disk.
 const LIMIT: u64 = 1 << 30;
 
-/// A file of the archive, with its size.
+/// A file in it, with its size.
 pub(super) type Found = (Vec<u8>, u64);
 
 /// The kernel and the initial ram disk: those that are named, or else those that are there.

@@ -83,7 +83,7 @@ pub(super) fn pack(disk: &Path, to: &Path) -> Result<(), Trouble> {
 }
 
 /// Runs a tool to its end, which is good or an error with its words.
-pub(super) fn run(command: &mut Command, name: &str) -> Result<(), Trouble> {
+fn run(command: &mut Command, name: &str) -> Result<(), Trouble> {
     let output =
         command.stdin(Stdio::null()).env("LC_ALL", "C").output().map_err(|e| local(&format!("start {name}"), &e))?;
     if output.status.success() {

@@ -1,4 +1,4 @@
-//! What is in an archive, by name: a bounded index in which links are followed, never on this machine.
+//! What is in an archive or a partition, by name: a bounded index in which links are followed, never on this machine.
 
 use std::collections::{HashMap, VecDeque};
 
