@@ -30,7 +30,7 @@ use super::{job::SecretReference, quantity::Bytes};
 )]
 #[x_kube(
     cel,
-    validation = ("self.format == 'tar' || !has(self.os) || has(self.os.kernel)", "os.kernel is missing: name a kernel, or leave os out to start from the boot loader of the disk"),
+    validation = ("self.format == 'tar' || !has(self.os) || has(self.os.kernel)", "os.kernel is missing: name a kernel, or leave os out to start by the boot loader or with the kernel in the file"),
     validation = ("self.format != 'tar' || !has(self.os) || !(has(self.os.kernel) || has(self.os.initrd))", "with format tar the kernel and the initial ram disk are those in the archive: leave out os.kernel and os.initrd"),
     validation = ("self.format == 'tar' || !has(self.diskSize)", "diskSize is the size of the disk that is made of an archive: leave it out, or set format to tar"),
     validation = ("!has(self.source.environment) || self.format == 'tar' || self.format == 'dd'", "set format to what image.kind of the environment's description is: tar or dd"),
@@ -50,7 +50,7 @@ pub struct VmImageSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = ("quantity(string(self)).compareTo(quantity('256Mi')) >= 0 && quantity(string(self)).compareTo(quantity('1Ti')) <= 0", "diskSize must be between 256Mi and 1Ti"))]
     pub disk_size: Option<Bytes>,
-    /// How the guest is started, if not from the boot loader of its disk.
+    /// How the guest is started, if not by the boot loader or with the kernel in its file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<OsSpec>,
     /// Whether the disk of an archive, or a partition with its kernel, is taken into use without being started once.
@@ -364,7 +364,7 @@ pub struct VmImageStatus {
     /// What the system in an archive calls itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub os: Option<String>,
-    /// The end of what was noted while a disk was made of an archive.
+    /// The end of what was noted while a disk was made of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
     /// What names in the spec stood for when they were looked up; kept until another import is asked for.
