@@ -15,8 +15,7 @@ use std::{
 use super::{
     DISK, HARMLESS, RATIO, RAW,
     compression::{self, Compression},
-    disk, partition,
-    tree::Tree,
+    disk,
 };
 use crate::image::{BootPaths, Trouble, TroubleKind};
 
@@ -75,26 +74,13 @@ fn try_unpack(packed: &Path, work: &Path, limits: Limits, boot: Option<&BootPath
         Some(_) | None => None,
     };
     if let Some(named) = named {
-        let tree = tree(&disk, &raw, named, virtual_size)?;
+        let tree = starts::tree(&disk, &raw, named, virtual_size)?;
         super::boot_files(&raw, work, (&tree, named), refused, &mut log)?;
     } else if boot.is_some() {
         log.push("it is started by its boot loader".into());
     }
     disk::pack(&raw, &work.join(DISK))?;
     Ok(Unpacked { virtual_size, has_boot_files: named.is_some(), log: super::tail(&log) })
-}
-
-/// What is in a partition of this size, as far as it matters to whoever starts it.
-fn tree(disk: &File, raw: &Path, named: &BootPaths, size: u64) -> Result<Tree, Trouble> {
-    let length = partition::length(disk).map_err(local)?;
-    if length > size {
-        return Err(refused(format!("its file system has {length} bytes, and the disk only {size}: it was cut off")));
-    }
-    let tree = partition::tree(raw, named)?;
-    if tree.len() == 0 {
-        return Err(refused("its file system cannot be read: debugfs does not know it, or it is damaged".into()));
-    }
-    Ok(tree)
 }
 
 /// Unpacks it, and says what it was compressed with and how many bytes it has.

@@ -1,9 +1,12 @@
 //! What a disk starts from: the boot loader in its first sector, or the kernel in it.
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
 
 use super::{SECTOR, local, refused};
-use crate::image::{BootPaths, Trouble, convert::partition};
+use crate::image::{
+    BootPaths, Trouble,
+    convert::{partition, tree::Tree},
+};
 
 /// The last bytes of a first sector from which a machine starts, or that a partition table of any kind has.
 pub(super) const BOOT_SIGNATURE: [u8; 2] = [0x55, 0xaa];
@@ -44,4 +47,17 @@ pub(super) fn has_kernel(disk: &File, head: &Sector, named: &BootPaths) -> Resul
          spec.os"
             .into()
     }))
+}
+
+/// What is in a partition of this size, as far as it matters to whoever starts it.
+pub(super) fn tree(disk: &File, raw: &Path, named: &BootPaths, size: u64) -> Result<Tree, Trouble> {
+    let length = partition::length(disk).map_err(local)?;
+    if length > size {
+        return Err(refused(format!("its file system has {length} bytes, and the disk only {size}: it was cut off")));
+    }
+    let tree = partition::tree(raw, named)?;
+    if tree.len() == 0 {
+        return Err(refused("its file system cannot be read: debugfs does not know it, or it is damaged".into()));
+    }
+    Ok(tree)
 }
