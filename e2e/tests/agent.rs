@@ -60,7 +60,7 @@ async fn goes_on(world: &World) -> Result<()> {
     // the slot is taken away: the lock drops, whoever else is down
     second.holder.0.kill()?;
     let begun = Instant::now();
-    second.gone(Duration::from_secs(60)).await?;
+    second.gone(Duration::from_secs(10)).await?;
     eprintln!("fence_s: {:.3}", begun.elapsed().as_secs_f64());
     ensure!(!second.fence.0.wait()?.success(), "a lost lease is no good end");
     ensure!(files(&second)? == 0, "files of the VM stay");
@@ -96,7 +96,7 @@ async fn in_place(world: &World) -> Result<()> {
     }
     // the slot of one is taken away, and given again; the other's node is gone with all that it had
     agents[0].holder.0.kill()?;
-    agents[0].gone(Duration::from_secs(60)).await?;
+    agents[0].gone(Duration::from_secs(10)).await?;
     ensure!(!agents[0].fence.0.wait()?.success() && files(&agents[0])? == 0, "files of the VM stay");
     agents.clear();
     std::fs::remove_dir_all(world.kept(1))?;

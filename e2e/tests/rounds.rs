@@ -76,9 +76,8 @@ async fn round(world: &World, agents: Vec<Agent>, number: u32, barrier: bool) ->
         agent.go().await?;
         tokio::time::sleep(STAGGER).await;
     }
-    // nothing is printed before the first number after the restore; what is to go on has time for it
-    let limit = if barrier { LIMIT } else { BROKEN };
-    let counted = join_all(restored.iter().map(|agent| agent.counts_to(1, limit))).await;
+    // nothing is printed before the first number after the restore
+    let counted = join_all(restored.iter().map(|agent| agent.counts_to(1, BROKEN))).await;
     Ok((restored, counted.into_iter().filter_map(|one| Some(one.ok()?.0)).max()))
 }
 
@@ -90,7 +89,7 @@ async fn rounds(world: &World, count: u32) -> Result<()> {
         let first;
         (agents, first) = round(world, agents, number, true).await.with_context(|| format!("round {number}"))?;
         let first = first.with_context(|| format!("round {number}: nobody goes on"))?;
-        let now = reached(&agents, first + FURTHER, LIMIT).await.with_context(|| format!("round {number}"))?;
+        let now = reached(&agents, first + FURTHER, BROKEN).await.with_context(|| format!("round {number}"))?;
         ensure!(nonces(&now) == begun, "round {number}: {now:?} instead of {begun:?}");
         eprintln!("round {number} of {count}: at {:?}", now.iter().map(|(at, _)| at).max());
     }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::Counting,
-    testbed::{SERVICE_NODE, node, read, until},
+    testbed::{SERVICE_NODE, node, until},
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -48,15 +48,14 @@ pub(crate) fn job(counting: &Counting, deploy: &str) -> Result<BestEffortJob> {
 /// Nodes that OAR lends and that are in the cluster.
 pub(crate) async fn joined(bed: &Turn) -> Result<Vec<String>> {
     let nodes: Api<Node> = Api::all(bed.client.clone());
-    let every = ListParams::default();
-    let all = read(|| nodes.list(&every)).await?;
+    let all = nodes.list(&ListParams::default()).await?;
     let service = node(SERVICE_NODE);
     Ok(all.iter().map(Node::name_any).filter(|name| *name != service).collect())
 }
 
 /// Waits until all of OAR's nodes are bare again: none in the cluster, all Alive.
 pub(crate) async fn bare(bed: &Turn) -> Result<()> {
-    until("all nodes to be bare again", Duration::from_secs(240), async || {
+    until("all nodes to be bare again", Duration::from_secs(90), async || {
         let absent = bed.run(&["sql", "SELECT count(*) FROM resources WHERE state <> 'Alive'"])?;
         Ok((joined(bed).await?.is_empty() && absent.trim() == "0").then_some(()))
     })
@@ -100,7 +99,7 @@ pub(crate) async fn workflows(user: &str) -> Result<usize> {
 
 /// Waits until the server knows of no workflow of ours: nobody waits for it to forget those that are over.
 pub(crate) async fn forgotten() -> Result<()> {
-    until("no workflow at the server", Duration::from_secs(180), async || {
+    until("no workflow at the server", Duration::from_secs(60), async || {
         Ok((workflows("vmdeploy").await? == 0).then_some(()))
     })
     .await

@@ -31,7 +31,7 @@ async fn deleted_in(
 async fn reach(job: &Job, phase: JobPhase) -> Result<()> {
     use JobPhase::{Completing, Deploying, Evacuating, Queued, Running, Starting, Succeeded, Suspended};
     let next: &[JobPhase] = match phase {
-        JobPhase::ImagePreparing => &[Queued, Deploying, Starting, Running],
+        JobPhase::ImagePreparing => &[Queued, Deploying],
         Queued => &[Deploying, Starting, Running],
         Deploying => &[Starting, Running],
         Starting | JobPhase::Restoring => &[Running],
@@ -105,7 +105,7 @@ async fn while_it_comes_back() -> Result<()> {
     let counting = Counting { ticks: 5000, grace: 0, period: 5, ..Counting::default() };
     let (job, _) = running(&bed, "deleted-back", &counting).await?;
     let _rival = Rival::submit(&bed, &nodes(&job.get().await?), Duration::from_secs(1))?;
-    job.wait("the loss", BOOT, |job| (job.status.as_ref()?.attempt >= 2).then_some(())).await?;
+    job.wait("the loss", BOOT, |job| (job.status.as_ref()?.attempt == 2).then_some(())).await?;
     reach(&job, JobPhase::Restoring).await?;
     gone(&bed, &job).await.context("deleted in Restoring")
 }

@@ -22,9 +22,6 @@ use vmdeploy::api::{
     quantity::Bytes,
 };
 
-/// What is said in seconds, where the machine does other things.
-const SAID: Duration = Duration::from_secs(60);
-/// For so long requests are counted.
 const SECONDS: Duration = Duration::from_secs(20);
 
 /// Waits until the job has got past all checks.
@@ -49,7 +46,7 @@ async fn mistake(
     let mut bad = good.clone();
     change(&mut bad.spec);
     let job = Job::create(bed, namespace, &bad).await?;
-    job.wait_reason(reason, words, SAID).await.with_context(|| name.to_owned())?;
+    job.wait_reason(reason, words, SECONDS).await.with_context(|| name.to_owned())?;
     let submissions = job.get().await?.status.map_or(0, |status| status.submission);
     ensure!(submissions <= 1, "{name}: {submissions} requests for slots");
     ensure!(unfinished(&job.uid).await?.is_empty(), "{name}: something is left at the site");
@@ -133,9 +130,9 @@ async fn a_refused_account_is_said_in_seconds_and_mended_in_its_secret() -> Resu
     object.spec.slots.credentials = Some(SecretReference { name: "oar-alice".into() });
     let before = refusals(&bed)?;
     let job = Job::create(&bed, &namespace, &object).await?;
-    job.wait_reason("CredentialsRefused", "401", SAID).await?;
+    job.wait_reason("CredentialsRefused", "401", SECONDS).await?;
     // the API's server writes its log some seconds later
-    let first = until("a refused request in the site's log", SAID, async || {
+    let first = until("a refused request in the site's log", SECONDS, async || {
         let now = refusals(&bed)?;
         Ok((now > before).then_some(now))
     })

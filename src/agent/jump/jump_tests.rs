@@ -64,7 +64,7 @@ impl World {
 
     async fn run(&self, key: &str, arguments: &[&str], command: &[&str]) -> Output {
         let ran = self.ssh(key, arguments).args(command).output();
-        tokio::time::timeout(Duration::from_secs(120), ran).await.expect("ssh hangs").unwrap()
+        tokio::time::timeout(Duration::from_secs(30), ran).await.expect("ssh hangs").unwrap()
     }
 }
 
@@ -100,7 +100,7 @@ async fn members_are_reached_by_name_and_address_with_each_kind_of_key() {
         let mut ssh = world.ssh(key, &["-W", &format!("{host}:{port}")]).stdin(Stdio::piped()).spawn().unwrap();
         let (mut input, sent) = (ssh.stdin.take().unwrap(), long.clone());
         let sending = tokio::spawn(async move { input.write_all(&sent).await });
-        let output = tokio::time::timeout(Duration::from_secs(120), ssh.wait_with_output()).await.unwrap().unwrap();
+        let output = tokio::time::timeout(Duration::from_secs(60), ssh.wait_with_output()).await.unwrap().unwrap();
         sending.await.unwrap().unwrap();
         assert!(output.status.success(), "{host}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(output.stdout.strip_suffix(b"bye") == Some(&long), "{host}: {} bytes", output.stdout.len());
@@ -165,20 +165,16 @@ async fn strangers_take_nobodys_place_for_long() {
     let mut late = TcpStream::connect(world.at).await.unwrap();
     assert_eq!(late.read(&mut [0; 8]).await.unwrap(), 0, "one too many");
     drop(silent.split_off(1));
-    let until = std::time::Instant::now() + 3 * GRACE;
+    let until = std::time::Instant::now() + GRACE;
     while world.jump.strangers.available_permits() < STRANGERS - 1 {
         assert!(std::time::Instant::now() < until, "those who went are not forgotten");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // one that says nothing is cut
     let mut rest = Vec::new();
-    let cut = tokio::time::timeout(3 * GRACE, silent[0].read_to_end(&mut rest)).await;
+    let cut = tokio::time::timeout(GRACE + Duration::from_secs(5), silent[0].read_to_end(&mut rest)).await;
     assert!(cut.is_ok(), "it is still connected");
-    let forgotten = async {
-        while world.jump.strangers.available_permits() < STRANGERS {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(GRACE, forgotten).await.expect("the one that was cut is not forgotten");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.jump.strangers.available_permits(), STRANGERS);
     assert_eq!(world.jump.visitors.available_permits(), VISITORS);
 }

@@ -68,7 +68,7 @@ impl Node {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(90), wait).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap();
     }
 
     /// Prepares, stops and cuts.
@@ -183,7 +183,7 @@ async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(90), ended).await.expect("what is void is removed");
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("what is void is removed");
     {
         let vm = node.supervisor.vm.lock().await;
         let vm = vm.as_ref().unwrap();
@@ -218,8 +218,7 @@ async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
 async fn without_background() -> Node {
     let node = Node::new(1).await;
     (node.qemu.lock().no_background, node.qemu.lock().disk_hangs) = (true, true);
-    // shorter than the writing is waited for; qemu-img waits for the disk
-    let cut = tokio::time::timeout(limits::PATIENCE * 5 / 6, node.cut(&order(1, true))).await;
+    let cut = tokio::time::timeout(Duration::from_secs(5), node.cut(&order(1, true))).await;
     cut.expect("the coordinator does not wait that long").unwrap();
     assert_eq!((node.part(), node.vm()), (PartState::Writing, VmState::Stopped));
     node
@@ -252,7 +251,7 @@ async fn b3_a_guest_whose_memory_is_written_too_slowly_runs_on_without_a_capture
 #[tokio::test]
 async fn b3_an_abandoned_capture_of_a_guest_that_stands_still_lets_it_run() {
     let node = without_background().await;
-    let given_up = tokio::time::timeout(limits::PATIENCE * 5 / 6, node.orders.abandon(&order(1, true))).await;
+    let given_up = tokio::time::timeout(Duration::from_secs(5), node.orders.abandon(&order(1, true))).await;
     given_up.expect("it waits for the disk").unwrap();
     node.void();
     node.qemu.end_writing();
@@ -261,7 +260,7 @@ async fn b3_an_abandoned_capture_of_a_guest_that_stands_still_lets_it_run() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(90), running).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), running).await.unwrap();
     node.runs();
     node.void();
 }
@@ -276,7 +275,7 @@ async fn b3_a_guest_whose_output_waits_for_the_disk_does_not_stand_still_for_it(
     qemu.lock().prints = b"a line\n".to_vec();
     let node = Node::with(root, paths, 1, qemu).await;
     node.orders.prepare(&order(1, true)).await.unwrap();
-    let stopped = tokio::time::timeout(Duration::from_secs(60), node.orders.stop(&order(1, true))).await;
+    let stopped = tokio::time::timeout(Duration::from_secs(10), node.orders.stop(&order(1, true))).await;
     assert!(stopped.expect("it stands still for ever").is_err());
     node.void();
     node.runs();
@@ -309,7 +308,7 @@ async fn a_notice_does_not_wait_for_a_merge_of_overlays() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let last = order(2, false);
-    let prepared = tokio::time::timeout(Duration::from_secs(60), node.orders.prepare(&last)).await;
+    let prepared = tokio::time::timeout(Duration::from_secs(5), node.orders.prepare(&last)).await;
     prepared.expect("the merge is waited for").unwrap();
     assert!(node.qemu.was_told("block-job-cancel"));
     node.qemu.lock().disk_hangs = false;

@@ -148,7 +148,7 @@ impl Hold {
             self.agent_comes(node);
         }
         for node in self.nodes {
-            assert!(within(60, || self.beat(node).is_some_and(|b| b > 0)), "{}", self.log());
+            assert!(within(10, || self.beat(node).is_some_and(|b| b > 0)), "{}", self.log());
         }
         self
     }
@@ -192,8 +192,7 @@ impl Drop for Hold {
 }
 
 fn lock_is_free(path: &Path) -> bool {
-    // where there is none, nobody holds it
-    let Ok(file) = fs::File::open(path) else { return true };
+    let file = fs::File::open(path).unwrap();
     flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
 }
 
@@ -214,7 +213,7 @@ fn a3_locks_drop_when_the_hold_is_killed() {
     let hold = hold.started();
     assert!(!hold.free("node-1") && !hold.free("node-2"));
     hold.signal(Signal::KILL);
-    assert!(within(15, || hold.free("node-1") && hold.free("node-2")));
+    assert!(within(2, || hold.free("node-1") && hold.free("node-2")));
 }
 
 #[test]
@@ -223,7 +222,7 @@ fn a4_the_line_names_slot_and_nonce_and_follows_a_new_agent() {
     let hold = hold.started();
     assert_eq!(hold.line("node-1").unwrap()[..2], [JOB.to_owned(), "noncenode-1".to_owned()]);
     hold.agent_writes("node-1", "nonce", "another");
-    assert!(within(30, || hold.line("node-1").unwrap()[1] == "another"));
+    assert!(within(5, || hold.line("node-1").unwrap()[1] == "another"));
     assert!(!hold.free("node-1"));
 }
 
@@ -242,10 +241,10 @@ fn a2_the_beat_stands_still_when_the_link_hangs() {
     let (cut, other) = (hold.beat("node-2"), hold.beat("node-1"));
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(hold.beat("node-2"), cut);
-    assert!(within(8, || hold.beat("node-1") > other));
+    assert!(hold.beat("node-1") > other);
     // and the holder does not outlive the silence
     assert!(!hold.free("node-2"));
-    assert!(within(60, || hold.free("node-2")));
+    assert!(within(25, || hold.free("node-2")));
     assert!(!hold.free("node-1"));
     kill_process(Pid::from_raw(dd).unwrap(), Signal::KILL).unwrap();
 }
@@ -259,9 +258,9 @@ fn a_notice_reaches_every_node_and_repeats_do_no_harm() {
         hold.signal(Signal::USR2);
         std::thread::sleep(Duration::from_millis(30));
     }
-    assert!(within(30, || hold.file("node-1", "notice").exists() && hold.file("node-2", "notice").exists()));
+    assert!(within(3, || hold.file("node-1", "notice").exists() && hold.file("node-2", "notice").exists()));
     let beat = hold.beat("node-1").unwrap();
-    assert!(within(30, || hold.beat("node-1").unwrap() > beat + 1), "{}", hold.log());
+    assert!(within(5, || hold.beat("node-1").unwrap() > beat + 1), "{}", hold.log());
     assert_eq!(hold.child.try_wait().unwrap(), None);
     assert!(!hold.free("node-1"));
 }
@@ -271,11 +270,11 @@ fn the_hold_ends_when_all_agents_have_left() {
     let Some(hold) = hold(&["node-1", "node-2"], 60, LOCAL) else { return };
     let mut hold = hold.started();
     hold.agent_writes("node-1", "release", "done");
-    assert!(within(30, || hold.free("node-1")));
+    assert!(within(5, || hold.free("node-1")));
     assert!(!hold.free("node-2"));
     assert_eq!(hold.child.try_wait().unwrap(), None);
     hold.agent_writes("node-2", "release", "saved");
-    assert_eq!(hold.ends(60), Some(SAVED), "{}", hold.log());
+    assert_eq!(hold.ends(10), Some(SAVED), "{}", hold.log());
     let left: Vec<_> = fs::read_dir(hold.folder.path())
         .unwrap()
         .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("tmp."))
@@ -290,15 +289,15 @@ fn done_everywhere_is_done() {
     for node in hold.nodes {
         hold.agent_writes(node, "release", "done");
     }
-    assert_eq!(hold.ends(60), Some(DONE), "{}", hold.log());
+    assert_eq!(hold.ends(10), Some(DONE), "{}", hold.log());
 }
 
 #[test]
 fn c4_a_hold_without_agents_ends() {
     let Some(mut hold) = hold(&["node-1", "node-2"], 3, LOCAL) else { return };
     hold.agent_comes("node-1");
-    assert_eq!(hold.ends(60), Some(NO_AGENT), "{}", hold.log());
-    assert!(within(15, || hold.free("node-1")));
+    assert_eq!(hold.ends(15), Some(NO_AGENT), "{}", hold.log());
+    assert!(within(2, || hold.free("node-1")));
 }
 
 #[test]
@@ -307,7 +306,7 @@ fn c5_a_lost_lease_is_not_taken_again() {
     fs::create_dir_all(hold.lease("node-1")).unwrap();
     fs::write(hold.file("node-1", "lock"), "7 old 0000000009\n").unwrap();
     hold.agent_comes("node-1");
-    assert_eq!(hold.ends(60), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
     assert_eq!(hold.beat("node-1"), Some(9));
 }
 
@@ -316,7 +315,7 @@ fn c5_an_agent_that_gave_up_gives_the_node_back() {
     let Some(hold) = hold(&["node-1"], 60, LOCAL) else { return };
     let mut hold = hold.started();
     hold.agent_writes("node-1", "release", "lost");
-    assert_eq!(hold.ends(60), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
 }
 
 /// As on a frontend: the hold runs on none of its nodes, and nothing there ends with it but by its connection.
@@ -333,17 +332,17 @@ fn a12_every_lease_hangs_on_a_connection_of_its_own_wherever_the_hold_runs() {
     for node in ["a", "b"] {
         connection(node);
         let before = hold.beat(node);
-        assert!(within(30, || hold.beat(node) > before), "no beat on {node}");
+        assert!(within(5, || hold.beat(node) > before), "no beat on {node}");
         assert!(!hold.free(node));
     }
     // the link to one is cut: that lease drops, and the other one does not
     kill_process(connection("b"), Signal::KILL).unwrap();
-    assert!(within(15, || hold.free("b")), "the lease outlives its connection");
+    assert!(within(10, || hold.free("b")), "the lease outlives its connection");
     let before = hold.beat("a");
-    assert!(within(30, || hold.beat("a") > before) && !hold.free("a"));
+    assert!(within(5, || hold.beat("a") > before) && !hold.free("a"));
     // and with the hold the last one
     hold.signal(Signal::KILL);
-    assert!(within(15, || hold.free("a")), "the lease outlives the hold");
+    assert!(within(10, || hold.free("a")), "the lease outlives the hold");
 }
 
 #[test]
@@ -354,7 +353,7 @@ fn a5_links_are_not_followed() {
     fs::create_dir_all(hold.lease("node-1")).unwrap();
     symlink(&other, hold.file("node-1", "lock")).unwrap();
     hold.agent_comes("node-1");
-    assert_eq!(hold.ends(60), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
     assert_eq!(fs::read_to_string(other).unwrap(), "precious");
 }
 
@@ -424,7 +423,7 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
 fn a_node_out_of_reach_ends_the_hold() {
     let connector = format!("#!/bin/sh\n[ \"$1\" = node-2 ] && exit 255\n{}", &LOCAL[10..]);
     let Some(mut hold) = hold(&["node-1", "node-2"], 60, &connector) else { return };
-    assert_eq!(hold.ends(60), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(hold.ends(10), Some(LOST_HOLDER), "{}", hold.log());
 }
 
 #[test]
@@ -434,13 +433,13 @@ fn a_dead_holder_leaves_the_others_at_work() {
     let mut hold = hold.started();
     let pid: i32 = fs::read_to_string(hold.folder.path().join("pid")).unwrap().trim().parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    assert!(within(15, || hold.free("node-2")));
+    assert!(within(3, || hold.free("node-2")));
     assert!(!hold.free("node-1"));
     let beat = hold.beat("node-1");
-    assert!(within(30, || hold.beat("node-1") > beat));
+    assert!(within(5, || hold.beat("node-1") > beat));
     hold.agent_writes("node-1", "release", "saved");
     // the silent node is counted out after two rounds
-    assert_eq!(hold.ends(90), Some(LOST_HOLDER), "{}", hold.log());
+    assert_eq!(hold.ends(40), Some(LOST_HOLDER), "{}", hold.log());
 }
 
 /// Until its agent has come, a node that is deployed first is another system, and then none at all.
@@ -456,13 +455,13 @@ fn a12_a_hold_knocks_at_nodes_that_are_deployed_until_their_agents_have_come() {
     let knocks = |hold: &Hold| fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default();
     // longer than two rounds in which no node is heard
     let both = |hold: &Hold| nodes.iter().all(|node| knocks(hold).lines().filter(|line| line == node).count() > 11);
-    assert!(within(90, || both(&hold)), "{} {}", knocks(&hold), hold.log());
+    assert!(within(50, || both(&hold)), "{} {}", knocks(&hold), hold.log());
     assert_eq!(hold.child.try_wait().unwrap(), None, "{}", hold.log());
     hold.signal(Signal::USR2);
     let hold = &mut hold.started();
-    assert!(within(30, || hold.file("l", "notice").exists()), "a notice is not lost");
+    assert!(within(5, || hold.file("l", "notice").exists()), "a notice is not lost");
     hold.signal(Signal::KILL);
-    assert!(within(15, || nodes.iter().all(|node| hold.free(node))), "the leases outlive the hold");
+    assert!(within(10, || nodes.iter().all(|node| hold.free(node))), "the leases outlive the hold");
 }
 
 #[test]
@@ -470,7 +469,7 @@ fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
     let Some(mut hold) = hold_of(&["a"], 120, DEPLOYED, true) else { return };
     let knocks =
         |hold: &Hold| fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default().lines().count();
-    assert!(within(60, || knocks(&hold) > 0), "{}", hold.log());
+    assert!(within(10, || knocks(&hold) > 0), "{}", hold.log());
     hold.signal(Signal::KILL);
     assert_eq!(hold.ends(5), None);
     std::thread::sleep(Duration::from_secs(4));
@@ -480,7 +479,7 @@ fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
 
     let Some(mut hold) = hold_of(&["a", "b"], 6, DEPLOYED, true) else { return };
     hold.agent_comes("a");
-    assert_eq!(hold.ends(60), Some(NO_AGENT), "{}", hold.log());
+    assert_eq!(hold.ends(20), Some(NO_AGENT), "{}", hold.log());
 }
 
 /// Whether a process has this text among its arguments.
@@ -504,14 +503,14 @@ fn a12_each_node_that_is_deployed_gets_a_token_of_its_own_once_it_knows_what_tha
     let Some(hold) = hold_that(&["a", "b"], 60, JOINING, true, launching(launch)) else { return };
     let directory = |node: &str| hold.folder.path().join(format!("joins-{node}"));
     let knocked = || fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default().lines().count() > 3;
-    assert!(within(60, knocked), "{}", hold.log());
+    assert!(within(20, knocked), "{}", hold.log());
     let token = |node: &str| fs::read_to_string(directory(node).join("token")).ok();
     assert_eq!((token("a"), token("b")), (None, None), "the system before does not get it");
     let heard = |node: &str| fs::read_to_string(hold.folder.path().join(format!("heard-{node}"))).unwrap();
     assert_eq!((heard("a").as_str(), heard("b").as_str()), ("", ""), "it is told to whoever answers");
     fs::create_dir(directory("a")).unwrap();
     fs::create_dir(directory("b")).unwrap();
-    assert!(within(45, || token("a").is_some() && token("b").is_some()), "{}", hold.log());
+    assert!(within(10, || token("a").is_some() && token("b").is_some()), "{}", hold.log());
     let key = LaunchKey::read(KEY).unwrap().of_slot(&JOB.into());
     for node in ["a", "b"] {
         let expected = BootstrapToken::of_node(&format!("3f2b8a10-{JOB}"), &key, node);
@@ -532,7 +531,7 @@ fn a12_each_node_that_is_deployed_gets_a_token_of_its_own_once_it_knows_what_tha
 fn without_a_key_no_node_is_waited_for_that_is_to_join_by_it() {
     let launch = Launch { text: "", key: None, mode: 0o600 };
     let Some(mut hold) = hold_that(&["a"], 60, JOINING, true, launching(launch)) else { return };
-    assert_eq!(hold.ends(60), Some(NO_LAUNCH_KEY), "{}", hold.log());
+    assert_eq!(hold.ends(20), Some(NO_LAUNCH_KEY), "{}", hold.log());
 }
 
 /// Writes down what it is told, for as long as it is told something.
@@ -555,13 +554,13 @@ fn a3_launchers_get_the_key_first_and_end_with_the_hold() {
     for rank in [1, 2] {
         let of_slot = format!("{:x}", Sha256::digest(format!("{KEY} {JOB}")));
         let expected = format!("launcher --port 1\n{of_slot}\n");
-        assert!(within(60, || said(rank).starts_with(&expected) && said(rank).lines().count() > 4), "{}", said(rank));
+        assert!(within(10, || said(rank).starts_with(&expected) && said(rank).lines().count() > 4), "{}", said(rank));
     }
     let of_slot = format!("{:x}", Sha256::digest(format!("{KEY} {JOB}")));
     assert!(!is_argument(KEY) && !is_argument(&of_slot), "other users see the key");
     assert!(!hold.free("a") && !hold.free("b"), "the key is no beat of a holder's");
     hold.signal(Signal::KILL);
-    assert!(within(15, || [1, 2].iter().all(|rank| said(*rank).ends_with("end\n"))), "{}{}", said(1), said(2));
+    assert!(within(10, || [1, 2].iter().all(|rank| said(*rank).ends_with("end\n"))), "{}{}", said(1), said(2));
 }
 
 #[test]
@@ -569,16 +568,16 @@ fn without_a_key_and_without_its_launchers_a_hold_ends() {
     for key in [None, Some("a key; with more"), Some(&KEY[1..])] {
         let launch = Launch { text: LAUNCHER, key, mode: 0o600 };
         let Some(mut hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
-        assert_eq!(hold.ends(60), Some(NO_LAUNCH_KEY), "{}", hold.log());
+        assert_eq!(hold.ends(20), Some(NO_LAUNCH_KEY), "{}", hold.log());
         assert!(hold.log().contains("there is no launch key in"), "{}", hold.log());
     }
     let launch = Launch { text: LAUNCHER, key: Some(KEY), mode: 0o644 };
     let Some(mut hold) = hold_that(&["a"], 60, RANKED, false, launching(launch)) else { return };
-    assert_eq!(hold.ends(60), Some(NO_LAUNCH_KEY), "{}", hold.log());
+    assert_eq!(hold.ends(20), Some(NO_LAUNCH_KEY), "{}", hold.log());
     assert!(hold.log().contains("others may read"), "{}", hold.log());
     let launch = Launch { text: "#!/bin/sh\nread -r line; echo it cannot >&2; exit 1\n", key: Some(KEY), mode: 0o600 };
     let Some(mut hold) = hold_that(&["a", "b"], 60, RANKED, false, launching(launch)) else { return };
-    assert_eq!(hold.ends(60), Some(NO_LAUNCHER), "{}", hold.log());
+    assert_eq!(hold.ends(20), Some(NO_LAUNCHER), "{}", hold.log());
     assert!(hold.log().contains("has ended"), "{}", hold.log());
     let words = fs::read_to_string(hold.folder.path().join(".vmdeploy-launcher.log")).unwrap();
     assert!(words.contains("OAR job 7") && words.contains("it cannot"), "{words}");

@@ -230,7 +230,7 @@ async fn a_preempted_slot_saves_itself_at_the_notice() {
     let facts = leased(&world, &format!("f{}", world.tag), 4, 60).await;
     let rival = submit_rival(4, "true");
     for node in 0..4 {
-        assert!(within(120, || !seen(&facts, node, "notice").is_empty()), "no notice on {}", facts.nodes[node]);
+        assert!(within(45, || !seen(&facts, node, "notice").is_empty()), "no notice on {}", facts.nodes[node]);
     }
     let noticed = contract::until(&world, &facts.id, |p| *p == SlotPhase::Running).await.notice.unwrap();
     assert_eq!(noticed.kind, NoticeKind::Preemption);
@@ -330,5 +330,5 @@ fn submit_rival(nodes: u32, command: &str) -> String {
 
 fn wait_for_rival(id: &str) {
     let state = || oarbox(&["sql", &format!("SELECT state FROM jobs WHERE job_id={id}")]);
-    assert!(within(180, || state() == "Terminated"), "the other user's job is {}", state());
+    assert!(within(90, || state() == "Terminated"), "the other user's job is {}", state());
 }

@@ -46,7 +46,7 @@ impl Hold {
     fn spread(&self, pieces: usize, to: &[&str]) {
         for number in 0..pieces {
             if number >= 2 {
-                assert!(within(30, || !self.out(number - 2).exists()), "piece {} is not through", number - 2);
+                assert!(within(15, || !self.out(number - 2).exists()), "piece {} is not through", number - 2);
             }
             self.gives(number);
             if number >= 2 {
@@ -54,7 +54,7 @@ impl Hold {
             }
         }
         for number in pieces.saturating_sub(2)..pieces {
-            assert!(within(30, || !self.out(number).exists()), "piece {number} is not through");
+            assert!(within(15, || !self.out(number).exists()), "piece {number} is not through");
             self.taken(number, to);
         }
     }
@@ -106,7 +106,7 @@ fn pieces_come_to_all_who_want_them_and_cost_the_root_little_memory() {
     for node in ["b", "d", "e"] {
         hold.wants(node);
     }
-    assert!(within(30, || hold.wanted()), "{}", hold.log());
+    assert!(within(10, || hold.wanted()), "{}", hold.log());
     assert!(!hold.file("b", &format!("want-{IMAGE}")).exists());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     // 64 MiB
@@ -120,9 +120,9 @@ fn pieces_come_to_all_who_want_them_and_cost_the_root_little_memory() {
     // who gave it says that it is through, and it can be wanted again
     fs::remove_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     fs::remove_file(hold.file("a", &format!("wanted-{IMAGE}"))).unwrap();
-    assert!(within(90, || hold.putting().is_none()), "it stays for nothing");
+    assert!(within(30, || hold.putting().is_none()), "it stays for nothing");
     hold.wants("c");
-    assert!(within(30, || hold.wanted()), "{}", hold.log());
+    assert!(within(10, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     hold.spread(3, &["c"]);
 }
@@ -133,23 +133,23 @@ fn a_node_that_takes_no_more_does_not_hinder_the_others_and_what_nobody_takes_is
     for node in ["b", "c", "d", "e"] {
         hold.wants(node);
     }
-    assert!(within(30, || hold.wanted()), "{}", hold.log());
+    assert!(within(10, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     hold.gives(0);
-    assert!(within(30, || !hold.out(0).exists()));
+    assert!(within(10, || !hold.out(0).exists()));
     // one of them passes pieces on
     for node in ["b", "c"] {
         fs::remove_dir_all(hold.file(node, &format!("in-{IMAGE}"))).unwrap();
     }
     hold.gives(1);
-    assert!(within(30, || !hold.out(1).exists()));
+    assert!(within(10, || !hold.out(1).exists()));
     for node in ["d", "e"] {
         assert!(hold.came(node, 1).is_some_and(|bytes| bytes == piece(1)), "{node}");
         fs::remove_dir_all(hold.file(node, &format!("in-{IMAGE}"))).unwrap();
     }
     assert!(hold.wanted());
     hold.gives(2);
-    assert!(within(30, || !hold.wanted() && !hold.out(2).exists()));
+    assert!(within(10, || !hold.wanted() && !hold.out(2).exists()));
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a3_nothing_is_left_of_a_hold_that_is_killed_while_it_puts() {
     for node in ["b", "c"] {
         hold.wants(node);
     }
-    assert!(within(30, || hold.wanted()), "{}", hold.log());
+    assert!(within(10, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     for number in 0..2 {
         hold.gives(number);
@@ -166,9 +166,9 @@ fn a3_nothing_is_left_of_a_hold_that_is_killed_while_it_puts() {
     assert!(hold.putting().is_some());
     hold.signal(Signal::KILL);
     assert_eq!(hold.ends(5), None);
-    assert!(within(15, || hold.nodes.iter().all(|node| hold.free(node))), "the leases outlive the hold");
-    assert!(within(15, || hold.processes().is_empty()), "{:?}", hold.processes());
-    assert!(within(15, || !hold.wanted() && !hold.out(0).exists() && !hold.out(1).exists()));
+    assert!(within(5, || hold.nodes.iter().all(|node| hold.free(node))), "the leases outlive the hold");
+    assert!(within(10, || hold.processes().is_empty()), "{:?}", hold.processes());
+    assert!(within(5, || !hold.wanted() && !hold.out(0).exists() && !hold.out(1).exists()));
     assert_eq!(temporary(&hold), 0);
 }
 
@@ -189,30 +189,25 @@ fn a_slow_put_delays_no_beat_and_no_notice_and_is_given_up() {
     for node in ["b", "c"] {
         hold.wants(node);
     }
-    assert!(within(30, || hold.putting().is_some()));
+    assert!(within(10, || hold.putting().is_some()));
     let (mut last, mut changed, mut longest) = (hold.beat("b"), Instant::now(), Duration::ZERO);
-    let mut looked = Instant::now();
     hold.signal(Signal::USR2);
-    assert!(within(8, || hold.file("c", "notice").exists()));
+    assert!(within(3, || hold.file("c", "notice").exists()));
     // as long as connecting may take, and more
     within(14, || {
-        // a machine that stands still delays this as well
-        changed += looked.elapsed().saturating_sub(Duration::from_millis(500));
-        looked = Instant::now();
         if hold.beat("b") != last {
             longest = longest.max(changed.elapsed());
             (last, changed) = (hold.beat("b"), Instant::now());
         }
         false
     });
-    // connecting takes ten
-    assert!(longest < Duration::from_secs(6), "{longest:?} between two beats");
+    assert!(longest < Duration::from_secs(3), "{longest:?} between two beats");
     // "b" has what is put, all the same
-    assert!(within(30, || hold.wanted()));
+    assert!(within(10, || hold.wanted()));
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     hold.gives(0);
-    assert!(within(30, || hold.came("b", 0).is_some_and(|bytes| bytes == piece(0))), "{}", hold.log());
-    assert!(within(30, || !hold.out(0).exists()));
+    assert!(within(10, || hold.came("b", 0).is_some_and(|bytes| bytes == piece(0))), "{}", hold.log());
+    assert!(within(10, || !hold.out(0).exists()));
     assert!(!hold.free("c"));
 }
 
@@ -224,18 +219,18 @@ fn a_node_that_is_lost_ends_the_putting_and_nothing_else() {
     for node in ["b", "c"] {
         hold.wants(node);
     }
-    assert!(within(30, || hold.wanted()), "{}", hold.log());
+    assert!(within(10, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     let pids = fs::read_to_string(hold.folder.path().join("connection-c")).unwrap();
     let second: i32 = pids.lines().nth(1).unwrap().parse().unwrap();
     kill_process(Pid::from_raw(second).unwrap(), Signal::STOP).unwrap();
     hold.gives(0);
-    assert!(within(60, || !hold.wanted() && !hold.out(0).exists()), "it waits for a node that says nothing");
-    assert!(within(30, || hold.putting().is_none()), "its TakTuk stays");
+    assert!(within(20, || !hold.wanted() && !hold.out(0).exists()), "it waits for a node that says nothing");
+    assert!(within(5, || hold.putting().is_none()), "its TakTuk stays");
     let _ = kill_process(Pid::from_raw(second).unwrap(), Signal::KILL);
     for node in ["a", "b", "c"] {
         let before = hold.beat(node);
-        assert!(within(30, || hold.beat(node) > before) && !hold.free(node), "{node}");
+        assert!(within(5, || hold.beat(node) > before) && !hold.free(node), "{node}");
     }
     // and it is not tried again
     hold.agent_writes("b", &format!("want-{IMAGE}"), "");
@@ -252,15 +247,15 @@ fn all_are_told_once_that_the_first_node_gives_nothing() {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(["a", "b", "c"].map(said), ["root\n", "node\n", "node\n"]);
     hold.agent_writes("a", "no-images", "");
-    assert!(within(30, || ["a", "b", "c"].iter().all(|node| said(node) == "none\n")), "{}", hold.log());
+    assert!(within(6, || ["a", "b", "c"].iter().all(|node| said(node) == "none\n")), "{}", hold.log());
     // what is wanted all the same raises nothing
     hold.wants("c");
-    assert!(within(30, || !hold.file("c", &format!("want-{IMAGE}")).exists()));
+    assert!(within(5, || !hold.file("c", &format!("want-{IMAGE}")).exists()));
     std::thread::sleep(Duration::from_secs(3));
     assert!(!hold.wanted() && hold.putting().is_none(), "{}", hold.log());
     for node in ["a", "b", "c"] {
         let before = hold.beat(node);
-        assert!(within(30, || hold.beat(node) > before) && !hold.free(node), "{node}");
+        assert!(within(5, || hold.beat(node) > before) && !hold.free(node), "{node}");
     }
 }
 
