@@ -6,14 +6,16 @@ use std::{collections::BTreeMap, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
-    job::{Counting, Job, nodes},
-    testbed::number,
+    job::{Counting, Job, nodes, slot_ids},
+    testbed::{number, until},
     world::{BOOT, GONE, LIFE, counted_right, nothing_left, printed, running},
 };
 use vmdeploy::api::{BestEffortJob, JobPhase};
 
 /// Shorter than any limit.
 const MOMENT: Duration = Duration::from_secs(5);
+/// As the site's agentWait on the test bed, and some beats.
+const HOLD_LIMIT: Duration = Duration::from_secs(140);
 /// How long packets are looked at.
 const WATCH: u32 = 8;
 
@@ -144,4 +146,31 @@ async fn a1_an_old_vm_that_is_kept_alive_reaches_nobody() -> Result<()> {
     counted_right(&job, &counting).await?;
     job.delete(GONE).await?;
     nothing_left(&bed, &job, |_| false).await
+}
+
+/// OAR cannot end a hold on a node that it does not reach, and here nobody else there can tell it to.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes: e2e/test --each"]
+async fn c4_a_hold_that_nobody_could_end_ends_by_itself() -> Result<()> {
+    let Some(bed) = Turn::alone().await? else { return Ok(()) };
+    let counting = Counting { members: 2, talk: true, ticks: 200, ..Counting::default() };
+    let (job, _) = running(&bed, "abandoned", &counting).await?;
+    let before = job.get().await?;
+    // the first in OAR's order has the hold
+    let node = places(&before).into_iter().min().context("no member")?;
+    let hold = slot_ids(&before).pop().context("no slot")?;
+    let holders = || bed.run(&["node", number(&node)?, "sh", "-c", &format!("pgrep -f '[j]ob={hold};' || true")]);
+    bed.run(&["cut", number(&node)?])?;
+    signal_agents(&bed, &node, "-KILL")?;
+    let after = moved(&job, &before, &node).await;
+    let (vms, holds) = (bed.qemu_on(&node)?, holders()?);
+    bed.run(&["heal", number(&node)?])?;
+    after?;
+    ensure!(vms == 0, "a VM without an agent");
+    ensure!(!holds.is_empty(), "the hold was to be left alone on {node}");
+    until("the hold to end", HOLD_LIMIT, async || Ok(holders()?.is_empty().then_some(()))).await?;
+    counted_right(&job, &counting).await?;
+    job.delete(GONE).await?;
+    // an agent of a later day removes its directory
+    nothing_left(&bed, &job, |line| line.contains("/leases/")).await
 }

@@ -33,6 +33,8 @@ const LOCAL: [i64; 8] = [
 ];
 /// Name of the holder's file.
 pub(super) const LOCK: &str = "lock";
+/// Name of the file that is locked for as long as its agent lives, however that ends.
+const PRESENCE: &str = "agent";
 /// A line of the lock is shorter than this.
 const LINE: usize = 256;
 
@@ -68,6 +70,8 @@ pub struct Lease {
     owner: Uid,
     slot: String,
     nonce: String,
+    /// Tells the holder, by its lock, that this agent lives.
+    _presence: File,
 }
 
 /// The holder's line.
@@ -103,41 +107,22 @@ impl Lease {
             other => other.map_err(failed("open the lease's directory"))?,
         };
         check_owner(&directory, config)?;
-        let lease = Self { root, name, directory, owner, slot: slot.into(), nonce };
-        if lease.exists("release") {
+        if exists(&directory, "release") {
             return Err(LeaseError::Refused("it was given back".into()));
         }
-        lease.write("nonce", &lease.nonce)?;
-        Ok(lease)
-    }
-
-    fn exists(&self, name: &str) -> bool {
-        rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        let presence = put(&directory, PRESENCE, slot)?;
+        put(&directory, "nonce", &nonce)?;
+        Ok(Self { root, name, directory, owner, slot: slot.into(), nonce, _presence: presence })
     }
 
     /// Whether the hold was told that the slot is wanted back.
     pub fn notice(&self) -> bool {
-        self.exists("notice")
-    }
-
-    /// Puts a file into the directory by a rename.
-    fn write(&self, name: &str, line: &str) -> Result<(), LeaseError> {
-        let new = format!(".{name}-{}", new_nonce());
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.directory, &new, flags, Mode::from_raw_mode(0o444))
-            .map_err(failed("write to the lease's directory"))?;
-        let mut file = File::from(file);
-        file.write_all(format!("{line}\n").as_bytes())
-            .map_err(|source| LeaseError::Io { what: "write to the lease's directory", source })?;
-        // whatever our umask is, the user must be able to read it
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444)).map_err(failed("open a file to the site's user"))?;
-        rustix::fs::renameat(&self.directory, &new, &self.directory, name)
-            .map_err(failed("write to the lease's directory"))
+        exists(&self.directory, "notice")
     }
 
     /// Gives the slot up. Called when nothing of the VM is left.
     pub fn release(&self, word: &str) -> Result<(), LeaseError> {
-        self.write("release", word)
+        put(&self.directory, "release", word).map(drop)
     }
 
     /// Removes the directory: the lease is over.
@@ -240,6 +225,25 @@ impl Beat {
         }
         self.last = Some(self.last.unwrap_or(beat).max(beat));
     }
+}
+
+fn exists(directory: &OwnedFd, name: &str) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// Puts a file with this line into a directory by a rename, and locks it first, for as long as it is open.
+fn put(directory: &OwnedFd, name: &str, line: &str) -> Result<File, LeaseError> {
+    let what = "write to the lease's directory";
+    let new = format!(".{name}-{}", new_nonce());
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, &new, flags, Mode::from_raw_mode(0o444)).map_err(failed(what))?;
+    let mut file = File::from(file);
+    file.write_all(format!("{line}\n").as_bytes()).map_err(|source| LeaseError::Io { what, source })?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(failed(what))?;
+    // whatever our umask is, the user must be able to read it
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444)).map_err(failed("open a file to the site's user"))?;
+    rustix::fs::renameat(directory, &new, directory, name).map_err(failed(what))?;
+    Ok(file)
 }
 
 fn new_nonce() -> String {

@@ -90,6 +90,22 @@ fn a_later_agent_of_the_slot_gets_a_nonce_of_its_own() {
 }
 
 #[test]
+fn an_agent_is_known_to_live_by_a_lock_that_the_user_can_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = || {
+        let presence = File::open(dir.path().join("3f2b8a10-77/agent")).unwrap();
+        rustix::fs::flock(&presence, FlockOperation::NonBlockingLockShared).is_ok()
+    };
+    let first = Lease::make(&config(dir.path()), "77").unwrap();
+    assert!(!free());
+    let second = Lease::make(&config(dir.path()), "77").unwrap();
+    drop(first);
+    assert!(!free(), "the one that follows lives");
+    drop(second);
+    assert!(free());
+}
+
+#[test]
 fn a2_a_beat_must_rise() {
     let start = Instant::now();
     let at = |seconds| start + Duration::from_secs(seconds);

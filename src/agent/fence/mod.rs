@@ -5,6 +5,7 @@
 //! supervisor ends. It uses threads and blocking calls only, never arms again (C5), and gives the
 //! slot up only when nothing is left of the VM (A6).
 
+mod contact;
 pub mod kill;
 pub mod lease;
 mod leftovers;
@@ -18,6 +19,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use contact::Contact;
 use lease::{Beat, Lease, LeaseError, Lock};
 
 use super::AgentFailure;
@@ -185,13 +187,13 @@ pub fn run(config: &AgentConfig, vm_dir: &Path, mut supervisor: Command) -> Resu
 
     let (sender, ended) = mpsc::channel();
     let ender = Arc::new(Ender { lease, vm_dir: vm_dir.into(), ended: Mutex::new(sender) });
-    let contact = Arc::new(Mutex::new(Instant::now()));
+    let contact = Arc::new(Mutex::new(Contact::new(config.isolation, Instant::now())));
     let signals = ours.try_clone().map_err(AgentFailure::io("write to the supervisor"))?;
     spawn(move || terminations(signals));
     let heard = contact.clone();
     spawn(move || listen(reading, &heard));
-    let (watch, isolation, terms) = (ender.clone(), config.isolation, config.lease.clone());
-    spawn(move || watch.end(&lease_thread(&watch, &terms, isolation, ours, &contact)));
+    let (watch, terms) = (ender.clone(), config.lease.clone());
+    spawn(move || watch.end(&lease_thread(&watch, &terms, ours, &contact)));
     spawn(move || {
         let status = child.wait().ok();
         ender.end(&End::Supervisor(status.and_then(|status| status.code())));
@@ -204,13 +206,7 @@ fn spawn(work: impl FnOnce() + Send + 'static) {
 }
 
 /// Arms the supervisor, then waits for the end of the lease.
-fn lease_thread(
-    ender: &Arc<Ender>,
-    config: &LeaseConfig,
-    isolation: Duration,
-    mut supervisor: UnixStream,
-    contact: &Mutex<Instant>,
-) -> End {
+fn lease_thread(ender: &Arc<Ender>, config: &LeaseConfig, mut supervisor: UnixStream, contact: &Mutex<Contact>) -> End {
     let lock = match arm(&ender.lease, config) {
         Ok(lock) => lock,
         Err(error) => return End::NotArmed(error),
@@ -229,7 +225,7 @@ fn lease_thread(
         }
         lost.end(&End::LockFree);
     });
-    *contact.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    contact.lock().unwrap_or_else(PoisonError::into_inner).begin(Instant::now());
     tell(&mut supervisor, words::HELD);
     let mut noticed = false;
     loop {
@@ -239,8 +235,7 @@ fn lease_thread(
         if now.duration_since(beat.risen) > config.beat_limit {
             return End::StillBeat;
         }
-        let heard = *contact.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.saturating_duration_since(heard) > isolation {
+        if contact.lock().unwrap_or_else(PoisonError::into_inner).is_lost(now) {
             return End::Isolated;
         }
         if !noticed && ender.lease.notice() {
@@ -274,13 +269,12 @@ fn tell(supervisor: &mut UnixStream, word: &str) {
 }
 
 /// Takes note of what the supervisor hears.
-fn listen(supervisor: UnixStream, contact: &Mutex<Instant>) {
+fn listen(supervisor: UnixStream, contact: &Mutex<Contact>) {
     for line in BufReader::new(supervisor).lines() {
         let Ok(line) = line else { return };
         let age = line.strip_prefix(words::CONTACT).and_then(|age| age.trim().parse().ok());
         if let Some(at) = age.and_then(|age| Instant::now().checked_sub(Duration::from_millis(age))) {
-            let mut last = contact.lock().unwrap_or_else(PoisonError::into_inner);
-            *last = at.max(*last);
+            contact.lock().unwrap_or_else(PoisonError::into_inner).hear(at);
         }
     }
 }

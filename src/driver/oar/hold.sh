@@ -26,7 +26,7 @@ first=$(head -n 1 "$OAR_NODEFILE")
 # Each line read is a beat or the word "notice" or "none"; end of file or silence means that the hold is gone.
 # The lock's file is made here and must not exist: a lease that was lost is never taken up again.
 holder='
-locked=; noticed=; waited=0;
+locked=; noticed=; waited=0; alone=0;
 while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
   case $line in notice) noticed=1 ;; none) none=1 ;; *) beat=$line ;; esac;
   if test $((beat % @ROUND@)) = 0; then echo here; fi;
@@ -51,6 +51,8 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
     read -r word < $d/release;
     case $word in done) exit @DONE@;; saved) exit @SAVED@;; *) exit @LOST_HOLDER@;; esac;
   fi;
+  if test -f $d/agent && flock -n -s 8 8< $d/agent 9>&-; then alone=$((alone + 1)); else alone=0; fi;
+  if test $alone -gt @WAIT_BEATS@; then exit @LOST_HOLDER@; fi;
 done;
 exit @LOST_HOLDER@;
 '
