@@ -239,11 +239,13 @@ pub struct ImportersConfig {
     /// As much of its node's disk an importer may use, for what it fetches and for what it makes of that; one that uses
     /// more is evicted.
     pub scratch: crate::api::quantity::Bytes,
+    /// Certificate authorities of servers and registries with images, PEM; trusted beside the system's.
+    pub ca: Option<String>,
 }
 
 impl Default for ImportersConfig {
     fn default() -> Self {
-        Self { scratch: crate::api::quantity::Bytes(64 << 30) }
+        Self { scratch: crate::api::quantity::Bytes(64 << 30), ca: None }
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use vmdeploy::{
     api::VmImage,
     config::{Config, SiteConfig},
+    tls::Authority,
     yaml,
 };
 
@@ -249,6 +250,18 @@ fn every_setting_of_agents_can_be_set() -> Result<()> {
     for setting in known.as_object().context("no settings")?.keys() {
         ensure!(!told["agents"][setting].is_null(), "agents.{setting} is what its default says");
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs the test bed's helm: e2e/test --e2e"]
+fn authorities_of_importers_arrive_line_by_line() -> Result<()> {
+    let authority = || anyhow::Ok(Authority::create(jiff::Timestamp::now())?.certificate);
+    let ca = authority()? + &authority()?;
+    let all = rendered(&[format!("importers.ca={ca}")])?;
+    let map = all.iter().find(|object| object["kind"] == "ConfigMap").context("no ConfigMap")?;
+    let config = Config::read(map["data"]["config.yaml"].as_str().context("no config.yaml")?)?;
+    ensure!(config.importers.ca.as_ref() == Some(&ca), "{:?}", config.importers);
     Ok(())
 }
 

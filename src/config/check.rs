@@ -16,6 +16,7 @@ use crate::{
             hold::{CONNECTOR, check_text},
         },
     },
+    tls,
     yaml::{self, YamlError},
 };
 
@@ -84,6 +85,12 @@ pub(super) fn within(field: &str, value: Duration, (least, most): (Duration, Dur
     Err(format!("{field} must be between {least}s and {most}s, not {value}s"))
 }
 
+/// Certificates that are to be trusted must be some.
+pub(super) fn authorities(field: &str, pem: Option<&str>) -> Result<(), String> {
+    let read = pem.map(tls::authorities).transpose();
+    read.map(drop).map_err(|error| format!("{field} must be one or more certificates, PEM: {error}"))
+}
+
 /// Whether a path is one of something in a directory.
 fn is_below(path: &str, directory: &str) -> bool {
     let rest = Path::new(path).strip_prefix(directory).map(|rest| rest.components().collect::<Vec<_>>());
@@ -95,6 +102,7 @@ impl SiteConfig {
         if !(self.url.starts_with("http://") || self.url.starts_with("https://")) {
             return Err(format!("{field}.url must begin with http:// or https://, not {:?}", self.url));
         }
+        authorities(&format!("{field}.ca"), self.ca.as_deref())?;
         let texts = [
             ("connector", Some(&self.connector), CONNECTOR),
             ("directory", self.directory.as_ref(), PATH),
@@ -149,7 +157,7 @@ impl ImportersConfig {
         if self.scratch.as_mebibytes() < LEAST_SCRATCH {
             return Err(format!("importers.scratch must be at least {LEAST_SCRATCH}Mi, not {}", self.scratch));
         }
-        Ok(())
+        authorities("importers.ca", self.ca.as_deref())
     }
 }
 
@@ -233,6 +241,14 @@ sites:
     }
 
     #[test]
+    fn authorities_may_be_several() {
+        let authority = || crate::tls::Authority::create(jiff::Timestamp::now()).unwrap().certificate;
+        let importers = serde_json::json!({"ca": authority() + &authority()});
+        let config = Config::read(&format!("{GOOD}importers: {importers}\n")).unwrap();
+        assert_eq!(config.importers.ca.as_deref(), importers["ca"].as_str());
+    }
+
+    #[test]
     fn the_chart_takes_no_ports_that_are_refused_here() {
         let schema = include_str!("../../charts/vmdeploy/values.schema.json");
         let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
@@ -265,6 +281,22 @@ sites:
     #[case::small_packets("mtu: 1450", "mtu: 100", "between 1280 and 65485, not 100")]
     #[case::network_port("port: 14789", "port: 0", "jobNetwork.port")]
     #[case::url("http://oar.example", "oar.example", "sites.rennes.url must begin with http://")]
+    #[case::authority("isolation: 2m", "ca: /etc/ca.crt", "sites.rennes.ca must be one or more certificates, PEM")]
+    #[case::deployments_authority(
+        "isolation: 2m",
+        "kadeploy: {url: 'https://k', ca: ''}",
+        "sites.rennes.kadeploy.ca must be one or more certificates, PEM"
+    )]
+    #[case::importers_authority(
+        "agents:",
+        "importers: {ca: ca.crt}\nagents:",
+        "importers.ca must be one or more certificates, PEM: not a usable certificate or key: no certificate in it"
+    )]
+    #[case::half_an_authority(
+        "agents:",
+        "importers: {ca: '-----BEGIN CERTIFICATE-----'}\nagents:",
+        "importers.ca must be one or more certificates, PEM"
+    )]
     #[case::at_once("isolation: 2m", "isolation: 1s", "sites.rennes.isolation must be between 5s and 3600s, not 1s")]
     #[case::for_ever("agentWait: 5m", "agentWait: 48h", "sites.rennes.agentWait")]
     #[case::lease_root("isolation: 2m", "leaseRoot: leases", "leaseRoot must be below /var/lib/vmdeploy, which")]

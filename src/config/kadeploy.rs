@@ -129,6 +129,7 @@ impl KadeployConfig {
         if self.pin.is_some() && self.ca.is_some() {
             return Err(format!("{field} takes ca or pin, not both"));
         }
+        super::check::authorities(&format!("{field}.ca"), self.ca.as_deref())?;
         if self.pin.is_some() && !self.url.starts_with("https://") {
             return Err(format!("{field}.pin is of an https server, and the url is {:?}", self.url));
         }

@@ -11,7 +11,7 @@ use crate::{
 
 fn from(directory: &Path, file: &str) -> FileOrder {
     let place = Place::Beneath { root: directory.into(), path: file.into() };
-    FileOrder { field: "spec.source.claim".into(), place, digest: None, limit: 64 << 20, login: None }
+    FileOrder { field: "spec.source.claim".into(), place, digest: None, limit: 64 << 20, login: None, trusted: None }
 }
 
 fn disk_order(directory: &Path, file: &str, format: ImageFormat) -> ImportOrder {

@@ -43,6 +43,13 @@ pub struct ImportOrder {
     pub initrd: Option<FileOrder>,
 }
 
+impl ImportOrder {
+    /// All of its files.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut FileOrder> {
+        [Some(&mut self.disk), self.kernel.as_mut(), self.initrd.as_mut()].into_iter().flatten()
+    }
+}
+
 /// Paths within an archive or a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -71,6 +78,9 @@ pub struct FileOrder {
     /// With what the importer names itself there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<LoginOrder>,
+    /// File with certificates, PEM, of who may have signed its server's beside those that the importer knows by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted: Option<PathBuf>,
 }
 
 /// Where an importer finds a login.

@@ -69,14 +69,6 @@ impl Credentials {
         Ok(Self { ca: read("ca.crt")?, certificate: read("tls.crt")?, key: read("tls.key")? })
     }
 
-    fn roots(&self) -> Result<RootCertStore, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(&self.ca)? {
-            roots.add(certificate).map_err(|e| TlsError::Pem(e.to_string()))?;
-        }
-        Ok(roots)
-    }
-
     fn own(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|e| TlsError::Pem(e.to_string()))?;
         Ok((certificates(&self.certificate)?, key))
@@ -88,7 +80,7 @@ impl Credentials {
         ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|e| TlsError::Setup(e.to_string()))?
-            .with_root_certificates(self.roots()?)
+            .with_root_certificates(authorities(&self.ca)?)
             .with_client_auth_cert(chain, key)
             .map_err(|e| TlsError::Setup(e.to_string()))
     }
@@ -96,7 +88,7 @@ impl Credentials {
     /// The side that is connected to; refuses peers without a certificate of the authority.
     pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
         let (chain, key) = self.own()?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(&self.ca)?), provider())
             .build()
             .map_err(|e| TlsError::Setup(e.to_string()))?;
         ServerConfig::builder_with_provider(provider())
@@ -134,6 +126,15 @@ pub fn install_provider() {
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The authorities whose certificates a text has, one or more.
+pub fn authorities(pem: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(|e| TlsError::Pem(e.to_string()))?;
+    }
+    Ok(roots)
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {

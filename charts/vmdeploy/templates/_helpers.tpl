@@ -69,6 +69,9 @@ agents:
   log: {{ .Values.agents.log | quote }}
 importers:
   scratch: {{ include "vmdeploy.bytes" .Values.importers.scratch | quote }}
+  {{- with .Values.importers.ca }}
+  ca: {{ toJson . }}
+  {{- end }}
 {{- end }}
 
 {{- /* What every pod of the chart has but its containers: (dict "root" $ "component" "operator") */ -}}

@@ -3,7 +3,8 @@
 //! An image from the web is imported in the operator's namespace. One from a claim is imported where
 //! the claim is, with a short-lived certificate in a Secret that goes with the Job: an importer's
 //! certificate allows nothing but to bring images, which the repository files under their digest. Logins that the image
-//! names lie in such a Secret too, copies of what its namespace has: none is in the Job itself.
+//! names lie in such a Secret too, copies of what its namespace has: none is in the Job itself. So do the certificates of
+//! whom importers trust beside others (`importers.ca`).
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -38,6 +39,8 @@ const DEADLINE: Duration = Duration::from_secs(3600);
 const KEPT: Duration = Duration::from_secs(3600);
 /// Where the certificate is mounted.
 const CREDENTIALS: &str = "/etc/vmdeploy/tls";
+/// Name of the file there with the certificates of `importers.ca`.
+const TRUSTED: &str = "trusted.crt";
 /// Where claims are mounted.
 const CLAIMS: &str = "/claims";
 /// Where files are put on their way.
@@ -65,11 +68,13 @@ pub fn place(image: &VmImage, operator: &str) -> (String, String) {
     (namespace, format!("import-{uid}-{fingerprint}-{tries}"))
 }
 
-/// The importer's Job, and its Secret if it has logins or does not run in the operator's namespace.
+/// The importer's Job, and its Secret if it has logins or certificates of others, or does not run in the operator's
+/// namespace.
 pub fn build(image: &VmImage, logins: &Logins, context: &Context) -> Result<(Job, Option<Secret>), ClusterError> {
     let invalid = |error: String| ClusterError::Invalid(error);
     let (namespace, name) = place(image, &context.config.namespace);
-    let own = namespace != context.config.namespace || !logins.is_empty();
+    let more = !logins.is_empty() || context.config.importers.ca.is_some();
+    let own = more || namespace != context.config.namespace;
     let secret = if own { Some(secret(&namespace, &name, logins, context).map_err(invalid)?) } else { None };
     let mut job = job(image, context, &namespace, &name, if own { &name } else { SECRET })
         .map_err(|error| invalid(error.to_string()))?;
@@ -90,7 +95,12 @@ fn job(
     name: &str,
     secret: &str,
 ) -> Result<Job, serde_json::Error> {
-    let order = order(image);
+    let mut order = order(image);
+    if context.config.importers.ca.is_some() {
+        for file in order.files_mut().filter(|file| !matches!(file.place, Place::Beneath { .. })) {
+            file.trusted = Some(PathBuf::from(CREDENTIALS).join(TRUSTED));
+        }
+    }
     let starts = order.check.is_some();
     let order = serde_json::to_string(&order)?;
     let agents = &context.config.agents;
@@ -171,6 +181,7 @@ fn secret(namespace: &str, name: &str, logins: &Logins, context: &Context) -> Re
         .map_err(|error| error.to_string())?;
     let mut data: BTreeMap<String, String> =
         logins.iter().map(|(field, login)| (login_key(field), login.to_file())).collect();
+    data.extend(context.config.importers.ca.iter().map(|ca| (TRUSTED.into(), ca.clone())));
     data.extend([
         ("ca.crt".into(), credentials.ca),
         ("tls.crt".into(), credentials.certificate),
@@ -190,7 +201,7 @@ fn login_key(field: &str) -> String {
     format!("login-{field}")
 }
 
-/// What the importer is told.
+/// What the importer is told, but for whom it trusts beside others, which the image does not say.
 pub fn order(image: &VmImage) -> ImportOrder {
     let spec = &image.spec;
     let os = spec.os.as_ref();
@@ -203,6 +214,7 @@ pub fn order(image: &VmImage) -> ImportOrder {
             secret: secret.name.clone(),
             file: PathBuf::from(CREDENTIALS).join(login_key(field)),
         }),
+        trusted: None,
     };
     ImportOrder {
         disk: file(SOURCE, &spec.source, DISK_LIMIT),

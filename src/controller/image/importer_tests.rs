@@ -118,6 +118,30 @@ async fn logins_lie_in_a_secret_of_the_importers_own_and_nowhere_else() {
 }
 
 #[tokio::test]
+async fn authorities_lie_in_a_secret_of_the_importers_own_and_are_for_servers() {
+    let mut config = serde_yaml::from_str::<Config>(CONFIG).unwrap();
+    config.importers.ca = Some("one\nanother".into());
+    let trusting = Context { config: Arc::new(config), ..context() };
+    let with_claims = image(http());
+    let mut of_the_web = with_claims.clone();
+    of_the_web.spec.os = None;
+    for (image, namespace) in [(of_the_web, "vmdeploy-system"), (with_claims, "team")] {
+        let (job, secret) = build(&image, &Logins::new(), &trusting).unwrap();
+        let secret = secret.unwrap();
+        assert_eq!((job.namespace().as_deref(), secret.namespace().as_deref()), (Some(namespace), Some(namespace)));
+        let data = secret.string_data.unwrap();
+        assert_eq!(data["trusted.crt"], "one\nanother");
+        assert!(data["tls.crt"].starts_with("-----BEGIN CERTIFICATE"));
+        let pod = job.spec.unwrap().template.spec.unwrap();
+        let args = pod.containers[0].args.clone().unwrap();
+        assert!(!args.concat().contains("another"), "{args:?}");
+        let told: ImportOrder = serde_json::from_str(args.last().unwrap()).unwrap();
+        assert_eq!(told.disk.trusted, Some("/etc/vmdeploy/tls/trusted.crt".into()));
+        assert!(told.kernel.is_none_or(|kernel| kernel.trusted.is_none()), "a claim has no certificate");
+    }
+}
+
+#[tokio::test]
 async fn an_importers_image_is_fetched_with_the_logins_of_the_configuration() {
     let mut config = serde_yaml::from_str::<Config>(CONFIG).unwrap();
     config.agents.image_pull_secrets = serde_yaml::from_str("[{name: registry}]").unwrap();

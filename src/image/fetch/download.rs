@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncSeekExt as _, AsyncWriteExt as _},
 };
 
-use super::{local, root_cause, too_large};
+use super::{local, too_large, unanswered};
 use crate::{
     backoff::Backoff,
     image::{StoredFile, Trouble, TroubleKind},
@@ -98,7 +98,7 @@ impl Download<'_> {
         }
         let mut body = reply.bytes_stream();
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| self.passing(&root_cause(&error)))?;
+            let chunk = chunk.map_err(|error| self.passing(&unanswered(&error)))?;
             partial.add(&chunk).await?;
             if partial.size > self.limit {
                 return Err(too_large(self.field, self.limit));
@@ -118,7 +118,7 @@ impl Download<'_> {
             if let Some(login) = self.authorization.as_ref().filter(|_| url.origin() == self.url.origin()) {
                 request = request.header(AUTHORIZATION, login);
             }
-            let reply = request.send().await.map_err(|error| self.passing(&root_cause(&error)))?;
+            let reply = request.send().await.map_err(|error| self.passing(&unanswered(&error)))?;
             let moved = matches!(reply.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             let Some(place) = reply.headers().get(LOCATION).filter(|_| moved) else { return Ok(reply) };
             let place = place.to_str().ok().and_then(|place| url.join(place).ok());

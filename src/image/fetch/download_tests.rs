@@ -91,7 +91,7 @@ async fn serve(router: Router) -> SocketAddr {
 
 fn order(url: String, login: Option<LoginOrder>) -> FileOrder {
     let digest = Some(format!("sha256:{:x}", Sha256::digest(FILE)));
-    FileOrder { field: "spec.source.http".into(), place: Place::Url(url), digest, limit: 1 << 20, login }
+    FileOrder { field: "spec.source.http".into(), place: Place::Url(url), digest, limit: 1 << 20, login, trusted: None }
 }
 
 #[rstest]
@@ -120,7 +120,7 @@ async fn it_does_not_go_on_for_ever(#[case] kind: &str, #[case] first: [&str; 4]
     let address = serve(Router::new().route("/{kind}", get(broken)).with_state(asked.clone())).await;
     let directory = tempfile::tempdir().unwrap();
     let download = Download {
-        client: &super::super::web::client().unwrap(),
+        client: &super::super::web::client(None).unwrap(),
         url: &format!("http://{address}/{kind}").parse().unwrap(),
         authorization: None,
         renew: None,

@@ -11,8 +11,11 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use sha2::{Digest as _, Sha256};
 
 use super::{FileOrder, Place, StoredFile, Trouble, TroubleKind};
+use crate::driver::exchange::BAD_CERTIFICATE;
 
 const CHUNK: usize = 1 << 20;
+/// What is bad about a certificate that nobody has signed who is trusted; the second where one of the same name is.
+const UNSIGNED: [&str; 2] = ["UnknownIssuer", "BadSignature"];
 
 /// Fetches a file to `to` and checks its digest.
 pub async fn fetch(order: &FileOrder, to: &Path) -> Result<StoredFile, Trouble> {
@@ -101,6 +104,15 @@ fn too_large(field: &str, limit: u64) -> Trouble {
 
 fn local(error: &std::io::Error) -> Trouble {
     Trouble::passing(TroubleKind::Importer, format!("failed to keep the file: {error}"))
+}
+
+/// Why a request failed, and what helps.
+fn unanswered(error: &reqwest::Error) -> String {
+    let why = root_cause(error);
+    let unsigned = why.contains(BAD_CERTIFICATE) && UNSIGNED.iter().any(|what| why.ends_with(what));
+    let helps =
+        if unsigned { ": put the certificate of who signed it into importers.ca of the chart's values" } else { "" };
+    format!("{why}{helps}")
 }
 
 /// The innermost cause: the others only say that a request failed.

@@ -31,7 +31,14 @@ async fn server() -> SocketAddr {
 }
 
 fn order(place: Place, wanted: Option<&str>) -> FileOrder {
-    FileOrder { field: "spec.source.http".into(), place, digest: wanted.map(digest), limit: 1 << 20, login: None }
+    FileOrder {
+        field: "spec.source.http".into(),
+        place,
+        digest: wanted.map(digest),
+        limit: 1 << 20,
+        login: None,
+        trusted: None,
+    }
 }
 
 #[rstest]

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Certificate, Client, StatusCode, Url};
 
 use super::{
     download::{Download, Fetched, PAUSES},
@@ -14,15 +14,27 @@ use crate::image::{FileOrder, LoginOrder, Trouble, TroubleKind, login::Login};
 const SILENCE: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// A client that does nothing by itself: where a request goes, and with what, is decided here.
-pub(super) fn client() -> Result<Client, Trouble> {
+/// A client that does nothing by itself: where a request goes, and with what, is decided here. It trusts whom the
+/// container image trusts, and those whose certificates are in the file `trusted`.
+pub(super) fn client(trusted: Option<&Path>) -> Result<Client, Trouble> {
     Client::builder()
+        .tls_certs_merge(trusted.map(certificates).transpose()?.unwrap_or_default())
         .connect_timeout(CONNECT)
         .read_timeout(SILENCE)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .build()
         .map_err(|error| Trouble::passing(TroubleKind::Importer, root_cause(&error)))
+}
+
+/// Reads the certificates in a file.
+fn certificates(file: &Path) -> Result<Vec<Certificate>, Trouble> {
+    let failed = |why: String| {
+        let message = format!("failed to read the certificates of importers.ca in {}: {why}", file.display());
+        Trouble::passing(TroubleKind::Importer, message)
+    };
+    let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+    Certificate::from_pem_bundle(&pem).map_err(|error| failed(root_cause(&error)))
 }
 
 /// Fetches the file at `url` to `to`.
@@ -33,7 +45,7 @@ pub(super) async fn fetch(order: &FileOrder, url: &str, to: &Path) -> Result<Fet
     })?;
     let login = order.login.as_ref();
     let download = Download {
-        client: &client()?,
+        client: &client(order.trusted.as_deref())?,
         authorization: login.map(self::login).transpose()?.and_then(|login| login.header()),
         renew: None,
         refused: &|found, status| refused(field, login, &address, found, status),
@@ -88,3 +100,7 @@ fn refused(field: &str, login: Option<&LoginOrder>, asked: &Url, found: &Url, st
         }
     }
 }
+
+#[cfg(test)]
+#[path = "web_tests.rs"]
+mod tests;

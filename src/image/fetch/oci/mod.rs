@@ -22,7 +22,7 @@ pub(in crate::image) use self::reference::Reference;
 use self::{challenge::Challenge, manifest::Manifest};
 use super::{
     download::{Download, Fetched, OnRefusal, PAUSES},
-    root_cause, too_large, web,
+    too_large, unanswered, web,
 };
 use crate::{
     driver::exchange,
@@ -40,7 +40,7 @@ const UNENCRYPTED: &str = "InvalidContentType";
 /// of these; those that a tag stands for, by their references.
 pub(in crate::image) async fn pin(order: &mut ImportOrder) -> Result<BTreeMap<String, String>, Trouble> {
     let mut pinned: BTreeMap<String, String> = BTreeMap::new();
-    for file in [Some(&mut order.disk), order.kernel.as_mut(), order.initrd.as_mut()].into_iter().flatten() {
+    for file in order.files_mut() {
         let Place::Oci(mut place) = file.place.clone() else { continue };
         // files of one artifact: at a second look its tag may stand for another one
         if place.manifest.is_none() {
@@ -124,7 +124,7 @@ impl<'a> Registry<'a> {
         let base = format!("{scheme}://{}/v2/{}/", reference.server(), reference.repository);
         let base = Url::parse(&base).map_err(|error| wrong(error.to_string()))?;
         let on_refusal = Box::new(|_: &Url, status| answered(order, place, status));
-        Ok(Self { client: web::client()?, order, place, reference, base, on_refusal })
+        Ok(Self { client: web::client(order.trusted.as_deref())?, order, place, reference, base, on_refusal })
     }
 
     fn url(&self, path: &str) -> Result<Url, Trouble> {
@@ -220,7 +220,7 @@ impl<'a> Registry<'a> {
             request = request.header(AUTHORIZATION, login);
         }
         // not along redirects, which would take the login elsewhere
-        let reply = request.send().await.map_err(|error| self.passing(&root_cause(&error)))?;
+        let reply = request.send().await.map_err(|error| self.passing(&unanswered(&error)))?;
         if !reply.status().is_success() {
             return Err((self.on_refusal)(&self.base, reply.status()));
         }

@@ -156,7 +156,7 @@ fn good() -> Value {
 fn order(content: &Content, name: &str, login: Option<LoginOrder>) -> FileOrder {
     let reference = format!("{}/team/disks{name}", content.own);
     let place = Place::Oci(OciPlace { reference, file: None, manifest: None, plain_http: true });
-    FileOrder { field: "spec.source.oci".into(), place, digest: None, limit: 1 << 20, login }
+    FileOrder { field: "spec.source.oci".into(), place, digest: None, limit: 1 << 20, login, trusted: None }
 }
 
 fn login(directory: &Path, login: Login) -> LoginOrder {
