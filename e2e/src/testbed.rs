@@ -16,7 +16,10 @@ use k8s_openapi::api::{core::v1::Namespace, rbac::v1::RoleBinding};
 use kube::{Api, Client, api::PostParams};
 use serde_json::json;
 use tempfile::TempDir;
-use vmdeploy::api::VmImage;
+use vmdeploy::{
+    api::VmImage,
+    tls::{Authority, Credentials},
+};
 
 /// Namespace of the operator and the agents.
 pub const SYSTEM: &str = "vmdeploy-system";
@@ -32,6 +35,9 @@ pub const SERVICE_NODE: &str = "5";
 
 /// What the process of a VM is called; `pgrep` goes by this name, not by the program's.
 pub const VM_PROCESS: &str = "qemu-vmdeploy";
+
+/// How long a certificate of the test bed's authority is good: longer than any case.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The running test bed.
 #[derive(Clone)]
@@ -74,6 +80,14 @@ impl TestBed {
         let url: http::Uri = self.guest_url.parse()?;
         let host = url.host().with_context(|| format!("no host in {url}"))?;
         host.parse().with_context(|| format!("{host} is no address"))
+    }
+
+    /// A certificate for [`TestBed::host`] of the authority that importers are installed to trust.
+    pub fn certificate(&self) -> Result<Credentials> {
+        let directory = env::var_os("OAR_API_PKI").context("OAR_API_PKI is not set: use testbed env")?;
+        let read = |file: &str| fs::read_to_string(Path::new(&directory).join(file)).with_context(|| file.to_owned());
+        let authority = Authority { certificate: read("ca.crt")?, key: read("ca.key")? };
+        Ok(authority.issue_name(&self.host()?.to_string(), jiff::Timestamp::now(), LIFETIME)?)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -1,10 +1,11 @@
-//! Images out of a real registry, put there as users do it: docker-registry keeps them and asks for a password, oras
-//! logs in and pushes.
+//! Images out of a real registry, put there as users do it: docker-registry keeps them, shows a certificate of the test
+//! bed's own authority and asks for a password, oras logs in and pushes.
 
 use std::{
     fs::{self, File},
     io::Write as _,
     net::{SocketAddr, TcpStream},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -41,13 +42,17 @@ const SECRET: &str = "registry";
 const OF_REGISTRIES: &str = "kubernetes.io/dockerconfigjson";
 /// The image by a tag.
 const TAGGED: &str = "tagged";
+/// The certificate of who signed the registry's.
+const AUTHORITY: &str = "ca.crt";
 
-/// A registry on an address that pods reach. It and its directory are gone when it is dropped.
+/// A registry on an address that pods reach, and its content on another one, where everybody may read it unencrypted.
+/// All is gone when it is dropped.
 struct Registry {
-    // ends before the directory goes
-    _process: Process,
+    // end before the directory goes
+    _processes: [Process; 2],
     directory: TempDir,
     address: SocketAddr,
+    open: SocketAddr,
 }
 
 impl Registry {
@@ -58,27 +63,19 @@ impl Registry {
         for file in FILES {
             fs::copy(bed.guest_image().join(file), root.join(file)).with_context(|| file.to_owned())?;
         }
-        let (users, settings, log) = (root.join("users"), root.join("settings"), root.join("log"));
+        let own = bed.certificate()?;
+        let (users, certificate, key) = (root.join("users"), root.join("tls.crt"), root.join("tls.key"));
         fs::write(&users, USERS)?;
-        let address = free_address(bed.host()?)?;
-        let told = json!({
-            "version": "0.1", "log": {"level": "warn"}, "http": {"addr": address},
-            "storage": {"filesystem": {"rootdirectory": root.join("content")}},
+        fs::write(root.join(AUTHORITY), own.ca)?;
+        fs::write(&certificate, own.certificate)?;
+        fs::write(&key, own.key)?;
+        let (address, open) = (free_address(bed.host()?)?, free_address(bed.host()?)?);
+        let closed = json!({
+            "http": {"tls": {"certificate": certificate, "key": key}},
             "auth": {"htpasswd": {"realm": "images", "path": users}},
         });
-        // what is JSON is YAML
-        fs::write(&settings, told.to_string())?;
-        let out = File::create(&log)?;
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&settings).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let mut process = Process(command.spawn().context("no docker-registry: e2e/testbed/prepare")?);
-        let begun = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            let starts = process.0.try_wait()?.is_none() && begun.elapsed() < LIMIT;
-            ensure!(starts, "the registry does not start: {}", fs::read_to_string(&log).unwrap_or_default());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let registry = Self { _process: process, directory, address };
+        let processes = [serve(root, address, closed).await?, serve(root, open, json!({})).await?];
+        let registry = Self { _processes: processes, directory, address, open };
         registry.oras(&["login"], &["--username", USER, "--password", PASSWORD, &address.to_string()])?;
         Ok(registry)
     }
@@ -87,7 +84,7 @@ impl Registry {
     fn oras(&self, command: &[&str], arguments: &[&str]) -> Result<String> {
         let root = self.directory.path();
         let mut oras = Command::new(prepared("oras")?);
-        oras.args(command).arg("--plain-http").args(arguments).current_dir(root).env("DOCKER_CONFIG", root);
+        oras.args(command).args(["--ca-file", AUTHORITY]).args(arguments).current_dir(root).env("DOCKER_CONFIG", root);
         let output = oras.stdin(Stdio::null()).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "oras {}: {errors}", command.join(" "));
@@ -97,6 +94,11 @@ impl Registry {
     /// An artifact by what follows the repository's name.
     fn reference(&self, name: &str) -> String {
         format!("{}/{REPOSITORY}{name}", self.address)
+    }
+
+    /// The same where everybody may read it.
+    fn open_reference(&self, name: &str) -> String {
+        format!("{}/{REPOSITORY}{name}", self.open)
     }
 
     /// Pushes files as they are now, and has the tag stand for them; the digest of the manifest.
@@ -130,14 +132,42 @@ impl Registry {
     }
 }
 
+/// Starts a process of a registry whose files are below `root`, with settings that only its address has.
+async fn serve(root: &Path, address: SocketAddr, mut told: Value) -> Result<Process> {
+    told["version"] = "0.1".into();
+    told["log"] = json!({"level": "warn"});
+    told["http"]["addr"] = json!(address);
+    told["storage"] = json!({"filesystem": {"rootdirectory": root.join("content")}});
+    let settings = root.join(address.port().to_string());
+    let log = settings.with_extension("log");
+    // what is JSON is YAML
+    fs::write(&settings, told.to_string())?;
+    let out = File::create(&log)?;
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(&settings).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    let mut process = Process(command.spawn().context("no docker-registry: e2e/testbed/prepare")?);
+    let begun = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        let starts = process.0.try_wait()?.is_none() && begun.elapsed() < LIMIT;
+        ensure!(starts, "the registry does not start: {}", fs::read_to_string(&log).unwrap_or_default());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(process)
+}
+
 /// A file of an artifact; the only one, if it is not said which.
 fn oci(reference: &str, file: Option<&str>) -> Value {
-    json!({"oci": {"reference": reference, "file": file, "credentials": {"name": SECRET}, "plainHttp": true}})
+    json!({"oci": {"reference": reference, "file": file, "credentials": {"name": SECRET}}})
+}
+
+/// The same where everybody may read it, or encrypted where nothing is.
+fn open(reference: &str, file: &str, plain_http: bool) -> Value {
+    json!({"oci": {"reference": reference, "file": file, "plainHttp": plain_http}})
 }
 
 /// All files of an artifact.
-fn whole(reference: &str) -> Value {
-    let [disk, kernel, initrd] = FILES.map(|file| oci(reference, Some(file)));
+fn whole(source: impl Fn(&str) -> Value) -> Value {
+    let [disk, kernel, initrd] = FILES.map(source);
     json!({"source": disk, "os": {"kernel": kernel, "initrd": initrd, "params": "root=/dev/vda console=ttyS0"}})
 }
 
@@ -173,7 +203,7 @@ async fn an_artifact_of_a_registry_is_an_image_and_stays_it_when_its_tag_moves()
     let mut secret: Secret = serde_json::from_value(login(registry.wrong_login()))?;
     secret.metadata.name = Some(SECRET.into());
     secrets.create(&PostParams::default(), &secret).await?;
-    create(&images, TAGGED, &whole(&tag)).await?;
+    create(&images, TAGGED, &whole(|file| oci(&tag, Some(file)))).await?;
     let words = format!("401 Unauthorized: correct Secret {SECRET}, which spec.source.oci.credentials names");
     said(&images, TAGGED, "CredentialsRefused", &words).await?;
     // it is read again at the next try, which is some seconds away
@@ -194,12 +224,12 @@ async fn an_artifact_of_a_registry_is_an_image_and_stays_it_when_its_tag_moves()
     ensure!((&seen.import, &seen.pinned) == (&status.import, &status.pinned), "it was imported again: {seen:?}");
     ensure!(imported(&seen) == files, "it is another one: {seen:?}");
 
-    // by its digest the first one is to be had, though no tag stands for it any more
-    create(&images, "named", &whole(&registry.reference(&format!("@{first}")))).await?;
+    // by its digest the first one is to be had, though no tag stands for it any more; here without a password
+    let named = registry.open_reference(&format!("@{first}"));
+    create(&images, "named", &whole(|file| open(&named, file, true))).await?;
     registry.oras(&["manifest", "index", "create"], &[&registry.reference(":both"), &first, &second])?;
     registry.push(":none", &[])?;
-    let mut encrypted = oci(&tag, Some("disk.qcow2"));
-    encrypted["oci"]["plainHttp"] = false.into();
+    let encrypted = open(&registry.open_reference(":12"), "disk.qcow2", false);
     let one_of_them = format!("name one of them (@{first}, @{second})");
     let mistakes = [
         ("several", oci(&tag, None), "ImageUnusable", "say in file which one: disk.qcow2, vmlinuz, initrd"),
