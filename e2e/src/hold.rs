@@ -110,6 +110,7 @@ pub(crate) fn hold(spread: &Spread, ssh: Option<&Ssh>) -> Result<Process> {
         connector: connector.to_str().context("path")?,
         beat: Duration::from_secs(2),
         agent_wait: Duration::from_secs(60),
+        forgotten: Duration::from_secs(600),
         deployed: false,
         launcher: None,
         key_file: None,

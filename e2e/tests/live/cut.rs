@@ -14,8 +14,10 @@ use vmdeploy::api::{BestEffortJob, JobPhase};
 
 /// Shorter than any limit.
 const MOMENT: Duration = Duration::from_secs(5);
-/// As the site's agentWait on the test bed, and some beats.
-const HOLD_LIMIT: Duration = Duration::from_secs(140);
+/// Agents that were let go on have lost their lease, give it back and wait for their holder to see it.
+const LEAVE: Duration = Duration::from_secs(30);
+/// A job's longest back-off, the site's agentWait on the test bed, and two rounds of the hold.
+const HOLD_LIMIT: Duration = Duration::from_secs(600 + 120 + 60);
 /// How long packets are looked at.
 const WATCH: u32 = 8;
 
@@ -44,9 +46,14 @@ fn vni(job: &BestEffortJob) -> Result<u32> {
     Ok(job.status.as_ref().and_then(|status| status.network.as_ref()).context("no network")?.vni)
 }
 
-/// Signals the processes that watch over a VM on a node.
-fn signal_agents(bed: &TestBed, node: &str, signal: &str) -> Result<()> {
-    bed.run(&["node", number(node)?, "pkill", signal, "-f", "[v]mdeploy agent"]).map(drop)
+/// The processes that watch over a VM on a node.
+const AGENTS: &str = "[v]mdeploy agent";
+/// Who ends them once it hears that their pods were deleted.
+const KUBELET: &str = "[k]ubelet --config";
+
+/// Signals processes on a node.
+fn signal(bed: &TestBed, node: &str, signal: &str, whom: &str) -> Result<()> {
+    bed.run(&["node", number(node)?, "pkill", signal, "-f", whom]).map(drop)
 }
 
 /// The job runs without the node; one more incarnation.
@@ -127,12 +134,17 @@ async fn a1_an_old_vm_that_is_kept_alive_reaches_nobody() -> Result<()> {
     let before = job.get().await?;
     let node = places(&before).pop().context("no member")?;
     // nothing that would end the VM can run
-    signal_agents(&bed, &node, "-STOP")?;
+    signal(&bed, &node, "-STOP", KUBELET)?;
+    signal(&bed, &node, "-STOP", AGENTS)?;
     bed.run(&["cut", number(&node)?])?;
     let after = moved(&job, &before, &node).await;
     bed.run(&["heal", number(&node)?])?;
     let seen = after.and_then(|after| Ok((packets(&bed, &nodes(&after))?, bed.qemu_on(&node)?, vni(&after)?)));
-    signal_agents(&bed, &node, "-CONT")?;
+    signal(&bed, &node, "-CONT", AGENTS)?;
+    let look = ["node", number(&node)?, "sh", "-c", &format!("pgrep -f '{AGENTS}' || true")];
+    let left = until("the agents to leave", LEAVE, async || Ok(bed.run(&look)?.is_empty().then_some(()))).await;
+    signal(&bed, &node, "-CONT", KUBELET)?;
+    left?;
     let (packets, old, present) = seen?;
     ensure!(old == 1, "the old VM was to be alive: {old}");
     ensure!(present != vni(&before)?, "the restored members have the network of the old ones");
@@ -161,7 +173,7 @@ async fn c4_a_hold_that_nobody_could_end_ends_by_itself() -> Result<()> {
     let hold = slot_ids(&before).pop().context("no slot")?;
     let holders = || bed.run(&["node", number(&node)?, "sh", "-c", &format!("pgrep -f '[j]ob={hold};' || true")]);
     bed.run(&["cut", number(&node)?])?;
-    signal_agents(&bed, &node, "-KILL")?;
+    signal(&bed, &node, "-KILL", AGENTS)?;
     let after = moved(&job, &before, &node).await;
     let (vms, holds) = (bed.qemu_on(&node)?, holders()?);
     bed.run(&["heal", number(&node)?])?;

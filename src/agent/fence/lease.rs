@@ -110,7 +110,7 @@ impl Lease {
         if exists(&directory, "release") {
             return Err(LeaseError::Refused("it was given back".into()));
         }
-        let presence = put(&directory, PRESENCE, slot)?;
+        let presence = put(&directory, PRESENCE, &nonce)?;
         put(&directory, "nonce", &nonce)?;
         Ok(Self { root, name, directory, owner, slot: slot.into(), nonce, _presence: presence })
     }

@@ -29,8 +29,8 @@ use crate::driver::agent::{AgentConfig, LeaseConfig, LeaveCode};
 const PACE: Duration = Duration::from_millis(100);
 /// The same before it is held: the job waits for it.
 const EARLY_PACE: Duration = Duration::from_millis(10);
-/// The holder drops its lock within this time after a release.
-const HOLDER_LIMIT: Duration = Duration::from_secs(12);
+/// The holder drops its lock within this time after a release: one that is cut off looks no more, and ends by silence.
+const HOLDER_LIMIT: Duration = Duration::from_secs(25);
 /// A holder that has not come this long after a release was ordered is not waited for.
 const LATE_HOLDER: Duration = Duration::from_secs(5);
 /// What is written into the release file of a lease that was lost.

@@ -119,12 +119,18 @@ fn ready(status: &BestEffortJobStatus, job: &BestEffortJob, seen: &Seen) -> (Tru
         JobPhase::Running | JobPhase::Snapshotting => {
             (Truth::True, Reason::JobRunning, format!("attempt {attempt} runs from {from}"))
         }
-        JobPhase::Evacuating => (Truth::True, Reason::Accepted, format!("attempt {attempt} leaves its slots")),
+        JobPhase::Evacuating => {
+            let waits = wrong::unconfirmed(status, seen).unwrap_or_default();
+            (Truth::True, Reason::Accepted, format!("attempt {attempt} leaves its slots{waits}"))
+        }
         JobPhase::Completing => (Truth::True, Reason::Accepted, "the command has ended".into()),
         JobPhase::Succeeded => (Truth::True, Reason::Succeeded, format!("succeeded in attempt {attempt}")),
         JobPhase::Failed => (Truth::False, Reason::BackoffLimitExceeded, "failed".into()),
         JobPhase::Suspended => (Truth::True, Reason::Suspended, "suspended on request".into()),
-        JobPhase::Terminating => (Truth::False, Reason::Deleting, "being deleted".into()),
+        JobPhase::Terminating => {
+            let waits = wrong::unconfirmed(status, seen).unwrap_or_default();
+            (Truth::False, Reason::Deleting, format!("being deleted{waits}"))
+        }
     };
     (truth, reason, message)
 }

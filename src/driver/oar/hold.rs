@@ -18,7 +18,7 @@
 //!
 //! | file | written by | content |
 //! |---|---|---|
-//! | `agent` | agent, by a rename, readable by the user | its agent has `LOCK_EX` on it for as long as it lives |
+//! | `agent` | agent, by a rename, readable by the user | its nonce; it has `LOCK_EX` on it for as long as it lives |
 //! | `nonce` | agent, by a rename, readable by the user | one line `[A-Za-z0-9]+`, new for each start of an agent |
 //! | `lock` | holder, see below | one line `<slot id> <nonce> <beat>`; the beat is a decimal number of ten digits |
 //! | `notice` | holder | exists once the scheduler has signalled the hold; the content says nothing |
@@ -29,9 +29,11 @@
 //! again. It makes `lock` with `O_EXCL`, takes `LOCK_EX` with `flock`, and only then writes the line.
 //! From then on, at each beat (every 2 s) it reads `nonce` again and rewrites the line in place. It
 //! ends, and the lock drops, at the first of: its connection to the hold is cut, no beat for 20 s,
-//! the OAR job is killed, a `release` file, nobody's lock on `agent` for as long as an agent may take to come: OAR
-//! cannot end the processes of a job on a node that it does not reach at the time. No process but the holder itself
-//! has the lock's descriptor.
+//! the OAR job is killed, a `release` file. No process but the holder itself has the lock's descriptor.
+//!
+//! **A hold that is forgotten.** OAR cannot end the processes of a job on a node that it does not reach at the time. So
+//! holders say in each round whether an agent has its lock on `agent`, and once none has had it on any node for longer
+//! than the operator ever lets a slot wait for its next incarnation ([`HoldScript::forgotten`]) the hold ends.
 //!
 //! **What the agent does.** It opens `lock` with `O_NOFOLLOW` and checks that it is a regular file of the site's user.
 //! It is armed when the line names its slot and its own nonce, which the holder can only have read at a beat since this
@@ -117,8 +119,8 @@ pub(super) fn said(code: Option<i32>) -> String {
             .into(),
         Some(LOST_HOLDER) => "a node of it could not be reached, or was lost: sites.*.connector must lead from the \
                               slot's first node to the others (sites.*.kadeploy.connector from the frontend to \
-                              deployed ones), and TakTuk and perl must be there; or its agent was gone for longer than \
-                              sites.*.agentWait"
+                              deployed ones), and TakTuk and perl must be there; or no agent came back to any of its \
+                              nodes for many minutes"
             .into(),
         Some(NO_LAUNCHER) => format!(
             "the launcher on a node of it could not start, or has ended: {LAUNCHER_LOG} in the home directory of the \
@@ -193,6 +195,8 @@ pub struct HoldScript<'a> {
     pub beat: Duration,
     /// How long the agents may take to appear.
     pub agent_wait: Duration,
+    /// How long all its nodes may be without an agent later.
+    pub forgotten: Duration,
     /// Whether the nodes are deployed first: the hold then runs on the frontend and knocks until the agents are there.
     pub deployed: bool,
     /// What starts the agents, where no kubelet does.
@@ -281,6 +285,7 @@ impl HoldScript<'_> {
             ("@CONNECTOR@", self.connector.into()),
             ("@BEAT@", beat.to_string()),
             ("@WAIT_BEATS@", (self.agent_wait.as_secs() / beat).to_string()),
+            ("@FORGOTTEN@", (self.forgotten.as_secs() / beat).to_string()),
             ("@CONNECT@", connect.as_secs().to_string()),
             ("@DEPLOYED@", if self.deployed { "1".into() } else { String::new() }),
             ("@KNOCKS@", (connect.as_secs() / KNOCK.as_secs()).max(1).to_string()),

@@ -26,10 +26,13 @@ first=$(head -n 1 "$OAR_NODEFILE")
 # Each line read is a beat or the word "notice" or "none"; end of file or silence means that the hold is gone.
 # The lock's file is made here and must not exist: a lease that was lost is never taken up again.
 holder='
-locked=; noticed=; waited=0; alone=0;
+locked=; noticed=; waited=0;
 while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
   case $line in notice) noticed=1 ;; none) none=1 ;; *) beat=$line ;; esac;
-  if test $((beat % @ROUND@)) = 0; then echo here; fi;
+  if test $((beat % @ROUND@)) = 0; then
+    there=; if test -n "$locked" && test -f $d/agent; then read -r there < $d/agent; fi;
+    if test -n "$there" && test "$there" = "$nonce" && flock -n -s 8 8< $d/agent 9>&-; then echo alone; else echo here; fi;
+  fi;
   if test -z "$locked"; then
     if test -d $d && test ! -L $d && test -O $d && test -f $d/nonce; then
       if test -e $d/lock || test -L $d/lock; then exit @LOST_HOLDER@; fi;
@@ -51,8 +54,6 @@ while line=$(timeout @SILENCE@ sh -c "read -r l && echo \$l" 9>&-); do
     read -r word < $d/release;
     case $word in done) exit @DONE@;; saved) exit @SAVED@;; *) exit @LOST_HOLDER@;; esac;
   fi;
-  if test -f $d/agent && flock -n -s 8 8< $d/agent 9>&-; then alone=$((alone + 1)); else alone=0; fi;
-  if test $alone -gt @WAIT_BEATS@; then exit @LOST_HOLDER@; fi;
 done;
 exit @LOST_HOLDER@;
 '
@@ -108,8 +109,9 @@ fi
 
 connector='@CONNECTOR@'
 tree=
-# The beat from which on a node that is silent is lost.
+# The beat from which on a node that is silent is lost, and the last one at which some node had an agent.
 heard=0
+attended=0
 # Nodes that are deployed first answer late, and before that as another system: the connector knocks until the agent has
 # come. They have no way to each other: all hang on this shell's TakTuk, which knocks at all of them at once. A connector
 # that knocks is ended by nothing but itself when this shell has gone. Where nodes are to join the cluster with a token of
@@ -198,11 +200,14 @@ while :; do
         done
       fi
       silent=$left
+      # those that OAR could not end, for it did not reach the node, nobody else would end either
+      if [ -n "$heard" ] && [ $((beat - attended)) -gt @FORGOTTEN@ ]; then leave @LOST_HOLDER@ "all agents have gone"; fi
     fi
     ;;
   O)
     without "$silent" "$node"
     silent=$rest
+    if [ "$code" != alone ] || [ -z "$heard" ]; then attended=$beat; fi
     @ASK@
     # all are reached by now
     heard=${heard:-$beat}

@@ -88,6 +88,7 @@ fn hold_that(
         connector: command.to_str().unwrap(),
         beat: Duration::from_secs(1),
         agent_wait: Duration::from_secs(agent_wait),
+        forgotten: Duration::from_secs(agent_wait),
         deployed,
         launcher,
         key_file: extras.launch.map(|_| "key"),
@@ -301,25 +302,29 @@ fn c4_a_hold_without_agents_ends() {
 
 /// As on a node that OAR did not reach when it ended the job.
 #[test]
-fn c4_a_hold_whose_agent_has_died_ends_unless_another_one_follows() {
-    let Some(hold) = hold(&["node-1"], 5, LOCAL) else { return };
-    let alive = |hold: &Hold| {
-        let presence = fs::File::create(hold.file("node-1", "agent")).unwrap();
+fn c4_a_hold_all_of_whose_agents_have_died_ends() {
+    let Some(dead) = hold(&["a", "b"], 20, LOCAL) else { return };
+    let (half, older) = (hold(&["a", "b"], 20, LOCAL).unwrap(), hold(&["a"], 20, LOCAL).unwrap());
+    let alive = |hold: &Hold, node: &str| {
+        hold.agent_writes(node, "agent", &format!("nonce{node}"));
+        let presence = fs::File::open(hold.file(node, "agent")).unwrap();
         flock(&presence, FlockOperation::LockExclusive).unwrap();
         presence
     };
-    hold.agent_comes("node-1");
-    let first = alive(&hold);
-    let mut hold = hold.started();
-    std::thread::sleep(Duration::from_secs(8));
-    drop(first);
-    std::thread::sleep(Duration::from_secs(2));
-    let second = alive(&hold);
-    std::thread::sleep(Duration::from_secs(6));
-    assert_eq!(hold.child.try_wait().unwrap(), None, "{}", hold.log());
-    drop(second);
-    assert_eq!(hold.ends(20), Some(LOST_HOLDER), "{}", hold.log());
-    assert!(hold.free("node-1"));
+    let (mut dead, mut half, mut older) = (dead.started(), half.started(), older.started());
+    let gone = [alive(&dead, "a"), alive(&dead, "b"), alive(&half, "a")];
+    let _lives = alive(&half, "b");
+    // this agent does not know the file, and follows one that did
+    older.agent_writes("a", "agent", "another");
+    drop(gone);
+    let begun = Instant::now();
+    assert_eq!(dead.ends(60), Some(LOST_HOLDER), "{}", dead.log());
+    assert!(dead.log().contains("all agents have gone") && begun.elapsed() > Duration::from_secs(15));
+    assert!(within(10, || dead.free("a") && dead.free("b")));
+    for hold in [&mut half, &mut older] {
+        assert!(within(60, || hold.beat("a").is_some_and(|beat| beat > 47)), "{}", hold.log());
+        assert_eq!(hold.child.try_wait().unwrap(), None, "{}", hold.log());
+    }
 }
 
 #[test]
@@ -392,6 +397,7 @@ fn files_of_arrays_go_with_their_last_job_or_with_a_later_hold() {
         connector: "ssh",
         beat,
         agent_wait: wait,
+        forgotten: wait,
         deployed: false,
         launcher: None,
         key_file: None,

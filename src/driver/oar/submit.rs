@@ -13,6 +13,7 @@ use super::{
     property::{self, BadProperty},
 };
 use crate::{
+    backoff::Backoff,
     config::{JoinConfig, LaunchConfig},
     driver::site::SlotRequest,
 };
@@ -111,12 +112,15 @@ pub(super) fn submission(request: &SlotRequest, settings: &SubmitSettings) -> Re
     };
     let join = deployed.and_then(|deployed| deployed.join.as_ref());
     let deploys = deployed.map_or(Duration::ZERO, |deployed| deployed.wait);
+    let agent_wait = settings.agent_wait + request.acquire + deploys;
     let hold = HoldScript {
         lease_root: &settings.lease_root,
         lease_prefix: &request.lease_prefix,
         connector: deployed.map_or(&settings.connector, |deployed| &deployed.connector),
         beat: BEAT,
-        agent_wait: settings.agent_wait + request.acquire + deploys,
+        agent_wait,
+        // a slot is kept until its job is tried again, and has then to get its agents
+        forgotten: Backoff::OUTSIDE.longest + agent_wait,
         deployed: request.deploy,
         launcher: launch.map(|launch| LauncherScript { command: &launch.command, port: launch.port }),
         key_file: launch.map(|launch| launch.key_file.as_str()).or(join.map(|join| join.key_file.as_str())),

@@ -10,6 +10,7 @@ use crate::{
         BestEffortJob, BestEffortJobStatus, JobPhase, Reason,
         job_status::{CaptureStatus, MemberPhase, Retry, SlotState},
     },
+    backoff::Backoff,
     controller::{
         job::plan::{AgentRef, Effect, Plan, Seen, SnapshotSeen, TokenOrder},
         note::Note,
@@ -155,7 +156,7 @@ impl<'a> Draft<'a> {
     pub(super) fn back_off(&mut self, reason: Reason, message: impl Into<String>) {
         let message = message.into();
         let count = self.status.retry.as_ref().map_or(0, |retry| retry.count) + 1;
-        let wait = Duration::from_secs(10).saturating_mul(1 << (count - 1).min(6)).min(Duration::from_secs(600));
+        let wait = Backoff::OUTSIDE.full(count);
         self.warn(reason, message.clone());
         self.status.retry = Some(Retry {
             count,

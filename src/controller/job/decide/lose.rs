@@ -175,6 +175,8 @@ impl Draft<'_> {
             self.status.kills.abrupt += 1;
         }
         match cause {
+            // the last incarnation had failed by itself before
+            _ if empty => {}
             Cause::Preempted | Cause::Walltime => self.forgive_try(ran),
             Cause::Node(_) => self.forgive_try(false),
             Cause::Cancelled(_) | Cause::Rejected(_) => {}

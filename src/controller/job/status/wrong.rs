@@ -75,6 +75,19 @@ fn deletion_held_up(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason
     })
 }
 
+/// What is waited for once all slots are given back, if it is for kubelets: nobody else can say that a pod has ended.
+pub(super) fn unconfirmed(status: &BestEffortJobStatus, seen: &Seen) -> Option<String> {
+    let (name, pod) = seen.pods.iter().find(|(_, pod)| !pod.launched)?;
+    let waits = status.slots.is_empty() && seen.pods.values().all(|pod| pod.deleting);
+    waits.then(|| {
+        let node = &pod.node;
+        format!(
+            ": the kubelet of {node} has yet to say that pod {name} has ended; if that node never comes back, remove it \
+             (kubectl delete node {node})"
+        )
+    })
+}
+
 /// A slot that the site does not take back.
 fn refused_release(status: &BestEffortJobStatus, seen: &Seen) -> Option<(Reason, String)> {
     let given_back = |slot: &&SlotStatus| slot.release.is_some() && slot.state != SlotState::Ended;

@@ -250,6 +250,30 @@ fn c3_a_job_that_never_starts_stalls_and_is_mended_by_a_new_spec() {
     assert_eq!(life.phase(), JobPhase::Running, "{:?}", life.whys);
 }
 
+/// Each time the slot is taken away while the job waits to try again.
+#[test]
+fn c3_a_kill_after_a_start_has_failed_does_not_take_the_try_back() {
+    let mut life = life(1);
+    let mut kills = 0;
+    for _ in 0..1200 {
+        life.advance(1);
+        life.pass();
+        if matches!(life.phase(), JobPhase::Deploying | JobPhase::Starting) {
+            fail_all(&mut life, LoadFault::Unknown);
+        }
+        let status = life.status();
+        let running = status.slots.iter().find(|slot| slot.state == SlotState::Running && slot.release.is_none());
+        if let Some(slot) = running.filter(|_| status.retry.is_some() && status.under_way().is_none()) {
+            let id = slot.id.clone();
+            life.end_slot(&id, End::Preempted);
+            kills += 1;
+        }
+    }
+    assert!(kills > 1, "{kills}");
+    assert_eq!(life.effects("CreateAgent").len(), 3);
+    assert!(life.message("Stalled").contains("did not start 3 times"), "{}", life.message("Stalled"));
+}
+
 /// Again and again a notice comes, and the slot is left without another generation.
 #[rstest::rstest]
 #[case::nothing_stored(10, false)]

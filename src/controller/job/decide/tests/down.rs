@@ -5,6 +5,7 @@ use rstest::rstest;
 use super::life::*;
 use crate::{
     api::{JobPhase, SnapshotStatus, snapshot::SnapshotReason},
+    controller::job::plan::PodSeen,
     driver::{
         Fact,
         agent::VmState,
@@ -141,6 +142,20 @@ fn deletion_leaves_nothing(
     assert!(life.slots().iter().all(|slot| matches!(slot.phase, crate::driver::site::SlotPhase::Ended(_))));
     assert!(life.seen.pods.is_empty() && life.seen.snapshots.is_empty());
     assert!(life.content().generations.is_empty());
+}
+
+#[test]
+fn deletion_says_whose_word_it_waits_for() {
+    let mut life = in_phase(JobPhase::Running);
+    life.job.metadata.deletion_timestamp = life.job.metadata.creation_timestamp.clone();
+    let dead = PodSeen { node: "node-9".into(), incarnation: 1, deleting: true, ..PodSeen::default() };
+    life.seen.pods.insert("agent-of-a-dead-node".into(), dead);
+    life.run(60);
+    let said = life.message("Ready");
+    assert!(!life.gone && said.contains("kubelet of node-9 has yet to say that pod agent-of-a-dead-node"), "{said}");
+    life.seen.pods.clear();
+    life.run(5);
+    assert!(life.gone);
 }
 
 #[test]
