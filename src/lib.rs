@@ -66,7 +66,7 @@
 //! |---|---|
 //! | `agent` | the supervisor on the node: lease, QEMU, captures, uploads; the way in to a job's members |
 //! | `api` | the three kinds, conditions and reasons, rules, `crds/` |
-//! | `backoff`, `clock`, `names`, `yaml` | waits after failures; the time; names and numbers that travel; all YAML |
+//! | `backoff`, `clock`, `lock`, `names`, `yaml` | waits after failures; the time; a file's lock; names and numbers that travel; all YAML |
 //! | `commands` | the subcommands for people |
 //! | `config` | the operator's configuration |
 //! | `controller` | the runner; a folder for each kind, and one for requests of nodes that join: observe, decide, act |
@@ -289,6 +289,7 @@ pub mod health;
 pub mod image;
 pub mod launcher;
 pub mod leadership;
+pub mod lock;
 pub mod metrics;
 pub mod names;
 pub mod operator;

@@ -7,16 +7,16 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{FlockOperation, flock};
-
-use crate::store::layout::{IMAGES, JOBS, LOCK, STAGING, TRASH};
+use crate::{
+    lock,
+    store::layout::{IMAGES, JOBS, LOCK, STAGING, TRASH},
+};
 
 /// Holds a directory for this process, clears what a crash left half done, and makes what is in each.
 pub(super) fn hold(path: &Path) -> io::Result<File> {
     make(path)?;
-    let lock = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path.join(LOCK))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|e| io::Error::new(e.kind(), "another process serves this directory"))?;
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path.join(LOCK))?;
+    lock::take(&file).map_err(|e| io::Error::new(e.kind(), "another process serves this directory"))?;
     for scratch in [STAGING, TRASH] {
         match fs::remove_dir_all(path.join(scratch)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -26,7 +26,7 @@ pub(super) fn hold(path: &Path) -> io::Result<File> {
     make(&path.join(IMAGES))?;
     make(&path.join(JOBS))?;
     sync(path)?;
-    Ok(lock)
+    Ok(file)
 }
 
 /// Makes a directory, with those above it.

@@ -19,6 +19,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+};
+
 use contact::Contact;
 use lease::{Beat, Lease, LeaseError, Lock};
 
@@ -167,6 +172,7 @@ pub(super) fn clear(directory: &Path) -> bool {
 
 /// Runs the fence around a supervisor. Returns when nothing else is left.
 pub fn run(config: &AgentConfig, vm_dir: &Path, mut supervisor: Command) -> Result<ExitCode, AgentFailure> {
+    let (waiting, requests) = terminations()?;
     let lease = Lease::make(&config.lease, &config.slot.0)?;
     let (root, own) = (PathBuf::from(&config.lease.root), config.lease.directory.clone());
     // nobody waits for it
@@ -188,8 +194,8 @@ pub fn run(config: &AgentConfig, vm_dir: &Path, mut supervisor: Command) -> Resu
     let (sender, ended) = mpsc::channel();
     let ender = Arc::new(Ender { lease, vm_dir: vm_dir.into(), ended: Mutex::new(sender) });
     let contact = Arc::new(Mutex::new(Contact::new(config.isolation, Instant::now())));
-    let signals = ours.try_clone().map_err(AgentFailure::io("write to the supervisor"))?;
-    spawn(move || terminations(signals));
+    let noticing = ours.try_clone().map_err(AgentFailure::io("write to the supervisor"))?;
+    spawn(move || pass_on(&waiting, requests, noticing));
     let heard = contact.clone();
     spawn(move || listen(reading, &heard));
     let (watch, terms) = (ender.clone(), config.lease.clone());
@@ -279,14 +285,19 @@ fn listen(supervisor: UnixStream, contact: &Mutex<Contact>) {
     }
 }
 
+/// From here on a request to end kills nobody, and is kept until it is passed on: process 1 would lose it, another one
+/// die of it.
+fn terminations() -> Result<(Runtime, Signal), AgentFailure> {
+    let runtime = Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(AgentFailure::io("start what waits for requests to end"))?;
+    let requests = runtime.block_on(async { signal(SignalKind::terminate()) });
+    Ok((runtime, requests.map_err(AgentFailure::io("be told of requests to end"))?))
+}
+
 /// A request to end is a notice (safety A8): the operator decides, and a lost lease kills anyway.
-fn terminations(mut supervisor: UnixStream) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-    let Ok(runtime) = runtime else { return };
-    runtime.block_on(async {
-        let kind = tokio::signal::unix::SignalKind::terminate();
-        let Ok(mut signals) = tokio::signal::unix::signal(kind) else { return };
-        while signals.recv().await.is_some() {
+fn pass_on(waiting: &Runtime, mut requests: Signal, mut supervisor: UnixStream) {
+    waiting.block_on(async {
+        while requests.recv().await.is_some() {
             tell(&mut supervisor, words::NOTICE);
         }
     });

@@ -10,14 +10,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{spans::Spans, wire::Identity};
-
-/// A lock is tried so often, with so much time between.
-const TRIES: u32 = 20;
-const PACE: std::time::Duration = std::time::Duration::from_millis(25);
+use crate::lock;
 
 /// Of what the ranges are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +31,8 @@ impl Journal {
     /// What is known of this file; nothing if the journal is of another one, and then it begins anew.
     pub(super) fn open(path: &Path, subject: &Subject) -> io::Result<(Self, Spans)> {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        lock(&file)?;
+        lock::take(&file)
+            .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another process gathers into it"))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         if let Some((spans, valid)) = read(&text, subject) {
@@ -76,17 +73,6 @@ impl Journal {
         }
         self.0.sync_data()
     }
-}
-
-/// Takes the lock; a child that is being started holds a copy of it for a moment.
-fn lock(file: &File) -> io::Result<()> {
-    for _ in 0..TRIES {
-        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok(());
-        }
-        std::thread::sleep(PACE);
-    }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process gathers into it"))
 }
 
 /// The ranges that whole lines name, and how many bytes of the text those are.
