@@ -21,6 +21,19 @@ pub fn take(file: &File) -> io::Result<()> {
     }
 }
 
+/// What comes to be there within 10 s: a child that another test starts has a copy of each lock until it has begun.
+#[cfg(test)]
+pub(crate) fn in_a_moment<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = std::time::Instant::now();
+    loop {
+        let found = look();
+        if found.is_some() || begun.elapsed() > Duration::from_secs(10) {
+            return found;
+        }
+        sleep(PACE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

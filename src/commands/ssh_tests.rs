@@ -1,6 +1,6 @@
 //! What ssh and scp are called with, as programs in their place see it.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{io::ErrorKind, os::unix::fs::PermissionsExt as _};
 
 use super::*;
 
@@ -20,7 +20,14 @@ fn called(command: &mut Command) -> Vec<String> {
     let stub = directory.path().join(command.get_program());
     std::fs::write(&stub, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
     std::fs::set_permissions(&stub, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let output = command.env("PATH", format!("{}:/usr/bin:/bin", directory.path().display())).output().unwrap();
+    command.env("PATH", format!("{}:/usr/bin:/bin", directory.path().display()));
+    let output = loop {
+        match command.output() {
+            // another thread's child has the program open for writing
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {}
+            output => break output.unwrap(),
+        }
+    };
     assert!(output.status.success());
     String::from_utf8(output.stdout).unwrap().lines().map(ToOwned::to_owned).collect()
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use tokio::{io::AsyncWriteExt as _, task::JoinHandle};
 
 use super::*;
 use crate::driver::launcher::{LaunchOrder, LaunchedAgent, Launcher, LauncherDirectory, LauncherError, Launchers as _};
@@ -30,8 +30,9 @@ while :; do sleep 0.05; done
 struct Node {
     folder: TempDir,
     port: u16,
-    hold: Option<DuplexStream>,
-    ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+    /// Beats until it is aborted.
+    hold: JoinHandle<()>,
+    ended: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Node {
@@ -44,10 +45,15 @@ impl Node {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let (mut hold, input) = tokio::io::duplex(4096);
-        hold.write_all(format!("{first}\n1\n").as_bytes()).await.unwrap();
+        hold.write_all(format!("{first}\n").as_bytes()).await.unwrap();
+        let hold = tokio::spawn(async move {
+            while hold.write_all(b"1\n").await.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        });
         let args = Args { port, node_dir: folder.path().join("node") };
         let ended = tokio::spawn(async move { launch(&args, &program, BufReader::new(input)).await });
-        Self { folder, port, hold: Some(hold), ended }
+        Self { folder, port, hold, ended }
     }
 
     fn client(&self, key: &str) -> Arc<dyn Launcher> {
@@ -162,7 +168,7 @@ async fn how_an_agent_has_ended_is_told_until_it_is_forgotten() {
 /// Its root is the hold: when that has gone, all has.
 #[tokio::test]
 async fn a3_with_the_hold_all_that_was_started_has_gone() {
-    let mut node = Node::start(KEY).await;
+    let node = Node::start(KEY).await;
     let client = node.client(KEY);
     answers(&*client).await;
     client.start("pi-0", &order(false)).await.unwrap();
@@ -174,7 +180,7 @@ async fn a3_with_the_hold_all_that_was_started_has_gone() {
         let refused = client.start("pi-8", &LaunchOrder { lease: bad.into(), ..order(false) }).await.unwrap_err();
         assert!(refused.to_string().contains("is no lease's directory"), "{bad}: {refused}");
     }
-    drop(node.hold.take());
+    node.hold.abort();
     until(async || node.ended.is_finished().then_some(())).await;
     assert!(!node.lives_on().await, "its child lives on");
     assert!(!node.launched().join("pi-0").exists());

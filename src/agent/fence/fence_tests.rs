@@ -14,6 +14,9 @@ use crate::agent::supervisor::testing;
 
 const ROOT: &str = "VMDEPLOY_TEST_FENCE_ROOT";
 const SCRIPT: &str = "VMDEPLOY_TEST_FENCE_SCRIPT";
+const BEAT_LIMIT: &str = "VMDEPLOY_TEST_FENCE_BEAT_LIMIT";
+/// For so long a script that says that it is isolated may hear nobody.
+const ISOLATION: Duration = Duration::from_secs(5);
 
 /// Not a test: what the tests start. It ends at once when nobody has asked for it.
 #[test]
@@ -21,8 +24,9 @@ fn as_fence() {
     let (Some(root), Ok(script)) = (std::env::var_os(ROOT), std::env::var(SCRIPT)) else { return };
     let root = PathBuf::from(root);
     let mut config = testing::config(&root);
+    config.lease.beat_limit = Duration::from_secs(std::env::var(BEAT_LIMIT).unwrap().parse().unwrap());
     if script.contains("isolated") {
-        config.isolation = Duration::from_secs(1);
+        config.isolation = ISOLATION;
     }
     let mut supervisor = Command::new("sh");
     supervisor.args(["-c", &script]).current_dir(&root);
@@ -38,12 +42,19 @@ struct Fence {
 }
 
 impl Fence {
+    /// Its holder is a thread, which may stand still.
     fn start(script: &str) -> Self {
+        Self::with_beat(script, 20)
+    }
+
+    /// Its lease is lost once the beat has stood still for so many seconds.
+    fn with_beat(script: &str, limit: u64) -> Self {
         let root = tempfile::tempdir().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "agent::fence::tests::as_fence", "--nocapture"])
             .env(ROOT, root.path())
             .env(SCRIPT, script)
+            .env(BEAT_LIMIT, limit.to_string())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -79,7 +90,7 @@ impl Fence {
     fn wait_for(&self, what: &str, so: impl Fn() -> bool) -> Duration {
         let begun = Instant::now();
         while !so() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "waiting for {what}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "waiting for {what}");
             std::thread::sleep(Duration::from_millis(2));
         }
         begun.elapsed()
@@ -104,7 +115,7 @@ impl Fence {
 
 /// A supervisor that does nothing before it is armed, then has a VM: a program in a session of its
 /// own, like QEMU, and a file.
-const SUPERVISOR: &str = "read word; echo $word > armed; dd if=/dev/zero of=vm/memory bs=1M count=64 2>/dev/null; \
+const SUPERVISOR: &str = "read word; echo $word > armed; dd if=/dev/zero of=vm/memory bs=1M count=1 2>/dev/null; \
     $PROGRAM & echo $! > vm-pid; echo > started; ";
 
 fn with(program: &str, rest: &str) -> String {
@@ -176,6 +187,7 @@ fn a6_a_lost_lock_kills_qemu_at_once_and_removes_its_files() {
     });
     let fence_s = fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
     eprintln!("fence_s: {:.3} (lock dropped to no process, QEMU: {qemu})", fence_s.as_secs_f64());
+    assert!(fence_s < Duration::from_secs(20), "{fence_s:?}");
     assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
     assert!(!fence.file("vm/memory").exists());
     assert!(!fence.lease().exists(), "the lease's directory stays");
@@ -183,7 +195,7 @@ fn a6_a_lost_lock_kills_qemu_at_once_and_removes_its_files() {
 
 #[test]
 fn a2_a_beat_that_stands_still_is_a_lost_lease() {
-    let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    let mut fence = Fence::with_beat(&with("setsid sleep 1000", "wait"), 3);
     fence.hold();
     fence.wait_for("the VM", || fence.file("started").exists());
     fence.beating.store(false, Ordering::SeqCst);
@@ -194,17 +206,23 @@ fn a2_a_beat_that_stands_still_is_a_lost_lease() {
 
 #[test]
 fn a1_an_agent_that_hears_nobody_kills_its_vm() {
-    let mut fence = Fence::start(&with("setsid sleep 1000", "isolated=1; wait"));
+    let silent = "isolated=1; echo contact 0 >&0; echo > heard; wait";
+    let mut fence = Fence::start(&with("setsid sleep 1000", silent));
     fence.hold();
-    fence.wait_for("the VM", || fence.file("started").exists());
+    fence.wait_for("a contact", || fence.file("heard").exists());
     let took = fence.wait_for("the VM's end", || !fence.alive("vm-pid"));
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < ISOLATION + Duration::from_secs(2), "{took:?}");
+    // written before the contact: whatever stands still meanwhile makes this longer
+    let started = std::fs::metadata(fence.file("started")).unwrap().modified().unwrap();
+    let lived = started.elapsed().unwrap();
+    assert!(lived > ISOLATION - Duration::from_secs(1), "at once: {lived:?}");
     assert!(fence.result().contains(&format!("{:?}", ExitCode::from(LOST))));
 }
 
 #[test]
 fn a1_an_agent_that_is_heard_goes_on() {
-    let heard = "for i in 1 2 3 4 5 6; do echo contact 0 >&0; sleep 0.4; done; isolated=1; exit 11";
+    // for longer than it may hear nobody
+    let heard = "isolated=1; for i in 1 2 3 4 5 6 7; do echo contact 0 >&0; sleep 1; done; exit 11";
     let mut fence = Fence::start(&with("setsid sleep 1000", heard));
     fence.hold();
     assert!(fence.result().contains(&format!("{:?}", ExitCode::from(0))));
@@ -222,7 +240,7 @@ fn a7_the_vm_does_not_outlive_its_supervisor() {
 
 #[test]
 fn c5_a_lost_lease_is_not_taken_up_again() {
-    let mut fence = Fence::start(&with("setsid sleep 1000", "wait"));
+    let mut fence = Fence::with_beat(&with("setsid sleep 1000", "wait"), 3);
     fence.hold();
     fence.wait_for("the VM", || fence.file("started").exists());
     fence.beating.store(false, Ordering::SeqCst);
@@ -265,7 +283,7 @@ fn a8_a_request_to_end_is_a_notice() {
 
 #[test]
 fn the_holds_notice_is_told_once() {
-    let mut fence = Fence::start(&with("setsid sleep 1000", HEARS_NOTICE));
+    let mut fence = Fence::with_beat(&with("setsid sleep 1000", HEARS_NOTICE), 3);
     fence.hold();
     fence.wait_for("the VM", || fence.file("started").exists());
     assert!(!fence.file("noticed").exists());

@@ -74,6 +74,10 @@ impl Node {
     /// Prepares, stops and cuts.
     async fn cut(&self, order: &CaptureOrder) -> Result<(), AgentError> {
         self.orders.prepare(order).await?;
+        self.stop_and_cut(order).await
+    }
+
+    async fn stop_and_cut(&self, order: &CaptureOrder) -> Result<(), AgentError> {
         self.orders.stop(order).await?;
         self.orders.cut(order).await
     }
@@ -218,7 +222,9 @@ async fn b2_an_abandoned_capture_that_ends_late_leaves_the_next_alone() {
 async fn without_background() -> Node {
     let node = Node::new(1).await;
     (node.qemu.lock().no_background, node.qemu.lock().disk_hangs) = (true, true);
-    let cut = tokio::time::timeout(Duration::from_secs(5), node.cut(&order(1, true))).await;
+    // a real qemu-img makes the overlay
+    node.orders.prepare(&order(1, true)).await.unwrap();
+    let cut = tokio::time::timeout(Duration::from_secs(5), node.stop_and_cut(&order(1, true))).await;
     cut.expect("the coordinator does not wait that long").unwrap();
     assert_eq!((node.part(), node.vm()), (PartState::Writing, VmState::Stopped));
     node

@@ -329,7 +329,7 @@ mod tests {
     async fn output_that_is_never_kept_loses_the_vm() {
         // a full disk that needs no rights
         let make = |directory: &Path| std::os::unix::fs::symlink("/dev/full", directory.join("file")).unwrap();
-        let mut job = followed(Duration::from_secs(4), make).await;
+        let mut job = followed(Duration::from_secs(20), make).await;
         job.guest.write_all(b"a line\n").await.unwrap();
         until("it fails", || job.output.failing.load(Ordering::Acquire)).await;
         assert!(!job.output.drain(Duration::from_millis(100)).await, "a drain that waits for a disk ends");

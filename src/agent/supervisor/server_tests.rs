@@ -277,7 +277,7 @@ async fn b9_a_persons_command_leaves_the_guests_channel_free() {
     *served.supervisor.guest.lock().await = Some(crate::driver::guest::channel::Channel::over(ours));
     served.supervisor.view.change(|facts| facts.guest.answers = true);
     let operator = served.client(&Identity::Operator);
-    let order = ExecOrder { command: vec!["sleep".into()], timeout: 2 };
+    let order = ExecOrder { command: vec!["sleep".into()], timeout: 8 };
     let running = tokio::spawn(async move { operator.exec(&order).await });
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -285,5 +285,5 @@ async fn b9_a_persons_command_leaves_the_guests_channel_free() {
         assert!(taken.is_ok(), "the channel is held");
     }
     assert!(!running.is_finished());
-    assert!(why(running.await.unwrap()).contains("killed after 2 s"));
+    assert!(why(running.await.unwrap()).contains("killed after 8 s"));
 }

@@ -148,7 +148,7 @@ impl Hold {
             self.agent_comes(node);
         }
         for node in self.nodes {
-            assert!(within(10, || self.beat(node).is_some_and(|b| b > 0)), "{}", self.log());
+            assert!(within(60, || self.beat(node).is_some_and(|b| b > 0)), "{}", self.log());
         }
         self
     }
@@ -294,9 +294,10 @@ fn done_everywhere_is_done() {
 
 #[test]
 fn c4_a_hold_without_agents_ends() {
-    let Some(mut hold) = hold(&["node-1", "node-2"], 3, LOCAL) else { return };
+    let Some(mut hold) = hold(&["node-1", "node-2"], 10, LOCAL) else { return };
     hold.agent_comes("node-1");
-    assert_eq!(hold.ends(15), Some(NO_AGENT), "{}", hold.log());
+    assert!(within(60, || hold.beat("node-1").is_some()), "{}", hold.log());
+    assert_eq!(hold.ends(22), Some(NO_AGENT), "{}", hold.log());
     assert!(within(2, || hold.free("node-1")));
 }
 
@@ -317,9 +318,8 @@ fn c4_a_hold_all_of_whose_agents_have_died_ends() {
     // this agent does not know the file, and follows one that did
     older.agent_writes("a", "agent", "another");
     drop(gone);
-    let begun = Instant::now();
     assert_eq!(dead.ends(60), Some(LOST_HOLDER), "{}", dead.log());
-    assert!(dead.log().contains("all agents have gone") && begun.elapsed() > Duration::from_secs(15));
+    assert!(dead.log().contains("all agents have gone") && dead.beat("a").is_some_and(|beat| beat > 20));
     assert!(within(10, || dead.free("a") && dead.free("b")));
     for hold in [&mut half, &mut older] {
         assert!(within(60, || hold.beat("a").is_some_and(|beat| beat > 47)), "{}", hold.log());

@@ -67,7 +67,7 @@ impl Hold {
     }
 
     /// Processes that name this hold's directory, or are below one that does.
-    fn processes(&self) -> BTreeSet<i32> {
+    pub(super) fn processes(&self) -> BTreeSet<i32> {
         let mark = self.folder.path().to_str().unwrap();
         running(|words| words.contains(mark))
     }
@@ -106,7 +106,7 @@ fn pieces_come_to_all_who_want_them_and_cost_the_root_little_memory() {
     for node in ["b", "d", "e"] {
         hold.wants(node);
     }
-    assert!(within(10, || hold.wanted()), "{}", hold.log());
+    assert!(within(60, || hold.wanted()), "{}", hold.log());
     assert!(!hold.file("b", &format!("want-{IMAGE}")).exists());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     // 64 MiB
@@ -122,7 +122,7 @@ fn pieces_come_to_all_who_want_them_and_cost_the_root_little_memory() {
     fs::remove_file(hold.file("a", &format!("wanted-{IMAGE}"))).unwrap();
     assert!(within(30, || hold.putting().is_none()), "it stays for nothing");
     hold.wants("c");
-    assert!(within(10, || hold.wanted()), "{}", hold.log());
+    assert!(within(60, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     hold.spread(3, &["c"]);
 }
@@ -133,7 +133,7 @@ fn a_node_that_takes_no_more_does_not_hinder_the_others_and_what_nobody_takes_is
     for node in ["b", "c", "d", "e"] {
         hold.wants(node);
     }
-    assert!(within(10, || hold.wanted()), "{}", hold.log());
+    assert!(within(60, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     hold.gives(0);
     assert!(within(10, || !hold.out(0).exists()));
@@ -158,7 +158,7 @@ fn a3_nothing_is_left_of_a_hold_that_is_killed_while_it_puts() {
     for node in ["b", "c"] {
         hold.wants(node);
     }
-    assert!(within(10, || hold.wanted()), "{}", hold.log());
+    assert!(within(60, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     for number in 0..2 {
         hold.gives(number);
@@ -191,19 +191,27 @@ fn a_slow_put_delays_no_beat_and_no_notice_and_is_given_up() {
     }
     assert!(within(10, || hold.putting().is_some()));
     let (mut last, mut changed, mut longest) = (hold.beat("b"), Instant::now(), Duration::ZERO);
+    let mut look = || {
+        let beat = hold.beat("b");
+        if beat != last {
+            longest = longest.max(changed.elapsed());
+            (last, changed) = (beat, Instant::now());
+        }
+    };
     hold.signal(Signal::USR2);
-    assert!(within(3, || hold.file("c", "notice").exists()));
+    let noticed = within(3, || {
+        look();
+        hold.file("c", "notice").exists()
+    });
+    assert!(noticed);
     // as long as connecting may take, and more
     within(14, || {
-        if hold.beat("b") != last {
-            longest = longest.max(changed.elapsed());
-            (last, changed) = (hold.beat("b"), Instant::now());
-        }
+        look();
         false
     });
     assert!(longest < Duration::from_secs(3), "{longest:?} between two beats");
     // "b" has what is put, all the same
-    assert!(within(10, || hold.wanted()));
+    assert!(within(60, || hold.wanted()));
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     hold.gives(0);
     assert!(within(10, || hold.came("b", 0).is_some_and(|bytes| bytes == piece(0))), "{}", hold.log());
@@ -219,7 +227,7 @@ fn a_node_that_is_lost_ends_the_putting_and_nothing_else() {
     for node in ["b", "c"] {
         hold.wants(node);
     }
-    assert!(within(10, || hold.wanted()), "{}", hold.log());
+    assert!(within(60, || hold.wanted()), "{}", hold.log());
     fs::create_dir(hold.file("a", &format!("out-{IMAGE}"))).unwrap();
     let pids = fs::read_to_string(hold.folder.path().join("connection-c")).unwrap();
     let second: i32 = pids.lines().nth(1).unwrap().parse().unwrap();

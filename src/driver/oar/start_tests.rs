@@ -40,10 +40,10 @@ fn a12_a_hold_that_is_killed_knocks_no_more_and_one_without_agents_ends() {
     let Some(mut hold) = hold_of(&["a"], 120, DEPLOYED, true) else { return };
     let knocks =
         |hold: &Hold| fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default().lines().count();
-    assert!(within(10, || knocks(&hold) > 0), "{}", hold.log());
+    assert!(within(60, || knocks(&hold) > 0), "{}", hold.log());
     hold.signal(Signal::KILL);
     assert_eq!(hold.ends(5), None);
-    std::thread::sleep(Duration::from_secs(4));
+    assert!(within(10, || hold.processes().is_empty()), "{:?}", hold.processes());
     let before = knocks(&hold);
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(knocks(&hold), before);
@@ -71,17 +71,17 @@ const JOINING: &str = "#!/bin/sh\nhere=${0%/*}; node=$1; shift\n\
 #[test]
 fn a12_each_node_that_is_deployed_gets_a_token_of_its_own_once_it_knows_what_that_is_for() {
     let launch = Launch { text: "", key: Some(KEY), mode: 0o600 };
-    let Some(hold) = hold_that(&["a", "b"], 60, JOINING, true, launching(launch)) else { return };
+    let Some(hold) = hold_that(&["a", "b"], 180, JOINING, true, launching(launch)) else { return };
     let directory = |node: &str| hold.folder.path().join(format!("joins-{node}"));
     let knocked = || fs::read_to_string(hold.folder.path().join("knocks")).unwrap_or_default().lines().count() > 3;
-    assert!(within(20, knocked), "{}", hold.log());
+    assert!(within(60, knocked), "{}", hold.log());
     let token = |node: &str| fs::read_to_string(directory(node).join("token")).ok();
     assert_eq!((token("a"), token("b")), (None, None), "the system before does not get it");
     let heard = |node: &str| fs::read_to_string(hold.folder.path().join(format!("heard-{node}"))).unwrap();
     assert_eq!((heard("a").as_str(), heard("b").as_str()), ("", ""), "it is told to whoever answers");
     fs::create_dir(directory("a")).unwrap();
     fs::create_dir(directory("b")).unwrap();
-    assert!(within(10, || token("a").is_some() && token("b").is_some()), "{}", hold.log());
+    assert!(within(60, || token("a").is_some() && token("b").is_some()), "{}", hold.log());
     let key = LaunchKey::read(KEY).unwrap().of_slot(&JOB.into());
     for node in ["a", "b"] {
         let expected = BootstrapToken::of_node(&format!("3f2b8a10-{JOB}"), &key, node);

@@ -102,16 +102,22 @@ mod tests {
         assert!(made.status.success(), "{program}: {}", String::from_utf8_lossy(&made.stderr));
     }
 
-    #[test]
-    fn a_file_is_copied_and_of_one_that_is_larger_than_its_size_no_more() {
-        let directory = tempfile::tempdir().unwrap();
-        let (root, disk) = (directory.path().join("root"), directory.path().join("disk"));
+    /// Makes a disk with two files, of which one says that it has 4 TiB.
+    fn with_a_huge_file(directory: &Path, disk: &Path) {
+        let root = directory.join("root");
         fs::create_dir(&root).unwrap();
         fs::write(root.join("kernel"), "kernel").unwrap();
         fs::write(root.join("huge"), "").unwrap();
-        fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
-        run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", root.to_str().unwrap()], &disk);
-        run("debugfs", &["-w", "-R", "set_inode_field /huge size 0x40000000000"], &disk);
+        fs::File::create(disk).unwrap().set_len(4 << 20).unwrap();
+        run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", root.to_str().unwrap()], disk);
+        run("debugfs", &["-w", "-R", "set_inode_field /huge size 0x40000000000"], disk);
+    }
+
+    #[test]
+    fn a_file_is_copied_and_of_one_that_is_larger_than_its_size_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = directory.path().join("disk");
+        with_a_huge_file(directory.path(), &disk);
         let to = directory.path().join("copied");
         copy_out(&disk, b"kernel", 6, &to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"kernel");
@@ -127,14 +133,19 @@ mod tests {
     #[test]
     fn nobody_waits_for_an_answer_that_is_late() {
         let directory = tempfile::tempdir().unwrap();
-        let (disk, begun) = (directory.path().join("disk"), Instant::now());
-        fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
-        run("mke2fs", &["-q", "-F", "-t", "ext4"], &disk);
-        let late = |mut said: ChildStdout| {
-            thread::sleep(Duration::from_millis(300));
-            said.read_to_end(&mut Vec::new())
+        let disk = directory.path().join("disk");
+        with_a_huge_file(directory.path(), &disk);
+        let begun = Instant::now();
+        // there is no end of it before debugfs is killed
+        let late = |mut said: ChildStdout| -> io::Result<()> {
+            let mut piece = vec![0; 64 << 10];
+            while said.read(&mut piece)? > 0 {
+                assert!(begun.elapsed() < Duration::from_secs(60), "it is waited for");
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok(())
         };
-        let trouble = answer(&disk, "ls -p \"/\"", begun + Duration::from_millis(200), late).unwrap_err();
+        let trouble = answer(&disk, "cat \"/huge\"", begun + Duration::from_millis(200), late).unwrap_err();
         assert!(!trouble.again && trouble.message.contains("too long"), "{trouble}");
         assert!(ask(&disk, "ls -p \"/\"", Instant::now() + LIMIT).unwrap().contains("lost+found"));
     }

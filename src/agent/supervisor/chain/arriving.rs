@@ -150,7 +150,7 @@ impl Arriving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::pieces::tests::pieces_of;
+    use crate::{lock::in_a_moment, store::pieces::tests::pieces_of};
 
     fn image() -> (Vec<u8>, String, Arc<Pieces>) {
         let mut image = vec![0; 900_000];
@@ -174,6 +174,7 @@ mod tests {
         assert!(other.path != first.path && other.have() == 0);
         let path = first.path.clone();
         drop(first);
+        let open = || in_a_moment(|| Some(open()).filter(|opened| opened.path == path)).unwrap();
         let mut spoilt = std::fs::read(&path).unwrap();
         assert_eq!(open().have(), 576 << 10);
         spoilt[300_000] ^= 1;
