@@ -37,8 +37,8 @@ const DEAD_STREAM: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(3);
 /// Time between two signs of life of this process.
 const PULSE: Duration = Duration::from_secs(1);
-/// A process that gave no sign of life for this long did not listen meanwhile.
-const STANDSTILL: SignedDuration = SignedDuration::from_secs(15);
+/// A process that gave no sign of life for this long did not listen meanwhile. Shorter than any silence that counts.
+const STANDSTILL: SignedDuration = SignedDuration::from_secs(5);
 
 /// What is known of all agents. Pure: it is told the time.
 #[derive(Default)]

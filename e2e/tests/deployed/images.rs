@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     environment::Environment,
     job::{Counting, Job},
-    testbed::{TestBed, until},
+    testbed::{TestBed, read, until},
     world::ends_right,
 };
 use kube::{
@@ -76,7 +76,7 @@ fn version(status: &VmImageStatus) -> Option<u64> {
 /// Waits until the image is of this version. Once it was Ready it stays so.
 async fn imported(images: &Api<VmImage>, of: u64, before: Option<&str>) -> Result<String> {
     until(&format!("version {of} to be imported"), IMPORTED, async || {
-        let status = images.get(NAME).await?.status.unwrap_or_default();
+        let status = read(|| images.get(NAME)).await?.status.unwrap_or_default();
         let ready = is_true(&status.conditions, ConditionType::Ready);
         ensure!(!is_true(&status.conditions, ConditionType::Stalled), "{:?}", status.conditions);
         ensure!(ready || before.is_none(), "what was there is gone: {:?}", status.conditions);

@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use e2e::{
     Turn,
     job::{Counting, Job, nodes},
-    testbed::{number, until},
+    testbed::{number, read, until},
     world::LIFE,
 };
 use jiff::Timestamp;
@@ -37,7 +37,7 @@ const CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
 async fn tokens(bed: &Turn) -> Result<Vec<String>> {
     let secrets: Api<Secret> = Api::namespaced(bed.client.clone(), "kube-system");
     let ours = ListParams::default().labels("app.kubernetes.io/managed-by=vmdeploy");
-    Ok(secrets.list(&ours).await?.items.into_iter().filter_map(|secret| secret.metadata.name).collect())
+    Ok(read(|| secrets.list(&ours)).await?.items.into_iter().filter_map(|secret| secret.metadata.name).collect())
 }
 
 /// A client that has nothing but a token.
@@ -99,13 +99,13 @@ async fn a_node_joins_with_a_token_of_its_own_and_a_certificate_that_ends_with_i
 
     // its token is there for whoever has the node next, and worth nothing
     let token = bed.run(&["node", number, "cat", TOKEN])?;
-    let of_node: Api<CertificateSigningRequest> = Api::all(bearing(token.trim()).await?);
-    let refused = of_node.list(&ListParams::default()).await;
-    ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 401), "{refused:?}");
     until("its token to be taken back", Duration::from_secs(60), async || {
         Ok(tokens(&bed).await?.is_empty().then_some(()))
     })
     .await?;
+    let of_node: Api<CertificateSigningRequest> = Api::all(bearing(token.trim()).await?);
+    let refused = of_node.list(&ListParams::default()).await;
+    ensure!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 401), "{refused:?}");
 
     job.wait_phase(JobPhase::Succeeded, LIFE).await?;
     job.delete(LIFE).await?;
@@ -133,7 +133,8 @@ async fn whoever_asks_with_a_token_of_no_node_is_denied() -> Result<()> {
     let name = said.metadata.name.context("no name")?;
     let requests: Api<CertificateSigningRequest> = Api::all(bed.client.clone());
     let why = until("an answer", Duration::from_secs(180), async || {
-        let conditions = requests.get(&name).await?.status.and_then(|status| status.conditions).unwrap_or_default();
+        let conditions =
+            read(|| requests.get(&name)).await?.status.and_then(|status| status.conditions).unwrap_or_default();
         ensure!(conditions.iter().all(|one| one.type_ != "Approved"), "{conditions:?}");
         Ok(conditions.into_iter().find(|one| one.type_ == "Denied").and_then(|one| one.message))
     })

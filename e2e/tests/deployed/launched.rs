@@ -7,7 +7,7 @@ use e2e::{
     Turn,
     job::{Counting, Job, nodes},
     testbed::{OAR_NODES, SYSTEM, number, until},
-    world::{BOOT, LIFE, ends_right, taken},
+    world::{BOOT, LIFE, ends_right, taken_for},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
@@ -72,7 +72,7 @@ async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     let stored = job.wait_stored(0, BOOT).await?;
 
     // somebody else wants them: OAR kills the hold, and nobody finds a VM there
-    taken(&bed, &first).await?;
+    let rival = taken_for(&bed, &first, STARTED).await?;
     runs(&job, 2).await?;
     let status = job.get().await?.status.context("no status")?;
     let second = nodes(&job.get().await?);
@@ -80,6 +80,7 @@ async fn a_job_whose_agents_taktuk_starts_survives_a_kill() -> Result<()> {
     let origin = status.origin.as_ref().and_then(|origin| origin.generation).context("a cold start")?;
     ensure!(origin >= stored, "restored generation {origin}, but {stored} was complete");
     ensure!(status.kills.preempted == 1 && status.kills.node == 0, "{:?}", status.kills);
+    drop(rival);
 
     // nobody tells the launcher's agents that it dies
     let node = second.first().context("no node")?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     Turn,
     job::Counting,
-    testbed::{SERVICE_NODE, node, until},
+    testbed::{SERVICE_NODE, node, read, until},
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -48,7 +48,8 @@ pub(crate) fn job(counting: &Counting, deploy: &str) -> Result<BestEffortJob> {
 /// Nodes that OAR lends and that are in the cluster.
 pub(crate) async fn joined(bed: &Turn) -> Result<Vec<String>> {
     let nodes: Api<Node> = Api::all(bed.client.clone());
-    let all = nodes.list(&ListParams::default()).await?;
+    let whichever = ListParams::default();
+    let all = read(|| nodes.list(&whichever)).await?;
     let service = node(SERVICE_NODE);
     Ok(all.iter().map(Node::name_any).filter(|name| *name != service).collect())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::{
     TestBed, Turn,
     job::{Counting, Job},
-    testbed::until,
+    testbed::{read, until},
     world::{LIFE, gone},
 };
 use kube::{Api, api::PostParams};
@@ -59,7 +59,7 @@ fn image(bed: &TestBed, kind: &str) -> Result<VmImage> {
 async fn imported(images: &Api<VmImage>, kind: &str) -> Result<()> {
     let name = format!("debian-{kind}");
     let status = until(&format!("{name} to be ready"), IMPORTED, async || {
-        let status = images.get(&name).await?.status.unwrap_or_default();
+        let status = read(|| images.get(&name)).await?.status.unwrap_or_default();
         let stalled = get(&status.conditions, ConditionType::Stalled).map(|condition| &condition.message);
         ensure!(stalled.is_none(), "{name}: {stalled:?}");
         Ok(is_true(&status.conditions, ConditionType::Ready).then_some(status))

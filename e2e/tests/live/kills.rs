@@ -22,7 +22,7 @@ pub(crate) enum Way {
 impl Way {
     fn counting(self, members: u32, times: u32) -> Counting {
         // two members keep one connection through everything
-        let common = Counting { members, talk: members == 2, ticks: 75 + 80 * times, ..Counting::default() };
+        let common = Counting { members, talk: members == 2, ticks: 100 + 110 * times, ..Counting::default() };
         match self {
             Self::Notice => common,
             Self::Kill => Counting { grace: 0, ..common },

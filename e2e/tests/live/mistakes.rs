@@ -102,9 +102,8 @@ async fn an_image_with_another_digest_is_refused_until_it_is_corrected() -> Resu
     let job = Job::create(&bed, &namespace, &object).await?;
     job.wait_reason("DigestMismatch", "sha256:", BOOT).await?;
     ensure!(jobs_ever(&bed, &job.uid)?.is_empty(), "slots were asked for without an image");
-    let mut object = images.get("bad").await?;
-    object.spec = good;
-    images.replace("bad", &PostParams::default(), &object).await?;
+    let corrected = Patch::Merge(json!({"spec": good}));
+    images.patch("bad", &PatchParams::default(), &corrected).await?;
     accepted(&job).await?;
     job.delete(GONE).await
 }

@@ -28,7 +28,10 @@ use contact::Contact;
 use lease::{Beat, Lease, LeaseError, Lock};
 
 use super::AgentFailure;
-use crate::driver::agent::{AgentConfig, LeaseConfig, LeaveCode};
+use crate::driver::{
+    agent::{AgentConfig, LeaseConfig, LeaveCode},
+    oar::hold::SILENCE,
+};
 
 /// How often files of the lease are looked at.
 const PACE: Duration = Duration::from_millis(100);
@@ -36,6 +39,7 @@ const PACE: Duration = Duration::from_millis(100);
 const EARLY_PACE: Duration = Duration::from_millis(10);
 /// The holder drops its lock within this time after a release: one that is cut off looks no more, and ends by silence.
 const HOLDER_LIMIT: Duration = Duration::from_secs(25);
+const _: () = assert!(HOLDER_LIMIT.as_secs() > SILENCE.as_secs());
 /// A holder that has not come this long after a release was ordered is not waited for.
 const LATE_HOLDER: Duration = Duration::from_secs(5);
 /// What is written into the release file of a lease that was lost.
