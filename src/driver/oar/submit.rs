@@ -342,6 +342,8 @@ mod tests {
         // the first of them waits for the last
         let script = body["script"].as_str().unwrap();
         assert!(script.contains("test $waited -gt 450") && script.contains("-ge 3"), "{script}");
+        // and all of them the job's next try
+        assert!(script.contains("[ $((beat - attended)) -gt 750 ]"), "{script}");
     }
 
     #[test]
